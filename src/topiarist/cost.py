@@ -1,0 +1,94 @@
+"""What a network costs: parameters and MACs as a closed form of a keep, latency as measured."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from math import prod
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from topiarist.graph import Graph, Keep
+from topiarist.graph.calls import run
+
+
+@dataclass(frozen=True)
+class Cost:
+    """MACs (multiply-accumulates of convolutions, products and attention, for one example) and parameters."""
+
+    macs: int
+    params: int
+
+
+def cost(graph: Graph, keep: Keep | None = None) -> Cost:
+    """MACs and parameters of a keep, without running the network.
+
+    A product of tensors costs as many MACs as the product of its kept lengths, summed over all products:
+    ``MACs = Σ_products Π_axes kept(axis)``, and ``params = Σ_tensors Π_axes kept(axis)``. Where single weights are
+    removed, both count nonzero weights only.
+
+    Args:
+        graph: of the network.
+        keep: group name → bool ``(units,)``; None or a missing group keeps everything.
+
+    Returns:
+        The cost for one example (the batch of the example input is divided out).
+    """
+    keep = keep or {}
+    trace = graph.solution.trace
+    dead = graph.solution.dead({g.name: keep[g.name] for g in graph.groups if g.name in keep and _structured(g.name, graph)})
+    lengths: dict[int, int] = {}
+
+    def kept(axis: int | np.ndarray) -> int:
+        if isinstance(axis, int):
+            return axis
+        if id(axis) not in lengths:
+            lengths[id(axis)] = int(len(axis) - dead[graph.solution.classes.of[axis]].sum())
+        return lengths[id(axis)]
+
+    density = {
+        group.slices[0].tensor: float(keep[group.name].float().mean())
+        for group in graph.groups
+        if group.name in keep and group.slices[0].axis is None
+    }
+    macs = sum(prod(kept(f) for f in c.factors) * density.get(c.weight or "", 1.0) for c in trace.contractions)
+    axes = {(name, axis): labels for name, axis, labels in trace.sources}
+    params = sum(
+        prod(kept(axes.get((name, axis), size)) for axis, size in enumerate(graph.shapes[name])) * density.get(name, 1.0)
+        for name in graph.parameters
+    )
+    return Cost(round(macs / trace.batch), round(params))
+
+
+def _structured(name: str, graph: Graph) -> bool:
+    return graph[name].slices[0].axis is not None
+
+
+def latency(model: nn.Module, example_inputs: Any, *, repeats: int = 20, warmup: int = 3) -> float:
+    """Median time of one forward pass in milliseconds, in eval mode without gradients, on the model's device.
+
+    Args:
+        model: the network.
+        example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        repeats: timed runs; the median is returned.
+        warmup: runs before them.
+    """
+    training = model.training
+    model.eval()
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    times = []
+    try:
+        with torch.inference_mode():
+            for _ in range(warmup + repeats):
+                begin = time.perf_counter()
+                run(model, example_inputs)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                times.append(time.perf_counter() - begin)
+    finally:
+        model.train(training)
+    return 1000 * median(times[warmup:])

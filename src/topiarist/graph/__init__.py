@@ -1,0 +1,193 @@
+"""What can be removed together: run a network once, follow its labels, solve them into groups of units."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from topiarist.errors import TopiaristError
+from topiarist.graph.calls import ModuleStack, run, tensors_in
+from topiarist.graph.dropins import RECURRENT, swapped_in
+from topiarist.graph.graph import Graph, Group, Keep, Pinned, Scores, Site, Slice, checked_keep
+from topiarist.graph.grouping import group
+from topiarist.graph.labels import Labels
+from topiarist.graph.lines import Rectangles, solve_lines
+from topiarist.graph.sizes import Equation, Size, remembering
+from topiarist.graph.solution import Solution
+from topiarist.graph.tracer import Listener, Tracer
+
+__all__ = ["Graph", "Group", "Keep", "Pinned", "Scores", "Site", "Slice", "checked_keep", "trace"]
+
+LABELS = 20_000_000
+"""Labels that a trace may give out: some 160 MB, thirty times what the largest network of the proof table needs."""
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    rectangles: Rectangles = "both",
+    seconds: float = 120.0,
+    labels: int = LABELS,
+) -> Graph:
+    """Finds what can be removed from a network, by running it once on example inputs.
+
+    The model runs in eval mode without gradients, and is left as it was.
+
+    Args:
+        model: any `torch.nn.Module`.
+        example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        rectangles: where heads × widths or convolution groups × widths meet, offer whole ``"rows"`` (heads, groups),
+            whole ``"columns"`` (widths within them), or ``"both"`` as two groups.
+        seconds: time limit of tracing and grouping together.
+        labels: limit of the labels given out (8 bytes each): the memory that the trace may use.
+
+    Returns:
+        The graph of groups.
+
+    Raises:
+        TopiaristError: the model fails on the inputs, its weights are not finite, or a limit is reached.
+    """
+    if rectangles not in ("both", "rows", "columns"):
+        raise TopiaristError(f"rectangles must be 'both', 'rows' or 'columns', not {rectangles!r}")
+    deadline = time.monotonic() + seconds
+    tracer = _listen(model, example_inputs, labels, deadline)
+    return regroup(model, tracer, rectangles, deadline)
+
+
+def _listen(model: nn.Module, example_inputs: Any, labels: int, deadline: float) -> Tracer:
+    """Runs the model under the tracer; once more in train mode where eval mode leaves parameters untouched."""
+    modes = [(module, module.training) for module in model.modules()]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with swapped_in(model):
+            model.train()
+            model.eval()  # both, as some networks cache what eval mode needs
+            tracer = Tracer(model, labels, deadline)
+            _run(tracer, model, example_inputs)
+            if not tracer.touched.issuperset(name for name, _ in model.named_parameters()):
+                _run_training_branch(tracer, model, example_inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, training in modes:
+            module.training = training
+    recurrent = {name for name, module in model.named_modules() if isinstance(module, RECURRENT)}
+    for name, _, source in tracer.sources:
+        if name.rpartition(".")[0] in recurrent:
+            tracer.algebra.pin(source, "recurrent layer")
+        elif name not in tracer.touched:
+            tracer.algebra.pin(source, "no operator used it")
+    return tracer
+
+
+def _run(tracer: Tracer, model: nn.Module, example_inputs: Any) -> None:
+    given = tensors_in(example_inputs)
+    tracer.batch = given[0].shape[0] if given and given[0].ndim else 1
+    tracer.stack = ModuleStack(model, tracer.entered, tracer.left)
+    tracer.memory = remembering(model)
+    Size.on_number = tracer.used_as_number
+    try:
+        with torch.no_grad(), tracer.memory, tracer, Listener(tracer):
+            output = run(model, example_inputs)
+    except (TopiaristError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        shapes = ", ".join(str(tuple(t.shape)) for t in given) or type(example_inputs).__name__
+        told = str(error).strip().splitlines()
+        raise TopiaristError(
+            f"the model fails on the example input ({shapes}): {told[0] if told else type(error).__name__}; "
+            "give an input that the model accepts"
+        ) from error
+    finally:
+        Size.on_number = None
+        tracer.stack.close()
+    for tensor in tensors_in(output):
+        for vector in tracer.vectors_of(tensor):
+            tracer.algebra.pin(vector, "the network's output")
+
+
+def _run_training_branch(tracer: Tracer, model: nn.Module, example_inputs: Any) -> None:
+    """Lets labels travel through what only runs in training, such as auxiliary classifiers. Buffers are restored."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    seen = len(tracer.contractions), dict(tracer.outputs), dict(tracer.inputs), dict(tracer.statistics)
+    model.train()
+    try:
+        _run(tracer, model, example_inputs)
+    except TopiaristError:
+        pass  # a branch that cannot run on these inputs leaves its parameters unused, hence pinned
+    finally:
+        model.eval()
+        del tracer.contractions[seen[0] :]
+        tracer.outputs, tracer.inputs, tracer.statistics = seen[1], seen[2], seen[3]
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(before[name])
+
+
+def regroup(
+    model: nn.Module,
+    tracer: Tracer,
+    rectangles: Rectangles,
+    deadline: float,
+    pins: Sequence[tuple[Labels, str]] = (),
+    shimmed: frozenset[tuple[str, int]] = frozenset(),
+    frozen: frozenset[str] = frozenset(),
+) -> Graph:
+    """Solves a trace into a graph: groups the units, then pins or shims the sizes that no attribute can satisfy."""
+    pins = list(pins)
+    while True:
+        graph = _grouped(model, tracer, rectangles, deadline, pins, shimmed, frozen)
+        open_ = _violated(graph)
+        if not open_:
+            return graph
+        for equation in open_:
+            if equation.number and equation.module not in frozen:
+                frozen |= {equation.module}
+            elif equation.site is not None and not equation.number:
+                shimmed |= {equation.site[:2]}
+            else:
+                reason = f"a size computed at {equation.line} in {equation.module or 'the model'} cannot follow a cut"
+                pins += [(vector, reason) for vector in graph.solution.vectors_in(equation)]
+
+
+def _grouped(
+    model: nn.Module,
+    tracer: Tracer,
+    rectangles: Rectangles,
+    deadline: float,
+    pins: Sequence[tuple[Labels, str]],
+    shimmed: frozenset[tuple[str, int]],
+    frozen: frozenset[str],
+) -> Graph:
+    traced = len(tracer.algebra.unions)
+    for vector, reason in pins:
+        tracer.algebra.pin(vector, reason)
+    guarded = [source for _, _, source in tracer.sources] + tracer.parts
+    classes, units = solve_lines(tracer.algebra, guarded, rectangles, deadline)
+    del tracer.algebra.unions[traced:]
+    found = group(tracer, classes, units)
+    solution = Solution(tracer, classes, found.membership, found.first, shimmed, frozen, tuple(pins), rectangles)
+    names = tuple(name for name, _ in model.named_parameters())
+    return Graph(found.groups, tracer.shapes, names, tuple(tracer.unknown), solution)
+
+
+def _violated(graph: Graph) -> list[Equation]:
+    """The sizes that some keep leaves wrong: a few random keeps of every group are tried, no model is run."""
+    random = np.random.default_rng(0)
+    for trial in range(4):
+        keep = {}
+        for team in graph.groups:
+            count = int(random.integers(1, team.units)) if trial else max(1, team.units // 2)
+            mask = torch.zeros(team.units, dtype=torch.bool)
+            mask[torch.from_numpy(random.permutation(team.units)[:count])] = True
+            keep[team.name] = mask
+        _, open_ = graph.solution.sizes(graph.solution.dead(keep))
+        if open_:
+            return open_
+    return []

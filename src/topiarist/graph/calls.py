@@ -1,0 +1,151 @@
+"""The module that is running, and the calls in it whose sizes or numbers a shim can correct.
+
+A trace and a shim must count the same calls in the same order, so both count here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Hook = Callable[[str, int, Any], None]
+
+SIZED = {"view", "reshape", "unflatten", "expand", "split", "split_with_sizes", "pad"}
+NUMBERS = {"mul", "__mul__", "__rmul__", "div", "__truediv__", "__rtruediv__", "__div__", "__rdiv__", "true_divide"}
+NUMBERS |= {"multiply", "divide", "mul_", "div_", "__imul__", "__itruediv__"}
+
+
+def kind_of(func: Any) -> str | None:
+    """What a shim could correct in a call: its ``"sizes"``, the ``"number"`` it scales by, or its attention ``"scale"``."""
+    if func is F.scaled_dot_product_attention:
+        return "scale"
+    name = getattr(func, "__name__", "")
+    return "sizes" if name in SIZED else "number" if name in NUMBERS else None
+
+
+def sizes_argument(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], int]:
+    """The sizes that a sized call was given, and the output axis of the first one (for a split: the axis)."""
+    name = func.__name__
+    if name in ("view", "reshape", "expand"):
+        given = kwargs.get("shape", kwargs.get("size", args[1:]))
+        given = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
+        return list(given), 0
+    if name == "unflatten":
+        dim, given = kwargs.get("dim", args[1] if len(args) > 1 else 0), kwargs.get("sizes", args[-1])
+        return list(given), int(dim) % args[0].ndim
+    if name == "pad":
+        return list(kwargs.get("pad", args[1] if len(args) > 1 else ())), 0
+    given = kwargs.get("split_size_or_sections", kwargs.get("split_size", kwargs.get("split_sizes", None)))
+    given = args[1] if given is None else given
+    dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
+    return list(given) if isinstance(given, (tuple, list)) else [given], int(dim) % args[0].ndim
+
+
+def with_sizes(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], sizes: Sequence[int | None]) -> Any:
+    """Runs a sized call with some of its sizes replaced."""
+    given, axis = sizes_argument(func, args, kwargs)
+    right = [old if new is None else new for old, new in zip(given, sizes, strict=True)]
+    name = func.__name__
+    if name in ("view", "reshape", "expand"):
+        return func(args[0], right)
+    if name == "unflatten":
+        return func(args[0], axis, right)
+    if name == "pad":
+        rest = {key: value for key, value in kwargs.items() if key != "pad"}
+        return func(args[0], right, *args[2:], **rest)
+    listed = isinstance(args[1] if len(args) > 1 else next(iter(kwargs.values())), (tuple, list))
+    return func(args[0], right if listed or name == "split_with_sizes" else right[0], axis)
+
+
+class ModuleStack:
+    """Follows which module's forward is running, by hooks; counts its calls and the correctable ones inside."""
+
+    def __init__(self, model: nn.Module, on_enter: Hook | None = None, on_exit: Hook | None = None) -> None:
+        self.names = [""]
+        self.calls: Counter[str] = Counter()
+        self._correctable = [0]
+        self._handles = []
+        for name, module in model.named_modules():
+
+            def enter(_: nn.Module, args: Any, name: str = name) -> None:
+                if on_enter is not None:
+                    on_enter(name, self.calls[name], args)
+                self.names.append(name)
+                self._correctable.append(0)
+
+            def leave(_: nn.Module, args: Any, output: Any, name: str = name) -> None:
+                if on_exit is not None:
+                    on_exit(name, self.calls[name], output)
+                self.calls[name] += 1
+                self.names.pop()
+                self._correctable.pop()
+
+            self._handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+
+    @property
+    def top(self) -> str:
+        return self.names[-1]
+
+    def count(self) -> int:
+        """Counts a correctable call in every running module; returns its number in the innermost one."""
+        self._correctable = [n + 1 for n in self._correctable]
+        return self._correctable[-1]
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def line_of_code() -> str:
+    """``file:line`` of the user's code that is running: the innermost frame outside torch and this package."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if not name.startswith(("torch.", "topiarist.graph")) and name != "torch":
+            return f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
+
+
+def in_training(func: Any, given: Mapping[str, Any]) -> bool:
+    """Whether a batch norm computes its statistics from its input."""
+    return bool(given.get("training", given.get("train", "no_update" not in func.overloadpacket.__name__)))
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors of a nested value, in order: tuples, lists, dicts and dataclasses."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [t for entry in value.values() for t in tensors_in(entry)]
+    if isinstance(value, (tuple, list)):
+        return [t for entry in value for t in tensors_in(entry)]
+    if hasattr(value, "__dataclass_fields__"):
+        return [t for key in value.__dataclass_fields__ for t in tensors_in(getattr(value, key))]
+    return []
+
+
+def run(model: nn.Module, example_inputs: Any) -> Any:
+    """Calls a model: with one tensor, with the entries of a tuple or list, or with a dict of keyword arguments."""
+    if isinstance(example_inputs, dict):
+        return model(**example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return model(*example_inputs)
+    return model(example_inputs)
+
+
+def converted(example_inputs: Any, dtype: torch.dtype) -> Any:
+    """The same inputs with their floating-point tensors in another precision."""
+    if isinstance(example_inputs, Tensor):
+        return example_inputs.to(dtype) if example_inputs.is_floating_point() else example_inputs
+    if isinstance(example_inputs, dict):
+        return {key: converted(value, dtype) for key, value in example_inputs.items()}
+    if isinstance(example_inputs, (tuple, list)):
+        return type(example_inputs)(converted(value, dtype) for value in example_inputs)
+    return example_inputs

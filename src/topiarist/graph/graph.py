@@ -1,0 +1,196 @@
+"""The values that a trace yields: which units a network has, and where each of them sits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cached_property
+from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from topiarist.errors import TopiaristError
+
+if TYPE_CHECKING:
+    from topiarist.graph.solution import Solution
+
+Keep = Mapping[str, Tensor]
+"""Group name → bool tensor ``(units,)``: True where the unit stays."""
+
+Scores = Mapping[str, Tensor]
+"""Group name → float tensor ``(units,)``: high where the unit is worth keeping."""
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """Where the units of a group sit in one tensor.
+
+    Attributes:
+        tensor: dotted name of the parameter or buffer in the model.
+        axis: the axis that the units lie on; ``None`` counts places in the flattened tensor (one unit a weight).
+        positions: int64 ``(units, k)``; row ``u`` lists the places of unit ``u`` on that axis.
+        role: what the tensor does with the unit: ``"output"`` (a weight that produces it: its filter), ``"input"`` (a
+            weight that reads it), ``"bias"``, ``"scale"`` and ``"shift"`` (a normalisation's affine part),
+            ``"statistic"`` (running mean or variance), ``"weight"`` (the unit is this weight) or ``"other"``.
+    """
+
+    tensor: str
+    axis: int | None
+    positions: Tensor
+    role: str = "other"
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """Where the units of a group can be seen while the model runs: the output of a module.
+
+    Attributes:
+        module: dotted name of the module.
+        axis: axis of its output, counted from the front of the traced shape.
+        positions: int64 ``(units, k)``, as in a `Slice`.
+        kind: class name of the module, for example ``"Conv2d"`` or ``"ReLU"``.
+    """
+
+    module: str
+    axis: int
+    positions: Tensor
+    kind: str
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Units that compete with each other and the tensors that carry them (a "dependency group").
+
+    Attributes:
+        name: the module that produces the units first, for example ``"layer1.0.conv1"``; where one tensor carries
+            several groups a suffix tells them apart (``"attn.qkv:rows"`` are heads, ``"attn.qkv:columns"`` widths).
+        units: how many units there are.
+        slices: where they sit; the first one is the tensor that the group is named after.
+        stage: size of the feature map that the units are produced on, for example ``"32x32"``.
+        find_sites: yields the `sites`, when they are asked for.
+    """
+
+    name: str
+    units: int
+    slices: tuple[Slice, ...]
+    stage: str = ""
+    find_sites: Iterable[Site] = field(default=(), repr=False)
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """The module outputs that carry the units, in the order of execution."""
+        return tuple(self.find_sites)
+
+    def by_role(self, role: str) -> tuple[Slice, ...]:
+        """The slices that play one role (see `Slice`)."""
+        return tuple(part for part in self.slices if part.role == role)
+
+
+class Pinned(NamedTuple):
+    """An axis of a tensor that stays as it is, and why."""
+
+    tensor: str
+    axis: int
+    reason: str
+
+
+@dataclass(eq=False)
+class Graph:
+    """What can be removed from a network: groups of units, and what stays.
+
+    Any keep with at least one True for every group is legal, and groups are independent of each other: where a row and
+    a column meet in the same position, it is dead if either of them is.
+
+    Attributes:
+        groups: in the order in which the network produces them.
+        shapes: of every parameter and buffer.
+        parameters: names of the parameters, tied ones once.
+        unknown: operators without a rule, which pinned all that they touched.
+        solution: the solved trace: what costs, cuts and proofs are computed from.
+    """
+
+    groups: tuple[Group, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    parameters: tuple[str, ...]
+    unknown: tuple[str, ...]
+    solution: Solution
+
+    def __getitem__(self, name: str) -> Group:
+        try:
+            return self._by_name[name]
+        except KeyError:
+            close = get_close_matches(name, self._by_name, n=3, cutoff=0.3)
+            hint = f"; did you mean {', '.join(close)}?" if close else ""
+            raise TopiaristError(f"the graph has no group named {name!r}{hint}") from None
+
+    @property
+    def _by_name(self) -> dict[str, Group]:
+        return {group.name: group for group in self.groups}
+
+    @property
+    def stages(self) -> dict[str, tuple[str, ...]]:
+        """Names of the groups that are produced on feature maps of the same size."""
+        found: dict[str, list[str]] = {}
+        for group in self.groups:
+            found.setdefault(group.stage, []).append(group.name)
+        return {stage: tuple(names) for stage, names in found.items()}
+
+    @property
+    def pinned(self) -> tuple[Pinned, ...]:
+        """Every axis that no unit sits on, with the reason."""
+        return self.solution.pinned(self.groups)
+
+    def why(self, tensor: str, axis: int = 0) -> str:
+        """Explains a pin: the chain of operators that ties an axis to something that must stay."""
+        return self.solution.why(tensor, axis)
+
+    def full(self) -> dict[str, Tensor]:
+        """The keep that removes nothing."""
+        return {group.name: torch.ones(group.units, dtype=torch.bool) for group in self.groups}
+
+    def weights(self) -> Graph:
+        """The same network with one unit per weight: a group for each tensor that a product multiplies with."""
+        multiplied = {c.weight for c in self.solution.contractions if c.weight is not None}
+        groups = tuple(
+            Group(name, numel, (Slice(name, None, torch.arange(numel).unsqueeze(1), "weight"),))
+            for name in self.shapes
+            if name in multiplied and (numel := prod(self.shapes[name])) > 1
+        )
+        return Graph(groups, self.shapes, self.parameters, self.unknown, self.solution)
+
+    def check(self, model: nn.Module, example_inputs: Any) -> Graph:
+        """Rehearses a cut and pins what cannot be proved, with the module and the reason; keeps the rest.
+
+        The graph itself is mended (and returned), so that whoever holds it holds the proved one.
+        """
+        from topiarist.proof import rehearse
+
+        mended = rehearse(model, self, example_inputs)
+        self.groups, self.solution = mended.groups, mended.solution
+        return self
+
+
+def checked_keep(graph: Graph, keep: Keep) -> dict[str, Tensor]:
+    """A keep with an entry for every group (all True where none was given), or an error that says what is wrong."""
+    known = {group.name: group for group in graph.groups}
+    for name in keep:
+        graph[name]
+    result = {}
+    for name, group in known.items():
+        mask = keep.get(name)
+        if mask is None:
+            result[name] = torch.ones(group.units, dtype=torch.bool)
+            continue
+        mask = torch.as_tensor(mask)
+        if mask.dtype != torch.bool or mask.shape != (group.units,):
+            raise TopiaristError(
+                f"the keep of group {name!r} must be a bool tensor of {group.units} entries, not "
+                f"{mask.dtype} of shape {tuple(mask.shape)}"
+            )
+        if not mask.any():
+            raise TopiaristError(f"the keep of group {name!r} removes every unit; keep at least one")
+        result[name] = mask.cpu()
+    return result

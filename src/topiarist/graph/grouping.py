@@ -1,0 +1,190 @@
+"""From units to groups: units that sit in the same axes, equally often, compete with each other."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+
+from topiarist.graph.graph import Group, Site, Slice
+from topiarist.graph.labels import FREE
+from topiarist.graph.lines import Classes, Unit
+from topiarist.graph.tracer import Tracer
+
+
+@dataclass(frozen=True, eq=False)
+class Grouped:
+    """Solved units, in the order of their groups.
+
+    Attributes:
+        groups: with their slices.
+        membership: classes × units: which units hold a class (any dead one of them kills it).
+        first: index of each group's first unit.
+    """
+
+    groups: tuple[Group, ...]
+    membership: csr_matrix
+    first: dict[str, int]
+
+
+def group(tracer: Tracer, classes: Classes, units: Sequence[Unit]) -> Grouped:
+    """Sorts units into groups, and finds their slices."""
+    axes = [classes.of[labels] for _, _, labels in tracer.sources]
+    guarded = axes + [classes.of[part] for part in tracer.parts]
+    members = _indicator([u.classes for u in units], classes.count)
+    counts = _counts(guarded, classes.count) @ members  # axes × units: positions of a unit on an axis
+    counts = counts.tocoo()
+    sizes = np.array([len(a) for a in guarded], dtype=np.int64)
+    legal = np.ones(len(units), dtype=bool)
+    legal[counts.col[counts.data >= sizes[counts.row]]] = False  # it would empty an axis
+    present = np.zeros(len(units), dtype=bool)
+    present[counts.col[counts.row < len(axes)]] = True
+    teams = _teams(counts.row, counts.col, counts.data, units, np.flatnonzero(legal & present))
+    order = np.concatenate([np.array(team) for team in teams]) if teams else np.empty(0, dtype=np.int64)
+    blocks = _blocks(axes, members[:, order], [len(team) for team in teams])
+    return _named(tracer, units, classes, members, teams, blocks)
+
+
+def _indicator(sets: Sequence[np.ndarray], rows: int) -> csr_matrix:
+    """Rows × sets: 1 where a set holds a row."""
+    columns = np.repeat(np.arange(len(sets)), [len(s) for s in sets])
+    places = np.concatenate(sets) if len(sets) else np.empty(0, dtype=np.int64)
+    return csr_matrix((np.ones(len(places), dtype=np.int64), (places, columns)), shape=(rows, len(sets)))
+
+
+def _counts(axes: Sequence[np.ndarray], count: int) -> csr_matrix:
+    """Axes × classes: positions of a class on an axis."""
+    rows = np.repeat(np.arange(len(axes)), [len(a) for a in axes])
+    columns = np.concatenate(axes) if axes else np.empty(0, dtype=np.int64)
+    return csr_matrix((np.ones(len(columns), dtype=np.int64), (rows, columns)), shape=(len(axes), count))
+
+
+Teams = list[list[int]]
+
+
+def _teams(
+    rows: np.ndarray, columns: np.ndarray, data: np.ndarray, units: Sequence[Unit], legal: np.ndarray
+) -> Teams:
+    """Units with the same counts on every axis: told by a random 64-bit sum over the axes, a fingerprint."""
+    random = np.random.default_rng(0).integers(1, 2**63, size=int(rows.max(initial=0)) + 1, dtype=np.uint64)
+    fingerprint = np.zeros(len(units), dtype=np.uint64)
+    np.add.at(fingerprint, columns, random[rows] * data.astype(np.uint64))
+    teams: dict[tuple[int, tuple[tuple[int, int], ...]], list[int]] = defaultdict(list)
+    for u in legal.tolist():
+        teams[int(fingerprint[u]), units[u].roles].append(u)
+    return [team for team in teams.values() if len(team) > 1]
+
+
+Block = tuple[int, np.ndarray]
+"""An axis and the positions ``(units, k)`` of a group's units on it."""
+
+
+def _blocks(axes: Sequence[np.ndarray], members: csr_matrix, sizes: Sequence[int]) -> list[list[Block]]:
+    """For each group the axes that it sits on, with the positions of its units."""
+    found: list[list[Block]] = [[] for _ in sizes]
+    if not sizes:
+        return found
+    team_of = np.repeat(np.arange(len(sizes)), sizes)
+    begins = np.concatenate([[0], np.cumsum(sizes)])
+    lengths = np.array([len(a) for a in axes])
+    held = members[np.concatenate(axes)].tocoo()
+    axis_of = np.repeat(np.arange(len(axes)), lengths)[held.row]
+    place = held.row - np.concatenate([[0], np.cumsum(lengths)])[axis_of]
+    order = np.lexsort((place, held.col, axis_of))
+    axis_of, place, unit = axis_of[order], place[order], held.col[order]
+    order = np.lexsort((team_of[unit], axis_of))
+    axis_of, place, unit = axis_of[order], place[order], unit[order]
+    key = axis_of.astype(np.int64) * len(sizes) + team_of[unit]
+    borders = np.flatnonzero(np.diff(key)) + 1
+    for part in np.split(np.arange(len(key)), borders):
+        team = int(team_of[unit[part[0]]])
+        found[team].append((int(axis_of[part[0]]), place[part].reshape(begins[team + 1] - begins[team], -1)))
+    return found
+
+
+def _named(
+    tracer: Tracer, units: Sequence[Unit], classes: Classes, members: csr_matrix, teams: Teams, blocks: list[list[Block]]
+) -> Grouped:
+    """Gives groups their names and stages, in the order in which the network produces them."""
+    marks = _Marks(tracer)
+    drafts = []
+    for team, block in zip(teams, blocks, strict=True):
+        slices, births = [], []
+        for axis, positions in block:
+            name, dim, labels = tracer.sources[axis]
+            label = int(labels[positions[0, 0]])
+            slices.append(Slice(name, dim, torch.from_numpy(positions), marks.role(label)))
+            births.append((marks.birth(label), axis))
+        lead = births.index(min(births))
+        axis, positions = block[lead]
+        slices.insert(0, slices.pop(lead))
+        rank = np.argsort(slices[0].positions[:, 0].numpy(), kind="stable")
+        ordered = tuple(replace(part, positions=part.positions[rank]) for part in slices)
+        stage = marks.stage(int(tracer.sources[axis][2][positions[0, 0]]))
+        drafts.append((births[lead], ordered, stage, [team[r] for r in rank]))
+    drafts.sort(key=lambda draft: draft[0])
+    names = _names([(slices[0].tensor, units[team[0]].column) for _, slices, _, team in drafts])
+    groups, first, order = [], {}, []
+    for name, (_, slices, stage, team) in zip(names, drafts, strict=True):
+        first[name] = len(order)
+        order += team
+        groups.append(Group(name, len(team), slices, stage, _Sites(tracer, classes, members[:, team])))
+    return Grouped(tuple(groups), members[:, order], first)
+
+
+class _Marks:
+    """By label: its role, when the network produced it, and on which feature map. The first mark counts."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self.marks = tracer.marks
+        self.first = np.full(tracer.algebra.count, len(self.marks))
+        self.produced = np.full(tracer.algebra.count, len(self.marks))
+        for time in range(len(self.marks) - 1, -1, -1):
+            self.first[self.marks[time].labels] = time
+            if self.marks[time].role == "output":
+                self.produced[self.marks[time].labels] = time
+
+    def role(self, label: int) -> str:
+        return self.marks[self.first[label]].role if self.first[label] < len(self.marks) else "other"
+
+    def birth(self, label: int) -> int:
+        return int(self.produced[label])
+
+    def stage(self, label: int) -> str:
+        return self.marks[self.produced[label]].stage if self.produced[label] < len(self.marks) else ""
+
+
+def _names(leads: Sequence[tuple[str, bool]]) -> list[str]:
+    """Names after the first tensor; groups that share one are told apart as rows and columns, and by number."""
+    plain = [tensor.removesuffix(".weight") for tensor, _ in leads]
+    sided = [f"{name}:{'columns' if column else 'rows'}" for name, (_, column) in zip(plain, leads, strict=True)]
+    seen: dict[str, int] = defaultdict(int)
+    result = []
+    for name, side in zip(plain, sided, strict=True):
+        seen[side] += 1
+        alone = plain.count(name) == 1
+        result.append(name if alone else side if seen[side] == 1 else f"{side}{seen[side]}")
+    return result
+
+
+class _Sites:
+    """The module outputs that carry a group, in the order of execution; found when asked for."""
+
+    def __init__(self, tracer: Tracer, classes: Classes, members: csr_matrix) -> None:
+        self.tracer, self.classes, self.members = tracer, classes, members
+
+    def __iter__(self) -> Iterator[Site]:
+        for (module, _), leaves in self.tracer.outputs.items():
+            for axis, vector in enumerate(leaves[0].vectors if leaves else ()):
+                if vector is None or vector is FREE:
+                    continue
+                held = self.members[self.classes.of[vector]].tocoo()
+                per_unit = np.bincount(held.col, minlength=self.members.shape[1])
+                if held.nnz and per_unit.min() == per_unit.max():
+                    order = np.lexsort((held.row, held.col))
+                    positions = held.row[order].reshape(len(per_unit), -1).astype(np.int64)
+                    yield Site(module, axis, torch.from_numpy(positions), self.tracer.types[module].__name__)

@@ -1,0 +1,220 @@
+"""Labels: what must be removed together carries the same number.
+
+Every position on every axis of every parameter gets a fresh integer. A vector of such labels travels with each axis of
+each tensor; where two vectors meet, position by position, their labels are united. Label 0 means "pinned, never cut".
+This file knows nothing of torch: it is the algebra that the operators' rules (`rules_*.py`) are written in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from topiarist.errors import TopiaristError
+
+Labels = np.ndarray
+"""int64 ``(length,)``: one label for each position on an axis."""
+
+Vector = Labels | None
+"""The labels of an axis; ``None``: the axis is fixed; `FREE`: it was expanded from size 1 and adapts to anything."""
+
+FREE: Labels = np.empty(0, dtype=np.int64)
+
+
+class Origin(NamedTuple):
+    """What made a union: the operator (or the reason of a pin), the module that ran it and the line of code."""
+
+    what: str
+    module: str
+    line: str
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """The equation ``whole[i, j, …] = factors[0][i] or factors[1][j] or …``: an entry dies with its row or its column.
+
+    Attributes:
+        whole: labels of the merged axis, shaped as its factors.
+        factors: labels of each factor axis, outer first.
+        origin: index of the `Origin` that wrote it.
+    """
+
+    whole: Labels
+    factors: tuple[Labels, ...]
+    origin: int
+
+
+def labelled(vector: Vector) -> bool:
+    """Whether an axis carries labels, so that positions on it could die."""
+    return vector is not None and vector is not FREE
+
+
+class LabelAlgebra:
+    """Unions and lines as a network is run; nothing is solved here (see `lines.py`).
+
+    Attributes:
+        count: labels given out so far; 0 is the pinned one.
+        unions: ``(a, b, origin)``: the labels ``a[i]`` and ``b[i]`` die together.
+        lines: the equations of split and merged axes.
+        origins: who wrote what.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.count = 1
+        self.limit = limit
+        self.unions: list[tuple[Labels, Labels, int]] = []
+        self.lines: list[Line] = []
+        self.origins: list[Origin] = []
+        self._split: dict[tuple[bytes, tuple[int, ...]], list[Labels]] = {}
+        self._merged: dict[tuple[bytes, ...], Labels] = {}
+
+    def fresh(self, length: int) -> Labels:
+        """New labels that nothing else has."""
+        if self.count + length > self.limit:
+            raise TopiaristError(
+                f"the network needs more than {self.limit:,} labels; trace it with a smaller example input, or raise "
+                "the `labels` limit of trace()"
+            )
+        self.count += length
+        return np.arange(self.count - length, self.count)
+
+    @property
+    def origin(self) -> int:
+        return len(self.origins) - 1
+
+    def pin(self, vector: Vector, reason: str) -> None:
+        """Nothing on this axis may be cut."""
+        if vector is None or vector is FREE:
+            return
+        last = self.origins[-1]
+        self.origins.append(Origin(reason, last.module, last.line))
+        self.unions.append((vector, np.zeros_like(vector), self.origin))
+
+    def unify(self, a: Vector, b: Vector, reason: str = "") -> Vector:
+        """Two axes meet position by position: what dies on one dies on the other."""
+        if a is FREE:
+            return b
+        if b is FREE:
+            return a
+        if a is None or b is None:
+            self.pin(a, reason or "meets an axis of fixed size")
+            self.pin(b, reason or "meets an axis of fixed size")
+            return None
+        if a is not b:
+            self.unions.append((a, b, self.origin))
+        return a
+
+    def split(self, vector: Vector, sizes: Sequence[int]) -> list[Vector]:
+        """The labels of the factors when an axis is seen as rows and columns."""
+        if vector is None or vector is FREE:
+            return [vector] * len(sizes)
+        whole = vector.reshape(tuple(sizes))
+        varying = [k for k in range(whole.ndim) if not (whole == whole.take([0], k)).all()]
+        if not varying:
+            self.pin(vector, "split along positions that die together")
+            return [None] * len(sizes)
+        for k in range(whole.ndim):
+            if k not in varying:
+                whole = whole.take([0], k)
+        factors: list[Vector] = [None] * len(sizes)
+        whole = np.ascontiguousarray(whole.reshape([sizes[k] for k in varying]))
+        if len(varying) == 1:
+            factors[varying[0]] = whole
+            return factors
+        key = (whole.tobytes(), whole.shape)
+        if key not in self._split:  # splitting twice gives the same factors
+            self._split[key] = [self.fresh(sizes[k]) for k in varying]
+            self.lines.append(Line(whole, tuple(self._split[key]), self.origin))
+        for k, factor in zip(varying, self._split[key], strict=True):
+            factors[k] = factor
+        return factors
+
+    def merge(self, vectors: Sequence[Vector], sizes: Sequence[int]) -> Vector:
+        """The labels of an axis that flattens rows and columns."""
+        if all(v is FREE for v in vectors):
+            return FREE
+        live = [k for k, v in enumerate(vectors) if labelled(v)]
+        if not live:
+            return None
+        factors = [v for v in vectors if v is not None and v is not FREE]
+        if len(live) == 1:
+            whole = factors[0]
+        else:
+            key = tuple(factor.tobytes() for factor in factors)
+            if key not in self._merged:
+                shape = tuple(len(factor) for factor in factors)
+                whole = self.fresh(int(np.prod(shape))).reshape(shape)
+                self._merged[key] = whole
+                self._split[whole.tobytes(), whole.shape] = factors
+                self.lines.append(Line(whole, tuple(factors), self.origin))
+            whole = self._merged[key]
+        whole = whole.reshape([sizes[k] if k in live else 1 for k in range(len(sizes))])
+        return np.broadcast_to(whole, tuple(sizes)).reshape(-1)
+
+    def view(self, vectors: Sequence[Vector], old: Sequence[int], new: Sequence[int]) -> list[Vector]:
+        """The labels after a reshape from shape `old` to shape `new`.
+
+        Both shapes are cut into the shortest blocks of equal size; inside a block every axis is split into the common
+        factors and the new axes are merged from them.
+        """
+        out: list[Vector] = [None] * len(new)
+        for ours, theirs in _blocks(old, new):
+            if len(ours) == len(theirs) == 1:
+                out[theirs[0]] = vectors[ours[0]]
+                continue
+            if all(vectors[k] is None for k in ours):
+                continue
+            factors = _common_factors([old[k] for k in ours], [new[k] for k in theirs])
+            if factors is None:
+                for k in ours:
+                    self.pin(vectors[k], "a view that does not follow rows and columns")
+                continue
+            parts: list[Vector] = []
+            for k, inner in zip(ours, _deal([old[k] for k in ours], factors), strict=True):
+                parts += [vectors[k]] if len(inner) == 1 else self.split(vectors[k], inner)
+            for k, inner in zip(theirs, _deal([new[k] for k in theirs], factors), strict=True):
+                mine, parts = parts[: len(inner)], parts[len(inner) :]
+                out[k] = mine[0] if len(inner) == 1 else self.merge(mine, inner)
+        return out
+
+
+def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Cuts two shapes of equal size into the shortest runs of axes of equal size (axes of size 1 left out)."""
+    ours, theirs = [k for k, n in enumerate(old) if n != 1], [k for k, n in enumerate(new) if n != 1]
+    blocks = []
+    i = j = 0
+    while i < len(ours) and j < len(theirs):
+        a, b, size_a, size_b = i, j, old[ours[i]], new[theirs[j]]
+        i, j = i + 1, j + 1
+        while size_a != size_b:
+            if size_a < size_b:
+                size_a, i = size_a * old[ours[i]], i + 1
+            else:
+                size_b, j = size_b * new[theirs[j]], j + 1
+        blocks.append((ours[a:i], theirs[b:j]))
+    return blocks
+
+
+def _common_factors(old: Sequence[int], new: Sequence[int]) -> list[int] | None:
+    """The coarsest factors that both shapes are products of; None where there are none (6 as 2x3 and as 3x2)."""
+    borders = {int(n) for shape in (old, new) for n in np.cumprod([1, *reversed(shape)])}
+    ordered = sorted(borders)
+    if any(b % a for a, b in pairwise(ordered)):
+        return None
+    return [b // a for a, b in pairwise(ordered)][::-1]
+
+
+def _deal(sizes: Sequence[int], factors: Sequence[int]) -> list[list[int]]:
+    """Deals the factors out to the axes that they make up."""
+    hands, rest = [], list(factors)
+    for size in sizes:
+        hand, product = [], 1
+        while product < size:
+            hand.append(rest.pop(0))
+            product *= hand[-1]
+        hands.append(hand)
+    return hands

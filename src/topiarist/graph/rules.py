@@ -1,0 +1,129 @@
+"""Which rule belongs to which operator; operators come in families, and a family is one file.
+
+`rules_move.py`: data moves and labels move with it. `rules_math.py`: pointwise, reductions, softmax, normalisation.
+`rules_contract.py`: convolutions, products and attention. An operator in none of them is unknown, and pins what it
+touches: that can cost compression, never correctness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from topiarist.graph.calls import tensors_in
+from topiarist.graph.labels import Vector
+
+if TYPE_CHECKING:
+    from topiarist.graph.tracer import Traced, Tracer
+
+
+class Call:
+    """One operator call: its arguments by the names of its schema, and its output."""
+
+    def __init__(self, tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        self.name: str = func.overloadpacket.__name__
+        self.func = func
+        self.out = out
+        self.given = {
+            argument.name: args[k] if k < len(args) else kwargs.get(argument.name, argument.default_value)
+            for k, argument in enumerate(func._schema.arguments)
+        }
+        self._tracer = tracer
+
+    def __getitem__(self, name: str) -> Any:
+        return self.given[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.given.get(name, default)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors among the arguments, in order."""
+        return tensors_in(list(self.given.values()))
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        return tensors_in(self.out)
+
+    @property
+    def x(self) -> Tensor:
+        """The first tensor, which most operators work on."""
+        return self.tensors[0]
+
+    @property
+    def traced(self) -> Traced:
+        return self._tracer.of(self.x)
+
+    @property
+    def vectors(self) -> list[Vector]:
+        return list(self.traced.vectors)
+
+    def dims(self, name: str = "dim") -> list[int]:
+        """The axes that an argument names, counted from the front; all of them where it is None or empty."""
+        given = self.given.get(name)
+        ndim = max(self.x.ndim, 1)
+        chosen = [given] if isinstance(given, int) else list(given or range(ndim))
+        return [d % ndim for d in chosen]
+
+
+Rule = Callable[["Tracer", Call], None]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Registers a rule for the operators of these names."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            RULES[name] = function
+        return function
+
+    return register
+
+
+CONSTRUCTORS = {"new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "scalar_tensor"}
+CONSTRUCTORS |= {"_local_scalar_dense", "is_same_size", "empty_strided", "bernoulli_", "uniform_", "normal_"}
+
+
+def apply_rule(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> bool:
+    """Applies the rule of an operator; False where there is none."""
+    from topiarist.graph import rules_contract, rules_math, rules_move  # noqa: F401  (they register themselves)
+
+    name: str = func.overloadpacket.__name__
+    if name in CONSTRUCTORS:
+        return True
+    found = RULES.get(name)
+    if found is None and (torch.Tag.pointwise in func.tags or _inplace_pointwise(func)):
+        found = RULES["pointwise"]
+    if found is None and (family := _family(name)) is not None:
+        found = RULES[family]
+    if found is None:
+        return False
+    found(tracer, Call(tracer, func, args, kwargs, out))
+    return True
+
+
+def _inplace_pointwise(func: Any) -> bool:
+    """``relu_`` and its like lack the tag that ``relu`` carries."""
+    name: str = func.overloadpacket.__name__
+    if not name.endswith("_") or name.startswith("_"):
+        return False
+    twin = getattr(torch.ops.aten, name[:-1], None)
+    if twin is None:
+        return False
+    return any(torch.Tag.pointwise in getattr(twin, overload).tags for overload in twin.overloads())
+
+
+def _family(name: str) -> str | None:
+    """Families that are told by a part of the name."""
+    for part, family in (("batch_norm", "batch_norm"), ("scaled_dot_product", "attention"), ("pool", "spatial")):
+        if part in name:
+            return family
+    if name.startswith(("upsample", "_upsample", "reflection_pad", "replication_pad", "grid_sampler")):
+        return "spatial"
+    return None
+
+

@@ -1,0 +1,257 @@
+"""Sizes: code computes shapes from integers; which integers must change with a cut?
+
+While a network is traced, the integers of its modules and the entries of ``x.shape`` are `Size`: ints that remember how
+they were computed. Every size that the program hands to a view, a split or a normalisation is an equation
+*expression = what this axis keeps*, its unknowns the modules' attributes. Solving them needs no table of class names.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import nn
+
+
+class Attribute(NamedTuple):
+    """An integer of a module; `index` tells the entry where the attribute is a tuple or list."""
+
+    module: str
+    name: str
+    index: int | None
+
+
+class Length(NamedTuple):
+    """The length of a labelled axis, by the index of its vector in the trace."""
+
+    vector: int
+
+
+class Term(NamedTuple):
+    """``left (operation) right``."""
+
+    operation: str
+    left: Expression
+    right: Expression
+
+
+Expression = int | Attribute | Length | Term
+OPERATIONS: dict[str, Callable[[Any, Any], int]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "floordiv": operator.floordiv,
+    "mod": operator.mod,
+}
+
+
+class Site(NamedTuple):
+    """A call that a shim can correct: the `call`-th one of its kind inside a module's forward; `slot` of its sizes."""
+
+    module: str
+    call: int
+    slot: int
+
+
+@dataclass(frozen=True, eq=False)
+class Equation:
+    """The program asks for `expression` where the network has `wanted` (a vector's index, or a number that must stay).
+
+    Attributes:
+        wanted: index of the vector whose kept length it must equal, or None: it must keep its traced `value`.
+        site: where a shim could put the right number instead.
+        number: it was used as a number (a scale), not as a size.
+    """
+
+    expression: Expression
+    value: int
+    wanted: int | None
+    site: Site | None
+    number: bool
+    module: str
+    line: str
+
+
+class Size(int):
+    """An int that remembers the expression it came from."""
+
+    expression: Expression
+    on_number: Callable[[Size], None] | None = None
+
+    def __new__(cls, value: int, expression: Expression) -> Size:
+        size = super().__new__(cls, value)
+        size.expression = expression
+        return size
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        return int, (int(self),)
+
+    def __deepcopy__(self, memo: object) -> int:
+        return int(self)
+
+
+def _arithmetic(name: str, reflected: bool) -> Callable[[Size, Any], Any]:
+    plain = getattr(int, f"__{'r' if reflected else ''}{name}__")
+
+    def method(self: Size, other: Any) -> Any:
+        if isinstance(other, bool) or not isinstance(other, int):
+            if isinstance(other, float) and Size.on_number is not None:
+                Size.on_number(self)
+            return plain(int(self), other)
+        left, right = (other, self) if reflected else (self, other)
+        value = OPERATIONS[name](int(left), int(right))
+        return Size(value, Term(name, expression_of(left), expression_of(right)))
+
+    return method
+
+
+def _as_number(name: str) -> Callable[..., Any]:
+    plain = getattr(int, name)
+
+    def method(self: Size, *others: Any) -> Any:
+        if Size.on_number is not None:
+            Size.on_number(self)
+        return plain(int(self), *others)
+
+    return method
+
+
+for _name in OPERATIONS:
+    setattr(Size, f"__{_name}__", _arithmetic(_name, reflected=False))
+    setattr(Size, f"__r{_name}__", _arithmetic(_name, reflected=True))
+for _name in ("__pow__", "__rpow__", "__truediv__", "__rtruediv__", "__float__"):
+    setattr(Size, _name, _as_number(_name))
+
+
+def expression_of(value: int) -> Expression:
+    return value.expression if isinstance(value, Size) else int(value)
+
+
+def leaves(expression: Expression) -> Iterator[Attribute | Length]:
+    """The unknowns of an expression."""
+    if isinstance(expression, Term):
+        yield from leaves(expression.left)
+        yield from leaves(expression.right)
+    elif not isinstance(expression, int):
+        yield expression
+
+
+def evaluate(
+    expression: Expression, attributes: Callable[[Attribute], int], lengths: Callable[[int], int]
+) -> int | None:
+    """Value of an expression after a cut; None where it divides by zero."""
+    if isinstance(expression, Attribute):
+        return attributes(expression)
+    if isinstance(expression, Length):
+        return lengths(expression.vector)
+    if isinstance(expression, Term):
+        left = evaluate(expression.left, attributes, lengths)
+        right = evaluate(expression.right, attributes, lengths)
+        if left is None or right is None or (right == 0 and expression.operation in ("floordiv", "mod")):
+            return None
+        return OPERATIONS[expression.operation](left, right)
+    return expression
+
+
+def solve(
+    equations: Sequence[Equation], lengths: Callable[[int], int], traced: Mapping[Attribute, int]
+) -> tuple[dict[Attribute, int], list[Equation]]:
+    """Finds the attributes that make every equation true.
+
+    Args:
+        equations: what the program asks for.
+        lengths: kept length of a vector, by its index.
+        traced: the attributes' values in the traced network.
+
+    Returns:
+        The attributes' new values, and the equations that no value satisfies.
+    """
+    values: dict[Attribute, int] = {}
+
+    def value_of(attribute: Attribute) -> int:
+        return values.get(attribute, traced[attribute])
+
+    def target(equation: Equation) -> int:
+        return equation.value if equation.wanted is None else lengths(equation.wanted)
+
+    for equation in equations:
+        if isinstance(equation.expression, Attribute) and not equation.number:
+            values.setdefault(equation.expression, target(equation))
+    for equation in equations:  # one unknown left: invert by search
+        for unknown in leaves(equation.expression):
+            if not isinstance(unknown, Attribute) or unknown in values or equation.number:
+                continue
+
+            def trial(candidate: int, unknown: Attribute = unknown, equation: Equation = equation) -> bool:
+                known = {**values, unknown: candidate}
+                got = evaluate(equation.expression, lambda a: known.get(a, traced[a]), lengths)
+                return got == target(equation)
+
+            if trial(traced[unknown]):
+                values[unknown] = traced[unknown]
+                break
+            # the smallest one divides without a rest where several do
+            found = next((n for n in range(1, traced[unknown]) if trial(n)), None)
+            if found is not None:
+                values[unknown] = found
+                break
+    violated = [e for e in equations if evaluate(e.expression, value_of, lengths) != target(e)]
+    return {a: v for a, v in values.items() if v != traced[a]}, violated
+
+
+class remembering:  # noqa: N801  (reads as a verb in `with remembering(model):`)
+    """Context in which the integers of a model's modules are `Size`; restores them, also after an error."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.traced: dict[Attribute, int] = {}
+        self._before: list[tuple[nn.Module, str, Any]] = []
+
+    def __enter__(self) -> remembering:
+        for name, module in self.model.named_modules():
+            for key, value in list(module.__dict__.items()):
+                wrapped = self._wrap(value, name, key)
+                if wrapped is not value:
+                    self._before.append((module, key, value))
+                    module.__dict__[key] = wrapped
+        return self
+
+    def _wrap(self, value: Any, module: str, key: str) -> Any:
+        if type(value) is int:
+            return self._size(value, Attribute(module, key, None))
+        if type(value) in (tuple, list) and value and all(type(entry) is int for entry in value):
+            return type(value)(self._size(v, Attribute(module, key, i)) for i, v in enumerate(value))
+        return value
+
+    def _size(self, value: int, attribute: Attribute) -> Size:
+        self.traced[attribute] = value
+        return Size(value, attribute)
+
+    def __exit__(self, *error: object) -> None:
+        for module, key, value in self._before:
+            module.__dict__[key] = value
+        for module in self.model.modules():  # what the forward pass stored
+            for key, value in module.__dict__.items():
+                if isinstance(value, Size):
+                    module.__dict__[key] = int(value)
+
+
+def assign(model: nn.Module, values: Mapping[Attribute, int]) -> None:
+    """Writes solved attributes into a model."""
+    for attribute, value in values.items():
+        module = model.get_submodule(attribute.module)
+        if attribute.index is None:
+            module.__dict__[attribute.name] = value
+        else:
+            old = module.__dict__[attribute.name]
+            entries = list(old)
+            entries[attribute.index] = value
+            module.__dict__[attribute.name] = type(old)(entries)
+
+
+def kept_length(dead: np.ndarray, classes: np.ndarray) -> int:
+    """How many positions of an axis survive, given which label classes are dead."""
+    return int(len(classes) - dead[classes].sum())

@@ -1,0 +1,211 @@
+"""The solved trace: dead positions of any vector, sizes after a cut, and the reason of every pin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse.csgraph import breadth_first_order
+from torch import Tensor
+
+from topiarist.errors import TopiaristError
+from topiarist.graph.labels import FREE, Labels, Vector
+from topiarist.graph.lines import Classes, Rectangles
+from topiarist.graph.sizes import Attribute, Equation, kept_length, leaves, solve
+from topiarist.graph.tracer import Contraction, Tracer
+
+if TYPE_CHECKING:
+    from topiarist.graph.graph import Group, Keep, Pinned
+
+
+class Correction(NamedTuple):
+    """What a shim puts right in a module's forward: sizes by call, and numbers by call that keep their values."""
+
+    sizes: Mapping[int, tuple[int | None, ...]]
+    numbers: Mapping[int, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """What a graph knows beyond its groups.
+
+    Attributes:
+        trace: the records of the run.
+        classes: solved labels.
+        membership: classes × units: which units hold a class.
+        first: index of each group's first unit.
+        shimmed: the (module, call) whose sizes a shim puts right, because no attribute can.
+        frozen: modules whose numbers a shim holds at their traced values.
+        pins: ``(labels, reason)`` beyond those of the trace.
+        rectangles: which units of a rectangle are offered.
+    """
+
+    trace: Tracer
+    classes: Classes
+    membership: csr_matrix
+    first: Mapping[str, int]
+    shimmed: frozenset[tuple[str, int]] = frozenset()
+    frozen: frozenset[str] = frozenset()
+    pins: tuple[tuple[Labels, str], ...] = field(default=(), repr=False)
+    rectangles: Rectangles = "both"
+
+    @property
+    def contractions(self) -> Sequence[Contraction]:
+        return self.trace.contractions
+
+    def dead(self, keep: Keep) -> np.ndarray:
+        """Bool over classes: True where any unit that holds the class is removed."""
+        units = np.zeros(self.membership.shape[1], dtype=np.int64)
+        for name, first in self.first.items():
+            mask = keep.get(name)
+            if mask is not None:
+                units[first : first + len(mask)] = ~mask.numpy()
+        return np.asarray(self.membership @ units > 0)
+
+    def kept(self, vector: Vector, dead: np.ndarray) -> Tensor | None:
+        """Indices that survive on an axis; None where all do."""
+        if vector is None or vector is FREE:
+            return None
+        gone = dead[self.classes.of[vector]]
+        return torch.from_numpy(np.flatnonzero(~gone)) if gone.any() else None
+
+    def survivors(self, dead: np.ndarray) -> dict[str, dict[int, Tensor]]:
+        """Tensor name → axis → kept indices, for every parameter and buffer that loses something."""
+        found: dict[str, dict[int, Tensor]] = {}
+        for name, axis, labels in self.trace.sources:
+            kept = self.kept(labels, dead)
+            if kept is not None:
+                if not len(kept):
+                    raise TopiaristError(f"this keep would empty axis {axis} of {name}; keep more units of its groups")
+                found.setdefault(name, {})[axis] = kept
+        return found
+
+    # sizes
+
+    def length(self, dead: np.ndarray, vector: int) -> int:
+        return kept_length(dead, self.classes.of[self.trace.vectors[vector]])
+
+    def sizes(self, dead: np.ndarray) -> tuple[dict[Attribute, int], list[Equation]]:
+        """The attributes' new values, and the equations that neither they nor the shims satisfy."""
+        open_ = [
+            e
+            for e in self.trace.equations
+            if not (e.site is not None and e.site[:2] in self.shimmed) and not (e.number and e.module in self.frozen)
+        ]
+        return solve(open_, lambda vector: self.length(dead, vector), self.trace.memory.traced)
+
+    def corrections(self, dead: np.ndarray) -> dict[str, Correction]:
+        """What the shims put right after a cut, by module."""
+        sizes: dict[str, dict[int, dict[int, int]]] = {}
+        widths: dict[tuple[str, int], int] = {}
+        for e in self.trace.equations:
+            if e.site is not None and not e.number and e.site[:2] in self.shimmed:
+                value = e.value if e.wanted is None else self.length(dead, e.wanted)
+                sizes.setdefault(e.site.module, {}).setdefault(e.site.call, {})[e.site.slot] = value
+                key = (e.site.module, e.site.call)
+                widths[key] = max(widths.get(key, 0), e.site.slot + 1)
+        found: dict[str, Correction] = {}
+        for module in {*sizes, *self.frozen}:
+            calls = sizes.get(module, {})
+            found[module] = Correction(
+                {n: tuple(slots.get(k) for k in range(widths[module, n])) for n, slots in calls.items()},
+                dict(self.trace.numbers[module]) if module in self.frozen else {},
+            )
+        return found
+
+    def vectors_in(self, equation: Equation) -> list[Labels]:
+        """The vectors that an equation speaks of, also through the attributes that it shares with others."""
+        indices = set() if equation.wanted is None else {equation.wanted}
+        attributes = set()
+        for leaf in leaves(equation.expression):
+            if isinstance(leaf, Attribute):
+                attributes.add(leaf)
+            else:
+                indices.add(leaf.vector)
+        for other in self.trace.equations:
+            if other.wanted is not None and attributes.intersection(leaves(other.expression)):
+                indices.add(other.wanted)
+        return [self.trace.vectors[k] for k in sorted(indices)]
+
+    # reasons
+
+    @cached_property
+    def _chain(self) -> np.ndarray:
+        """For every label the one before it on a shortest chain of unions from label 0; negative where there is none."""
+        unions, count = self.classes.unions, self.trace.algebra.count
+        a = np.concatenate([u[0] for u in unions] or [np.empty(0, dtype=np.int64)])
+        b = np.concatenate([u[1] for u in unions] or [np.empty(0, dtype=np.int64)])
+        graph = coo_matrix((np.ones(2 * len(a), np.int8), (np.r_[a, b], np.r_[b, a])), shape=(count, count)).tocsr()
+        _, before = breadth_first_order(graph, 0, directed=False)
+        return np.asarray(before)
+
+    @cached_property
+    def _reasons(self) -> dict[int, int]:
+        """Origin of the pin, for every label that was pinned directly."""
+        found: dict[int, int] = {}
+        for a, b, origin in self.classes.unions:
+            if not b.any():
+                for label in np.unique(a).tolist():
+                    found.setdefault(label, origin)
+        return found
+
+    def _walk(self, label: int) -> list[int]:
+        """The chain from a label to label 0."""
+        chain = [label]
+        while self._chain[chain[-1]] >= 0:
+            chain.append(int(self._chain[chain[-1]]))
+        return chain
+
+    def reason(self, labels: Labels) -> str:
+        """Why an axis stays, in a few words."""
+        stuck = labels[self.classes.of[labels] == self.classes.pinned]
+        if not len(stuck):
+            return "its positions do not form two or more units that could be removed apart"
+        chain = self._walk(int(stuck[0]))
+        origin = self.trace.algebra.origins[self._reasons.get(chain[-2], 0)] if len(chain) > 1 else None
+        if origin is None or not origin.what:
+            return "tied to an axis that stays"
+        where = ", ".join(part for part in (origin.module and f"in {origin.module}", origin.line) if part)
+        return f"{origin.what} ({where})" if where else origin.what
+
+    def pinned(self, groups: Sequence[Group]) -> tuple[Pinned, ...]:
+        from topiarist.graph.graph import Pinned
+
+        free = {(part.tensor, part.axis) for group in groups for part in group.slices}
+        if any(axis is None for _, axis in free):
+            return ()  # one unit per weight: nothing else competes
+        return tuple(
+            Pinned(name, axis, self.reason(labels))
+            for name, axis, labels in self.trace.sources
+            if (name, axis) not in free
+        )
+
+    def why(self, tensor: str, axis: int) -> str:
+        """The chain of unions from an axis to what pins it, one step a line."""
+        found = {(name, dim): labels for name, dim, labels in self.trace.sources}
+        if (tensor, axis) not in found:
+            raise TopiaristError(
+                f"there is no axis {axis} of more than one position in a tensor named {tensor!r}; "
+                "`inspect` lists the names"
+            )
+        labels = found[tensor, axis]
+        stuck = labels[self.classes.of[labels] == self.classes.pinned]
+        if not len(stuck):
+            return f"axis {axis} of {tensor} is not pinned"
+        names = {int(label): f"{name} axis {dim}" for name, dim, source in self.trace.sources for label in source}
+        chain = self._walk(int(stuck[0]))
+        edges = {}
+        for a, b, origin in self.classes.unions:
+            edges.update({frozenset(pair): origin for pair in zip(a.tolist(), b.tolist(), strict=True)})
+        steps = [f"axis {axis} of {tensor}"]
+        for here, there in zip(chain, chain[1:], strict=False):
+            origin = self.trace.algebra.origins[edges.get(frozenset((here, there)), 0)]
+            where = " ".join(part for part in (origin.module and f"in {origin.module}", origin.line) if part)
+            target = "must stay" if there == 0 else f"goes with {names.get(there, 'an activation')}"
+            steps.append(f"  {target}: {origin.what}{f' ({where})' if where else ''}")
+        return "\n".join(steps)

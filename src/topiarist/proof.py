@@ -1,0 +1,233 @@
+"""Proof: on the example inputs the cut network computes what the masked one does, in double precision.
+
+In single precision the noise of a network is about 3e-7, and swapping two kept channels can move an output by less; so
+both run in float64 and must agree to 1e-10, and masking must have changed the output, or the proof is blind.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from topiarist.errors import TopiaristError
+from topiarist.graph import Graph, Keep, regroup
+from topiarist.graph.calls import ModuleStack, converted, run, tensors_in
+from topiarist.graph.labels import FREE, Labels
+from topiarist.surgery import copied, cut, mask
+
+TOLERANCE = 1e-10
+"""Largest relative difference between cut and mask in float64."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How far the cut network is from the masked one, and the masked one from the original.
+
+    Attributes:
+        max_rel_diff: max |cut − mask| / max |mask|, over all outputs, in float64.
+        change: max |mask − original| / max |original|: what the mask did.
+        ok: the difference is within tolerance, the outputs are finite and the mask had an effect.
+        reason: what is wrong, in a sentence; empty where `ok`.
+    """
+
+    max_rel_diff: float
+    change: float
+    ok: bool
+    reason: str = ""
+
+
+def difference(left: Any, right: Any) -> float:
+    """max |left − right| / max |right| over the tensors of two outputs; infinite where shapes differ."""
+    a, b = tensors_in(left), tensors_in(right)
+    if len(a) != len(b):
+        return float("inf")
+    worst = 0.0
+    for x, y in zip(a, b, strict=True):
+        if x.shape != y.shape:
+            return float("inf")
+        if x.numel() and (x.is_floating_point() or x.is_complex()):
+            worst = max(worst, float((x - y).abs().max() / y.abs().max().clamp_min(1e-300)))
+    return worst
+
+
+def prove(model: nn.Module, graph: Graph, keep: Keep, example_inputs: Any) -> Proof:
+    """Compares cut and mask on example inputs, in float64.
+
+    Args:
+        model: the traced model; it stays as it is.
+        graph: its graph.
+        keep: what stays.
+        example_inputs: as for `trace`.
+
+    Raises:
+        TopiaristError: the weights are not finite, or the model fails on the inputs.
+    """
+    double = copied(model).double().eval()
+    inputs = converted(example_inputs, torch.float64)
+    with torch.no_grad(), fast_path_off():
+        original = run(double, inputs)
+        masked = run(mask(double, graph, keep), inputs)
+        try:
+            smaller = run(cut(double, graph, keep), inputs)
+        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+            told = str(error).strip().splitlines()
+            reason = f"the cut network fails: {told[0] if told else type(error).__name__}"
+            return Proof(float("inf"), difference(masked, original), False, reason)
+    return judge(smaller, masked, original, removed=not all(m.all() for m in keep.values()))
+
+
+def judge(smaller: Any, masked: Any, original: Any, *, removed: bool) -> Proof:
+    """The proof of three outputs: of the cut, the masked and the original network."""
+    diff, change = difference(smaller, masked), difference(masked, original)
+    finite = all(bool(torch.isfinite(t).all()) for t in tensors_in(original) if t.is_floating_point())
+    if not finite:
+        reason = "the network's outputs are not finite; check its weights and the example input for NaN"
+    elif not diff <= TOLERANCE:
+        reason = f"cut and mask differ by {diff:.1e}"
+    elif removed and change < 100 * TOLERANCE:
+        reason = "the mask changed nothing, so the proof is blind; give trained weights or another example input"
+    else:
+        reason = ""
+    return Proof(diff, change, not reason, reason)
+
+
+class fast_path_off:  # noqa: N801  (reads as a word in `with`)
+    """Context without torch's fused encoder layers, which bypass the modules' own forward."""
+
+    def __enter__(self) -> None:
+        self.before = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+
+    def __exit__(self, *error: object) -> None:
+        torch.backends.mha.set_fastpath_enabled(self.before)
+
+
+def rehearse(model: nn.Module, graph: Graph, example_inputs: Any, *, seconds: float = 120.0) -> Graph:
+    """Rehearses random cuts and pins what cannot be proved, until every rehearsal passes.
+
+    Args:
+        model: the traced model.
+        graph: its graph.
+        example_inputs: as for `trace`.
+        seconds: time limit.
+
+    Returns:
+        A graph in which the rehearsed cuts are proved.
+
+    Raises:
+        TopiaristError: the time limit is reached, or a failure carries nothing that could be pinned.
+    """
+    deadline = time.monotonic() + seconds
+    shaken = non_degenerate(copied(model).double().eval())
+    inputs = converted(example_inputs, torch.float64)
+    for seed in (0, 1):
+        while True:
+            keep = random_keep(graph, seed)
+            proof = prove(shaken, graph, keep, inputs)
+            if proof.max_rel_diff <= TOLERANCE:
+                break
+            if time.monotonic() > deadline:
+                raise TopiaristError(f"the rehearsal took longer than {seconds:.0f} s; raise `seconds`")
+            graph = _pin_culprit(shaken, graph, keep, inputs, proof, deadline)
+    return graph
+
+
+def random_keep(graph: Graph, seed: int) -> dict[str, Tensor]:
+    """About half of each group's units, at random."""
+    random = np.random.default_rng(seed)
+    keep = {}
+    for group in graph.groups:
+        mask = torch.zeros(group.units, dtype=torch.bool)
+        mask[torch.from_numpy(random.permutation(group.units)[: max(1, round(group.units / 2))])] = True
+        keep[group.name] = mask
+    return keep
+
+
+def non_degenerate(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Gives constant vectors random values, so that no part of the network is blind to its input.
+
+    Norm weights and constant vectors are drawn from U(0.5, 1.5) where they are about one, from N(0, 0.1) where they are
+    zero; the model is changed and returned.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in model.parameters():
+            if tensor.numel() > 1 and float(tensor.std()) < 1e-3:
+                centre = tensor.double().mean().abs()
+                noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+                drawn = noise + 0.5 if centre > 1e-4 else 0.3 + 0.6 * noise if tensor.ndim == 1 else 0.2 * (noise - 0.5)
+                tensor.copy_(drawn.to(tensor.dtype))
+    return model
+
+
+def _pin_culprit(
+    model: nn.Module, graph: Graph, keep: Keep, inputs: Any, proof: Proof, deadline: float
+) -> Graph:
+    """Finds the first module where cut and mask part, and pins what it carries."""
+    solution = graph.solution
+    module = _first_difference(model, graph, keep, inputs)
+    dead = solution.dead(keep)
+    carried = [v for v in solution.trace.held.get(module, ()) if solution.kept(v, dead) is not None]
+    carried += [
+        labels
+        for name, _, labels in solution.trace.sources
+        if name.rpartition(".")[0] == module and solution.kept(labels, dead) is not None
+    ]
+    if not carried:
+        raise TopiaristError(
+            f"the cut cannot be proved ({proof.reason}) and module {module or 'of the model'!r} carries nothing to pin; "
+            "exclude its groups from the budget"
+        )
+    reason = f"cannot be proved in {module or 'the model'} ({solution.trace.types[module].__name__}): {proof.reason}"
+    pins: list[tuple[Labels, str]] = [*solution.pins, *((labels, reason) for labels in carried)]
+    return regroup(
+        model, solution.trace, solution.rectangles, deadline, pins, solution.shimmed, solution.frozen
+    )
+
+
+def _first_difference(model: nn.Module, graph: Graph, keep: Keep, inputs: Any) -> str:
+    """Name of the first module whose output is not what survives of the reference's."""
+    solution = graph.solution
+    dead = solution.dead(keep)
+    expected: dict[tuple[str, int], list[Tensor]] = {}
+
+    def remember(name: str, call: int, output: Any) -> None:
+        traced = solution.trace.outputs.get((name, call), [])
+        parts = []
+        for tensor, travelled in zip(tensors_in(output), traced, strict=False):
+            for axis, vector in enumerate(travelled.vectors):
+                kept = None if vector is FREE else solution.kept(vector, dead)
+                tensor = tensor if kept is None else tensor.index_select(axis, kept)
+            parts.append(tensor)
+        expected[name, call] = parts
+
+    class Found(Exception):
+        pass
+
+    def compare(name: str, call: int, output: Any) -> None:
+        if difference([t for t in tensors_in(output)], expected.get((name, call), [])) > 1e-8:
+            raise Found(name)
+
+    with torch.no_grad(), fast_path_off():
+        reference, smaller = mask(model, graph, keep), cut(model, graph, keep)
+        stack = ModuleStack(reference, None, remember)
+        run(reference, inputs)
+        stack.close()
+        stack = ModuleStack(smaller, None, compare)
+        try:
+            run(smaller, inputs)
+        except Found as found:
+            return str(found)
+        except Exception:  # noqa: BLE001  (whatever the user's code raises on a wrong shape)
+            return stack.top
+        finally:
+            stack.close()
+    return ""
+
+
+__all__ = ["Proof", "prove", "rehearse"]

@@ -1,0 +1,59 @@
+"""The shape shim: corrects, inside one module's forward, the sizes that its code computes wrongly after a cut.
+
+Some code states a size that no attribute holds (``x.view(B, N, 3, C // 64)``), or computes a scale from a shape
+(``q * (C // heads) ** -0.5``). A shimmed module runs its own forward, only that the n-th such call gets the right sizes,
+and that numbers keep the values they were trained with.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from topiarist.graph.calls import kind_of, with_sizes
+from topiarist.graph.solution import Correction
+
+
+class _Correcting(TorchFunctionMode):
+    def __init__(self, correction: Correction) -> None:
+        super().__init__()
+        self.correction, self.call = correction, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        kind = kind_of(func)
+        if kind is None:
+            return func(*args, **kwargs)
+        self.call += 1
+        if kind == "sizes" and self.call in self.correction.sizes:
+            return with_sizes(func, args, kwargs, self.correction.sizes[self.call])
+        number = self.correction.numbers.get(self.call)
+        if kind == "number" and number is not None:
+            args = tuple(number if isinstance(a, (int, float)) and not isinstance(a, bool) else a for a in args)
+        elif kind == "scale" and number is not None:
+            args, kwargs = args[:6], {**kwargs, "scale": number}
+        return func(*args, **kwargs)
+
+
+class Shim:
+    """A forward that runs the module's own one with corrections; deep copies and pickles with its module."""
+
+    def __init__(self, module: nn.Module, correction: Correction) -> None:
+        self.module, self.correction = module, correction
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with _Correcting(self.correction):
+            return type(self.module).forward(self.module, *args, **kwargs)
+
+    @property
+    def __wrapped__(self) -> Any:  # what inspect.signature follows
+        return type(self.module).forward.__get__(self.module)
+
+
+def install(model: nn.Module, corrections: dict[str, Correction]) -> None:
+    """Shims the modules that need it."""
+    for name, correction in corrections.items():
+        module = model.get_submodule(name)
+        module.__dict__["forward"] = Shim(module, correction)
