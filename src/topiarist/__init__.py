@@ -1,0 +1,87 @@
+"""Topiarist cuts trained PyTorch networks into smaller shapes, proves the cut, and measures what the shape was worth.
+
+The public names are imported when they are first used, so that `import topiarist` and the command line start at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from topiarist.allocate import allocate as allocate
+    from topiarist.architecture import Architecture as Architecture
+    from topiarist.architecture import load as load
+    from topiarist.architecture import save as save
+    from topiarist.budget import Budget as Budget
+    from topiarist.cost import Cost as Cost
+    from topiarist.cost import latency as latency
+    from topiarist.data import Data as Data
+    from topiarist.data import load_data as load_data
+    from topiarist.errors import TopiaristError as TopiaristError
+    from topiarist.graph import Graph as Graph
+    from topiarist.graph import Group as Group
+    from topiarist.graph import Slice as Slice
+    from topiarist.graph import trace as trace
+    from topiarist.methods import Method as Method
+    from topiarist.models import load_model as load_model
+    from topiarist.models import make_model as make_model
+    from topiarist.proof import Proof as Proof
+    from topiarist.proof import prove as prove
+    from topiarist.pruning import Pruned as Pruned
+    from topiarist.pruning import prune as prune
+    from topiarist.stats import Stats as Stats
+    from topiarist.stats import collect as collect
+    from topiarist.surgery import cut as cut
+    from topiarist.surgery import mask as mask
+    from topiarist.train import attach as attach
+    from topiarist.train import evaluate as evaluate
+    from topiarist.train import fit as fit
+    from topiarist.training.recipe import Recipe as Recipe
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "allocate": ("allocate",),
+    "budget": ("Budget",),
+    "architecture": ("Architecture", "load", "save"),
+    "cost": ("Cost", "latency"),
+    "data": ("Data", "load_data"),
+    "errors": ("TopiaristError",),
+    "graph": ("Graph", "Group", "Slice", "trace"),
+    "methods": ("Method",),
+    "models": ("load_model", "make_model"),
+    "proof": ("Proof", "prove"),
+    "pruning": ("Pruned", "prune"),
+    "stats": ("Stats", "collect"),
+    "surgery": ("cut", "mask"),
+    "train": ("attach", "evaluate", "fit"),
+    "training.recipe": ("Recipe",),
+}
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+class _Package(ModuleType):
+    """Some functions bear the name of their module (`topiarist.cost`): the package shows the function."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{self.__name__}.{_HOME[name]}"), name)
+        self.__dict__[name] = value
+        return value
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # The import system stores each imported submodule here.
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return __all__
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,299 @@
+"""The shape as a value: what each group keeps and where its slices are, in JSON, without weights.
+
+An `Architecture` re-applies to a fresh model without tracing. That is what trains a pruned shape from scratch, restores
+a pruned model without pickle, and carries a design from one network to another.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import load_model as load_tensors
+from safetensors.torch import save_model as save_tensors
+from torch import Tensor, nn
+
+from topiarist.errors import TopiaristError
+from topiarist.graph import Graph, Group, Keep, Slice, checked_keep
+from topiarist.graph.sizes import Attribute
+from topiarist.graph.solution import Correction
+from topiarist.surgery import Plan, carry_out, plan
+
+FORMAT = "topiarist.architecture"
+VERSION = 1
+WEIGHTS_FILE, SHAPE_FILE = "model.safetensors", "architecture.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Architecture:
+    """What a pruned network looks like.
+
+    Attributes:
+        groups: with their slices, as the graph had them.
+        keep: group name → bool ``(units,)``.
+        shapes: of the tensors before the cut, by name.
+        sizes: attributes of modules and the values that the cut gives them.
+        corrections: module → what its shim corrects.
+    """
+
+    groups: tuple[Group, ...]
+    keep: Mapping[str, Tensor]
+    shapes: Mapping[str, tuple[int, ...]]
+    sizes: Mapping[Attribute, int]
+    corrections: Mapping[str, Correction]
+
+    @classmethod
+    def of(cls, graph: Graph, keep: Keep) -> Architecture:
+        """The architecture that a keep of a graph leaves."""
+        work = plan(graph, keep)
+        groups = tuple(Group(g.name, g.units, g.slices, g.stage) for g in graph.groups)
+        return cls(groups, checked_keep(graph, keep), dict(graph.shapes), work.sizes, work.corrections)
+
+    @property
+    def widths(self) -> dict[str, tuple[int, int]]:
+        """Group name → (units kept, units there were)."""
+        return {g.name: (int(self.keep[g.name].sum()), g.units) for g in self.groups}
+
+    def plan(self) -> Plan:
+        """What `topiarist.surgery.carry_out` does to a model of the old shape."""
+        survivors: dict[str, dict[int, Tensor]] = {}
+        zeros: dict[str, Tensor] = {}
+        alive: dict[tuple[str, int], Tensor] = {}
+        for group in self.groups:
+            gone = ~self.keep[group.name]
+            if not gone.any():
+                continue
+            for part in group.slices:
+                if part.axis is None:
+                    zeros[part.tensor] = self.keep[group.name]
+                    continue
+                size = self.shapes[part.tensor][part.axis]
+                axis = alive.setdefault((part.tensor, part.axis), torch.ones(size, dtype=torch.bool))
+                axis[part.positions[gone].flatten()] = False
+        for (tensor, dim), axis in alive.items():
+            survivors.setdefault(tensor, {})[dim] = torch.nonzero(axis).flatten()
+        return Plan(survivors, self.sizes, self.corrections, zeros)
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Cuts a model of the old shape; its weights stay where they survive.
+
+        Raises:
+            TopiaristError: the model's tensors are not those that were traced.
+        """
+        found = {n: tuple(t.shape) for n, t in [*model.named_parameters(), *model.named_buffers()]}
+        for name, shape in self.shapes.items():
+            if found.get(name) != shape:
+                raise TopiaristError(
+                    f"the architecture was made for a model whose {name} has shape {shape}, this one has "
+                    f"{found.get(name, 'no such tensor')}; make the model with the options it was pruned with"
+                )
+        return carry_out(model, self.plan())
+
+    def build(self, make_model: Callable[[], nn.Module]) -> nn.Module:
+        """A pruned network with random weights, for training from scratch.
+
+        Args:
+            make_model: returns a model of the old shape with fresh weights. Where the model has a method
+                ``reset_parameters``, it is called after the cut, so that the weights are drawn for the new shape.
+        """
+        model = self.apply(make_model())
+        reset = getattr(model, "reset_parameters", None)
+        if callable(reset) and not self.plan().zeros:
+            reset()
+        return model
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json`."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "groups": [
+                {
+                    "name": g.name,
+                    "units": g.units,
+                    "stage": g.stage,
+                    "kept": _pack(self.keep[g.name]),
+                    "slices": [
+                        [s.tensor, s.axis, s.role] + ([] if s.axis is None else [_runs(s.positions)]) for s in g.slices
+                    ],
+                }
+                for g in self.groups
+            ],
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "sizes": [[*attribute, value] for attribute, value in self.sizes.items()],
+            "corrections": {
+                module: {
+                    "sizes": {str(n): list(slots) for n, slots in c.sizes.items()},
+                    "numbers": {str(n): value for n, value in c.numbers.items()},
+                }
+                for module, c in self.corrections.items()
+            },
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> Architecture:
+        """The inverse of `to_json`.
+
+        Raises:
+            TopiaristError: the value is no architecture, or of a version that this release does not know.
+        """
+        if not isinstance(value, dict) or value.get("format") != FORMAT:
+            raise TopiaristError("this is not an architecture of topiarist; give the JSON file that prune() wrote")
+        if value.get("version") != VERSION:
+            raise TopiaristError(
+                f"the architecture has version {value.get('version')!r}, this release reads {VERSION}; upgrade topiarist"
+            )
+        try:
+            groups = tuple(_group(entry) for entry in value["groups"])
+            keep = {e["name"]: _unpack(e["kept"], g.units) for e, g in zip(value["groups"], groups, strict=True)}
+            shapes = {name: tuple(shape) for name, shape in value["shapes"].items()}
+            sizes = {Attribute(module, name, index): new for module, name, index, new in value["sizes"]}
+            corrections = {
+                module: Correction(
+                    {int(n): tuple(slots) for n, slots in c["sizes"].items()},
+                    {int(n): float(v) for n, v in c["numbers"].items()},
+                )
+                for module, c in value["corrections"].items()
+            }
+        except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
+            raise TopiaristError(f"the architecture is damaged ({error}); write it again with prune()") from error
+        return cls(groups, keep, shapes, sizes, corrections)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the JSON file."""
+        text = json.dumps(self.to_json(), separators=(",", ":"))
+        _atomically(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Architecture:
+        """Reads the JSON file.
+
+        Raises:
+            TopiaristError: there is no such file, or it is no architecture.
+        """
+        try:
+            value = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise TopiaristError(f"cannot read the architecture {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise TopiaristError(f"{path} is not a JSON file ({error}); give the one that prune() wrote") from error
+        return cls.from_json(value)
+
+
+def _group(entry: Mapping[str, Any]) -> Group:
+    units = int(entry["units"])
+    slices = []
+    for tensor, axis, role, *runs in entry["slices"]:
+        positions = torch.arange(units).unsqueeze(1) if axis is None else _positions(runs[0], units)
+        slices.append(Slice(str(tensor), axis, positions, str(role)))
+    return Group(str(entry["name"]), units, tuple(slices), str(entry["stage"]))
+
+
+def _pack(mask: Tensor) -> str:
+    """Bits as text: packed, compressed, base64."""
+    return base64.b64encode(zlib.compress(np.packbits(mask.numpy()).tobytes(), 9)).decode("ascii")
+
+
+def _unpack(text: str, units: int) -> Tensor:
+    decoder = zlib.decompressobj()
+    data = decoder.decompress(base64.b64decode(text, validate=True), (units + 7) // 8 + 1)
+    if len(data) != (units + 7) // 8:
+        raise ValueError("a mask of the wrong length")
+    return torch.from_numpy(np.unpackbits(np.frombuffer(data, dtype=np.uint8), count=units).astype(bool))
+
+
+def _runs(positions: Tensor) -> list[list[int]]:
+    """Positions, row by row, as runs of (start, count, step)."""
+    flat = positions.flatten().tolist()
+    runs: list[list[int]] = []
+    i = 0
+    while i < len(flat):
+        step = flat[i + 1] - flat[i] if i + 1 < len(flat) else 1
+        count = 1
+        while i + count < len(flat) and flat[i + count] - flat[i + count - 1] == step:
+            count += 1
+        runs.append([flat[i], count, step])
+        i += count
+    return runs
+
+
+def _positions(runs: list[list[int]], units: int) -> Tensor:
+    parts = [torch.arange(count) * step + start for start, count, step in runs]
+    return torch.cat(parts).view(units, -1)
+
+
+def _atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes under a temporary name, then renames: a file is whole or not there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        try:
+            write(Path(name))
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise TopiaristError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
+
+
+def save(model: nn.Module, architecture: Architecture, path: str | os.PathLike[str]) -> None:
+    """Writes a pruned model into a folder: its tensors as safetensors, its shape as JSON.
+
+    Args:
+        model: the pruned model, perhaps trained further.
+        architecture: its shape.
+        path: the folder; it is made where there is none.
+
+    Raises:
+        TopiaristError: the folder cannot be written.
+    """
+    folder = Path(path)
+
+    def write(temporary: Path) -> None:
+        try:
+            save_tensors(model, str(temporary))
+        except safetensors.SafetensorError as error:
+            raise OSError(str(error)) from error
+
+    _atomically(folder / WEIGHTS_FILE, write)
+    architecture.save(folder / SHAPE_FILE)
+
+
+def load(make_model: Callable[[], nn.Module], path: str | os.PathLike[str]) -> nn.Module:
+    """Restores a pruned model, without pickle and without tracing.
+
+    Args:
+        make_model: returns a model of the old shape.
+        path: the folder that `save` wrote, or the safetensors file in it.
+
+    Raises:
+        TopiaristError: a file is missing, damaged, or belongs to another model.
+    """
+    folder = Path(path)
+    folder = folder.parent if folder.suffix == ".safetensors" else folder
+    model = Architecture.load(folder / SHAPE_FILE).apply(make_model())
+    file = folder / WEIGHTS_FILE
+    try:
+        load_tensors(model, str(file))
+    except FileNotFoundError as error:
+        raise TopiaristError(f"there is no {file}; give the folder that prune() wrote") from error
+    except safetensors.SafetensorError as error:
+        raise TopiaristError(f"{file} is damaged or no safetensors file ({error}); write it again") from error
+    except RuntimeError as error:
+        told = " ".join(str(error).split())[:200]
+        raise TopiaristError(f"{file} does not belong to this architecture: {told}") from error
+    return model
+
+
