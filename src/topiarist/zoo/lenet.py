@@ -1,0 +1,118 @@
+"""The networks of the MNIST experiments: LeNet-300-100, LeNet-5 in Caffe's form, and a batch-normalised MLP."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+from torch import Tensor, nn
+
+from topiarist.zoo.blocks import Size, check, scaled
+
+
+class Perceptron(nn.Module):
+    """Linear layers with ReLU between them, on flattened images.
+
+    Args:
+        sizes: number of inputs, hidden units of each layer, number of outputs.
+        norm: whether a batch norm follows each hidden layer.
+    """
+
+    def __init__(self, sizes: list[int], norm: bool = False) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Flatten()]
+        for inputs, outputs in itertools.pairwise(sizes[:-1]):
+            layers += [nn.Linear(inputs, outputs), *([nn.BatchNorm1d(outputs)] if norm else []), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` or ``(N, C * H * W)`` to ``(N, classes)``."""
+        return self.layers(x)
+
+
+class LeNet5(nn.Module):
+    """Two 5x5 convolutions without padding, each max-pooled, and two linear layers (see `lenet5`)."""
+
+    def __init__(
+        self, in_channels: int, maps: tuple[int, int], hidden: int, classes: int, side: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, maps[0], 5)
+        self.relu1 = nn.ReLU()
+        self.pool1 = nn.MaxPool2d(2)
+        self.conv2 = nn.Conv2d(maps[0], maps[1], 5)
+        self.relu2 = nn.ReLU()
+        self.pool2 = nn.MaxPool2d(2)
+        self.fc1 = nn.Linear(maps[1] * side[0] * side[1], hidden)
+        self.relu3 = nn.ReLU()
+        self.fc2 = nn.Linear(hidden, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to ``(N, classes)``."""
+        x = self.pool1(self.relu1(self.conv1(x)))
+        x = self.pool2(self.relu2(self.conv2(x)))
+        return self.fc2(self.relu3(self.fc1(x.flatten(1))))
+
+
+def lenet300(in_channels: int = 1, classes: int = 10, width: float = 1.0, input_size: Size = 28) -> nn.Module:
+    """LeNet-300-100 (LeCun et al. 1998, as in Han et al. 2015): 784-300-100-10, 266,610 parameters.
+
+    Weights are drawn from Glorot's normal distribution ``N(0, 2 / (fan_in + fan_out))``, biases are 0, as in the
+    lottery-ticket experiments (Frankle & Carbin 2019).
+
+    Args:
+        in_channels: channels of the images.
+        classes: number of outputs.
+        width: multiplier of the hidden widths.
+        input_size: height and width of the images.
+    """
+    pixels = in_channels * math.prod(check(in_channels, classes, width, input_size, smallest=1))
+    model = Perceptron([pixels, scaled(300, width), scaled(100, width), classes])
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_normal_(module.weight)
+            nn.init.zeros_(module.bias)
+    return model
+
+
+def mlp(in_channels: int = 1, classes: int = 10, width: float = 1.0, input_size: Size = 28) -> nn.Module:
+    """The MLP of Network Slimming (Liu et al. 2017): 784-500-300-10 with batch norm, whose scales start at 0.5.
+
+    Args:
+        in_channels: channels of the images.
+        classes: number of outputs.
+        width: multiplier of the hidden widths.
+        input_size: height and width of the images.
+    """
+    pixels = in_channels * math.prod(check(in_channels, classes, width, input_size, smallest=1))
+    model = Perceptron([pixels, scaled(500, width), scaled(300, width), classes], norm=True)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            nn.init.constant_(module.weight, 0.5)
+    return model
+
+
+def lenet5(in_channels: int = 1, classes: int = 10, width: float = 1.0, input_size: Size = 28) -> nn.Module:
+    """LeNet-5 in Caffe's form (20-50-500, 5x5 convolutions): 431,080 parameters on 28x28 images.
+
+    Caffe's network has no activation between its convolutions and the max-pooling; here a ReLU stands there, as in
+    the later papers that prune it (methods that count zero activations need one). Weights are uniform with variance
+    ``1 / fan_in`` (Caffe's "xavier"), biases are 0.
+
+    Args:
+        in_channels: channels of the images.
+        classes: number of outputs.
+        width: multiplier of the hidden widths.
+        input_size: height and width of the images, at least 16.
+    """
+    height, rows = check(in_channels, classes, width, input_size, smallest=16)
+    # Two rounds of "a 5x5 convolution takes 4 away, pooling halves".
+    side = (((height - 4) // 2 - 4) // 2, ((rows - 4) // 2 - 4) // 2)
+    model = LeNet5(in_channels, (scaled(20, width), scaled(50, width)), scaled(500, width), classes, side)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            bound = math.sqrt(3 / module.weight[0].numel())
+            nn.init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return model
