@@ -50,7 +50,9 @@ def sizes_argument(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 def with_sizes(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], sizes: Sequence[int | None]) -> Any:
     """Runs a sized call with some of its sizes replaced."""
     given, axis = sizes_argument(func, args, kwargs)
-    right = [old if new is None else new for old, new in zip(given, sizes, strict=True)]
+    right = list(given)
+    for slot, size in enumerate(sizes):
+        right[slot] = given[slot] if size is None else size
     name = func.__name__
     if name in ("view", "reshape", "expand"):
         return func(args[0], right)

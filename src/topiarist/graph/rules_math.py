@@ -66,7 +66,10 @@ def stays_zero(t: Tracer, c: Call) -> bool:
     return name in ZERO_TO_ZERO and t.of(tensors[0]).zero
 
 
-@rule("pointwise", "copy_", "masked_fill", "masked_fill_", "prelu", "native_dropout", "where", "dropout", "bernoulli")
+@rule(
+    "pointwise", "copy_", "masked_fill", "masked_fill_", "prelu", "_prelu_kernel", "native_dropout", "where", "dropout",
+    "bernoulli", "hardswish", "hardswish_", "log_sigmoid_forward", "rrelu_with_noise", "floor_divide",
+)  # fmt: skip
 def pointwise(t: Tracer, c: Call) -> None:
     zero = stays_zero(t, c)
     source = c.traced.source if c.name == "copy_" else None

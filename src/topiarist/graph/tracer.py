@@ -249,7 +249,7 @@ class Listener(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.Tensor.shape.__get__ or func is torch.Tensor.size:  # type: ignore[attr-defined]
+        if func in (torch.Tensor.shape.__get__, torch.Tensor.size):  # type: ignore[attr-defined]
             return self._shape(func, args, kwargs)
         if func in (torch.Tensor.numel, torch.Tensor.nelement, torch.numel):
             return self._numel(args[0])

@@ -1,0 +1,54 @@
+"""What a training reports: one row an epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass over the training set came to.
+
+    Attributes:
+        epoch: its number, from 1.
+        lr: learning rate.
+        loss: mean cross-entropy over the training examples, as they were met.
+        train_accuracy: per cent, over the same.
+        test_accuracy: per cent after the epoch; ``None`` where it was not measured.
+        seconds: wall time, evaluation included.
+    """
+
+    epoch: int
+    lr: float
+    loss: float
+    train_accuracy: float
+    test_accuracy: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class History:
+    """The course of a training, one row an epoch."""
+
+    epochs: tuple[Epoch, ...] = ()
+
+    @property
+    def accuracy(self) -> float:
+        """Test accuracy when it was last measured, after the last epoch, per cent; NaN where none was."""
+        return next((row.test_accuracy for row in reversed(self.epochs) if row.test_accuracy is not None), math.nan)
+
+    @property
+    def best(self) -> float:
+        """The best test accuracy of any epoch, per cent, which the paper's scripts record; NaN where there is none."""
+        return max((row.test_accuracy for row in self.epochs if row.test_accuracy is not None), default=math.nan)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all epochs."""
+        return sum(row.seconds for row in self.epochs)
+
+
+Progress = Callable[[int, int, Epoch], object]
+"""Called after each epoch with its number from 1, the number of epochs, and its row."""

@@ -1,0 +1,271 @@
+"""The training loop, on Lightning Fabric: seeded, resumable, and stopped with a reason when it diverges."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from topiarist.data import Data
+from topiarist.errors import TopiaristError
+from topiarist.methods import make
+from topiarist.methods.base import Method
+from topiarist.training import checkpoint as checkpoints
+from topiarist.training.accuracy import accuracy, class_scores, device_of, mode, rehearse
+from topiarist.training.history import Epoch, History, Progress
+from topiarist.training.hooks import attach
+from topiarist.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from topiarist.graph import Graph
+    from topiarist.graph.graph import Keep
+
+_CHECK_EVERY = 100  # steps between two looks at the loss: each look waits for the device
+
+
+def fit(
+    model: nn.Module,
+    data: Data,
+    recipe: Recipe | None = None,
+    *,
+    seed: int = 0,
+    method: Method | str | None = None,
+    graph: Graph | None = None,
+    keep: Keep | None = None,
+    checkpoint: str | Path | None = None,
+    progress: Progress | None = None,
+    evaluate_every: int = 1,
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    precision: Any = "32-true",
+) -> History:
+    """Train a classifier in place by SGD on the cross-entropy.
+
+    The same seed gives the same weights, to the bit on a CPU with the same number of threads. With a checkpoint the
+    state is stored after every epoch, and a call that finds one goes on from there to the result of an undisturbed run.
+
+    Under ``torchrun`` with ``devices`` > 1 each process trains on its share of every batch.
+
+    Args:
+        model: yields class scores ``(N, classes)``; comes back on the device and in the modes that it had.
+        data: what to train and test on.
+        recipe: epochs, rates and so on; ``Recipe.paper()`` where none is given.
+        seed: of the order of examples, the augmentation, dropout and gates; the global random state stays as it was.
+        method: a method, or its name, whose training-time roles are attached (see `attach`).
+        graph: the model's graph; needed with ``keep`` and with a method that acts in training.
+        keep: group name → bool ``(units,)`` of ``graph.weights()``; what it removes stays zero.
+        checkpoint: file to store the training in and to resume from.
+        progress: called after each epoch as ``progress(epoch, epochs, row)``.
+        evaluate_every: the test accuracy is measured after every so many epochs, and after the last; 0: after the last.
+        accelerator: of Fabric: ``"auto"``, ``"cpu"``, ``"gpu"``, ….
+        devices: of Fabric.
+        precision: of Fabric, for example ``"bf16-mixed"``.
+
+    Returns:
+        History: one row an epoch.
+
+    Raises:
+        TopiaristError: the model does not fit the data, the loss diverges, or the checkpoint is of another run,
+            damaged, or cannot be written.
+        KeyboardInterrupt: the user stopped it; the checkpoint holds the last finished epoch.
+    """
+    recipe = recipe or Recipe.paper()
+    method = make(method) if isinstance(method, str) else method
+    fabric = _fabric(accelerator, devices, precision)
+    origin = device_of(model)
+    try:
+        rehearse(model.to(fabric.device), data)
+        optimizer = _optimizer(model, recipe, fabric)
+        with mode(model, training=True), torch.random.fork_rng(devices=_cuda(fabric)):
+            torch.manual_seed(seed)
+            with attach(method, model, optimizer, graph, keep):
+                module, wrapped = fabric.setup(model, optimizer)  # after the gates, so that it sees their parameters
+                generator = torch.Generator().manual_seed(seed)
+                run = _Run(fabric, module, wrapped, model, optimizer, generator, data, recipe)
+                file = _File(None if checkpoint is None else Path(checkpoint), _settings(run, seed, method, keep))
+                return _train(run, file, progress, evaluate_every)
+    finally:
+        model.to(origin)
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """A training: what it works with, and all that changes on the way and so belongs in a checkpoint."""
+
+    fabric: Fabric
+    module: nn.Module
+    wrapped: Any
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    data: Data
+    recipe: Recipe
+
+    def state(self) -> dict[str, Any]:
+        cuda = [torch.cuda.get_rng_state(index) for index in _cuda(self.fabric)]
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": {"global": torch.get_rng_state(), "data": self.generator.get_state(), "cuda": cuda},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"]["global"])
+        self.generator.set_state(state["random"]["data"])
+        for index, value in zip(_cuda(self.fabric), state["random"]["cuda"], strict=False):
+            torch.cuda.set_rng_state(value, index)
+
+
+@dataclass(frozen=True)
+class _File:
+    """The checkpoint of a run: where it lies (``None``: nowhere) and the settings that it must have been made with."""
+
+    path: Path | None
+    settings: Mapping[str, Any]
+
+    def resume(self, run: _Run) -> list[Epoch]:
+        """Put a stored state into the run; the rows of the epochs that are done."""
+        if self.path is None:
+            return []
+        state = checkpoints.load(self.path)
+        run.fabric.barrier()
+        if state is None:
+            # Stored before any work is done, so that a place that cannot be written is found at once.
+            self.store(run, [])
+            return []
+        checkpoints.same_model(self.path, state.get("model"), run.model.state_dict())
+        checkpoints.same_run(self.path, state.get("settings"), self.settings)
+        try:
+            rows = [Epoch(*row) for row in state["rows"]]
+            run.restore(state)
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise TopiaristError(f"the checkpoint {self.path} is damaged: delete it to start again") from error
+        return rows
+
+    def store(self, run: _Run, rows: list[Epoch]) -> None:
+        """Write the run as it is between two epochs."""
+        if self.path is not None and run.fabric.is_global_zero:
+            plain = [list(astuple(row)) for row in rows]
+            checkpoints.save(self.path, {"settings": dict(self.settings), **run.state(), "rows": plain})
+
+
+def _train(run: _Run, file: _File, progress: Progress | None, evaluate_every: int) -> History:
+    """All epochs that are still to do."""
+    recipe, rows = run.recipe, file.resume(run)
+    for number in range(len(rows), recipe.epochs):
+        start = time.perf_counter()
+        rate = recipe.rate(number)
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
+        try:
+            loss, trained = _epoch(run)
+        except _DivergedError:
+            kept = "" if file.path is None else f" (the state before this epoch is kept in {file.path})"
+            raise TopiaristError(
+                f"training diverged in epoch {number + 1} of {recipe.epochs}, its loss or a weight is no longer finite"
+                f"{kept}: lower the learning rate from {recipe.lr:g}, for example to {recipe.lr / 10:g}"
+            ) from None
+        due = number + 1 == recipe.epochs or (evaluate_every > 0 and (number + 1) % evaluate_every == 0)
+        tested = accuracy(run.model, run.data) if due and len(run.data.test_y) else None
+        rows.append(Epoch(number + 1, rate, loss, trained, tested, time.perf_counter() - start))
+        file.store(run, rows)
+        if progress is not None:
+            progress(number + 1, recipe.epochs, rows[-1])
+    return History(tuple(rows))
+
+
+def _epoch(run: _Run) -> tuple[float, float]:
+    """One pass over the training set; the mean loss and the accuracy in per cent."""
+    data, device, rank, ranks = run.data, run.fabric.device, run.fabric.global_rank, run.fabric.world_size
+    totals = torch.zeros(3, device=device)
+    recipe = run.recipe
+    batches = data.batches("train", recipe.batch_size, run.generator, device, augmented=recipe.augment)
+    for index, (x, y) in enumerate(batches):
+        size = len(y)
+        if size < ranks:
+            continue  # a last batch that leaves some process without an example
+        x, y = x[rank::ranks], y[rank::ranks]
+        run.wrapped.zero_grad()
+        scores = class_scores(run.module(x))
+        loss = cross_entropy(scores, y)
+        # The processes' gradients are averaged as if their shares of the batch were equal: weigh by the true sizes.
+        run.fabric.backward(loss if ranks == 1 else loss * (len(y) * ranks / size))
+        run.wrapped.step()
+        with torch.no_grad():
+            right = (scores.argmax(1) == y).sum()
+            totals += torch.stack((loss * len(y), right, torch.full_like(right, len(y))))
+        if index % _CHECK_EVERY == _CHECK_EVERY - 1:
+            _finite(run, totals)
+    totals = _finite(run, totals)
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in run.model.parameters()):
+        raise _DivergedError
+    loss_sum, right_sum, seen = totals.tolist()
+    return loss_sum / seen, 100.0 * right_sum / seen
+
+
+class _DivergedError(Exception):
+    """The loss or a weight is no longer finite."""
+
+
+def _finite(run: _Run, totals: Tensor) -> Tensor:
+    """The totals of all processes, if they are finite."""
+    if run.fabric.world_size > 1:
+        totals = torch.as_tensor(run.fabric.all_reduce(totals, reduce_op="sum"))
+    if not bool(torch.isfinite(totals).all()):
+        raise _DivergedError
+    return totals
+
+
+def _fabric(accelerator: str, devices: int | str, precision: Any) -> Fabric:
+    # Imported here since it takes a second, which those who only attach a method or read a recipe need not wait for.
+    from lightning_fabric import Fabric
+
+    try:
+        fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
+        fabric.launch()
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise TopiaristError(
+            f"cannot train with accelerator={accelerator!r}, devices={devices!r}, precision={precision!r} ({reason}): "
+            "choose what this machine has, or leave them out"
+        ) from error
+    return fabric
+
+
+def _optimizer(model: nn.Module, recipe: Recipe, fabric: Fabric) -> torch.optim.Optimizer:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise TopiaristError("the model has no parameter that requires a gradient: there is nothing to train")
+    return torch.optim.SGD(
+        trained,
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.nesterov,
+        fused=fabric.device.type == "cpu",  # one call for all tensors; small networks are bound by calls
+    )
+
+
+def _cuda(fabric: Fabric) -> list[int]:
+    """The CUDA device whose random state matters, if any."""
+    return [fabric.device.index or 0] if fabric.device.type == "cuda" else []
+
+
+def _settings(run: _Run, seed: int, method: Method | None, keep: Keep | None) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be of the same run; plain values."""
+    digest = hashlib.sha256()
+    for name in sorted(keep or {}):
+        digest.update(name.encode() + b"\0" + bytes((keep or {})[name].to("cpu", torch.uint8).tolist()))
+    data = [run.data.name, len(run.data.train_y), *run.data.train_x.shape[1:]]
+    return {**asdict(run.recipe), "seed": seed, "method": repr(method), "data": data, "keep": digest.hexdigest()}
