@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Group, Keep, Slice, checked_keep
+from topiarist.graph.calls import Ratio
 from topiarist.graph.sizes import Attribute
 from topiarist.graph.solution import Correction
 from topiarist.surgery import Plan, carry_out, plan
@@ -160,8 +161,8 @@ class Architecture:
             sizes = {Attribute(module, name, index): new for module, name, index, new in value["sizes"]}
             corrections = {
                 module: Correction(
-                    {int(n): tuple(slots) for n, slots in c["sizes"].items()},
-                    {int(n): float(v) for n, v in c["numbers"].items()},
+                    {int(n): tuple(s and Ratio(*map(int, s)) for s in t) for n, t in c["sizes"].items()},
+                    {int(n): v + 0 for n, v in c["numbers"].items()},
                 )
                 for module, c in value["corrections"].items()
             }

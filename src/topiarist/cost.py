@@ -40,7 +40,8 @@ def cost(graph: Graph, keep: Keep | None = None) -> Cost:
     """
     keep = keep or {}
     trace = graph.solution.trace
-    dead = graph.solution.dead({g.name: keep[g.name] for g in graph.groups if g.name in keep and _structured(g.name, graph)})
+    structured = {g.name: keep[g.name] for g in graph.groups if g.name in keep and not g.of_weights}
+    dead = graph.solution.dead(structured)
     lengths: dict[int, int] = {}
 
     def kept(axis: int | np.ndarray) -> int:
@@ -53,7 +54,7 @@ def cost(graph: Graph, keep: Keep | None = None) -> Cost:
     density = {
         group.slices[0].tensor: float(keep[group.name].float().mean())
         for group in graph.groups
-        if group.name in keep and group.slices[0].axis is None
+        if group.name in keep and group.of_weights
     }
     macs = sum(prod(kept(f) for f in c.factors) * density.get(c.weight or "", 1.0) for c in trace.contractions)
     axes = {(name, axis): labels for name, axis, labels in trace.sources}
@@ -62,10 +63,6 @@ def cost(graph: Graph, keep: Keep | None = None) -> Cost:
         for name in graph.parameters
     )
     return Cost(round(macs / trace.batch), round(params))
-
-
-def _structured(name: str, graph: Graph) -> bool:
-    return graph[name].slices[0].axis is not None
 
 
 def latency(model: nn.Module, example_inputs: Any, *, repeats: int = 20, warmup: int = 3) -> float:

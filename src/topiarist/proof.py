@@ -6,6 +6,7 @@ both run in float64 and must agree to 1e-10, and masking must have changed the o
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, regroup
 from topiarist.graph.calls import ModuleStack, converted, run, tensors_in
-from topiarist.graph.labels import FREE, Labels
+from topiarist.graph.labels import Labels
 from topiarist.surgery import copied, cut, mask
 
 TOLERANCE = 1e-10
@@ -42,7 +43,7 @@ class Proof:
 
 
 def difference(left: Any, right: Any) -> float:
-    """max |left − right| / max |right| over the tensors of two outputs; infinite where shapes differ."""
+    """Max |left − right| / max |right| over the tensors of two outputs; infinite where shapes differ."""
     a, b = tensors_in(left), tensors_in(right)
     if len(a) != len(b):
         return float("inf")
@@ -51,7 +52,8 @@ def difference(left: Any, right: Any) -> float:
         if x.shape != y.shape:
             return float("inf")
         if x.numel() and (x.is_floating_point() or x.is_complex()):
-            worst = max(worst, float((x - y).abs().max() / y.abs().max().clamp_min(1e-300)))
+            found = float((x - y).abs().max() / y.abs().max().clamp_min(1e-300))
+            worst = max(worst, found if math.isfinite(found) else math.inf)
     return worst
 
 
@@ -70,23 +72,37 @@ def prove(model: nn.Module, graph: Graph, keep: Keep, example_inputs: Any) -> Pr
     double = copied(model).double().eval()
     inputs = converted(example_inputs, torch.float64)
     with torch.no_grad(), fast_path_off():
-        original = run(double, inputs)
-        masked = run(mask(double, graph, keep), inputs)
+        try:
+            original = run(double, inputs)
+            masked = run(mask(double, graph, keep), inputs)
+        except TopiaristError:
+            raise
+        except Exception as error:
+            raise TopiaristError(
+                f"the model fails on the example input: {_first_line(error)}; give an input that the model accepts"
+            ) from error
         try:
             smaller = run(cut(double, graph, keep), inputs)
-        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-            told = str(error).strip().splitlines()
-            reason = f"the cut network fails: {told[0] if told else type(error).__name__}"
-            return Proof(float("inf"), difference(masked, original), False, reason)
+        except TopiaristError:
+            raise
+        except Exception as error:  # whatever the user's code raises on a wrong shape
+            reason = f"the cut network fails: {_first_line(error)}"
+            return Proof(math.inf, difference(masked, original), False, reason)
     return judge(smaller, masked, original, removed=not all(m.all() for m in keep.values()))
+
+
+def _first_line(error: Exception) -> str:
+    told = str(error).strip().splitlines()
+    return told[0] if told else type(error).__name__
 
 
 def judge(smaller: Any, masked: Any, original: Any, *, removed: bool) -> Proof:
     """The proof of three outputs: of the cut, the masked and the original network."""
     diff, change = difference(smaller, masked), difference(masked, original)
-    finite = all(bool(torch.isfinite(t).all()) for t in tensors_in(original) if t.is_floating_point())
+    outputs = tensors_in([original, masked, smaller])
+    finite = all(bool(torch.isfinite(t).all()) for t in outputs if t.is_floating_point())
     if not finite:
-        reason = "the network's outputs are not finite; check its weights and the example input for NaN"
+        reason = "the network's outputs are not finite; look for NaN in its weights and inputs, or a division by zero"
     elif not diff <= TOLERANCE:
         reason = f"cut and mask differ by {diff:.1e}"
     elif removed and change < 100 * TOLERANCE:
@@ -180,7 +196,7 @@ def _pin_culprit(
     ]
     if not carried:
         raise TopiaristError(
-            f"the cut cannot be proved ({proof.reason}) and module {module or 'of the model'!r} carries nothing to pin; "
+            f"the cut cannot be proved ({proof.reason}), and {module or 'the model'!r} carries nothing to pin; "
             "exclude its groups from the budget"
         )
     reason = f"cannot be proved in {module or 'the model'} ({solution.trace.types[module].__name__}): {proof.reason}"
@@ -201,17 +217,17 @@ def _first_difference(model: nn.Module, graph: Graph, keep: Keep, inputs: Any) -
         parts = []
         for tensor, travelled in zip(tensors_in(output), traced, strict=False):
             for axis, vector in enumerate(travelled.vectors):
-                kept = None if vector is FREE else solution.kept(vector, dead)
+                kept = solution.kept(vector, dead)
                 tensor = tensor if kept is None else tensor.index_select(axis, kept)
             parts.append(tensor)
         expected[name, call] = parts
 
-    class Found(Exception):
+    class FoundError(Exception):
         pass
 
     def compare(name: str, call: int, output: Any) -> None:
-        if difference([t for t in tensors_in(output)], expected.get((name, call), [])) > 1e-8:
-            raise Found(name)
+        if difference(tensors_in(output), expected.get((name, call), [])) > 1e-8:
+            raise FoundError(name)
 
     with torch.no_grad(), fast_path_off():
         reference, smaller = mask(model, graph, keep), cut(model, graph, keep)
@@ -221,9 +237,9 @@ def _first_difference(model: nn.Module, graph: Graph, keep: Keep, inputs: Any) -
         stack = ModuleStack(smaller, None, compare)
         try:
             run(smaller, inputs)
-        except Found as found:
+        except FoundError as found:
             return str(found)
-        except Exception:  # noqa: BLE001  (whatever the user's code raises on a wrong shape)
+        except Exception:
             return stack.top
         finally:
             stack.close()

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from topiarist.allocate import Budget, choose
 from topiarist.architecture import Architecture
 from topiarist.cost import Cost, cost
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, trace
+from topiarist.graph import Graph, check_finite, trace
 from topiarist.methods import Method, make
 from topiarist.methods.base import Gate, Penalty, Proximal, Repair
 from topiarist.proof import TOLERANCE, Proof, prove
@@ -145,11 +144,11 @@ def prune(
     """
     method = make(method)
     wish = _budget(budget, method)
-    _check_finite(model)
+    check_finite(model)
     graph = trace(model, example_inputs) if graph is None else graph
     if not graph.groups:
         raise TopiaristError("nothing in this network can be pruned; `topiarist inspect` says what pins each layer")
-    units = graph.weights() if method.granularity == "weight" and graph.groups[0].slices[0].axis is not None else graph
+    units = graph.weights() if method.granularity == "weight" and not graph.groups[0].of_weights else graph
     trained = _trained(model, units, method, data, recipe, seed, progress)
     batches = None if data is None else _Batches(data, batch_size)
     stats = collect(trained, units, batches, method.needs)
@@ -160,7 +159,7 @@ def prune(
         keep = choose(method, units, stats, wish, cost=partial(cost, units))
         proof = prove(trained, units, keep, example_inputs)
         if not proof.max_rel_diff <= TOLERANCE:
-            raise TopiaristError(f"the cut cannot be proved: {proof.reason}; exclude the groups concerned from the budget")
+            raise TopiaristError(f"the cut cannot be proved: {proof.reason}; exclude its groups from the budget")
     smaller = cut(_repaired(trained, units, keep, method, stats), units, keep)
     return Pruned(
         smaller, Architecture.of(units, keep), proof, cost(units), cost(units, keep), units, keep, method, trained
@@ -186,12 +185,6 @@ def _budget(budget: Budget | Mapping[str, Any] | float | None, method: Method) -
         except TypeError as error:
             raise TopiaristError(f"a budget has the fields of topiarist.Budget: {error}") from error
     return Budget(ratio=budget) if method.granularity == "weight" else Budget(macs=budget)
-
-
-def _check_finite(model: nn.Module) -> None:
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise TopiaristError(f"{name} holds NaN or infinite values; train the model again, or load good weights")
 
 
 def _trained(

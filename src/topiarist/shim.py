@@ -1,8 +1,8 @@
 """The shape shim: corrects, inside one module's forward, the sizes that its code computes wrongly after a cut.
 
 Some code states a size that no attribute holds (``x.view(B, N, 3, C // 64)``), or computes a scale from a shape
-(``q * (C // heads) ** -0.5``). A shimmed module runs its own forward, only that the n-th such call gets the right sizes,
-and that numbers keep the values they were trained with.
+(``q * (C // heads) ** -0.5``). A shimmed module runs its own forward, only that the n-th such call gets the right
+sizes, and that numbers keep the values they were trained with.
 """
 
 from __future__ import annotations
@@ -42,14 +42,16 @@ class Shim:
 
     def __init__(self, module: nn.Module, correction: Correction) -> None:
         self.module, self.correction = module, correction
+        self.inner = module.__dict__.get("forward")  # an earlier shim, or a forward of the instance's own
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the module's forward with the corrections."""
         with _Correcting(self.correction):
-            return type(self.module).forward(self.module, *args, **kwargs)
+            return self.__wrapped__(*args, **kwargs)
 
     @property
     def __wrapped__(self) -> Any:  # what inspect.signature follows
-        return type(self.module).forward.__get__(self.module)
+        return self.inner or type(self.module).forward.__get__(self.module)
 
 
 def install(model: nn.Module, corrections: dict[str, Correction]) -> None:

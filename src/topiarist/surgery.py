@@ -47,7 +47,7 @@ def plan(graph: Graph, keep: Keep) -> Plan:
         for part in group.slices
         if part.axis is None and not keep[group.name].all()
     }
-    structured = {g.name: keep[g.name] for g in graph.groups if g.slices[0].axis is not None}
+    structured = {g.name: keep[g.name] for g in graph.groups if not g.of_weights}
     if all(mask.all() for mask in structured.values()):
         return Plan({}, {}, {}, zeros)
     dead = graph.solution.dead(structured)

@@ -75,14 +75,17 @@ class SurvivorForward:
 
     def __init__(self, module: nn.Module, tables: dict[int, dict[int, tuple[str, dict[int, Tensor]]]]) -> None:
         self.module, self.tables, self.calls = module, tables, 0
+        self.inner = module.__dict__.get("forward")  # a shim, or a forward of the instance's own
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the module's forward; dead positions take no part in its normalisations."""
         table = self.tables.get(self.calls % (max(self.tables) + 1), {})
         self.calls += 1
         SurvivorForward.running.append(self)
         try:
             with _Normalising(self, table):
-                return type(self.module).forward(self.module, *args, **kwargs)
+                forward = self.inner or type(self.module).forward.__get__(self.module)
+                return forward(*args, **kwargs)
         finally:
             SurvivorForward.running.pop()
 
@@ -100,5 +103,5 @@ def install_survivors(model: nn.Module, graph: Graph, keep: Keep) -> None:
     if not any(entry for table in tables.values() for entry in table.values()):
         return
     for name, table in tables.items():  # also those that lose nothing: each counts its own operators
-        module = model.get_submodule(name)
-        module.__dict__["forward"] = SurvivorForward(module, table)
+        owner = model.get_submodule(name)
+        owner.__dict__["forward"] = SurvivorForward(owner, table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,11 +18,12 @@ from topiarist.graph.graph import Graph, Group, Keep, Pinned, Scores, Site, Slic
 from topiarist.graph.grouping import group
 from topiarist.graph.labels import Labels
 from topiarist.graph.lines import Rectangles, solve_lines
+from topiarist.graph.listener import Listener
 from topiarist.graph.sizes import Equation, Size, remembering
 from topiarist.graph.solution import Solution
-from topiarist.graph.tracer import Listener, Tracer
+from topiarist.graph.tracer import Tracer
 
-__all__ = ["Graph", "Group", "Keep", "Pinned", "Scores", "Site", "Slice", "checked_keep", "trace"]
+__all__ = ["Graph", "Group", "Keep", "Pinned", "Scores", "Site", "Slice", "check_finite", "checked_keep", "trace"]
 
 LABELS = 20_000_000
 """Labels that a trace may give out: some 160 MB, thirty times what the largest network of the proof table needs."""
@@ -56,14 +58,25 @@ def trace(
     if rectangles not in ("both", "rows", "columns"):
         raise TopiaristError(f"rectangles must be 'both', 'rows' or 'columns', not {rectangles!r}")
     deadline = time.monotonic() + seconds
+    check_finite(model)
     tracer = _listen(model, example_inputs, labels, deadline)
     return regroup(model, tracer, rectangles, deadline)
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raises where a weight is NaN or infinite."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and not math.isfinite(float(tensor.detach().sum())):
+            if bool(torch.isfinite(tensor).all()):
+                continue  # a sum that overflows, of values that do not
+            raise TopiaristError(f"{name} holds NaN or infinite values; train the model again, or load good weights")
 
 
 def _listen(model: nn.Module, example_inputs: Any, labels: int, deadline: float) -> Tracer:
     """Runs the model under the tracer; once more in train mode where eval mode leaves parameters untouched."""
     modes = [(module, module.training) for module in model.modules()]
     fast = torch.backends.mha.get_fastpath_enabled()
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with swapped_in(model):
@@ -77,6 +90,10 @@ def _listen(model: nn.Module, example_inputs: Any, labels: int, deadline: float)
         torch.backends.mha.set_fastpath_enabled(fast)
         for module, training in modes:
             module.training = training
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                if name in buffers and not torch.equal(buffer, buffers[name]):
+                    buffer.copy_(buffers[name])
     recurrent = {name for name, module in model.named_modules() if isinstance(module, RECURRENT)}
     for name, _, source in tracer.sources:
         if name.rpartition(".")[0] in recurrent:
@@ -91,9 +108,10 @@ def _run(tracer: Tracer, model: nn.Module, example_inputs: Any) -> None:
     tracer.batch = given[0].shape[0] if given and given[0].ndim else 1
     tracer.stack = ModuleStack(model, tracer.entered, tracer.left)
     tracer.memory = remembering(model)
-    Size.on_number = tracer.used_as_number
+    listener = Listener(tracer)
+    Size.on_number = listener.forgets
     try:
-        with torch.no_grad(), tracer.memory, tracer, Listener(tracer):
+        with torch.no_grad(), tracer.memory, tracer, listener:
             output = run(model, example_inputs)
     except (TopiaristError, KeyboardInterrupt):
         raise
@@ -113,8 +131,7 @@ def _run(tracer: Tracer, model: nn.Module, example_inputs: Any) -> None:
 
 
 def _run_training_branch(tracer: Tracer, model: nn.Module, example_inputs: Any) -> None:
-    """Lets labels travel through what only runs in training, such as auxiliary classifiers. Buffers are restored."""
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    """Lets labels travel through what only runs in training, such as auxiliary classifiers."""
     seen = len(tracer.contractions), dict(tracer.outputs), dict(tracer.inputs), dict(tracer.statistics)
     model.train()
     try:
@@ -125,9 +142,6 @@ def _run_training_branch(tracer: Tracer, model: nn.Module, example_inputs: Any) 
         model.eval()
         del tracer.contractions[seen[0] :]
         tracer.outputs, tracer.inputs, tracer.statistics = seen[1], seen[2], seen[3]
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                buffer.copy_(before[name])
 
 
 def regroup(
@@ -147,9 +161,10 @@ def regroup(
         if not open_:
             return graph
         for equation in open_:
-            if equation.number and equation.module not in frozen:
+            steady = equation.module not in tracer.unsteady
+            if equation.number and steady and tracer.numbers[equation.module] and equation.module not in frozen:
                 frozen |= {equation.module}
-            elif equation.site is not None and not equation.number:
+            elif equation.site is not None and steady and equation.site[:2] not in shimmed:
                 shimmed |= {equation.site[:2]}
             else:
                 reason = f"a size computed at {equation.line} in {equation.module or 'the model'} cannot follow a cut"
@@ -180,10 +195,12 @@ def _grouped(
 def _violated(graph: Graph) -> list[Equation]:
     """The sizes that some keep leaves wrong: a few random keeps of every group are tried, no model is run."""
     random = np.random.default_rng(0)
-    for trial in range(4):
+    for trial in range(6):
         keep = {}
         for team in graph.groups:
-            count = int(random.integers(1, team.units)) if trial else max(1, team.units // 2)
+            count = max(1, team.units // 2)
+            if trial:  # a group in two stays whole, the others keep any number
+                count = int(random.integers(1, team.units)) if random.random() < 0.5 else team.units
             mask = torch.zeros(team.units, dtype=torch.bool)
             mask[torch.from_numpy(random.permutation(team.units)[:count])] = True
             keep[team.name] = mask

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +16,21 @@ from torch import Tensor, nn
 
 Hook = Callable[[str, int, Any], None]
 
-SIZED = {"view", "reshape", "unflatten", "expand", "split", "split_with_sizes", "pad"}
+
+class Ratio(NamedTuple):
+    """What a size should be, to what the program asks for, both at the traced batch."""
+
+    right: int
+    asked: int
+
+
+SIZED = {"view", "reshape", "unflatten", "expand", "broadcast_to", "split", "split_with_sizes", "pad"}
 NUMBERS = {"mul", "__mul__", "__rmul__", "div", "__truediv__", "__rtruediv__", "__div__", "__rdiv__", "true_divide"}
-NUMBERS |= {"multiply", "divide", "mul_", "div_", "__imul__", "__itruediv__"}
+NUMBERS |= {"multiply", "divide", "mul_", "div_", "__imul__", "__itruediv__", "tensor"}
 
 
 def kind_of(func: Any) -> str | None:
-    """What a shim could correct in a call: its ``"sizes"``, the ``"number"`` it scales by, or its attention ``"scale"``."""
+    """What a shim could correct in a call: its ``"sizes"``, a ``"number"`` to multiply by, or attention's ``"scale"``."""
     if func is F.scaled_dot_product_attention:
         return "scale"
     name = getattr(func, "__name__", "")
@@ -32,7 +40,7 @@ def kind_of(func: Any) -> str | None:
 def sizes_argument(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], int]:
     """The sizes that a sized call was given, and the output axis of the first one (for a split: the axis)."""
     name = func.__name__
-    if name in ("view", "reshape", "expand"):
+    if name in ("view", "reshape", "expand", "broadcast_to"):
         given = kwargs.get("shape", kwargs.get("size", args[1:]))
         given = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
         return list(given), 0
@@ -47,14 +55,15 @@ def sizes_argument(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     return list(given) if isinstance(given, (tuple, list)) else [given], int(dim) % args[0].ndim
 
 
-def with_sizes(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], sizes: Sequence[int | None]) -> Any:
-    """Runs a sized call with some of its sizes replaced."""
+def with_sizes(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], ratios: Sequence[Ratio | None]) -> Any:
+    """Runs a sized call with some of its sizes corrected: multiplied by a ratio, so that a batch in them may vary."""
     given, axis = sizes_argument(func, args, kwargs)
     right = list(given)
-    for slot, size in enumerate(sizes):
-        right[slot] = given[slot] if size is None else size
+    for slot, ratio in enumerate(ratios):
+        if ratio is not None and given[slot] != -1:
+            right[slot] = given[slot] * ratio.right // ratio.asked
     name = func.__name__
-    if name in ("view", "reshape", "expand"):
+    if name in ("view", "reshape", "expand", "broadcast_to"):
         return func(args[0], right)
     if name == "unflatten":
         return func(args[0], axis, right)
@@ -71,7 +80,7 @@ class ModuleStack:
     def __init__(self, model: nn.Module, on_enter: Hook | None = None, on_exit: Hook | None = None) -> None:
         self.names = [""]
         self.calls: Counter[str] = Counter()
-        self._correctable = [0]
+        self.kinds: list[list[str]] = [[]]
         self._handles = []
         for name, module in model.named_modules():
 
@@ -79,27 +88,30 @@ class ModuleStack:
                 if on_enter is not None:
                     on_enter(name, self.calls[name], args)
                 self.names.append(name)
-                self._correctable.append(0)
+                self.kinds.append([])
 
             def leave(_: nn.Module, args: Any, output: Any, name: str = name) -> None:
                 if on_exit is not None:
                     on_exit(name, self.calls[name], output)
                 self.calls[name] += 1
                 self.names.pop()
-                self._correctable.pop()
+                self.kinds.pop()
 
             self._handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
 
     @property
     def top(self) -> str:
+        """Name of the innermost running module."""
         return self.names[-1]
 
-    def count(self) -> int:
+    def count(self, kind: str) -> int:
         """Counts a correctable call in every running module; returns its number in the innermost one."""
-        self._correctable = [n + 1 for n in self._correctable]
-        return self._correctable[-1]
+        for running in self.kinds:
+            running.append(kind)
+        return len(self.kinds[-1])
 
     def close(self) -> None:
+        """Takes the hooks off."""
         for handle in self._handles:
             handle.remove()
 

@@ -56,6 +56,7 @@ class MultiheadAttention(nn.MultiheadAttention):
 
     @classmethod
     def fits(cls, module: nn.Module) -> bool:
+        """Whether a module is one that this class can stand in for."""
         return type(module) is nn.MultiheadAttention and module.bias_k is None and not module.add_zero_attn
 
     @classmethod

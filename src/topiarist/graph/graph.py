@@ -84,6 +84,11 @@ class Group:
         """The module outputs that carry the units, in the order of execution."""
         return tuple(self.find_sites)
 
+    @property
+    def of_weights(self) -> bool:
+        """Whether its units are single weights of one tensor."""
+        return self.slices[0].axis is None
+
     def by_role(self, role: str) -> tuple[Slice, ...]:
         """The slices that play one role (see `Slice`)."""
         return tuple(part for part in self.slices if part.role == role)

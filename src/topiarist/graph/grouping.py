@@ -11,8 +11,8 @@ import torch
 from scipy.sparse import csr_matrix
 
 from topiarist.graph.graph import Group, Site, Slice
-from topiarist.graph.labels import FREE
-from topiarist.graph.lines import Classes, Unit
+from topiarist.graph.labels import labelled
+from topiarist.graph.lines import Classes, Units
 from topiarist.graph.tracer import Tracer
 
 
@@ -31,11 +31,11 @@ class Grouped:
     first: dict[str, int]
 
 
-def group(tracer: Tracer, classes: Classes, units: Sequence[Unit]) -> Grouped:
+def group(tracer: Tracer, classes: Classes, units: Units) -> Grouped:
     """Sorts units into groups, and finds their slices."""
     axes = [classes.of[labels] for _, _, labels in tracer.sources]
     guarded = axes + [classes.of[part] for part in tracer.parts]
-    members = _indicator([u.classes for u in units], classes.count)
+    members = _indicator(units, classes.count)
     counts = _counts(guarded, classes.count) @ members  # axes × units: positions of a unit on an axis
     counts = counts.tocoo()
     sizes = np.array([len(a) for a in guarded], dtype=np.int64)
@@ -44,16 +44,17 @@ def group(tracer: Tracer, classes: Classes, units: Sequence[Unit]) -> Grouped:
     present = np.zeros(len(units), dtype=bool)
     present[counts.col[counts.row < len(axes)]] = True
     teams = _teams(counts.row, counts.col, counts.data, units, np.flatnonzero(legal & present))
-    order = np.concatenate([np.array(team) for team in teams]) if teams else np.empty(0, dtype=np.int64)
+    order = np.concatenate([*teams, np.empty(0, dtype=np.int64)])
     blocks = _blocks(axes, members[:, order], [len(team) for team in teams])
     return _named(tracer, units, classes, members, teams, blocks)
 
 
-def _indicator(sets: Sequence[np.ndarray], rows: int) -> csr_matrix:
-    """Rows × sets: 1 where a set holds a row."""
-    columns = np.repeat(np.arange(len(sets)), [len(s) for s in sets])
-    places = np.concatenate(sets) if len(sets) else np.empty(0, dtype=np.int64)
-    return csr_matrix((np.ones(len(places), dtype=np.int64), (places, columns)), shape=(rows, len(sets)))
+def _indicator(units: Units, rows: int) -> csr_matrix:
+    """Classes × units: 1 where a unit holds a class."""
+    sizes = [len(unit.classes) for unit in units.closed]
+    columns = np.concatenate([np.repeat(np.arange(len(sizes)), sizes), len(sizes) + np.arange(len(units.plain))])
+    places = np.concatenate([*(unit.classes for unit in units.closed), units.plain])
+    return csr_matrix((np.ones(len(places), dtype=np.int64), (places, columns)), shape=(rows, len(units)))
 
 
 def _counts(axes: Sequence[np.ndarray], count: int) -> csr_matrix:
@@ -63,20 +64,21 @@ def _counts(axes: Sequence[np.ndarray], count: int) -> csr_matrix:
     return csr_matrix((np.ones(len(columns), dtype=np.int64), (rows, columns)), shape=(len(axes), count))
 
 
-Teams = list[list[int]]
+Teams = list[np.ndarray]
 
 
-def _teams(
-    rows: np.ndarray, columns: np.ndarray, data: np.ndarray, units: Sequence[Unit], legal: np.ndarray
-) -> Teams:
-    """Units with the same counts on every axis: told by a random 64-bit sum over the axes, a fingerprint."""
-    random = np.random.default_rng(0).integers(1, 2**63, size=int(rows.max(initial=0)) + 1, dtype=np.uint64)
+def _teams(rows: np.ndarray, columns: np.ndarray, data: np.ndarray, units: Units, legal: np.ndarray) -> Teams:
+    """Units with the same counts on every axis and the same roles: told by a random 64-bit sum, a fingerprint."""
+    generator = np.random.default_rng(0)
+    random = generator.integers(1, 2**63, size=int(rows.max(initial=0)) + 1, dtype=np.uint64)
     fingerprint = np.zeros(len(units), dtype=np.uint64)
     np.add.at(fingerprint, columns, random[rows] * data.astype(np.uint64))
-    teams: dict[tuple[int, tuple[tuple[int, int], ...]], list[int]] = defaultdict(list)
-    for u in legal.tolist():
-        teams[int(fingerprint[u]), units[u].roles].append(u)
-    return [team for team in teams.values() if len(team) > 1]
+    kinds = {roles: k for k, roles in enumerate({unit.roles: None for unit in units.closed})}
+    salts = generator.integers(1, 2**63, size=len(kinds), dtype=np.uint64)
+    fingerprint[: len(units.closed)] += salts[[kinds[unit.roles] for unit in units.closed]]
+    order = legal[np.argsort(fingerprint[legal], kind="stable")]
+    borders = np.flatnonzero(np.diff(fingerprint[order])) + 1
+    return [team for team in np.split(order, borders) if len(team) > 1]
 
 
 Block = tuple[int, np.ndarray]
@@ -107,11 +109,11 @@ def _blocks(axes: Sequence[np.ndarray], members: csr_matrix, sizes: Sequence[int
 
 
 def _named(
-    tracer: Tracer, units: Sequence[Unit], classes: Classes, members: csr_matrix, teams: Teams, blocks: list[list[Block]]
+    tracer: Tracer, units: Units, classes: Classes, members: csr_matrix, teams: Teams, blocks: list[list[Block]]
 ) -> Grouped:
     """Gives groups their names and stages, in the order in which the network produces them."""
     marks = _Marks(tracer)
-    drafts = []
+    drafts: list[tuple[tuple[int, int], tuple[Slice, ...], str, np.ndarray]] = []
     for team, block in zip(teams, blocks, strict=True):
         slices, births = [], []
         for axis, positions in block:
@@ -125,14 +127,18 @@ def _named(
         rank = np.argsort(slices[0].positions[:, 0].numpy(), kind="stable")
         ordered = tuple(replace(part, positions=part.positions[rank]) for part in slices)
         stage = marks.stage(int(tracer.sources[axis][2][positions[0, 0]]))
-        drafts.append((births[lead], ordered, stage, [team[r] for r in rank]))
+        drafts.append((births[lead], ordered, stage, team[rank]))
     drafts.sort(key=lambda draft: draft[0])
-    names = _names([(slices[0].tensor, units[team[0]].column) for _, slices, _, team in drafts])
-    groups, first, order = [], {}, []
-    for name, (_, slices, stage, team) in zip(names, drafts, strict=True):
+    closed = len(units.closed)
+    columns = [bool(team[0] < closed and units.closed[team[0]].column) for _, _, _, team in drafts]
+    names = _names([(slices[0].tensor, column) for (_, slices, _, _), column in zip(drafts, columns, strict=True)])
+    groups: list[Group] = []
+    first: dict[str, int] = {}
+    order: list[int] = []
+    for name, (_, placed, stage, team) in zip(names, drafts, strict=True):
         first[name] = len(order)
-        order += team
-        groups.append(Group(name, len(team), slices, stage, _Sites(tracer, classes, members[:, team])))
+        order += team.tolist()
+        groups.append(Group(name, len(team), placed, stage, _Sites(tracer, classes, members[:, team])))
     return Grouped(tuple(groups), members[:, order], first)
 
 
@@ -180,7 +186,7 @@ class _Sites:
     def __iter__(self) -> Iterator[Site]:
         for (module, _), leaves in self.tracer.outputs.items():
             for axis, vector in enumerate(leaves[0].vectors if leaves else ()):
-                if vector is None or vector is FREE:
+                if not labelled(vector):
                     continue
                 held = self.members[self.classes.of[vector]].tocoo()
                 per_unit = np.bincount(held.col, minlength=self.members.shape[1])

@@ -7,10 +7,10 @@ This file knows nothing of torch: it is the algebra that the operators' rules (`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -19,10 +19,29 @@ from topiarist.errors import TopiaristError
 Labels = np.ndarray
 """int64 ``(length,)``: one label for each position on an axis."""
 
-Vector = Labels | None
-"""The labels of an axis; ``None``: the axis is fixed; `FREE`: it was expanded from size 1 and adapts to anything."""
+class Request(NamedTuple):
+    """A size that the program asked for: its value, and the call and slot where a shim could correct it."""
 
-FREE: Labels = np.empty(0, dtype=np.int64)
+    value: int
+    slot: int | None
+    call: int | None
+
+
+@dataclass(eq=False)
+class Free:
+    """An axis that was expanded from size 1: it takes the labels of whatever it meets.
+
+    Attributes:
+        requests: sizes that the program gave for it; they must follow those labels.
+        bound: the labels that it met first.
+    """
+
+    requests: list[Request] = field(default_factory=list)
+    bound: Labels | None = None
+
+
+Vector = Labels | Free | None
+"""The labels of an axis; ``None``: the axis is fixed; `Free`: it takes what it meets."""
 
 
 class Origin(NamedTuple):
@@ -48,9 +67,9 @@ class Line:
     origin: int
 
 
-def labelled(vector: Vector) -> bool:
+def labelled(vector: Vector) -> TypeGuard[Labels]:
     """Whether an axis carries labels, so that positions on it could die."""
-    return vector is not None and vector is not FREE
+    return isinstance(vector, np.ndarray)
 
 
 class LabelAlgebra:
@@ -60,11 +79,13 @@ class LabelAlgebra:
         count: labels given out so far; 0 is the pinned one.
         unions: ``(a, b, origin)``: the labels ``a[i]`` and ``b[i]`` die together.
         lines: the equations of split and merged axes.
+        on_bound: told of each size that was asked for a free axis, once its labels are known.
         origins: who wrote what.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, on_bound: Callable[[Request, Labels], None]) -> None:
         self.count = 1
+        self.on_bound = on_bound
         self.limit = limit
         self.unions: list[tuple[Labels, Labels, int]] = []
         self.lines: list[Line] = []
@@ -84,11 +105,12 @@ class LabelAlgebra:
 
     @property
     def origin(self) -> int:
+        """Index of what is writing unions now."""
         return len(self.origins) - 1
 
     def pin(self, vector: Vector, reason: str) -> None:
         """Nothing on this axis may be cut."""
-        if vector is None or vector is FREE:
+        if not labelled(vector):
             return
         last = self.origins[-1]
         self.origins.append(Origin(reason, last.module, last.line))
@@ -96,22 +118,40 @@ class LabelAlgebra:
 
     def unify(self, a: Vector, b: Vector, reason: str = "") -> Vector:
         """Two axes meet position by position: what dies on one dies on the other."""
-        if a is FREE:
-            return b
-        if b is FREE:
-            return a
+        if isinstance(a, Free):
+            return self._bind(a, b)
+        if isinstance(b, Free):
+            return self._bind(b, a)
         if a is None or b is None:
             self.pin(a, reason or "meets an axis of fixed size")
             self.pin(b, reason or "meets an axis of fixed size")
             return None
+        if len(a) != len(b):
+            raise ValueError(f"{len(a)} positions meet {len(b)}")
         if a is not b:
             self.unions.append((a, b, self.origin))
         return a
 
+    def _bind(self, free: Free, other: Vector) -> Vector:
+        """A free axis takes the labels that it meets; those that it meets later are united with them."""
+        if other is None:
+            self.pin(free.bound, "meets an axis of fixed size")
+            return None
+        if isinstance(other, Free):
+            if other.bound is not None:
+                return self._bind(free, other.bound)
+            return free
+        if free.bound is None:
+            free.bound = other
+            for request in free.requests:
+                self.on_bound(request, other)
+            return other
+        return self.unify(free.bound, other)
+
     def split(self, vector: Vector, sizes: Sequence[int]) -> list[Vector]:
         """The labels of the factors when an axis is seen as rows and columns."""
-        if vector is None or vector is FREE:
-            return [vector] * len(sizes)
+        if not labelled(vector):
+            return [_adaptive([vector]) for _ in sizes]
         whole = vector.reshape(tuple(sizes))
         varying = [k for k in range(whole.ndim) if not (whole == whole.take([0], k)).all()]
         if not varying:
@@ -135,12 +175,10 @@ class LabelAlgebra:
 
     def merge(self, vectors: Sequence[Vector], sizes: Sequence[int]) -> Vector:
         """The labels of an axis that flattens rows and columns."""
-        if all(v is FREE for v in vectors):
-            return FREE
         live = [k for k, v in enumerate(vectors) if labelled(v)]
         if not live:
-            return None
-        factors = [v for v in vectors if v is not None and v is not FREE]
+            return _adaptive(vectors)
+        factors = [v for v in vectors if labelled(v)]
         if len(live) == 1:
             whole = factors[0]
         else:
@@ -180,6 +218,12 @@ class LabelAlgebra:
                 mine, parts = parts[: len(inner)], parts[len(inner) :]
                 out[k] = mine[0] if len(inner) == 1 else self.merge(mine, inner)
         return out
+
+
+def _adaptive(vectors: Sequence[Vector]) -> Free | None:
+    """A new free axis made of free ones that nobody sized; else a fixed one."""
+    adapts = all(isinstance(v, Free) and not v.requests and v.bound is None for v in vectors)
+    return Free() if adapts else None
 
 
 def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:

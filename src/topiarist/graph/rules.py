@@ -7,7 +7,7 @@ touches: that can cost compression, never correctness.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,6 +37,7 @@ class Call:
         return self.given[name]
 
     def get(self, name: str, default: Any = None) -> Any:
+        """An argument that not every overload has."""
         return self.given.get(name, default)
 
     @property
@@ -46,6 +47,7 @@ class Call:
 
     @property
     def outputs(self) -> list[Tensor]:
+        """The tensors among the outputs, in order."""
         return tensors_in(self.out)
 
     @property
@@ -55,10 +57,12 @@ class Call:
 
     @property
     def traced(self) -> Traced:
+        """What travels with `x`."""
         return self._tracer.of(self.x)
 
     @property
     def vectors(self) -> list[Vector]:
+        """The labels of the axes of `x`, as a list of its own."""
         return list(self.traced.vectors)
 
     def dims(self, name: str = "dim") -> list[int]:

@@ -46,7 +46,9 @@ def convolution(t: Tracer, c: Call) -> None:
         out = t.algebra.unify(out, t.vectors_of(bias)[0])
     repeats = x.shape[0] * prod(x.shape[2:] if c["transposed"] else c.out.shape[2:])
     t.contract(repeats, *zip(weight.shape, kernel, strict=True), weight=t.of(weight).source)
-    t.put(c.out, [batch, out] + [None] * (c.out.ndim - 2), t.of(weight).zero)
+    zero = t.of(weight).zero and (bias is None or t.of(bias).zero)
+    zero = zero and (not labelled(batch) or (bias is None and t.of(x).zero))
+    t.put(c.out, [batch, out] + [None] * (c.out.ndim - 2), zero)
 
 
 def _grouped(t: Tracer, c: Call, channels: Vector, zero: bool) -> Vector:
@@ -61,7 +63,7 @@ def _grouped(t: Tracer, c: Call, channels: Vector, zero: bool) -> Vector:
     if c.out.shape[1] > groups:
         mine, _ = t.algebra.split(out, [groups, c.out.shape[1] // groups])
     rows = t.algebra.unify(rows, mine, INPUT)
-    t.asks(t.call[1][0] if t.call[1] else groups, rows)
+    t.asks(t.call[0] if t.call else groups, rows)
     return out
 
 
@@ -75,7 +77,7 @@ def _transposed(t: Tracer, c: Call, channels: Vector, zero: bool) -> tuple[Vecto
         if c["weight"].shape[0] > groups:
             rows, _ = t.algebra.split(reads, [groups, c["weight"].shape[0] // groups])
         out = t.algebra.merge([rows, out], [groups, c["weight"].shape[1]])
-        t.asks(t.call[1][0] if t.call[1] else groups, rows)
+        t.asks(t.call[0] if t.call else groups, rows)
     return out, reads
 
 
@@ -97,7 +99,8 @@ def product(t: Tracer, c: Call) -> None:
     if t.of(right).source and right.ndim == 2:
         t.mark(b[0], "input")
         t.mark(b[1], "output", str(max(1, left.shape[0] // t.batch)))
-    zero = all(t.of(side).zero or not labelled(vectors[k]) for side, k in ((left, 0), (right, -1)) if vectors)
+    ends = [(left, a[:-1]), (right, b[:-2] + b[-1:] if right.ndim > 1 else ())]
+    zero = all(t.of(side).zero or not any(labelled(v) for v in outer) for side, outer in ends)
     t.put(c.out, vectors, zero)
     if isinstance(added, Tensor):
         if t.of(added).source and added.ndim == 1:

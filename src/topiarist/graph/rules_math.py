@@ -83,9 +83,11 @@ def pointwise(t: Tracer, c: Call) -> None:
 )  # fmt: skip
 def reduction(t: Tracer, c: Call) -> None:
     if len(c.tensors) > 1:
-        return pointwise(t, c)  # max(x, y)
+        pointwise(t, c)  # max(x, y)
+        return
     dims = c.dims()
-    additive = c.name in ("sum", "norm", "linalg_vector_norm") and c.traced.zero
+    order = c.get("ord", c.get("p"))
+    additive = c.traced.zero and c.name in ("sum", "norm", "linalg_vector_norm") and (order is None or order > 0)
     for d in dims:
         if not additive:
             t.algebra.pin(c.vectors[d], f"{c.name} over the axis depends on every position")
@@ -118,7 +120,8 @@ def batch_norm(t: Tracer, c: Call) -> None:
     if in_training(c.func, c.given):
         t.mixes("batch", [v if d != 1 else None for d, v in enumerate(vectors)])
     shifted = c.get("bias")
-    t.put(c.outputs[0], vectors, c.traced.zero if shifted is None else t.of(shifted).zero)
+    elsewhere = any(labelled(v) for d, v in enumerate(vectors) if d != 1)  # dead there becomes the shift
+    t.put(c.outputs[0], vectors, c.traced.zero if shifted is None else t.of(shifted).zero and not elsewhere)
 
 
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
@@ -132,10 +135,11 @@ def layer_norm(t: Tracer, c: Call) -> None:
                 t.mark(vector, role)
                 vectors[first + k] = t.algebra.unify(vectors[first + k], vector)
     for k, size in enumerate(shape):
-        written = t.call[1][k] if k < len(t.call[1]) else size
+        written = t.call[k] if k < len(t.call) else size
         t.asks(written, vectors[first + k])
     t.mixes("layer", [*([None] * first), *vectors[first:]])
-    t.put(c.outputs[0], vectors, zero=True)
+    elsewhere = any(labelled(v) for v in vectors[:first])  # dead there becomes the shift
+    t.put(c.outputs[0], vectors, not elsewhere or (c.traced.zero and c.get("bias") is None))
 
 
 @rule("native_group_norm")
@@ -146,11 +150,13 @@ def group_norm(t: Tracer, c: Call) -> None:
         if isinstance(affine, Tensor):
             t.mark(t.vectors_of(affine)[0], role)
             vectors[1] = t.algebra.unify(vectors[1], t.vectors_of(affine)[0])
+    for vector in vectors[2:]:
+        t.algebra.pin(vector, "group norm over the axis depends on every position")
     if groups > 1:
         rows, _ = t.algebra.split(vectors[1], [groups, c.x.shape[1] // groups])
-        t.asks(t.call[1][0] if t.call[1] else groups, rows)
+        t.asks(t.call[0] if t.call else groups, rows)
     t.mixes("group", [None, vectors[1]] + [None] * (len(vectors) - 2))
-    t.put(c.outputs[0], vectors, zero=True)
+    t.put(c.outputs[0], vectors, not labelled(vectors[0]))
 
 
 @rule("spatial")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from topiarist.graph.labels import FREE, Vector, labelled
+from topiarist.graph.labels import Free, Request, Vector, labelled
 from topiarist.graph.rules import Call, rule
 from topiarist.graph.tracer import Tracer
 
@@ -62,19 +62,22 @@ def squeeze(t: Tracer, c: Call) -> None:
 @rule("expand")
 def expand(t: Tracer, c: Call) -> None:
     new = c.out.ndim - c.x.ndim
-    grown = [FREE if c.x.shape[d] == 1 < c.out.shape[d + new] else v for d, v in enumerate(c.vectors)]
-    t.put(c.out, [FREE] * new + grown, c.traced.zero)
+    grown = [Free() if c.x.shape[d] == 1 < c.out.shape[d + new] else v for d, v in enumerate(c.vectors)]
+    t.put(c.out, [Free() for _ in range(new)] + grown, c.traced.zero)
 
 
 @rule("repeat")
 def repeat(t: Tracer, c: Call) -> None:
     new = c.out.ndim - c.x.ndim
-    vectors: list[Vector] = [FREE] * new
-    for vector, size, times in zip(c.vectors, c.x.shape, c["repeats"][new:], strict=True):
-        if times == 1 or vector is None or vector is FREE:
-            vectors.append(FREE if size == 1 < times else vector)
+    sizes, olds = [1] * new + list(c.x.shape), [None] * new + c.vectors
+    vectors: list[Vector] = []
+    for vector, size, times in zip(olds, sizes, c["repeats"], strict=True):
+        if times == 1:
+            vectors.append(vector)
+        elif size == 1:
+            vectors.append(Free([Request(_as_written(t, times), None, None)]))
         else:
-            vectors.append(np.tile(vector, times))
+            vectors.append(np.tile(vector, times) if labelled(vector) else None)
     t.put(c.out, vectors, c.traced.zero)
 
 
@@ -97,7 +100,9 @@ def unbind(t: Tracer, c: Call) -> None:
 def slice_(t: Tracer, c: Call) -> None:
     vectors, dim = c.vectors, c["dim"] % c.x.ndim
     vector = vectors[dim]
-    if vector is not None and vector is not FREE:
+    if labelled(vector):
+        if c["step"] != 1:
+            t.algebra.pin(vector, "taken in steps along the axis")
         begin, end, _ = slice(c["start"], c["end"], c["step"]).indices(len(vector))
         for border, given, part in ((begin, c["start"], vector[:begin]), (end, c["end"], vector[:end])):
             if 0 < border < len(vector):
@@ -111,14 +116,14 @@ def slice_(t: Tracer, c: Call) -> None:
 
 def _as_written(t: Tracer, value: int) -> Any:
     """The integer as the program gave it, so that it remembers; the plain value where it did not."""
-    return next((given for given in t.call[1] if isinstance(given, int) and abs(given) == value), value)
+    return next((given for given in t.call if isinstance(given, int) and abs(given) == value), value)
 
 
 @rule("split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes", "split_copy", "split_with_sizes_copy")
 def split(t: Tracer, c: Call) -> None:
     vectors, dim = c.vectors, c["dim"] % c.x.ndim
     vector = vectors[dim]
-    if vector is not None and vector is not FREE and "sizes" not in c.name and len(c.out) > 1:
+    if labelled(vector) and "sizes" not in c.name and len(c.out) > 1:
         size = c.out[0].shape[dim]
         if len(vector) % size:
             t.algebra.pin(vector, "split into unequal parts by one size")
@@ -129,7 +134,7 @@ def split(t: Tracer, c: Call) -> None:
     begin = 0
     for part in c.out:
         end = begin + part.shape[dim]
-        if vector is not None and vector is not FREE:
+        if labelled(vector):
             t.parts.append(vector[begin:end])
             vectors[dim] = t.parts[-1]
         t.put(part, vectors, c.traced.zero)
@@ -146,9 +151,10 @@ def cat(t: Tracer, c: Call) -> None:
             if d != dim:
                 vectors[d] = t.algebra.unify(vectors[d], vector)
     along = [t.vectors_of(part)[dim] for part in parts]
+    vectors[dim] = along[0] if len(parts) == 1 else None
     if any(labelled(v) for v in along):
         vectors[dim] = np.concatenate([
-            v if v is not None and v is not FREE else np.zeros(part.shape[dim], dtype=np.int64)
+            v if labelled(v) else np.zeros(part.shape[dim], dtype=np.int64)
             for v, part in zip(along, parts, strict=True)
         ])
     t.put(c.out, vectors, all(t.of(part).zero for part in parts))
@@ -169,7 +175,7 @@ def pad(t: Tracer, c: Call) -> None:
     for k in range(len(amounts) // 2):
         dim, (before, after) = c.x.ndim - 1 - k, amounts[2 * k : 2 * k + 2]
         vector = vectors[dim]
-        if vector is None or vector is FREE or not (before or after):
+        if not labelled(vector) or not (before or after):
             continue
         if min(before, after) < 0:
             t.algebra.pin(vector, "cropped by padding with a negative amount")
@@ -191,7 +197,7 @@ def flip(t: Tracer, c: Call) -> None:
     turned = c.dims("dims")
     t.put(
         c.out,
-        [v[::-1] if d in turned and v is not None and v is not FREE else v for d, v in enumerate(c.vectors)],
+        [v[::-1] if d in turned and labelled(v) else v for d, v in enumerate(c.vectors)],
         c.traced.zero,
     )
 

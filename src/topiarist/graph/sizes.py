@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import nn
 
 
 class Attribute(NamedTuple):
-    """An integer of a module; `index` tells the entry where the attribute is a tuple or list."""
+    """An integer of a module; `entry` tells which one where the attribute is a tuple or list."""
 
     module: str
     name: str
-    index: int | None
+    entry: int | None
 
 
 class Length(NamedTuple):
@@ -80,6 +81,7 @@ class Size(int):
 
     expression: Expression
     on_number: Callable[[Size], None] | None = None
+    """Told whenever a size is made a plain float."""
 
     def __new__(cls, value: int, expression: Expression) -> Size:
         size = super().__new__(cls, value)
@@ -93,13 +95,36 @@ class Size(int):
         return int(self)
 
 
+class Number(float):
+    """A float that was computed from sizes."""
+
+    sizes: tuple[Size, ...]
+
+    def __new__(cls, value: float, sizes: tuple[Size, ...]) -> Number:
+        number = super().__new__(cls, value)
+        number.sizes = sizes
+        return number
+
+    def __reduce__(self) -> tuple[type[float], tuple[float]]:
+        return float, (float(self),)
+
+    def __deepcopy__(self, memo: object) -> float:
+        return float(self)
+
+
+def sizes_of(value: Any) -> tuple[Size, ...]:
+    """The sizes that a number was computed from."""
+    return (value,) if isinstance(value, Size) else value.sizes if isinstance(value, Number) else ()
+
+
 def _arithmetic(name: str, reflected: bool) -> Callable[[Size, Any], Any]:
     plain = getattr(int, f"__{'r' if reflected else ''}{name}__")
 
     def method(self: Size, other: Any) -> Any:
+        if isinstance(other, float):
+            result = getattr(float, f"__{'r' if reflected else ''}{name}__")(float(int(self)), other)
+            return Number(result, (self, *sizes_of(other)))
         if isinstance(other, bool) or not isinstance(other, int):
-            if isinstance(other, float) and Size.on_number is not None:
-                Size.on_number(self)
             return plain(int(self), other)
         left, right = (other, self) if reflected else (self, other)
         value = OPERATIONS[name](int(left), int(right))
@@ -108,25 +133,42 @@ def _arithmetic(name: str, reflected: bool) -> Callable[[Size, Any], Any]:
     return method
 
 
-def _as_number(name: str) -> Callable[..., Any]:
-    plain = getattr(int, name)
+def _as_number(kind: type[int] | type[float], name: str) -> Callable[..., Any]:
+    """Arithmetic whose result is no longer a size."""
 
-    def method(self: Size, *others: Any) -> Any:
-        if Size.on_number is not None:
-            Size.on_number(self)
-        return plain(int(self), *others)
+    def method(self: Any, *others: Any) -> Any:
+        operands = [int(o) if isinstance(o, Size) else float(o) if isinstance(o, Number) else o for o in others]
+        value = getattr(kind, name)(kind(self), *operands)
+        if value is NotImplemented and isinstance(self, Size) and all(isinstance(o, float) for o in operands):
+            value = getattr(float, name)(float(int(self)), *operands)
+        if not isinstance(value, (int, float)):
+            return value
+        return Number(value, (*sizes_of(self), *(s for o in others for s in sizes_of(o))))
 
     return method
+
+
+def _as_float(self: Size) -> float:
+    """``float(size)`` and ``math.sqrt(size)`` forget where they came from, so the tracer is told."""
+    if Size.on_number is not None:
+        Size.on_number(self)
+    return float(int(self))
 
 
 for _name in OPERATIONS:
     setattr(Size, f"__{_name}__", _arithmetic(_name, reflected=False))
     setattr(Size, f"__r{_name}__", _arithmetic(_name, reflected=True))
-for _name in ("__pow__", "__rpow__", "__truediv__", "__rtruediv__", "__float__"):
-    setattr(Size, _name, _as_number(_name))
+for _name in ("__pow__", "__rpow__", "__truediv__", "__rtruediv__"):
+    setattr(Size, _name, _as_number(int, _name))
+for _name in ("add", "sub", "mul", "truediv", "pow"):
+    setattr(Number, f"__{_name}__", _as_number(float, f"__{_name}__"))
+    setattr(Number, f"__r{_name}__", _as_number(float, f"__r{_name}__"))
+Number.__neg__ = _as_number(float, "__neg__")  # type: ignore[method-assign]
+Size.__float__ = _as_float  # type: ignore[assignment, method-assign]
 
 
 def expression_of(value: int) -> Expression:
+    """How a value was computed; a plain integer is a constant."""
     return value.expression if isinstance(value, Size) else int(value)
 
 
@@ -235,20 +277,30 @@ class remembering:  # noqa: N801  (reads as a verb in `with remembering(model):`
             module.__dict__[key] = value
         for module in self.model.modules():  # what the forward pass stored
             for key, value in module.__dict__.items():
-                if isinstance(value, Size):
-                    module.__dict__[key] = int(value)
+                module.__dict__[key] = _forgotten(value)
+
+
+def _forgotten(value: Any) -> Any:
+    """A value without memory; other values as they are."""
+    if isinstance(value, Size):
+        return int(value)
+    if isinstance(value, Number):
+        return float(value)
+    if type(value) in (tuple, list, torch.Size) and any(isinstance(entry, (Size, Number)) for entry in value):
+        return type(value)([_forgotten(entry) for entry in value])
+    return value
 
 
 def assign(model: nn.Module, values: Mapping[Attribute, int]) -> None:
     """Writes solved attributes into a model."""
     for attribute, value in values.items():
         module = model.get_submodule(attribute.module)
-        if attribute.index is None:
+        if attribute.entry is None:
             module.__dict__[attribute.name] = value
         else:
             old = module.__dict__[attribute.name]
             entries = list(old)
-            entries[attribute.index] = value
+            entries[attribute.entry] = value
             module.__dict__[attribute.name] = type(old)(entries)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,9 +15,10 @@ from scipy.sparse.csgraph import breadth_first_order
 from torch import Tensor
 
 from topiarist.errors import TopiaristError
-from topiarist.graph.labels import FREE, Labels, Vector
+from topiarist.graph.calls import Ratio
+from topiarist.graph.labels import Labels, Vector, labelled
 from topiarist.graph.lines import Classes, Rectangles
-from topiarist.graph.sizes import Attribute, Equation, kept_length, leaves, solve
+from topiarist.graph.sizes import Attribute, Equation, evaluate, kept_length, leaves, solve
 from topiarist.graph.tracer import Contraction, Tracer
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 class Correction(NamedTuple):
     """What a shim puts right in a module's forward: sizes by call, and numbers by call that keep their values."""
 
-    sizes: Mapping[int, tuple[int | None, ...]]
+    sizes: Mapping[int, tuple[Ratio | None, ...]]
     numbers: Mapping[int, float]
 
 
@@ -56,6 +58,7 @@ class Solution:
 
     @property
     def contractions(self) -> Sequence[Contraction]:
+        """The products of the network, for its costs."""
         return self.trace.contractions
 
     def dead(self, keep: Keep) -> np.ndarray:
@@ -69,7 +72,7 @@ class Solution:
 
     def kept(self, vector: Vector, dead: np.ndarray) -> Tensor | None:
         """Indices that survive on an axis; None where all do."""
-        if vector is None or vector is FREE:
+        if not labelled(vector):
             return None
         gone = dead[self.classes.of[vector]]
         return torch.from_numpy(np.flatnonzero(~gone)) if gone.any() else None
@@ -88,32 +91,36 @@ class Solution:
     # sizes
 
     def length(self, dead: np.ndarray, vector: int) -> int:
+        """Kept length of a vector, by its index in the trace."""
         return kept_length(dead, self.classes.of[self.trace.vectors[vector]])
 
     def sizes(self, dead: np.ndarray) -> tuple[dict[Attribute, int], list[Equation]]:
         """The attributes' new values, and the equations that neither they nor the shims satisfy."""
-        open_ = [
-            e
-            for e in self.trace.equations
-            if not (e.site is not None and e.site[:2] in self.shimmed) and not (e.number and e.module in self.frozen)
-        ]
+        open_ = [e for e in self.trace.equations if not self._corrected(e)]
         return solve(open_, lambda vector: self.length(dead, vector), self.trace.memory.traced)
+
+    def _corrected(self, e: Equation) -> bool:
+        """Whether a shim sees to an equation."""
+        return e.module in self.frozen if e.number else e.site is not None and e.site[:2] in self.shimmed
 
     def corrections(self, dead: np.ndarray) -> dict[str, Correction]:
         """What the shims put right after a cut, by module."""
-        sizes: dict[str, dict[int, dict[int, int]]] = {}
-        widths: dict[tuple[str, int], int] = {}
+        solved, _ = self.sizes(dead)
+        sizes: dict[str, dict[int, dict[int, Ratio]]] = {}
         for e in self.trace.equations:
-            if e.site is not None and not e.number and e.site[:2] in self.shimmed:
-                value = e.value if e.wanted is None else self.length(dead, e.wanted)
-                sizes.setdefault(e.site.module, {}).setdefault(e.site.call, {})[e.site.slot] = value
-                key = (e.site.module, e.site.call)
-                widths[key] = max(widths.get(key, 0), e.site.slot + 1)
+            if e.number or e.site is None or not self._corrected(e):
+                continue
+            right = e.value if e.wanted is None else self.length(dead, e.wanted)
+            asked = evaluate(
+                e.expression, lambda a: solved.get(a, self.trace.memory.traced[a]), lambda k: self.length(dead, k)
+            )
+            if asked and asked != right:
+                sizes.setdefault(e.site.module, {}).setdefault(e.site.call, {})[e.site.slot] = Ratio(right, asked)
         found: dict[str, Correction] = {}
-        for module in {*sizes, *self.frozen}:
+        for module in sorted({*sizes, *self.frozen}):
             calls = sizes.get(module, {})
             found[module] = Correction(
-                {n: tuple(slots.get(k) for k in range(widths[module, n])) for n, slots in calls.items()},
+                {n: tuple(slots.get(k) for k in range(max(slots) + 1)) for n, slots in calls.items()},
                 dict(self.trace.numbers[module]) if module in self.frozen else {},
             )
         return found
@@ -136,7 +143,7 @@ class Solution:
 
     @cached_property
     def _chain(self) -> np.ndarray:
-        """For every label the one before it on a shortest chain of unions from label 0; negative where there is none."""
+        """For every label the one before it on a shortest chain of unions from label 0; negative: none."""
         unions, count = self.classes.unions, self.trace.algebra.count
         a = np.concatenate([u[0] for u in unions] or [np.empty(0, dtype=np.int64)])
         b = np.concatenate([u[1] for u in unions] or [np.empty(0, dtype=np.int64)])
@@ -174,6 +181,7 @@ class Solution:
         return f"{origin.what} ({where})" if where else origin.what
 
     def pinned(self, groups: Sequence[Group]) -> tuple[Pinned, ...]:
+        """Every axis that no unit of the groups sits on, with the reason."""
         from topiarist.graph.graph import Pinned
 
         free = {(part.tensor, part.axis) for group in groups for part in group.slices}
@@ -203,9 +211,9 @@ class Solution:
         for a, b, origin in self.classes.unions:
             edges.update({frozenset(pair): origin for pair in zip(a.tolist(), b.tolist(), strict=True)})
         steps = [f"axis {axis} of {tensor}"]
-        for here, there in zip(chain, chain[1:], strict=False):
-            origin = self.trace.algebra.origins[edges.get(frozenset((here, there)), 0)]
-            where = " ".join(part for part in (origin.module and f"in {origin.module}", origin.line) if part)
+        for here, there in pairwise(chain):
+            step = self.trace.algebra.origins[edges.get(frozenset((here, there)), 0)]
+            where = " ".join(part for part in (step.module and f"in {step.module}", step.line) if part)
             target = "must stay" if there == 0 else f"goes with {names.get(there, 'an activation')}"
-            steps.append(f"  {target}: {origin.what}{f' ({where})' if where else ''}")
+            steps.append(f"  {target}: {step.what}{f' ({where})' if where else ''}")
         return "\n".join(steps)

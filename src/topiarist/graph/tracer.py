@@ -1,8 +1,8 @@
 """The tracer: runs a network once and lets labels travel through it.
 
-Two modes listen. Below, a `TorchDispatchMode` sees every operator with its real tensors and applies the rule of its
-family (`rules_*.py`). Above, a `TorchFunctionMode` sees the calls as the program wrote them and notes the sizes that it
-asked for (`sizes.py`).
+Two modes listen. Below, the `Tracer` sees every operator with its real tensors and applies the rule of its family
+(`rules_*.py`). Above, the `Listener` (`listener.py`) sees the calls as the program wrote them and notes the sizes that
+it asked for (`sizes.py`).
 """
 
 from __future__ import annotations
@@ -12,18 +12,14 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from topiarist.errors import TopiaristError
-from topiarist.graph.calls import ModuleStack, kind_of, line_of_code, sizes_argument, tensors_in
-from topiarist.graph.labels import FREE, LabelAlgebra, Labels, Origin, Vector, labelled
-from topiarist.graph.sizes import Attribute, Equation, Length, Site, Size, expression_of, leaves, remembering
+from topiarist.graph.calls import ModuleStack, line_of_code, tensors_in
+from topiarist.graph.labels import Free, LabelAlgebra, Labels, Origin, Request, Vector, labelled
+from topiarist.graph.sizes import Equation, Expression, Length, Site, expression_of, leaves, remembering
 
 
 class Traced(NamedTuple):
@@ -76,6 +72,8 @@ class Tracer(TorchDispatchMode):
         statistics: normalisations by (module, call of the module, how many before in that call).
         outputs: vectors of each module's outputs, by (module, call).
         equations: sizes that the program asked for.
+        numbers: by module and call, the numbers that were computed from sizes.
+        unsteady: modules whose correctable calls differ between calls or modes, so that no shim can count them.
         parts: vectors of split axes, which no unit may empty.
         held: vectors that tensors carried, by the module that made them.
         unknown: operators without a rule, and how often.
@@ -84,7 +82,7 @@ class Tracer(TorchDispatchMode):
 
     def __init__(self, model: nn.Module, limit: int, deadline: float) -> None:
         super().__init__()
-        self.algebra = LabelAlgebra(limit)
+        self.algebra = LabelAlgebra(limit, self._bound)
         self.algebra.origins.append(Origin("", "", ""))
         self.deadline = deadline
         self.sources: list[tuple[str, int, Labels]] = []
@@ -95,6 +93,8 @@ class Tracer(TorchDispatchMode):
         self.outputs: dict[tuple[str, int], list[Traced]] = {}
         self.equations: list[Equation] = []
         self.numbers: dict[str, dict[int, float]] = defaultdict(dict)
+        self.kinds: dict[str, list[str]] = {}
+        self.unsteady: set[str] = set()
         self.vectors: list[Labels] = []
         self.unknown: Counter[str] = Counter()
         self.marks: list[Mark] = []
@@ -102,7 +102,7 @@ class Tracer(TorchDispatchMode):
         self.parts: list[Labels] = []
         self.touched: set[str] = set()
         self.types = {name: type(module) for name, module in model.named_modules()}
-        self.call: tuple[str, list[Any]] = ("", [])
+        self.call: list[Any] = []
         self.batch = 1
         self.stack: ModuleStack
         self.memory: remembering
@@ -126,6 +126,7 @@ class Tracer(TorchDispatchMode):
         return self._traced.get(tensor) or Traced((None,) * tensor.ndim)
 
     def vectors_of(self, tensor: Any) -> tuple[Vector, ...]:
+        """The labels of a tensor's axes."""
         return self.of(tensor).vectors
 
     def put(
@@ -139,12 +140,12 @@ class Tracer(TorchDispatchMode):
                     self.algebra.pin(vector, "a single position is taken out of the axis")
                 sent.append(None)
                 continue
-            if labelled(vector) and len(vector) != size:  # type: ignore[arg-type]
-                raise ValueError(f"{len(vector)} labels for an axis of {size}")  # type: ignore[arg-type]
+            if labelled(vector) and len(vector) != size:
+                raise ValueError(f"{len(vector)} labels for an axis of {size}")
             sent.append(vector)
         self._traced[tensor] = Traced(tuple(sent), zero, source)
         top = self.stack.top
-        self.held[top] += [v for v in sent if v is not None and v is not FREE]
+        self.held[top] += [v for v in sent if labelled(v)]
 
     def index_of(self, vector: Labels) -> int:
         """A number for a vector, by which equations refer to it."""
@@ -156,7 +157,8 @@ class Tracer(TorchDispatchMode):
     # what rules report
 
     def mark(self, vector: Vector, role: str, stage: str = "") -> None:
-        if vector is not None and vector is not FREE:
+        """Notes the role that a parameter's labels play."""
+        if labelled(vector):
             self.marks.append(Mark(vector, role, stage))
 
     def contract(self, *factors: int | Vector | tuple[int, Vector], weight: str | None = None) -> None:
@@ -174,26 +176,34 @@ class Tracer(TorchDispatchMode):
         self.statistics[(*call, self._mixing[call])] = Statistic(kind, tuple(vectors))
         self._mixing[call] += 1
 
-    def asks(self, value: Any, vector: Vector, slot: int | None = None, number: int | None = None) -> None:
+    def asks(self, value: Any, vector: Vector, slot: int | None = None, call: int | None = None) -> None:
         """An equation: the program gave `value` for an axis that carries `vector`."""
         if not isinstance(value, int) or isinstance(value, bool) or value == -1:
             return
+        if isinstance(vector, Free):
+            vector.requests.append(Request(value, slot, call))
+            if vector.bound is not None:
+                self._bound(vector.requests[-1], vector.bound)
+            return
         expression = expression_of(value)
         wanted: int | None = None
-        if vector is not None and vector is not FREE:
+        if labelled(vector):
             if len(vector) != value:
                 return
             wanted = self.index_of(vector)
-        elif vector is FREE or not any(isinstance(leaf, Length) for leaf in leaves(expression)):
+        elif not any(isinstance(leaf, Length) for leaf in leaves(expression)):
             return  # nothing that a cut could change
         top = self.stack.top
-        site = Site(top, number, slot) if slot is not None and number is not None else None
+        site = Site(top, call, slot) if slot is not None and call is not None else None
         self.equations.append(Equation(expression, int(value), wanted, site, False, top, line_of_code()))
 
-    def used_as_number(self, size: Size, site: Site | None = None, frozen: bool = True) -> None:
-        """A size became part of a value (a scale, a mean): it must keep its traced value."""
+    def _bound(self, request: Request, vector: Labels) -> None:
+        self.asks(request.value, vector, request.slot, request.call)
+
+    def used_as_number(self, expression: Expression, value: int, *, correctable: bool) -> None:
+        """A size became part of a value (a scale, a mean): it must keep its traced value, or a shim its number."""
         self.equations.append(
-            Equation(size.expression, int(size), None, site, frozen, self.stack.top, line_of_code())
+            Equation(expression, value, None, None, correctable, self.stack.top, line_of_code())
         )
 
     # the dispatch mode
@@ -234,140 +244,11 @@ class Tracer(TorchDispatchMode):
     # module hooks
 
     def entered(self, name: str, call: int, args: Any) -> None:
+        """Hook: remembers what travels into a module."""
         self.inputs[name, call] = [self.of(tensor) for tensor in tensors_in(args)]
 
     def left(self, name: str, call: int, output: Any) -> None:
+        """Hook: remembers what travels out of it, and whether its correctable calls are the same every time."""
+        if self.kinds.setdefault(name, self.stack.kinds[-1]) != self.stack.kinds[-1]:
+            self.unsteady.add(name)
         self.outputs[name, call] = [self.of(tensor) for tensor in tensors_in(output)]
-
-
-class Listener(TorchFunctionMode):
-    """Notes the sizes that the program asks for, and gives out those that remember."""
-
-    def __init__(self, tracer: Tracer) -> None:
-        super().__init__()
-        self.tracer = tracer
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in (torch.Tensor.shape.__get__, torch.Tensor.size):  # type: ignore[attr-defined]
-            return self._shape(func, args, kwargs)
-        if func in (torch.Tensor.numel, torch.Tensor.nelement, torch.numel):
-            return self._numel(args[0])
-        kind = kind_of(func)
-        name = getattr(func, "__name__", "")
-        tracer, before = self.tracer, self.tracer.call
-        number = tracer.stack.count() if kind is not None else None
-        if kind == "number" or kind == "scale":
-            self._note_number(kind, number, args, kwargs)
-        elif kind is None and not name.startswith("__get") and not _spatial(name):
-            for size in _sizes((args[1:], kwargs)):
-                tracer.used_as_number(size, frozen=False)
-        tracer.call = (name, _call_sizes(name, args, kwargs))
-        try:
-            out = func(*args, **kwargs)
-        finally:
-            tracer.call = before
-        if kind == "sizes":
-            self._note_sizes(func, args, kwargs, out, number)
-        return out
-
-    def _size(self, length: int, vector: Vector) -> int:
-        if vector is None or vector is FREE:
-            return int(length)
-        return Size(length, Length(self.tracer.index_of(vector)))
-
-    def _shape(self, func: Any, args: Any, kwargs: Any) -> Any:
-        tensor = args[0]
-        plain = func(*args, **kwargs)
-        vectors = self.tracer.vectors_of(tensor)
-        if not any(labelled(v) for v in vectors):
-            return plain
-        with torch._C.DisableTorchFunction():
-            shape = tuple(tensor.shape)
-        if isinstance(plain, int):
-            dim = (args[1] if len(args) > 1 else kwargs["dim"]) % len(shape)
-            return self._size(shape[dim], vectors[dim])
-        return torch.Size([self._size(n, v) for n, v in zip(shape, vectors, strict=True)])
-
-    def _numel(self, tensor: Tensor) -> int:
-        with torch._C.DisableTorchFunction():
-            shape = tuple(tensor.shape)
-        total = 1
-        for length, vector in zip(shape, self.tracer.vectors_of(tensor), strict=True):
-            total = self._size(length, vector) * total
-        return total
-
-    def _note_number(self, kind: str, number: int | None, args: Any, kwargs: Any) -> None:
-        tracer = self.tracer
-        assert number is not None
-        if kind == "scale":
-            scale = kwargs.get("scale", args[6] if len(args) > 6 else None)
-            with torch._C.DisableTorchFunction():
-                width = int(args[0].shape[-1])
-            tracer.numbers[tracer.stack.top][number] = float(width**-0.5 if scale is None else scale)
-            size = self._size(width, tracer.vectors_of(args[0])[-1])
-            if scale is None and isinstance(size, Size):
-                tracer.used_as_number(size, Site(tracer.stack.top, number, 0))
-            return
-        scalars = [a for a in args if isinstance(a, (int, float)) and not isinstance(a, bool)]
-        if scalars:
-            tracer.numbers[tracer.stack.top][number] = float(scalars[0])
-        for scalar in scalars:
-            if isinstance(scalar, Size):
-                tracer.used_as_number(scalar)
-
-    def _note_sizes(self, func: Any, args: Any, kwargs: Any, out: Any, number: int | None) -> None:
-        if len(args) > 1 and isinstance(args[1], torch.dtype):
-            return
-        given, axis = sizes_argument(func, args, kwargs)
-        if func.__name__ == "pad":
-            return self._note_pads(given, out, number)
-        if isinstance(out, Tensor):
-            vectors = self.tracer.vectors_of(out)
-            for slot, value in enumerate(given):
-                self.tracer.asks(value, vectors[axis + slot], slot, number)
-            return
-        parts = [self.tracer.vectors_of(part)[axis] for part in out]
-        for slot, value in enumerate(given):
-            self.tracer.asks(value, parts[slot], slot, number)
-
-
-    def _note_pads(self, given: Sequence[int], out: Tensor, number: int | None) -> None:
-        vectors = self.tracer.vectors_of(out)
-        for slot, amount in enumerate(given):
-            vector = vectors[out.ndim - 1 - slot // 2]
-            if vector is not None and vector is not FREE and amount > 0:
-                self.tracer.asks(amount, vector[:amount] if slot % 2 == 0 else vector[-amount:], slot, number)
-
-
-def _sizes(value: Any) -> list[Size]:
-    """The sizes that remember, anywhere in a nested argument."""
-    if isinstance(value, Size):
-        return [value]
-    if isinstance(value, dict):
-        return [s for entry in value.values() for s in _sizes(entry)]
-    if isinstance(value, (tuple, list)):
-        return [s for entry in value for s in _sizes(entry)]
-    return []
-
-
-def _spatial(name: str) -> bool:
-    """Calls whose integers are kernels, strides and axes, or whose sizes a rule asks for itself."""
-    return any(part in name for part in ("conv", "pool", "norm", "pad", "interpolate", "fold", "permute", "transpose"))
-
-
-def _call_sizes(name: str, args: Any, kwargs: Any) -> list[Any]:
-    """The integers that a rule will ask for below: groups of a convolution or a norm, shapes, borders of slices."""
-    if "conv" in name:
-        return [kwargs.get("groups", args[6] if len(args) > 6 else 1)]
-    if name == "group_norm":
-        return [kwargs.get("num_groups", args[1] if len(args) > 1 else None)]
-    if name in ("layer_norm", "rms_norm"):
-        return list(kwargs.get("normalized_shape", args[1] if len(args) > 1 else ()))
-    return _sizes((args[1:], kwargs)) + [s for entry in _slices(args[1:]) for s in (entry.start, entry.stop)]
-
-
-def _slices(value: Any) -> list[slice]:
-    if isinstance(value, slice):
-        return [value]
-    return [s for entry in value for s in _slices(entry)] if isinstance(value, tuple) else []

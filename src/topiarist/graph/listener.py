@@ -1,0 +1,173 @@
+"""The listener: notes the sizes that the program asks for, and gives out integers that remember."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from topiarist.graph.calls import kind_of, sizes_argument, tensors_in
+from topiarist.graph.labels import Vector, labelled
+from topiarist.graph.sizes import Length, Size, sizes_of
+from topiarist.graph.tracer import Tracer
+
+OPAQUE = (F.multi_head_attention_forward,)
+"""Functions of torch that compute sizes within themselves, where nobody can listen."""
+
+LIKE = {"expand_as", "view_as", "reshape_as"}
+"""Functions that take their sizes from a second tensor."""
+
+POWERS = (1.0, -1.0, 0.5, -0.5, 0.25, -0.25)
+"""What code makes of a size when it scales by it: a mean, a square root."""
+
+
+class Listener(TorchFunctionMode):
+    """Sees the calls as the program wrote them."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+        self.forgotten: list[Size] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.Tensor.shape.__get__, torch.Tensor.size):  # type: ignore[attr-defined]
+            return self._shape(func, args, kwargs)
+        if func in (torch.Tensor.numel, torch.Tensor.nelement, torch.numel):
+            return self._numel(args[0])
+        tracer, before = self.tracer, self.tracer.call
+        kind, name = kind_of(func), getattr(func, "__name__", "")
+        call = tracer.stack.count(kind) if kind is not None else None
+        if call is not None and kind != "sizes":
+            self._note_number(kind, call, args, kwargs)
+        elif kind is None and not name.startswith("__get") and not _spatial(name):
+            self._note_values((args, kwargs))
+        tracer.call = _call_sizes(name, args, kwargs)
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            tracer.call = before
+        if call is not None and kind == "sizes":
+            self._note_sizes(func, args, kwargs, out, call)
+        elif name in LIKE:
+            for ours, theirs in zip(tracer.vectors_of(out), tracer.vectors_of(args[1]), strict=True):
+                tracer.algebra.unify(ours, theirs)
+        elif func in OPAQUE:
+            for tensor in tensors_in((args, kwargs)):
+                for vector in tracer.vectors_of(tensor):
+                    tracer.algebra.pin(vector, f"torch's own {name} computes sizes from it")
+        return out
+
+    def forgets(self, size: Size) -> None:
+        """A size was made a plain float: numbers that are a power of it are taken to come from it."""
+        self.forgotten.append(size)
+        self.tracer.used_as_number(size.expression, int(size), correctable=True)
+
+    def _size(self, length: int, vector: Vector) -> int:
+        return Size(length, Length(self.tracer.index_of(vector))) if labelled(vector) else int(length)
+
+    def _shape(self, func: Any, args: Any, kwargs: Any) -> Any:
+        tensor = args[0]
+        plain = func(*args, **kwargs)
+        vectors = self.tracer.vectors_of(tensor)
+        if not any(labelled(v) for v in vectors):
+            return plain
+        with torch._C.DisableTorchFunction():
+            shape = tuple(tensor.shape)
+        if isinstance(plain, int):
+            dim = (args[1] if len(args) > 1 else kwargs["dim"]) % len(shape)
+            return self._size(shape[dim], vectors[dim])
+        return torch.Size([self._size(n, v) for n, v in zip(shape, vectors, strict=True)])
+
+    def _numel(self, tensor: Tensor) -> int:
+        with torch._C.DisableTorchFunction():
+            shape = tuple(tensor.shape)
+        total = 1
+        for length, vector in zip(shape, self.tracer.vectors_of(tensor), strict=True):
+            total = self._size(length, vector) * total
+        return total
+
+    def _note_number(self, kind: str | None, call: int, args: Any, kwargs: Any) -> None:
+        """A call that multiplies or divides by a number: remembered where it comes from a size."""
+        tracer, top = self.tracer, self.tracer.stack.top
+        if kind == "scale":
+            given = kwargs.get("scale", args[6] if len(args) > 6 else None)
+            with torch._C.DisableTorchFunction():
+                width = self._size(int(args[0].shape[-1]), tracer.vectors_of(args[0])[-1])
+            scalars = [width] if given is None else [given]
+            value = float(int(width) ** -0.5 if given is None else given)
+        else:
+            scalars = [a for a in args if isinstance(a, (int, float)) and not isinstance(a, bool)]
+            value = scalars[0] if scalars else 0.0
+        for scalar in scalars:
+            sizes = sizes_of(scalar)
+            for size in sizes:
+                tracer.used_as_number(size.expression, int(size), correctable=True)
+            if sizes or (isinstance(scalar, float) and any(_is_power(scalar, s) for s in self.forgotten)):
+                plain = int(value) if isinstance(value, int) else float(value)
+                tracer.numbers[top][call] = plain
+
+    def _note_values(self, given: Any) -> None:
+        """Sizes handed to any other function are values that must stay."""
+        for value in _leaves(given):
+            for size in sizes_of(value):
+                self.tracer.used_as_number(size.expression, int(size), correctable=False)
+
+    def _note_sizes(self, func: Any, args: Any, kwargs: Any, out: Any, call: int) -> None:
+        if len(args) > 1 and isinstance(args[1], torch.dtype):
+            return
+        given, axis = sizes_argument(func, args, kwargs)
+        if func.__name__ == "pad":
+            self._note_pads(given, out, call)
+        elif isinstance(out, Tensor):
+            vectors = self.tracer.vectors_of(out)
+            for slot, value in enumerate(given):
+                self.tracer.asks(value, vectors[axis + slot], slot, call)
+        else:
+            parts = [self.tracer.vectors_of(part)[axis] for part in out]
+            for slot, value in enumerate(given):
+                self.tracer.asks(value, parts[slot], slot, call)
+
+    def _note_pads(self, given: Sequence[int], out: Tensor, call: int) -> None:
+        vectors = self.tracer.vectors_of(out)
+        for slot, amount in enumerate(given):
+            vector = vectors[out.ndim - 1 - slot // 2]
+            if labelled(vector) and amount > 0:
+                self.tracer.asks(amount, vector[:amount] if slot % 2 == 0 else vector[-amount:], slot, call)
+
+
+def _is_power(number: float, size: int) -> bool:
+    return any(abs(number - size**p) <= 1e-12 * abs(number) for p in POWERS)
+
+
+def _leaves(value: Any) -> list[Any]:
+    """The entries of a nested argument."""
+    if isinstance(value, dict):
+        return [leaf for entry in value.values() for leaf in _leaves(entry)]
+    if isinstance(value, (tuple, list)):
+        return [leaf for entry in value for leaf in _leaves(entry)]
+    return [value]
+
+
+def _spatial(name: str) -> bool:
+    """Calls whose integers are kernels, strides and axes, or whose sizes a rule asks for itself."""
+    return any(part in name for part in ("conv", "pool", "norm", "interpolate", "fold", "permute", "transpose"))
+
+
+def _call_sizes(name: str, args: Any, kwargs: Any) -> list[Any]:
+    """The integers that a rule will ask for below: groups of a convolution or a norm, shapes, borders of slices."""
+    if "conv" in name:
+        return [kwargs.get("groups", args[6] if len(args) > 6 else 1)]
+    if name == "group_norm":
+        return [kwargs.get("num_groups", args[1] if len(args) > 1 else None)]
+    if name in ("layer_norm", "rms_norm"):
+        return list(kwargs.get("normalized_shape", args[1] if len(args) > 1 else ()))
+    sizes = [value for value in _leaves((args[1:], kwargs)) if isinstance(value, Size)]
+    slices = [entry for entry in _leaves(args[1:]) if isinstance(entry, slice)]
+    return sizes + [border for entry in slices for border in (entry.start, entry.stop)]
+
+

@@ -1,0 +1,226 @@
+"""What methods need measured: one pass over the data, sums that merge.
+
+The statistics of `topiarist.measures` add to float64 sums, one set for each group. Sums of one batch, of ten, or of
+several machines add up to the same numbers, so that batches, micro-batches and ranks share the code.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
+
+from topiarist.errors import TopiaristError
+from topiarist.graph.calls import run, tensors_in
+from topiarist.measures import STATISTICS, Statistic, Watch
+
+if TYPE_CHECKING:
+    from topiarist.graph.graph import Graph
+
+__all__ = ["STATISTICS", "Loss", "Statistic", "Stats", "Watch", "collect", "covariance", "cross_entropy", "merge"]
+
+Loss = Callable[[Any, Any], Tensor]
+"""``(output, target)`` → the mean over the examples of the batch, a scalar."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stats:
+    """A model's tensors and what was measured of it.
+
+    Attributes:
+        tensors: every parameter and buffer by name, detached.
+        sums: ``(group, key)`` → float64 sum over all that was seen; the statistics name their keys.
+        model: the model itself, for methods that must run it in their own way.
+        batches: the data that was measured, likewise.
+    """
+
+    tensors: Mapping[str, Tensor]
+    sums: Mapping[tuple[str, str], Tensor] = field(default_factory=dict)
+    model: nn.Module | None = None
+    batches: Iterable[Any] | None = None
+
+    def tensor(self, name: str) -> Tensor:
+        """A parameter or buffer, detached.
+
+        Raises:
+            TopiaristError: the model has none of this name.
+        """
+        if name not in self.tensors:
+            near = difflib.get_close_matches(name, self.tensors, n=3)
+            hint = f": did you mean {' or '.join(near)}?" if near else ""
+            raise TopiaristError(
+                f"the model has no tensor {name!r}{hint or ': collect the statistics of the traced model'}"
+            )
+        return self.tensors[name]
+
+    def sum(self, group: str, key: str) -> Tensor:
+        """One sum of one group.
+
+        Raises:
+            TopiaristError: it was not measured.
+        """
+        if (group, key) not in self.sums:
+            raise TopiaristError(
+                f"{key!r} of the group {group!r} was not measured: collect what the method needs, on data it sees"
+            )
+        return self.sums[group, key]
+
+    def mean(self, group: str, key: str) -> Tensor:
+        """A sum divided by how often it was added to, ``key`` with its last part replaced by ``count``."""
+        return self.sum(group, key) / self.sum(group, f"{key.rpartition('.')[0]}.count")
+
+    def merge(self, other: Stats) -> Stats:
+        """The statistics of both, as if measured together: sums are added, tensors are the first one's."""
+        return replace(self, sums=_added(self.sums, other.sums))
+
+
+def merge(first: Stats, *others: Stats) -> Stats:
+    """The statistics of all, whatever the order; see `Stats.merge`."""
+    for other in others:
+        first = first.merge(other)
+    return first
+
+
+def covariance(stats: Stats, group: str, pool: Literal["max", "mean"] = "max") -> Tensor:
+    """``E[z z^T] - E[z] E[z]^T`` of a group's pooled responses, ``(units, units)``.
+
+    Raises:
+        TopiaristError: `Covariance` was not measured.
+    """
+    mean = stats.mean(group, f"covariance-{pool}.sum")
+    return stats.mean(group, f"covariance-{pool}.products") - torch.outer(mean, mean)
+
+
+_ELSEWHERE = ("weights", "training", "evaluations")
+"""What a method may need that is not measured here."""
+
+
+def cross_entropy(output: Any, target: Any) -> Tensor:
+    """Mean cross entropy of the first tensor in the output (its ``logits`` where it has some)."""
+    output = output.get("logits", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
+    return F.cross_entropy(tensors_in(output)[0], target)
+
+
+def collect(
+    model: nn.Module,
+    graph: Graph,
+    batches: Iterable[Any] | None = None,
+    needs: Collection[str | Statistic] = frozenset(),
+    *,
+    loss: Loss = cross_entropy,
+) -> Stats:
+    """Measures all that is needed in one pass over the data, in eval mode; the model is left as it was.
+
+    Args:
+        model: the traced model.
+        graph: its groups.
+        batches: inputs, or pairs ``(inputs, target)``; inputs are a tensor, a tuple of arguments (in a pair) or a dict
+            of keyword arguments. They go to the model's device. May be left out if nothing has to be measured.
+        needs: names in `STATISTICS` or statistics; ``"weights"``, ``"training"`` and ``"evaluations"`` ask nothing of
+            this function.
+        loss: mean over the examples of a batch, for statistics that need gradients.
+
+    Returns:
+        The model's tensors and the sums.
+
+    Raises:
+        TopiaristError: a tensor holds NaN, there is no such statistic, or data or targets are missing.
+    """
+    tensors = {name: tensor.detach() for name, tensor in _named_tensors(model)}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.isnan().any():
+            raise TopiaristError(f"the tensor {name!r} holds NaN: restore a good checkpoint or train at a lower rate")
+    wanted = _statistics(needs)
+    watch = Watch()
+    if wanted:
+        if batches is None:
+            raise TopiaristError(f"{wanted[0].name} must be measured: pass data, batches of inputs or (inputs, target)")
+        _measure(model, graph, batches, wanted, watch, loss)
+    return Stats(tensors, watch.sums, model, batches)
+
+
+def _measure(
+    model: nn.Module, graph: Graph, batches: Iterable[Any], wanted: list[Statistic], watch: Watch, loss: Loss
+) -> None:
+    """Runs the model over the data with the statistics hooked in."""
+    backward = any(statistic.gradients for statistic in wanted)
+    device = next((tensor.device for _, tensor in _named_tensors(model)), torch.device("cpu"))
+    handles: list[RemovableHandle] = []
+    seen = 0
+    with _eval_mode(model), torch.enable_grad() if backward else torch.no_grad():
+        try:
+            for statistic in wanted:
+                handles += statistic.watch(model, graph, watch)
+            for batch in batches:
+                inputs, target = _parted(batch)
+                output = run(model, _moved(inputs, device))
+                seen += 1
+                if backward:
+                    if target is None:
+                        raise TopiaristError("gradients need targets: pass batches as pairs (inputs, target)")
+                    examples = len(tensors_in(inputs)[0])
+                    watch.backward(loss(output, _moved(target, device)) * examples)
+        finally:
+            for handle in handles:
+                handle.remove()
+    if not seen:
+        raise TopiaristError("there is no batch in the data: pass at least one")
+
+
+def _statistics(needs: Collection[str | Statistic]) -> list[Statistic]:
+    found: dict[str, Statistic] = {}
+    for need in needs:
+        if isinstance(need, str) and need not in STATISTICS:
+            if need in _ELSEWHERE:
+                continue
+            near = difflib.get_close_matches(need, STATISTICS, n=3) or STATISTICS
+            raise TopiaristError(f"there is no statistic {need!r}: take {', '.join(near)}")
+        statistic = STATISTICS[need] if isinstance(need, str) else need
+        found[statistic.name] = statistic
+    return [found[name] for name in sorted(found)]
+
+
+def _parted(batch: Any) -> tuple[Any, Any]:
+    """Inputs and target of a batch; the target is ``None`` where there is none."""
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return batch[0], batch[1]
+    if isinstance(batch, tuple | list) and len(batch) == 1:
+        return batch[0], None
+    return batch, None
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: _moved(entry, device) for key, entry in value.items()}
+    return type(value)(_moved(entry, device) for entry in value) if isinstance(value, tuple | list) else value
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _added(first: Mapping[tuple[str, str], Tensor], second: Mapping[tuple[str, str], Tensor]) -> dict[Any, Tensor]:
+    both = {key: first[key] + second[key] for key in first if key in second}
+    return {**first, **second, **both}
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and afterwards each module's own mode as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
