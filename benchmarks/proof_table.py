@@ -70,18 +70,22 @@ def non_degenerate(model: nn.Module, example: torch.Tensor) -> nn.Module:
 
 
 class SurvivorNorms(TorchFunctionMode):
-    """Normalises over survivors: their places are read off the zeroed affine weights, or off the slices."""
+    """Normalises over survivors: their places are those of the slices of the affine weights."""
 
-    def __init__(self, dead: dict[int, torch.Tensor], stack: list[str], by_module: dict[str, torch.Tensor]) -> None:
+    def __init__(self, alive: dict[int, torch.Tensor]) -> None:
         super().__init__()
-        self.dead, self.stack, self.by_module = dead, stack, by_module
+        self.alive = alive
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
         kwargs = kwargs or {}
+        if func is F.batch_norm and kwargs.get("training") and args[0].shape[0] == 1:  # weight standardisation
+            kept = torch.nonzero((args[0] != 0).any(dim=1)[0]).flatten()
+            out = func(args[0][:, :, kept], *args[1:], **kwargs)
+            return torch.zeros_like(args[0]).index_copy(2, kept, out)
         if func in (F.layer_norm, F.group_norm, getattr(F, "rms_norm", None)):
             x, size, weight, *rest = args if len(args) > 2 else (*args, kwargs.pop("weight", None))
             bias = rest.pop(0) if rest else kwargs.pop("bias", None)
-            alive = self.dead.get(id(weight))
+            alive = self.alive.get(id(weight))
             if alive is not None and not bool(alive.all()):
                 axis = 1 if func is F.group_norm else -1
                 kept = torch.nonzero(alive).flatten()
@@ -110,7 +114,7 @@ def reference(model: nn.Module, graph, keep, example: torch.Tensor):  # noqa: AN
                 tensor.index_fill_(part.axis, gone, 0)
                 if tensor.ndim == 1:
                     alive.setdefault(id(tensor), torch.ones(len(tensor), dtype=torch.bool))[gone] = False
-        with SurvivorNorms(alive, [], {}):
+        with SurvivorNorms(alive):
             return zeroed(example)
 
 

@@ -6,32 +6,27 @@ a pruned model without pickle, and carries a design from one network to another.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import tempfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors
 import torch
 from safetensors.torch import load_model as load_tensors
 from safetensors.torch import save_model as save_tensors
 from torch import Tensor, nn
 
+from topiarist.architecture_file import decode, encode
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, Group, Keep, Slice, checked_keep
-from topiarist.graph.calls import Ratio
+from topiarist.graph import Graph, Group, Keep, checked_keep
 from topiarist.graph.sizes import Attribute
 from topiarist.graph.solution import Correction
 from topiarist.surgery import Plan, carry_out, plan
 
-FORMAT = "topiarist.architecture"
-VERSION = 1
 WEIGHTS_FILE, SHAPE_FILE = "model.safetensors", "architecture.json"
 
 
@@ -115,60 +110,16 @@ class Architecture:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json`."""
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "groups": [
-                {
-                    "name": g.name,
-                    "units": g.units,
-                    "stage": g.stage,
-                    "kept": _pack(self.keep[g.name]),
-                    "slices": [
-                        [s.tensor, s.axis, s.role] + ([] if s.axis is None else [_runs(s.positions)]) for s in g.slices
-                    ],
-                }
-                for g in self.groups
-            ],
-            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
-            "sizes": [[*attribute, value] for attribute, value in self.sizes.items()],
-            "corrections": {
-                module: {
-                    "sizes": {str(n): list(slots) for n, slots in c.sizes.items()},
-                    "numbers": {str(n): value for n, value in c.numbers.items()},
-                }
-                for module, c in self.corrections.items()
-            },
-        }
+        return encode(self.groups, self.keep, self.shapes, self.sizes, self.corrections)
 
     @classmethod
     def from_json(cls, value: Any) -> Architecture:
         """The inverse of `to_json`.
 
         Raises:
-            TopiaristError: the value is no architecture, or of a version that this release does not know.
+            TopiaristError: the value is no architecture, damaged, or of a version that this release does not know.
         """
-        if not isinstance(value, dict) or value.get("format") != FORMAT:
-            raise TopiaristError("this is not an architecture of topiarist; give the JSON file that prune() wrote")
-        if value.get("version") != VERSION:
-            raise TopiaristError(
-                f"the architecture has version {value.get('version')!r}, this release reads {VERSION}; upgrade topiarist"
-            )
-        try:
-            groups = tuple(_group(entry) for entry in value["groups"])
-            keep = {e["name"]: _unpack(e["kept"], g.units) for e, g in zip(value["groups"], groups, strict=True)}
-            shapes = {name: tuple(shape) for name, shape in value["shapes"].items()}
-            sizes = {Attribute(module, name, index): new for module, name, index, new in value["sizes"]}
-            corrections = {
-                module: Correction(
-                    {int(n): tuple(s and Ratio(*map(int, s)) for s in t) for n, t in c["sizes"].items()},
-                    {int(n): v + 0 for n, v in c["numbers"].items()},
-                )
-                for module, c in value["corrections"].items()
-            }
-        except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
-            raise TopiaristError(f"the architecture is damaged ({error}); write it again with prune()") from error
-        return cls(groups, keep, shapes, sizes, corrections)
+        return cls(*decode(value))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the JSON file."""
@@ -186,51 +137,9 @@ class Architecture:
             value = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise TopiaristError(f"cannot read the architecture {path}: {error.strerror}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TopiaristError(f"{path} is not a JSON file ({error}); give the one that prune() wrote") from error
         return cls.from_json(value)
-
-
-def _group(entry: Mapping[str, Any]) -> Group:
-    units = int(entry["units"])
-    slices = []
-    for tensor, axis, role, *runs in entry["slices"]:
-        positions = torch.arange(units).unsqueeze(1) if axis is None else _positions(runs[0], units)
-        slices.append(Slice(str(tensor), axis, positions, str(role)))
-    return Group(str(entry["name"]), units, tuple(slices), str(entry["stage"]))
-
-
-def _pack(mask: Tensor) -> str:
-    """Bits as text: packed, compressed, base64."""
-    return base64.b64encode(zlib.compress(np.packbits(mask.numpy()).tobytes(), 9)).decode("ascii")
-
-
-def _unpack(text: str, units: int) -> Tensor:
-    decoder = zlib.decompressobj()
-    data = decoder.decompress(base64.b64decode(text, validate=True), (units + 7) // 8 + 1)
-    if len(data) != (units + 7) // 8:
-        raise ValueError("a mask of the wrong length")
-    return torch.from_numpy(np.unpackbits(np.frombuffer(data, dtype=np.uint8), count=units).astype(bool))
-
-
-def _runs(positions: Tensor) -> list[list[int]]:
-    """Positions, row by row, as runs of (start, count, step)."""
-    flat = positions.flatten().tolist()
-    runs: list[list[int]] = []
-    i = 0
-    while i < len(flat):
-        step = flat[i + 1] - flat[i] if i + 1 < len(flat) else 1
-        count = 1
-        while i + count < len(flat) and flat[i + count] - flat[i + count - 1] == step:
-            count += 1
-        runs.append([flat[i], count, step])
-        i += count
-    return runs
-
-
-def _positions(runs: list[list[int]], units: int) -> Tensor:
-    parts = [torch.arange(count) * step + start for start, count, step in runs]
-    return torch.cat(parts).view(units, -1)
 
 
 def _atomically(path: Path, write: Callable[[Path], object]) -> None:

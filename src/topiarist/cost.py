@@ -59,7 +59,7 @@ def cost(graph: Graph, keep: Keep | None = None) -> Cost:
     macs = sum(prod(kept(f) for f in c.factors) * density.get(c.weight or "", 1.0) for c in trace.contractions)
     axes = {(name, axis): labels for name, axis, labels in trace.sources}
     params = sum(
-        prod(kept(axes.get((name, axis), size)) for axis, size in enumerate(graph.shapes[name])) * density.get(name, 1.0)
+        prod(kept(axes.get((name, k), n)) for k, n in enumerate(graph.shapes[name])) * density.get(name, 1.0)
         for name in graph.parameters
     )
     return Cost(round(macs / trace.batch), round(params))

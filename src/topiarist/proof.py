@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, regroup
 from topiarist.graph.calls import ModuleStack, converted, run, tensors_in
-from topiarist.graph.labels import Labels
 from topiarist.surgery import copied, cut, mask
 
 TOLERANCE = 1e-10
@@ -200,10 +199,8 @@ def _pin_culprit(
             "exclude its groups from the budget"
         )
     reason = f"cannot be proved in {module or 'the model'} ({solution.trace.types[module].__name__}): {proof.reason}"
-    pins: list[tuple[Labels, str]] = [*solution.pins, *((labels, reason) for labels in carried)]
-    return regroup(
-        model, solution.trace, solution.rectangles, deadline, pins, solution.shimmed, solution.frozen
-    )
+    pins = (*solution.pins, *((labels, reason) for labels in carried))
+    return regroup(model, replace(solution, pins=pins), deadline)
 
 
 def _first_difference(model: nn.Module, graph: Graph, keep: Keep, inputs: Any) -> str:

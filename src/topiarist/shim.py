@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from topiarist.errors import TopiaristError
 from topiarist.graph.calls import kind_of, with_sizes
 from topiarist.graph.solution import Correction
 
@@ -56,6 +57,9 @@ class Shim:
 
 def install(model: nn.Module, corrections: dict[str, Correction]) -> None:
     """Shims the modules that need it."""
+    modules = dict(model.named_modules())
     for name, correction in corrections.items():
-        module = model.get_submodule(name)
+        if name not in modules:
+            raise TopiaristError(f"the model has no module {name!r}; it is not the model that was pruned")
+        module = modules[name]
         module.__dict__["forward"] = Shim(module, correction)

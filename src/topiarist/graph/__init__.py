@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,11 @@ import torch
 from torch import nn
 
 from topiarist.errors import TopiaristError
-from topiarist.graph.calls import ModuleStack, run, tensors_in
+from topiarist.graph.calls import ModuleStack, modes_restored, run, tensors_in
 from topiarist.graph.dropins import RECURRENT, swapped_in
 from topiarist.graph.graph import Graph, Group, Keep, Pinned, Scores, Site, Slice, checked_keep
 from topiarist.graph.grouping import group
-from topiarist.graph.labels import Labels
+from topiarist.graph.labels import Origin
 from topiarist.graph.lines import Rectangles, solve_lines
 from topiarist.graph.listener import Listener
 from topiarist.graph.sizes import Equation, Size, remembering
@@ -60,7 +61,7 @@ def trace(
     deadline = time.monotonic() + seconds
     check_finite(model)
     tracer = _listen(model, example_inputs, labels, deadline)
-    return regroup(model, tracer, rectangles, deadline)
+    return regroup(model, Solution(tracer, rectangles), deadline)
 
 
 def check_finite(model: nn.Module) -> None:
@@ -74,29 +75,26 @@ def check_finite(model: nn.Module) -> None:
 
 def _listen(model: nn.Module, example_inputs: Any, labels: int, deadline: float) -> Tracer:
     """Runs the model under the tracer; once more in train mode where eval mode leaves parameters untouched."""
-    modes = [(module, module.training) for module in model.modules()]
     fast = torch.backends.mha.get_fastpath_enabled()
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with swapped_in(model):
-            model.train()
-            model.eval()  # both, as some networks cache what eval mode needs
+        with swapped_in(model), modes_restored(model):
             tracer = Tracer(model, labels, deadline)
             _run(tracer, model, example_inputs)
             if not tracer.touched.issuperset(name for name, _ in model.named_parameters()):
                 _run_training_branch(tracer, model, example_inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, training in modes:
-            module.training = training
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 if name in buffers and not torch.equal(buffer, buffers[name]):
                     buffer.copy_(buffers[name])
     recurrent = {name for name, module in model.named_modules() if isinstance(module, RECURRENT)}
     for name, _, source in tracer.sources:
-        if name.rpartition(".")[0] in recurrent:
+        owner = name.rpartition(".")[0]
+        tracer.algebra.origins.append(Origin("", owner, ""))
+        if owner in recurrent:
             tracer.algebra.pin(source, "recurrent layer")
         elif name not in tracer.touched:
             tracer.algebra.pin(source, "no operator used it")
@@ -144,67 +142,65 @@ def _run_training_branch(tracer: Tracer, model: nn.Module, example_inputs: Any) 
         tracer.outputs, tracer.inputs, tracer.statistics = seen[1], seen[2], seen[3]
 
 
-def regroup(
-    model: nn.Module,
-    tracer: Tracer,
-    rectangles: Rectangles,
-    deadline: float,
-    pins: Sequence[tuple[Labels, str]] = (),
-    shimmed: frozenset[tuple[str, int]] = frozenset(),
-    frozen: frozenset[str] = frozenset(),
-) -> Graph:
-    """Solves a trace into a graph: groups the units, then pins or shims the sizes that no attribute can satisfy."""
-    pins = list(pins)
-    while True:
-        graph = _grouped(model, tracer, rectangles, deadline, pins, shimmed, frozen)
-        open_ = _violated(graph)
-        if not open_:
-            return graph
-        for equation in open_:
-            steady = equation.module not in tracer.unsteady
-            if equation.number and steady and tracer.numbers[equation.module] and equation.module not in frozen:
-                frozen |= {equation.module}
-            elif equation.site is not None and steady and equation.site[:2] not in shimmed:
-                shimmed |= {equation.site[:2]}
-            else:
-                reason = f"a size computed at {equation.line} in {equation.module or 'the model'} cannot follow a cut"
-                pins += [(vector, reason) for vector in graph.solution.vectors_in(equation)]
+def regroup(model: nn.Module, solution: Solution, deadline: float) -> Graph:
+    """Solves a trace into a graph: groups the units, then shims or pins the sizes that no attribute can satisfy.
 
-
-def _grouped(
-    model: nn.Module,
-    tracer: Tracer,
-    rectangles: Rectangles,
-    deadline: float,
-    pins: Sequence[tuple[Labels, str]],
-    shimmed: frozenset[tuple[str, int]],
-    frozen: frozenset[str],
-) -> Graph:
-    traced = len(tracer.algebra.unions)
-    for vector, reason in pins:
-        tracer.algebra.pin(vector, reason)
-    guarded = [source for _, _, source in tracer.sources] + tracer.parts
-    classes, units = solve_lines(tracer.algebra, guarded, rectangles, deadline)
-    del tracer.algebra.unions[traced:]
-    found = group(tracer, classes, units)
-    solution = Solution(tracer, classes, found.membership, found.first, shimmed, frozen, tuple(pins), rectangles)
+    Args:
+        model: the traced model.
+        solution: its trace, with what is known to be pinned, shimmed and frozen; the rest is solved anew.
+        deadline: `time.monotonic` by which it must be done.
+    """
     names = tuple(name for name, _ in model.named_parameters())
-    return Graph(found.groups, tracer.shapes, names, tuple(tracer.unknown), solution)
+    while True:
+        solution, groups = _grouped(solution, deadline)
+        while open_ := _violated(solution, groups):
+            known = solution
+            for equation in open_:
+                solution = _mended(solution, equation)
+            if solution.pins != known.pins:
+                break  # other units: group again
+        else:
+            return Graph(groups, solution.trace.shapes, names, tuple(solution.trace.unknown), solution)
 
 
-def _violated(graph: Graph) -> list[Equation]:
+def _grouped(solution: Solution, deadline: float) -> tuple[Solution, tuple[Group, ...]]:
+    trace = solution.trace
+    traced = len(trace.algebra.unions)
+    for vector, reason in solution.pins:
+        trace.algebra.pin(vector, reason)
+    guarded = [source for _, _, source in trace.sources] + trace.parts
+    classes, units = solve_lines(trace.algebra, guarded, solution.rectangles, deadline)
+    del trace.algebra.unions[traced:]
+    found = group(trace, classes, units)
+    return replace(solution, classes=classes, membership=found.membership, first=found.first), found.groups
+
+
+def _mended(solution: Solution, equation: Equation) -> Solution:
+    """Sees to an equation that attributes do not satisfy: by a shim where one can count the call, else by a pin."""
+    trace, module, site = solution.trace, equation.module, equation.site
+    if module not in trace.unsteady:
+        if equation.number and trace.numbers[module] and module not in solution.frozen:
+            return replace(solution, frozen=solution.frozen | {module})
+        if site is not None and site[:2] not in solution.shimmed:
+            return replace(solution, shimmed=solution.shimmed | {site[:2]})
+    reason = f"a size computed at {equation.line} in {module or 'the model'} cannot follow a cut"
+    pins = tuple((vector, reason) for vector in solution.vectors_in(equation))
+    return replace(solution, pins=solution.pins + pins)
+
+
+def _violated(solution: Solution, groups: Sequence[Group]) -> list[Equation]:
     """The sizes that some keep leaves wrong: a few random keeps of every group are tried, no model is run."""
     random = np.random.default_rng(0)
+    found: dict[int, Equation] = {}
     for trial in range(6):
         keep = {}
-        for team in graph.groups:
+        for team in groups:
             count = max(1, team.units // 2)
             if trial:  # a group in two stays whole, the others keep any number
                 count = int(random.integers(1, team.units)) if random.random() < 0.5 else team.units
             mask = torch.zeros(team.units, dtype=torch.bool)
             mask[torch.from_numpy(random.permutation(team.units)[:count])] = True
             keep[team.name] = mask
-        _, open_ = graph.solution.sizes(graph.solution.dead(keep))
-        if open_:
-            return open_
-    return []
+        _, open_ = solution.sizes(solution.dead(keep))
+        found.update({id(equation): equation for equation in open_})
+    return list(found.values())

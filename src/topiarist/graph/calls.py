@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ NUMBERS |= {"multiply", "divide", "mul_", "div_", "__imul__", "__itruediv__", "t
 
 
 def kind_of(func: Any) -> str | None:
-    """What a shim could correct in a call: its ``"sizes"``, a ``"number"`` to multiply by, or attention's ``"scale"``."""
+    """What a shim could correct in a call: its ``"sizes"``, a ``"number"`` to scale by, or attention's ``"scale"``."""
     if func is F.scaled_dot_product_attention:
         return "scale"
     name = getattr(func, "__name__", "")
@@ -116,6 +117,20 @@ class ModuleStack:
             handle.remove()
 
 
+@contextmanager
+def modes_restored(model: nn.Module) -> Iterator[None]:
+    """Drops what networks cache for eval mode, before and after, by train() and eval(); restores the modes."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()
+        for module, training in modes:
+            module.training = training
+
+
 def line_of_code() -> str:
     """``file:line`` of the user's code that is running: the innermost frame outside torch and this package."""
     frame = sys._getframe(1)
@@ -136,6 +151,8 @@ def tensors_in(value: Any) -> list[Tensor]:
     """The tensors of a nested value, in order: tuples, lists, dicts and dataclasses."""
     if isinstance(value, Tensor):
         return [value]
+    if value is None or isinstance(value, (int, float, str)):
+        return []
     if isinstance(value, dict):
         return [t for entry in value.values() for t in tensors_in(entry)]
     if isinstance(value, (tuple, list)):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -88,23 +89,21 @@ Block = tuple[int, np.ndarray]
 def _blocks(axes: Sequence[np.ndarray], members: csr_matrix, sizes: Sequence[int]) -> list[list[Block]]:
     """For each group the axes that it sits on, with the positions of its units."""
     found: list[list[Block]] = [[] for _ in sizes]
-    if not sizes:
+    if not sizes or not axes:
         return found
-    team_of = np.repeat(np.arange(len(sizes)), sizes)
-    begins = np.concatenate([[0], np.cumsum(sizes)])
     lengths = np.array([len(a) for a in axes])
-    held = members[np.concatenate(axes)].tocoo()
-    axis_of = np.repeat(np.arange(len(axes)), lengths)[held.row]
-    place = held.row - np.concatenate([[0], np.cumsum(lengths)])[axis_of]
-    order = np.lexsort((place, held.col, axis_of))
-    axis_of, place, unit = axis_of[order], place[order], held.col[order]
-    order = np.lexsort((team_of[unit], axis_of))
-    axis_of, place, unit = axis_of[order], place[order], unit[order]
-    key = axis_of.astype(np.int64) * len(sizes) + team_of[unit]
-    borders = np.flatnonzero(np.diff(key)) + 1
-    for part in np.split(np.arange(len(key)), borders):
-        team = int(team_of[unit[part[0]]])
-        found[team].append((int(axis_of[part[0]]), place[part].reshape(begins[team + 1] - begins[team], -1)))
+    begins = np.concatenate([[0], np.cumsum(lengths)])
+    held = members[np.concatenate(axes)]
+    place = np.repeat(np.arange(begins[-1]), np.diff(held.indptr))
+    axis_of = np.repeat(np.arange(len(axes)), lengths)[place]
+    units = int(sum(sizes))
+    order = np.argsort(axis_of * units + held.indices, kind="stable")  # by axis, then unit, then place
+    axis_of, place, unit = axis_of[order], (place - begins[axis_of])[order], held.indices[order]
+    key = axis_of * len(sizes) + np.repeat(np.arange(len(sizes)), sizes)[unit]
+    borders = [0, *(np.flatnonzero(np.diff(key)) + 1).tolist(), len(key)]
+    for begin, end in pairwise(borders):
+        axis, team = divmod(int(key[begin]), len(sizes))
+        found[team].append((axis, place[begin:end].reshape(sizes[team], -1)))
     return found
 
 
@@ -115,19 +114,15 @@ def _named(
     marks = _Marks(tracer)
     drafts: list[tuple[tuple[int, int], tuple[Slice, ...], str, np.ndarray]] = []
     for team, block in zip(teams, blocks, strict=True):
-        slices, births = [], []
-        for axis, positions in block:
-            name, dim, labels = tracer.sources[axis]
-            label = int(labels[positions[0, 0]])
-            slices.append(Slice(name, dim, torch.from_numpy(positions), marks.role(label)))
-            births.append((marks.birth(label), axis))
-        lead = births.index(min(births))
-        axis, positions = block[lead]
-        slices.insert(0, slices.pop(lead))
-        rank = np.argsort(slices[0].positions[:, 0].numpy(), kind="stable")
-        ordered = tuple(replace(part, positions=part.positions[rank]) for part in slices)
-        stage = marks.stage(int(tracer.sources[axis][2][positions[0, 0]]))
-        drafts.append((births[lead], ordered, stage, team[rank]))
+        labels = [int(tracer.sources[axis][2][positions[0, 0]]) for axis, positions in block]
+        birth, lead = min((marks.birth(label), k) for k, label in enumerate(labels))
+        rank = np.argsort(block[lead][1][:, 0], kind="stable")
+        slices = []
+        for k in (lead, *range(lead), *range(lead + 1, len(block))):
+            axis, positions = block[k]
+            name, dim, _ = tracer.sources[axis]
+            slices.append(Slice(name, dim, torch.from_numpy(positions[rank]), marks.role(labels[k])))
+        drafts.append(((birth, block[lead][0]), tuple(slices), marks.stage(labels[lead]), team[rank]))
     drafts.sort(key=lambda draft: draft[0])
     closed = len(units.closed)
     columns = [bool(team[0] < closed and units.closed[team[0]].column) for _, _, _, team in drafts]

@@ -7,7 +7,8 @@ touches: that can cost compression, never correctness.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,21 +18,33 @@ from topiarist.graph.calls import tensors_in
 from topiarist.graph.labels import Vector
 
 if TYPE_CHECKING:
-    from topiarist.graph.tracer import Traced, Tracer
+    from topiarist.graph.tracer import Tracer
 
 
 class Call:
-    """One operator call: its arguments by the names of its schema, and its output."""
+    """One operator call.
 
-    def __init__(self, tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+    Attributes:
+        name: of the operator, without its overload.
+        given: its arguments, by the names of its schema.
+        tensors: those among the arguments, in order.
+        x: the first of them, which most operators work on.
+        traced: what travels with `x`.
+        out: its output.
+    """
+
+    def __init__(
+        self, tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any, tensors: Sequence[Tensor]
+    ) -> None:
         self.name: str = func.overloadpacket.__name__
         self.func = func
         self.out = out
-        self.given = {
-            argument.name: args[k] if k < len(args) else kwargs.get(argument.name, argument.default_value)
-            for k, argument in enumerate(func._schema.arguments)
-        }
-        self._tracer = tracer
+        self.tensors = tensors
+        self.given = dict(_defaults(func))
+        self.given.update(zip(self.given, args, strict=False))
+        self.given.update(kwargs)
+        self.x = tensors[0]
+        self.traced = tracer.of(self.x)
 
     def __getitem__(self, name: str) -> Any:
         return self.given[name]
@@ -41,24 +54,9 @@ class Call:
         return self.given.get(name, default)
 
     @property
-    def tensors(self) -> list[Tensor]:
-        """The tensors among the arguments, in order."""
-        return tensors_in(list(self.given.values()))
-
-    @property
     def outputs(self) -> list[Tensor]:
         """The tensors among the outputs, in order."""
         return tensors_in(self.out)
-
-    @property
-    def x(self) -> Tensor:
-        """The first tensor, which most operators work on."""
-        return self.tensors[0]
-
-    @property
-    def traced(self) -> Traced:
-        """What travels with `x`."""
-        return self._tracer.of(self.x)
 
     @property
     def vectors(self) -> list[Vector]:
@@ -92,22 +90,34 @@ CONSTRUCTORS = {"new_zeros", "new_ones", "new_full", "new_empty", "new_empty_str
 CONSTRUCTORS |= {"_local_scalar_dense", "is_same_size", "empty_strided", "bernoulli_", "uniform_", "normal_"}
 
 
-def apply_rule(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any) -> bool:
+def apply_rule(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any, tensors: Sequence[Tensor]) -> bool:
     """Applies the rule of an operator; False where there is none."""
+    if func.overloadpacket.__name__ in CONSTRUCTORS:
+        return True
+    found = rule_of(func)
+    if found is None:
+        return False
+    found(tracer, Call(tracer, func, args, kwargs, out, tensors))
+    return True
+
+
+@cache
+def rule_of(func: Any) -> Rule | None:
+    """The rule of an operator: by its name, by its tag, or by its family."""
     from topiarist.graph import rules_contract, rules_math, rules_move  # noqa: F401  (they register themselves)
 
     name: str = func.overloadpacket.__name__
-    if name in CONSTRUCTORS:
-        return True
-    found = RULES.get(name)
-    if found is None and (torch.Tag.pointwise in func.tags or _inplace_pointwise(func)):
-        found = RULES["pointwise"]
-    if found is None and (family := _family(name)) is not None:
-        found = RULES[family]
-    if found is None:
-        return False
-    found(tracer, Call(tracer, func, args, kwargs, out))
-    return True
+    if name in RULES:
+        return RULES[name]
+    if torch.Tag.pointwise in func.tags or _inplace_pointwise(func):
+        return RULES["pointwise"]
+    family = _family(name)
+    return None if family is None else RULES[family]
+
+
+@cache
+def _defaults(func: Any) -> dict[str, Any]:
+    return {argument.name: argument.default_value for argument in func._schema.arguments}
 
 
 def _inplace_pointwise(func: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -19,7 +20,7 @@ ZERO_TO_ZERO = {
 """Pointwise functions with f(0) = 0: they keep dead positions at zero."""
 
 
-def broadcast(t: Tracer, tensors: list[Tensor], out: Tensor) -> list[Vector]:
+def broadcast(t: Tracer, tensors: Sequence[Tensor], out: Tensor) -> list[Vector]:
     """Unifies the vectors that meet on each axis of the output."""
     vectors: list[Vector] = [None] * out.ndim
     for d in range(out.ndim):

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from topiarist.errors import TopiaristError
+
 
 class Attribute(NamedTuple):
     """An integer of a module; `entry` tells which one where the attribute is a tuple or list."""
@@ -84,14 +86,17 @@ class Size(int):
     """Told whenever a size is made a plain float."""
 
     def __new__(cls, value: int, expression: Expression) -> Size:
+        """An int with its expression."""
         size = super().__new__(cls, value)
         size.expression = expression
         return size
 
     def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        """Pickles as a plain int."""
         return int, (int(self),)
 
     def __deepcopy__(self, memo: object) -> int:
+        """Copies as a plain int."""
         return int(self)
 
 
@@ -101,14 +106,17 @@ class Number(float):
     sizes: tuple[Size, ...]
 
     def __new__(cls, value: float, sizes: tuple[Size, ...]) -> Number:
+        """A float with the sizes in it."""
         number = super().__new__(cls, value)
         number.sizes = sizes
         return number
 
     def __reduce__(self) -> tuple[type[float], tuple[float]]:
+        """Pickles as a plain float."""
         return float, (float(self),)
 
     def __deepcopy__(self, memo: object) -> float:
+        """Copies as a plain float."""
         return float(self)
 
 
@@ -293,8 +301,18 @@ def _forgotten(value: Any) -> Any:
 
 def assign(model: nn.Module, values: Mapping[Attribute, int]) -> None:
     """Writes solved attributes into a model."""
+    modules = dict(model.named_modules())
     for attribute, value in values.items():
-        module = model.get_submodule(attribute.module)
+        module = modules.get(attribute.module)
+        held = None if module is None else module.__dict__.get(attribute.name)
+        entry = attribute.entry
+        if isinstance(held, (tuple, list)) and entry is not None and entry < len(held):
+            held = held[entry]
+        if module is None or type(held) is not int:
+            raise TopiaristError(
+                f"the model has no integer {attribute.name!r} in {attribute.module or 'itself'}; it is not the model "
+                "that was pruned"
+            )
         if attribute.entry is None:
             module.__dict__[attribute.name] = value
         else:

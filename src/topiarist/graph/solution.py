@@ -38,23 +38,23 @@ class Solution:
 
     Attributes:
         trace: the records of the run.
+        rectangles: which units of a rectangle are offered.
         classes: solved labels.
         membership: classes × units: which units hold a class.
         first: index of each group's first unit.
         shimmed: the (module, call) whose sizes a shim puts right, because no attribute can.
         frozen: modules whose numbers a shim holds at their traced values.
         pins: ``(labels, reason)`` beyond those of the trace.
-        rectangles: which units of a rectangle are offered.
     """
 
     trace: Tracer
-    classes: Classes
-    membership: csr_matrix
-    first: Mapping[str, int]
+    rectangles: Rectangles = "both"
+    classes: Classes = field(default_factory=lambda: Classes(np.zeros(1, dtype=np.int64), 0, 1, []), repr=False)
+    membership: csr_matrix = field(default_factory=lambda: csr_matrix((1, 0)), repr=False)
+    first: Mapping[str, int] = field(default_factory=dict)
     shimmed: frozenset[tuple[str, int]] = frozenset()
     frozen: frozenset[str] = frozenset()
     pins: tuple[tuple[Labels, str], ...] = field(default=(), repr=False)
-    rectangles: Rectangles = "both"
 
     @property
     def contractions(self) -> Sequence[Contraction]:

@@ -19,6 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from topiarist.errors import TopiaristError
 from topiarist.graph.calls import ModuleStack, line_of_code, tensors_in
 from topiarist.graph.labels import Free, LabelAlgebra, Labels, Origin, Request, Vector, labelled
+from topiarist.graph.rules import apply_rule
 from topiarist.graph.sizes import Equation, Expression, Length, Site, expression_of, leaves, remembering
 
 
@@ -209,8 +210,6 @@ class Tracer(TorchDispatchMode):
     # the dispatch mode
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        from topiarist.graph.rules import apply_rule
-
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if time.monotonic() > self.deadline:
@@ -225,7 +224,7 @@ class Tracer(TorchDispatchMode):
                 self.touched.add(source)
         if given:
             try:
-                known = apply_rule(self, func, args, kwargs, out)
+                known = apply_rule(self, func, args, kwargs, out, given)
             except (ValueError, IndexError, KeyError, TypeError, AssertionError, RuntimeError):
                 known = False
             if not known:

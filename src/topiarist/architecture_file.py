@@ -1,0 +1,194 @@
+"""The JSON of an architecture: how it is written, and how it is read from a file that nobody vouches for.
+
+Everything is checked before anything is allocated: a damaged file costs a sentence, not the memory of the machine.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import zlib
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from topiarist.errors import TopiaristError
+from topiarist.graph import Group, Keep, Slice
+from topiarist.graph.calls import Ratio
+from topiarist.graph.sizes import Attribute
+from topiarist.graph.solution import Correction
+
+FORMAT = "topiarist.architecture"
+VERSION = 1
+LARGEST = 1 << 40
+"""No tensor of a network has more elements, no attribute a larger value."""
+
+Parts = tuple[
+    tuple[Group, ...],
+    dict[str, Tensor],
+    dict[str, tuple[int, ...]],
+    dict[Attribute, int],
+    dict[str, Correction],
+]
+
+
+def encode(
+    groups: Sequence[Group],
+    keep: Keep,
+    shapes: Mapping[str, tuple[int, ...]],
+    sizes: Mapping[Attribute, int],
+    corrections: Mapping[str, Correction],
+) -> dict[str, Any]:
+    """Plain values for `json`; masks as packed bits, positions as runs of (start, count, step)."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "groups": [
+            {
+                "name": g.name,
+                "units": g.units,
+                "stage": g.stage,
+                "kept": _pack(keep[g.name]),
+                "slices": [[s.tensor, s.axis, s.role, None if g.of_weights else _runs(s.positions)] for s in g.slices],
+            }
+            for g in groups
+        ],
+        "shapes": {name: list(shape) for name, shape in shapes.items()},
+        "sizes": [[*attribute, value] for attribute, value in sizes.items()],
+        "corrections": {
+            module: {
+                "sizes": {str(n): [r and list(r) for r in slots] for n, slots in c.sizes.items()},
+                "numbers": {str(n): value for n, value in c.numbers.items()},
+            }
+            for module, c in corrections.items()
+        },
+    }
+
+
+def decode(value: Any) -> Parts:
+    """The inverse of `encode`.
+
+    Raises:
+        TopiaristError: the value is no architecture, damaged, or of a version that this release does not know.
+    """
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise TopiaristError("this is not an architecture of topiarist; give the JSON file that prune() wrote")
+    if value.get("version") != VERSION:
+        raise TopiaristError(
+            f"the architecture has version {value.get('version')!r}, this release reads {VERSION}; upgrade topiarist"
+        )
+    try:
+        shapes = {_text(name): _shape(shape) for name, shape in value["shapes"].items()}
+        groups = tuple(_group(entry, shapes) for entry in value["groups"])
+        keep = {g.name: _unpack(e["kept"], g.units) for e, g in zip(value["groups"], groups, strict=True)}
+        if len(keep) != len(groups):
+            raise ValueError("two groups of one name")
+        sizes = {
+            Attribute(_text(module), _text(name), None if entry is None else _count(entry)): _count(new, 1)
+            for module, name, entry, new in value["sizes"]
+        }
+        corrections = {_text(module): _correction(c) for module, c in value["corrections"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, zlib.error, binascii.Error) as error:
+        raise TopiaristError(f"the architecture is damaged ({error}); write it again with prune()") from error
+    return groups, keep, shapes, sizes, corrections
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} where a name belongs")
+    return value
+
+
+def _count(value: Any, least: int = 0) -> int:
+    if type(value) is not int or not least <= value <= LARGEST:
+        raise ValueError(f"{value!r} where a count belongs")
+    return value
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    shape = tuple(_count(n) for n in value)
+    elements = 1
+    for n in shape:
+        elements *= n
+    _count(elements)
+    return shape
+
+
+def _group(entry: Any, shapes: Mapping[str, tuple[int, ...]]) -> Group:
+    units = _count(entry["units"], 1)
+    slices = tuple(_slice(part, units, shapes) for part in entry["slices"])
+    if not slices:
+        raise ValueError("a group without slices")
+    return Group(_text(entry["name"]), units, slices, _text(entry["stage"]))
+
+
+def _slice(part: Any, units: int, shapes: Mapping[str, tuple[int, ...]]) -> Slice:
+    tensor, axis, role, runs = part
+    shape = shapes[_text(tensor)]
+    if axis is None:
+        if units != int(np.prod(shape, dtype=object)):
+            raise ValueError(f"{units} units in the {shape} of {tensor}")
+        return Slice(tensor, None, torch.arange(units).unsqueeze(1), _text(role))
+    size = shape[_count(axis)] if _count(axis) < len(shape) else 0
+    total = 0
+    for start, count, step in runs:
+        total += _count(count, 1)
+        if type(step) is not int or not 0 <= _count(start) < size or not 0 <= start + (count - 1) * step < size:
+            raise ValueError(f"positions beyond the axis {axis} of {tensor}")
+    if total % units or not units <= total <= size * units:
+        raise ValueError(f"{total} positions for {units} units in {tensor}")
+    places = torch.cat([torch.arange(count) * step + start for start, count, step in runs])
+    return Slice(tensor, axis, places.view(units, -1), _text(role))
+
+
+def _correction(value: Any) -> Correction:
+    sizes = {_key(n): tuple(_ratio(slot) for slot in slots) for n, slots in value["sizes"].items()}
+    numbers: dict[int, float] = {}
+    for n, number in value["numbers"].items():
+        if type(number) not in (int, float) or not isfinite(number):
+            raise ValueError(f"{number!r} where a number belongs")
+        numbers[_key(n)] = number
+    return Correction(sizes, numbers)
+
+
+def _key(text: str) -> int:
+    return _count(int(text), 1)
+
+
+def _ratio(value: Any) -> Ratio | None:
+    return None if value is None else Ratio(*(_count(part, 1) for part in value))
+
+
+def _pack(mask: Tensor) -> str:
+    """Bits as text: packed, compressed, base64."""
+    return base64.b64encode(zlib.compress(np.packbits(mask.numpy()).tobytes(), 9)).decode("ascii")
+
+
+def _unpack(text: Any, units: int) -> Tensor:
+    length = (units + 7) // 8
+    data = zlib.decompressobj().decompress(base64.b64decode(_text(text), validate=True), length + 1)
+    if len(data) != length:
+        raise ValueError("a mask of the wrong length")
+    mask = torch.from_numpy(np.unpackbits(np.frombuffer(data, dtype=np.uint8), count=units).astype(bool))
+    if not mask.any():
+        raise ValueError("a group that keeps nothing")
+    return mask
+
+
+def _runs(positions: Tensor) -> list[list[int]]:
+    """Positions, row by row, as runs of (start, count, step)."""
+    flat = positions.flatten().numpy()
+    runs: list[list[int]] = []
+    i = 0
+    while i < len(flat):
+        rest = np.diff(flat[i:])
+        step = int(rest[0]) if len(rest) else 1
+        breaks = np.flatnonzero(rest != step)
+        count = int(breaks[0]) + 1 if len(breaks) else len(rest) + 1
+        runs.append([int(flat[i]), count, step])
+        i += count
+    return runs
