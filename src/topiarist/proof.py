@@ -193,7 +193,9 @@ def _pin_culprit(
         for name, _, labels in solution.trace.sources
         if name.rpartition(".")[0] == module and solution.kept(labels, dead) is not None
     ]
-    if not carried:
+    inside = f"{module}." if module else ""
+    carried = carried or [labels for name, _, labels in solution.trace.sources if name.startswith(inside)]
+    if not carried or graph.groups == ():
         raise TopiaristError(
             f"the cut cannot be proved ({proof.reason}), and {module or 'the model'!r} carries nothing to pin; "
             "exclude its groups from the budget"

@@ -177,6 +177,8 @@ def _grouped(solution: Solution, deadline: float) -> tuple[Solution, tuple[Group
 
 def _mended(solution: Solution, equation: Equation) -> Solution:
     """Sees to an equation that attributes do not satisfy: by a shim where one can count the call, else by a pin."""
+    if solution.corrected(equation):
+        return solution  # by what the one before it needed
     trace, module, site = solution.trace, equation.module, equation.site
     if module not in trace.unsteady:
         if equation.number and trace.numbers[module] and module not in solution.frozen:

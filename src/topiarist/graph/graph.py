@@ -52,12 +52,14 @@ class Site:
         axis: axis of its output, counted from the front of the traced shape.
         positions: int64 ``(units, k)``, as in a `Slice`.
         kind: class name of the module, for example ``"Conv2d"`` or ``"ReLU"``.
+        call: which call of the module it is, where one forward pass calls it several times.
     """
 
     module: str
     axis: int
     positions: Tensor
     kind: str
+    call: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -179,7 +179,7 @@ class _Sites:
         self.tracer, self.classes, self.members = tracer, classes, members
 
     def __iter__(self) -> Iterator[Site]:
-        for (module, _), leaves in self.tracer.outputs.items():
+        for (module, call), leaves in self.tracer.outputs.items():
             for axis, vector in enumerate(leaves[0].vectors if leaves else ()):
                 if not labelled(vector):
                     continue
@@ -188,4 +188,5 @@ class _Sites:
                 if held.nnz and per_unit.min() == per_unit.max():
                     order = np.lexsort((held.row, held.col))
                     positions = held.row[order].reshape(len(per_unit), -1).astype(np.int64)
-                    yield Site(module, axis, torch.from_numpy(positions), self.tracer.types[module].__name__)
+                    kind = self.tracer.types[module].__name__
+                    yield Site(module, axis, torch.from_numpy(positions), kind, call)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from topiarist.graph.calls import kind_of, sizes_argument, tensors_in
 from topiarist.graph.labels import Vector, labelled
-from topiarist.graph.sizes import Length, Size, sizes_of
+from topiarist.graph.sizes import Length, Size, holds_constant, sizes_of
 from topiarist.graph.tracer import Tracer
 
 OPAQUE = (F.multi_head_attention_forward,)
@@ -21,9 +22,6 @@ OPAQUE = (F.multi_head_attention_forward,)
 LIKE = {"expand_as", "view_as", "reshape_as"}
 """Functions that take their sizes from a second tensor."""
 
-POWERS = (1.0, -1.0, 0.5, -0.5, 0.25, -0.25)
-"""What code makes of a size when it scales by it: a mean, a square root."""
-
 
 class Listener(TorchFunctionMode):
     """Sees the calls as the program wrote them."""
@@ -31,7 +29,7 @@ class Listener(TorchFunctionMode):
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()
         self.tracer = tracer
-        self.forgotten: list[Size] = []
+        self.seen: dict[str, dict[int, Size]] = defaultdict(dict)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -63,12 +61,29 @@ class Listener(TorchFunctionMode):
         return out
 
     def forgets(self, size: Size) -> None:
-        """A size was made a plain float: numbers that are a power of it are taken to come from it."""
-        self.forgotten.append(size)
-        self.tracer.used_as_number(size.expression, int(size), correctable=True)
+        """A size was made a plain float: see `_sources`."""
+        self.seen[self.tracer.stack.top].setdefault(int(size), size)
 
     def _size(self, length: int, vector: Vector) -> int:
-        return Size(length, Length(self.tracer.index_of(vector))) if labelled(vector) else int(length)
+        if not labelled(vector):
+            return int(length)
+        size = Size(length, Length(self.tracer.index_of(vector)))
+        return self.seen[self.tracer.stack.top].setdefault(length, size)
+
+    def _sources(self, value: Any) -> tuple[Size, ...]:
+        """The sizes that a number comes from.
+
+        Python forgets them in ``1.0 / C`` and ``math.sqrt(C)``: a float that is a power of a size which the running
+        module has seen is taken to come from it. Where it does not, the shim holds a constant at its own value.
+        """
+        known = sizes_of(value)
+        if known or not isinstance(value, float):
+            return known
+        top = self.tracer.stack.top
+        near = [n for n in (value**-4, value**-2, 1 / value, value, value**2, value**4) if n < 1e9] if value > 0 else []
+        whole = {round(n) for n in near if n > 1.5 and abs(n - round(n)) <= 1e-9 * n}
+        mine = [self.seen[top][n] for n in whole if n in self.seen[top]]
+        return tuple(mine) or tuple(size for n in whole for size in self.tracer.memory.sizes.get((top, n), ()))
 
     def _shape(self, func: Any, args: Any, kwargs: Any) -> Any:
         tensor = args[0]
@@ -104,17 +119,16 @@ class Listener(TorchFunctionMode):
             scalars = [a for a in args if isinstance(a, (int, float)) and not isinstance(a, bool)]
             value = scalars[0] if scalars else 0.0
         for scalar in scalars:
-            sizes = sizes_of(scalar)
+            sizes = self._sources(scalar)
             for size in sizes:
-                tracer.used_as_number(size.expression, int(size), correctable=True)
-            if sizes or (isinstance(scalar, float) and any(_is_power(scalar, s) for s in self.forgotten)):
-                plain = int(value) if isinstance(value, int) else float(value)
-                tracer.numbers[top][call] = plain
+                tracer.used_as_number(size.expression, int(size), correctable=not holds_constant(size.expression))
+            if sizes:
+                tracer.numbers[top][call] = int(value) if isinstance(value, int) else float(value)
 
     def _note_values(self, given: Any) -> None:
         """Sizes handed to any other function are values that must stay."""
         for value in _leaves(given):
-            for size in sizes_of(value):
+            for size in self._sources(value):
                 self.tracer.used_as_number(size.expression, int(size), correctable=False)
 
     def _note_sizes(self, func: Any, args: Any, kwargs: Any, out: Any, call: int) -> None:
@@ -138,10 +152,6 @@ class Listener(TorchFunctionMode):
             vector = vectors[out.ndim - 1 - slot // 2]
             if labelled(vector) and amount > 0:
                 self.tracer.asks(amount, vector[:amount] if slot % 2 == 0 else vector[-amount:], slot, call)
-
-
-def _is_power(number: float, size: int) -> bool:
-    return any(abs(number - size**p) <= 1e-12 * abs(number) for p in POWERS)
 
 
 def _leaves(value: Any) -> list[Any]:

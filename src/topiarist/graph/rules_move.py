@@ -111,7 +111,7 @@ def slice_(t: Tracer, c: Call) -> None:
                 t.asks(_as_written(t, abs(given)), part)
         vectors[dim] = vector[begin : end : c["step"]]
         t.parts.append(vectors[dim])
-    t.put(c.out, vectors, c.traced.zero)
+    t.put(c.out, vectors, c.traced.zero, c.traced.source)
 
 
 def _as_written(t: Tracer, value: int) -> Any:
@@ -137,7 +137,7 @@ def split(t: Tracer, c: Call) -> None:
         if labelled(vector):
             t.parts.append(vector[begin:end])
             vectors[dim] = t.parts[-1]
-        t.put(part, vectors, c.traced.zero)
+        t.put(part, vectors, c.traced.zero, c.traced.source)
         begin = end
 
 

@@ -8,6 +8,7 @@ they were computed. Every size that the program hands to a view, a split or a no
 from __future__ import annotations
 
 import operator
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -189,6 +190,15 @@ def leaves(expression: Expression) -> Iterator[Attribute | Length]:
         yield expression
 
 
+def holds_constant(expression: Expression) -> bool:
+    """Whether a constant is multiplied in, which may be the size of the batch."""
+    if not isinstance(expression, Term):
+        return False
+    sides = (expression.left, expression.right)
+    here = expression.operation == "mul" and any(isinstance(side, int) for side in sides)
+    return here or any(holds_constant(side) for side in sides)
+
+
 def evaluate(
     expression: Expression, attributes: Callable[[Attribute], int], lengths: Callable[[int], int]
 ) -> int | None:
@@ -258,6 +268,7 @@ class remembering:  # noqa: N801  (reads as a verb in `with remembering(model):`
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.traced: dict[Attribute, int] = {}
+        self.sizes: dict[tuple[str, int], list[Size]] = defaultdict(list)
         self._before: list[tuple[nn.Module, str, Any]] = []
 
     def __enter__(self) -> remembering:
@@ -278,7 +289,8 @@ class remembering:  # noqa: N801  (reads as a verb in `with remembering(model):`
 
     def _size(self, value: int, attribute: Attribute) -> Size:
         self.traced[attribute] = value
-        return Size(value, attribute)
+        self.sizes[attribute.module, value].append(Size(value, attribute))
+        return self.sizes[attribute.module, value][-1]
 
     def __exit__(self, *error: object) -> None:
         for module, key, value in self._before:

@@ -96,10 +96,10 @@ class Solution:
 
     def sizes(self, dead: np.ndarray) -> tuple[dict[Attribute, int], list[Equation]]:
         """The attributes' new values, and the equations that neither they nor the shims satisfy."""
-        open_ = [e for e in self.trace.equations if not self._corrected(e)]
+        open_ = [e for e in self.trace.equations if not self.corrected(e)]
         return solve(open_, lambda vector: self.length(dead, vector), self.trace.memory.traced)
 
-    def _corrected(self, e: Equation) -> bool:
+    def corrected(self, e: Equation) -> bool:
         """Whether a shim sees to an equation."""
         return e.module in self.frozen if e.number else e.site is not None and e.site[:2] in self.shimmed
 
@@ -108,7 +108,7 @@ class Solution:
         solved, _ = self.sizes(dead)
         sizes: dict[str, dict[int, dict[int, Ratio]]] = {}
         for e in self.trace.equations:
-            if e.number or e.site is None or not self._corrected(e):
+            if e.number or e.site is None or not self.corrected(e):
                 continue
             right = e.value if e.wanted is None else self.length(dead, e.wanted)
             asked = evaluate(

@@ -29,7 +29,7 @@ class Traced(NamedTuple):
     Attributes:
         vectors: one for each axis.
         zero: its dead positions hold zeros in the masked network.
-        source: the parameter or buffer that it is, perhaps seen with its axes moved.
+        source: the parameter or buffer that it is, or is a part of, perhaps seen with its axes moved.
     """
 
     vectors: tuple[Vector, ...]

@@ -1,0 +1,101 @@
+"""The command line: ``topiarist COMMAND``, one thin layer over the library's functions.
+
+Exit status: 0 on success, 2 on bad input (one sentence on stderr), 130 when interrupted; anything else is a bug.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from topiarist import __version__
+from topiarist.errors import TopiaristError
+
+COMMANDS = {
+    "demo": "train, prune and compare on scikit-learn's digits, and write a report",
+    "methods": "list the pruning methods, or show the card and the flags of one",
+    "inspect": "show what a network can lose, what stays, and why",
+    "train": "train a network",
+    "prune": "prune a network, prove the cut, fine-tune it, write the smaller one",
+    "study": "run the comparison that a YAML file describes",
+    "report": "write the report of a study anew",
+}
+"""Name → what it does; the functions are in `topiarist.cli.commands`, imported when one is called."""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        words: the words after ``topiarist``; by default those that it was started with.
+
+    Returns:
+        The exit status.
+    """
+    typed = list(sys.argv[1:] if words is None else words)
+    with warnings.catch_warnings():
+        warnings.showwarning = _tell_warning
+        try:
+            status = _run(typed)
+            sys.stdout.flush()
+        except TopiaristError as error:
+            status = _fail(2, str(error))
+        except OSError as error:
+            status = _fail_on_file(error)
+        except KeyboardInterrupt:
+            status = _fail(130, "Interrupted; what was finished is kept, and the same command goes on from there.")
+    return status
+
+
+def _run(words: list[str]) -> int:
+    if not words:
+        raise TopiaristError(f"Say what to do: {', '.join(COMMANDS)}; `topiarist --help` tells more.")
+    name, *rest = words
+    if name in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if name == "--version":
+        print(f"topiarist {__version__}")
+        return 0
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}."
+        raise TopiaristError(f"There is no command {name!r}: {hint}")
+    command = getattr(importlib.import_module("topiarist.cli.commands"), name)
+    try:
+        values = importlib.import_module("topiarist.cli.arguments").parse(name, command, rest)
+    except SystemExit as leaving:  # --help and --print_config have printed what was asked for
+        return int(leaving.code or 0)
+    return command(**values) or 0
+
+
+def _usage() -> str:
+    lines = ["Topiarist cuts trained PyTorch networks into smaller shapes, and proves the cut.", ""]
+    lines += ["usage: topiarist COMMAND ...", ""]
+    lines += [f"  {name:<9}{told}" for name, told in COMMANDS.items()]
+    lines += ["", "`topiarist COMMAND --help` tells what a command takes."]
+    return "\n".join(lines)
+
+
+def _fail(status: int, sentence: str) -> int:
+    told = " ".join(sentence.split())
+    print(f"topiarist: {told}" + ("" if told.endswith((".", "?")) else "."), file=sys.stderr)
+    return status
+
+
+def _fail_on_file(error: OSError) -> int:
+    """A file that cannot be read or written is bad input; a closed pipe is the reader's choice and no error to tell."""
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains while closing
+        return 141
+    if error.filename is None:
+        raise error
+    return _fail(2, f"Cannot use {error.filename} ({error.strerror}): check the path and its permissions.")
+
+
+def _tell_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"topiarist: warning: {' '.join(str(message).split())}", file=sys.stderr)

@@ -1,0 +1,281 @@
+"""From words on the command line to the arguments of a function, with jsonargparse.
+
+A command is a plain function: its parameters are its options, its docstring is its help. What this file adds to
+jsonargparse is small: a method goes by its registered name (``--method l1``) and the fields of its dataclass are the
+flags ``--method.FIELD``; a YAML file (``--config``) may hold any of the options, and what is typed wins over it;
+dashes and underscores in option names are one; every mistake becomes one sentence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_origin, get_type_hints
+
+import yaml
+
+from topiarist.errors import TopiaristError
+
+Command = Callable[..., object]
+
+
+def parse(name: str, command: Command, words: Sequence[str]) -> dict[str, Any]:
+    """The keyword arguments of a command, from the words after its name.
+
+    Args:
+        name: the command's name, for the help and the errors.
+        command: the function; a parameter called ``method`` becomes ``--method NAME --method.FIELD VALUE``.
+        words: what was typed after the command's name.
+
+    Returns:
+        Parameter name → value; dataclasses are built, so their own checks have passed.
+
+    Raises:
+        TopiaristError: an option that the command lacks, a value of the wrong type, a file that is no YAML.
+    """
+    typed, config = _split_config([_underscored(word) for word in words])
+    takes_method = "method" in inspect.signature(command).parameters
+    method = _method_name(typed, config) if takes_method else None
+    if takes_method:
+        typed = [re.sub(r"^--method(?==|$)", "--method.name", word) for word in typed]
+        if method is None and any(re.match(r"--method\.(?!name$)", word) for word in typed):
+            raise TopiaristError("--method.FIELD needs --method NAME as well: `topiarist methods` lists the names.")
+    if config:
+        typed = ["--config", json.dumps(config), *typed]
+    parser = _parser(name, command, method)
+    found = _parse(parser, name, _lists_in_brackets(parser, typed))
+    found.pop("config", None)
+    return _built(command, found)
+
+
+def _underscored(word: str) -> str:
+    """``--batch-size=8`` as ``--batch_size=8``: only the option's name, never its value or a glob in it."""
+    option, equals, value = word.partition("=")
+    field = re.fullmatch(r"--[a-z][a-z_-]*(\.[a-z][a-z_-]*)?", option)
+    return f"--{option[2:].replace('-', '_')}{equals}{value}" if field else word
+
+
+def _split_config(words: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """The words that are left, and a mapping of what ``--config FILE`` and ``--OPTION.FIELD.KEY VALUE`` say.
+
+    A key of a mapping may hold dots (``--budget.ratios.layer1.* 0.5``), which the parser would take for levels.
+    Later files win over earlier ones, and keys over files.
+    """
+    rest: list[str] = []
+    config: dict[str, Any] = {}
+    keys: list[tuple[str, str, str, str]] = []
+    reading = iter(words)
+    for word in reading:
+        option, equals, value = word.partition("=")
+        deep = re.fullmatch(r"--(\w+)\.(\w+)\.(.+)", option)
+        if option == "--config" or deep:
+            value = value if equals else next(reading, "")
+        if option == "--config":
+            config |= _read_config(value)
+        elif deep:
+            keys.append((deep[1], deep[2], deep[3], value))
+        else:
+            rest.append(word)
+    for group, field, key, value in keys:
+        fields = config.setdefault(group, {})
+        if isinstance(fields, dict) and isinstance(fields.setdefault(field, {}), dict):
+            fields[field][key] = _plain(value)
+    return rest, config
+
+
+def _plain(text: str) -> Any:
+    """A value as YAML reads it; as it stands where that is no YAML, such as the glob ``*.bn``."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _lists_in_brackets(parser: Any, words: list[str]) -> list[str]:
+    """``--budget.exclude conv1,fc*`` as ``--budget.exclude ["conv1", "fc*"]``, for options that take several values."""
+    lists = {
+        f"--{action.dest}" for action in parser._actions if get_origin(getattr(action, "_typehint", None)) is tuple
+    }
+    done: list[str] = []
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option in lists and equals:
+            done += [option, _bracketed(value)]
+        else:
+            done.append(_bracketed(word) if done and done[-1] in lists else word)
+    return done
+
+
+def _bracketed(value: str) -> str:
+    return value if value.startswith("[") else json.dumps([_plain(part) for part in value.split(",")])
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    if not path:
+        raise TopiaristError("--config needs the path of a YAML file.")
+    config = read_yaml(path)
+    method = config.get("method")
+    if isinstance(method, str):
+        config["method"] = {"name": method}
+    return config
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        TopiaristError: no such file, no YAML, or YAML that is no mapping.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not a text file"
+        raise TopiaristError(
+            f"Cannot read the configuration {path} ({reason}): give the path of a YAML file."
+        ) from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}" if mark else ""
+        raise TopiaristError(f"The configuration {path} is not valid YAML{place}: mend it or leave it out.") from error
+    if not isinstance(found, dict):
+        raise TopiaristError(f"The configuration {path} must be a mapping such as 'epochs: 5', one option a line.")
+    return {str(key).replace("-", "_"): value for key, value in found.items()}
+
+
+def _method_name(words: list[str], config: Mapping[str, Any]) -> str | None:
+    """The method's name, needed before the parser is made since it decides which flags there are."""
+    for at, word in enumerate(words):
+        if word.startswith("--method="):
+            return word.partition("=")[2]
+        if word == "--method" and at + 1 < len(words):
+            return words[at + 1]
+    method = config.get("method")
+    if isinstance(method, Mapping):
+        return str(method.get("name") or "") or None
+    return None
+
+
+def _parser(name: str, command: Command, method: str | None) -> Any:
+    from jsonargparse import ArgumentParser
+
+    told = inspect.getdoc(command) or ""
+    summary = told.partition("\n\nArgs:")[0]
+    parameters, hints, documented = inspect.signature(command).parameters, get_type_hints(command), _documented(told)
+    switches = [key for key in parameters if hints[key] is bool]
+    positional = [key for key, at in parameters.items() if at.kind is not at.KEYWORD_ONLY]
+    optional = [key for key in positional if parameters[key].default is None]
+    words = [f"[{key.upper()}]" if key in optional else key.upper() for key in positional]
+    parser = ArgumentParser(
+        prog=f"topiarist {name}",
+        usage=" ".join(["%(prog)s", *words, "[--OPTION VALUE ...]"]),
+        description=summary,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    for key in optional:
+        parser.add_argument(key, type=hints[key], nargs="?", help=documented.get(key, ""))
+    skipped: set[str | int] = {key for key in parameters if key in {*switches, *optional, "method"}}
+    parser.add_function_arguments(command, skip=skipped, as_positional=True)
+    for group in parser._action_groups:
+        if group.title == summary.rstrip(
+            "."
+        ):  # jsonargparse heads a function's options by its docstring, which stands above them
+            group.title = "arguments"
+    if "method" in parameters:
+        _add_method(parser, method, required=parameters["method"].default is inspect.Parameter.empty)
+    for switch in switches:
+        parser.add_argument(f"--{switch}", action="store_true", help=documented.get(switch, ""))
+    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    return parser
+
+
+def _add_method(parser: Any, method: str | None, *, required: bool) -> None:
+    """The flag ``--method NAME``, and those of the fields of the method that was named."""
+    from topiarist import methods
+
+    more = "its fields are the flags below" if method else "its fields are flags too, see `topiarist methods NAME`"
+    told = f"name of a method, in short --method NAME; {more}"
+    parser.add_argument("--method.name", metavar="NAME", required=required, help=told)
+    if method:
+        parser.add_class_arguments(methods.get(method), "method")
+
+
+def _documented(docstring: str) -> dict[str, str]:
+    """Parameter → its line in the docstring, for those that are added by hand."""
+    return dict(re.findall(r"^    (\w+): (.+)$", docstring, flags=re.MULTILINE))
+
+
+def _parse(parser: Any, name: str, words: list[str]) -> dict[str, Any]:
+    from jsonargparse import ArgumentError
+
+    try:
+        found: dict[str, Any] = parser.parse_args(words).as_dict()
+    except ArgumentError as error:
+        options = [option for action in parser._actions for option in action.option_strings]
+        raise TopiaristError(_sentence(str(error), name, options)) from error
+    return found
+
+
+_KINDS = {
+    "float": "a number",
+    "int": "a whole number",
+    "bool": "true or false",
+    "str": "a word",
+    "tuple": "values with commas between them",
+    "Mapping": "a mapping of names to values",
+}
+"""Python's types in a user's words."""
+
+
+def _sentence(message: str, name: str, options: list[str]) -> str:
+    """One sentence out of jsonargparse's several lines."""
+    text = " ".join(message.split())
+    see = f"`topiarist {name} --help` lists what it takes"
+    unknown = re.search(r"unrecognized arguments: (\S+)|does not accept (?:option|nested key) '([^']+)'", text)
+    if unknown:
+        option = unknown[1] or f"--{unknown[2]}"
+        near = difflib.get_close_matches(option.partition("=")[0], options, n=1)
+        return f"`topiarist {name}` takes no {option}: {f'did you mean {near[0]}?' if near else see + '.'}"
+    alone = re.match(r"argument (\S+): expected one argument", text)
+    if alone:
+        return f"{alone[1].replace('.name', '')} needs a value behind it: {see}."
+    missing = re.search(r"the following arguments are required: (.+)", text)
+    if missing:
+        keys = ["method" if key == "method.name" else key for key in missing[1].split(", ")]
+        needed = " and ".join(f"--{key}" if f"--{key}" in [*options, "--method"] else key.upper() for key in keys)
+        return f"`topiarist {name}` needs {needed}: {see}."
+    key = re.match(r'Parser key "([^"]+)"', text)
+    if key:
+        value = re.search(r"(?:Given value|Got value): (\S.*?)(?: Given value|$)", text)
+        kinds = re.findall(r"Expected an? <class '(?:[\w.]+\.)?(\w+)'>", text)
+        choices = re.findall(r"Literal\[([^\]]+)\]", text)
+        wanted = [_KINDS[kind] for kind in dict.fromkeys(kinds) if kind in _KINDS]
+        wanted += [f"one of {choice}" for choice in choices[:1]]
+        told = f" cannot be {value[1]}" if value else " has a value that does not fit"
+        wish = f", it wants {' or '.join(wanted)}" if wanted else ""
+        return f"--{key[1]}{told}{wish}: {see}."
+    return f"{text.rstrip('.')}: {see}."
+
+
+def _built(command: Command, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as the function wants them: dataclasses and the method made from their fields."""
+    made = dict(found)
+    for key, hint in get_type_hints(command).items():
+        if key == "method" and isinstance(found.get(key), Mapping):
+            fields = dict(found[key])
+            name = fields.pop("name", None)
+            made[key] = _method(name, fields) if name else None
+        elif dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(found.get(key), Mapping):
+            made[key] = hint(**found[key])
+    return made
+
+
+def _method(name: str, fields: Mapping[str, Any]) -> object:
+    from topiarist import methods
+
+    return methods.make(name, **fields)

@@ -1,0 +1,215 @@
+"""The commands: each one a function whose parameters are its options and whose docstring is its help."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from topiarist.budget import Budget
+from topiarist.cli import show
+from topiarist.cli.inputs import example_inputs, make_source, writable_folder
+from topiarist.cli.pruning import Plan, fit, run, write_json, write_weights
+from topiarist.errors import TopiaristError
+from topiarist.methods.base import Method
+from topiarist.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from topiarist.graph import Graph
+
+
+def demo(*, out: Path = Path("runs/demo"), seeds: int = 5, workers: int | None = None, json: bool = False) -> int:
+    """Train a small network on scikit-learn's digits, prune it four ways, compare the results and write a report.
+
+    Args:
+        out: folder for report.html, results.json and the pruned models; what is done there is reused.
+        seeds: how many times all of it is done, each time from other initial weights.
+        workers: trainings that run at the same time; by default one for each processor.
+        json: print the results as JSON.
+    """
+    from topiarist import studies
+
+    writable_folder(out)
+    return _tell_study(studies.demo(out, seeds, workers=workers, quiet=json), out, json)
+
+
+def methods(name: str | None = None, *, json: bool = False) -> None:
+    """List the pruning methods, or show the card and the flags of one.
+
+    Args:
+        name: a method's name, for its card.
+        json: print JSON.
+    """
+    from topiarist import methods as registry
+
+    described = [registry.describe(each) for each in (registry.names() if name is None else [name])]
+    if json:
+        show.json(described if name is None else described[0])
+    elif name is None:
+        show.methods(described)
+    else:
+        show.card(described[0])
+
+
+def inspect(
+    model: str,
+    *,
+    input: str | None = None,
+    data: str | None = None,
+    weights: Path | None = None,
+    why: str | None = None,
+    json: bool = False,
+) -> None:
+    """Show what a network can lose: its groups of units, what stays, and why.
+
+    Args:
+        model: zoo:NAME, torchvision:NAME, timm:NAME or package.module:factory; options as in zoo:vgg11?width=0.25.
+        input: shape of the input, as 1,3,32,32 (the whole tensor) or 3x32x32 (one example).
+        data: data set whose examples are the input, instead of a shape.
+        weights: file of weights to load (safetensors, or a PyTorch state dict).
+        why: name of a tensor (fc.weight, or fc.weight:1 for its axis 1) or of a module: explain why it stays as it is.
+        json: print JSON.
+    """
+    from topiarist.cost import cost
+    from topiarist.graph import trace
+
+    source = make_source(model, data, weights)
+    graph = trace(source.model(), example_inputs(source, input))
+    if why is not None:
+        show.text(_explained(graph, why), json)
+    else:
+        show.graph(graph, cost(graph), json)
+
+
+def _explained(graph: Graph, name: str) -> str:
+    """Why each axis of a tensor, or of all tensors of a module, stays."""
+    tensor, _, axis = name.rpartition(":")
+    if axis.isdecimal() and tensor in graph.shapes:
+        return graph.why(tensor, int(axis))
+    tensors = [name] if name in graph.shapes else [other for other in graph.shapes if other.startswith(f"{name}.")]
+    axes = [(other, axis) for other in tensors for axis, size in enumerate(graph.shapes[other]) if size > 1]
+    return "\n".join(graph.why(*place) for place in axes) if axes else graph.why(name)
+
+
+def train(
+    model: str,
+    *,
+    data: str,
+    method: Method | None = None,
+    recipe: Recipe = Recipe.paper(),  # noqa: B008  a frozen value
+    epochs: int | None = None,
+    weights: Path | None = None,
+    seed: int = 0,
+    out: Path = Path("runs/train"),
+    json: bool = False,
+) -> None:
+    """Train a network, with the penalty or the gates of a method if one is named, and write its weights.
+
+    Args:
+        model: zoo:NAME, torchvision:NAME, timm:NAME or package.module:factory; options as in zoo:vgg11?width=0.25.
+        data: digits, digits:28, npz:PATH, folder:PATH or torchvision:NAME.
+        method: a method's name.
+        recipe: how to train.
+        epochs: short for --recipe.epochs.
+        weights: file of weights to start from instead of random ones.
+        seed: of the initial weights, the order of the examples and the augmentation.
+        out: folder for model.safetensors and result.json; an interrupted training goes on from its checkpoint there.
+        json: print the result as JSON.
+    """
+    writable_folder(out)
+    source = make_source(model, data, weights, seed)
+    network = source.model()
+    history = fit(source, network, _with_epochs(recipe, epochs), method, seed, out, quiet=json)
+    write_weights(network, out / "model.safetensors")
+    result = {"model": model, "data": data, "accuracy": history.accuracy, "epochs": list(map(asdict, history.epochs))}
+    write_json(out / "result.json", result)
+    show.trained(result, out, json)
+
+
+def prune(
+    model: str,
+    *,
+    method: Method,
+    budget: Budget = Budget(),  # noqa: B008  a frozen value
+    data: str | None = None,
+    input: str | None = None,
+    weights: Path | None = None,
+    train: Recipe = Recipe.paper(),  # noqa: B008
+    finetune: Recipe = Recipe.finetune(),  # noqa: B008
+    epochs: int | None = None,
+    seed: int = 0,
+    out: Path = Path("runs/prune"),
+    json: bool = False,
+) -> None:
+    """Prune a network, prove the cut, fine-tune it, and write the smaller network with what it costs and can do.
+
+    Args:
+        model: zoo:NAME, torchvision:NAME, timm:NAME or package.module:factory; options as in zoo:vgg11?width=0.25.
+        method: a method's name.
+        budget: how much stays; every number is the fraction that is kept.
+        data: digits, digits:28, npz:PATH, folder:PATH or torchvision:NAME; without it nothing is trained or measured.
+        input: shape of the input, as 1,3,32,32 or 3x32x32; by default that of the data.
+        weights: file of trained weights (safetensors or a PyTorch state dict); without it the network is trained first.
+        train: how the network is trained where no weights are given.
+        finetune: how the pruned network is trained on.
+        epochs: short for --finetune.epochs.
+        seed: of everything random.
+        out: folder for result.json, model.safetensors and architecture.json.
+        json: print the result as JSON.
+    """
+    writable_folder(out)
+    if data is None and weights is None:
+        raise TopiaristError("Pruning needs trained weights: give --weights FILE, or --data DATA to train first.")
+    if data is None and epochs:
+        raise TopiaristError("Fine-tuning needs --data DATA: name the data set, or leave --epochs out.")
+    source = make_source(model, data, weights, seed)
+    asked = budget if budget != Budget() else None
+    plan = Plan(source, method, asked, train, _with_epochs(finetune, epochs), seed, out, quiet=json)
+    done, result = run(plan, example_inputs(source, input))
+    show.pruned(done, result, out, json)
+
+
+def _with_epochs(recipe: Recipe, epochs: int | None) -> Recipe:
+    return recipe if epochs is None else replace(recipe, epochs=epochs)
+
+
+def study(file: Path, *, out: Path | None = None, workers: int = 1, json: bool = False) -> int:
+    """Run the study that a YAML file describes: networks x data x methods x budgets x seeds, and the arms of each.
+
+    Args:
+        file: the YAML file.
+        out: folder for the results; by default runs/ and the file's name; finished cells there are reused.
+        workers: cells that run at the same time.
+        json: print the results as JSON.
+    """
+    from topiarist import studies
+
+    folder = out or Path("runs") / file.stem
+    plan = studies.Study.load(file)
+    writable_folder(folder)
+    return _tell_study(studies.run(plan, folder, workers=workers, quiet=json), folder, json)
+
+
+def report(folder: Path, *, json: bool = False) -> int:
+    """Write the report of a demo or a study anew, and print its tables.
+
+    Args:
+        folder: the output folder of a demo or a study.
+        json: print the results as JSON.
+    """
+    from topiarist import studies
+
+    return _tell_study(studies.report(folder), folder, json)
+
+
+def _tell_study(results: Mapping[str, Any], out: Path, as_json: bool) -> int:
+    """Print the results of a study; the exit status, which is 1 where a cell failed."""
+    from topiarist.report import show as show_report
+
+    if as_json:
+        show.json(results)
+    else:
+        show_report(results, show.console())
+        print(f"\nreport: {out / 'report.html'}")
+    return 1 if results.get("failed") else 0

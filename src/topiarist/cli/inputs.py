@@ -1,0 +1,101 @@
+"""What the commands read: the network with its weights, the data, the shape of an input; and where they may write."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from topiarist.cli.weights import put_weights
+from topiarist.errors import TopiaristError
+
+if TYPE_CHECKING:
+    from topiarist.data import Data
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network by name, the data that it is for, and the file of its weights.
+
+    Attributes:
+        make: builds the network with random weights.
+        data: the data set, if one was named.
+        weights: the file, if one was named.
+        seed: of the initial weights.
+    """
+
+    make: Callable[[], nn.Module]
+    data: Data | None
+    weights: Path | None
+    seed: int
+
+    def model(self) -> nn.Module:
+        """The network, with the weights of the file, or initial ones drawn with the seed."""
+        torch.manual_seed(self.seed)
+        model = self.make()
+        if self.weights is not None:
+            put_weights(model, self.weights)
+        return model
+
+
+def make_source(model: str, data: str | None, weights: Path | None, seed: int = 0) -> Source:
+    """Find the network and the data that were named; the data's channels, size and classes fit the network to it.
+
+    Raises:
+        TopiaristError: a name that is unknown.
+    """
+    from topiarist.data import load_data
+    from topiarist.models import fitting_options, make_model
+
+    loaded = None if data is None else load_data(data, seed=seed)
+    options = {} if loaded is None else fitting_options(model, loaded.input_shape, loaded.classes)
+    return Source(make_model(model, **options), loaded, weights, seed)
+
+
+def example_inputs(source: Source, shape: str | None) -> Tensor:
+    """One input for tracing and timing: of the shape that was given, else the data's first example.
+
+    Raises:
+        TopiaristError: the shape cannot be read, or there is neither shape nor data.
+    """
+    if shape is not None:
+        return torch.randn(parse_shape(shape), generator=torch.Generator().manual_seed(source.seed))
+    if source.data is None:
+        raise TopiaristError("The shape of the input is not known: give --input 1,3,224,224, or --data DATA.")
+    return source.data.example()
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """``1,3,32,32`` is the shape of the whole tensor; ``3x32x32`` and ``784`` are one example, without the batch axis.
+
+    Raises:
+        TopiaristError: anything but whole numbers of at least 1.
+    """
+    words = re.split(r"\s*[,x×]\s*", text.strip("()[] "))
+    if not all(re.fullmatch(r"0*[1-9]\d{0,8}", word) for word in words):
+        raise TopiaristError(f"The shape {text!r} cannot be read: write it as 1,3,224,224 or 3x224x224.")
+    sizes = tuple(int(word) for word in words)
+    one_example = len(sizes) == 1 or (len(sizes) == 3 and "," not in text)
+    return (1, *sizes) if one_example else sizes
+
+
+def writable_folder(path: Path) -> None:
+    """Make a folder and see that it can be written, before any work is done.
+
+    Raises:
+        TopiaristError: it cannot.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise TopiaristError(
+            f"The folder {path} cannot be written ({error.strerror}): choose another --out."
+        ) from error

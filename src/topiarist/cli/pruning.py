@@ -1,0 +1,152 @@
+"""The way of ``topiarist prune``: train or load, prune, prove, fine-tune, measure, write."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from topiarist.budget import Budget
+from topiarist.cli import show
+from topiarist.cli.inputs import Source
+from topiarist.methods.base import Method
+from topiarist.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from topiarist.pruning import Pruned
+    from topiarist.train import History
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be pruned and how.
+
+    Attributes:
+        source: the network, its weights, its data.
+        method: what ranks the units.
+        budget: how much stays; ``None`` leaves it to the method's own rule.
+        train: recipe for a network without weights.
+        finetune: recipe for the pruned network.
+        seed: of everything random.
+        out: the folder for the results.
+        quiet: show no progress.
+    """
+
+    source: Source
+    method: Method
+    budget: Budget | None
+    train: Recipe
+    finetune: Recipe
+    seed: int
+    out: Path
+    quiet: bool
+
+
+def run(plan: Plan, example: Tensor) -> tuple[Pruned, dict[str, Any]]:
+    """Do it, and write ``result.json``, ``model.safetensors`` and ``architecture.json``.
+
+    Args:
+        plan: what is to be done.
+        example: input for tracing, the proof and the timing.
+
+    Returns:
+        What `topiarist.prune` found, and the values of ``result.json``; accuracies are per cent of the test examples,
+        and null where there is no data.
+    """
+    from topiarist.architecture import save
+    from topiarist.pruning import prune
+
+    data = plan.source.data
+    model = plan.source.model()
+    if plan.source.weights is None:
+        # A rehearsal: a budget that cannot be met is found before the training, not after it.
+        prune(model, example, plan.method, plan.budget, data=data, seed=plan.seed)
+        fit(plan.source, model, plan.train, plan.method, plan.seed, plan.out, quiet=plan.quiet)
+        write_weights(model, plan.out / "trained.safetensors")
+    before = _accuracy(plan, model)
+    done = prune(model, example, plan.method, plan.budget, data=data, seed=plan.seed)
+    times = _times(model, done.model, example)
+    pruned = _accuracy(plan, done.model)
+    finetuned = None
+    if data is not None and plan.finetune.epochs:
+        finetuned = _finetune(plan, done, example).accuracy
+    save(done.model, done.architecture, plan.out)
+    result = {
+        "method": plan.method.name,
+        "macs": {"before": done.before.macs, "after": done.after.macs},
+        "params": {"before": done.before.params, "after": done.after.params},
+        "latency_ms": times,
+        "accuracy": {"before": before, "pruned": pruned, "finetuned": finetuned},
+        "proof": {"max_rel_diff": done.proof.max_rel_diff, "change": done.proof.change},
+        "pinned": [entry._asdict() for entry in done.graph.pinned],
+    }
+    write_json(plan.out / "result.json", result)
+    return done, result
+
+
+def _times(before: nn.Module, after: nn.Module, example: Tensor) -> dict[str, float]:
+    """Latencies in milliseconds, measured in turns and the better of two, so that other work disturbs both alike."""
+    from topiarist.cost import latency
+
+    rounds = [(latency(before, example, repeats=10), latency(after, example, repeats=10)) for _ in range(2)]
+    return {"before": min(first for first, _ in rounds), "after": min(second for _, second in rounds)}
+
+
+def fit(
+    source: Source, model: nn.Module, recipe: Recipe, method: Method | None, seed: int, out: Path, *, quiet: bool
+) -> History:
+    """Train a network on its data, with what the method does in training; go on from a checkpoint in the folder."""
+    from topiarist.graph import trace
+    from topiarist.train import fit as train
+
+    assert source.data is not None, "the commands ask for data before they train"
+    acts = method is not None and "training" in method.needs
+    graph = trace(model, source.data.example()) if acts else None
+    if graph is not None and method is not None and method.granularity == "weight":
+        graph = graph.weights()
+    checkpoint = out / "train.ckpt"
+    with show.training("training", quiet) as told:
+        history = train(
+            model,
+            source.data,
+            recipe,
+            seed=seed,
+            method=method if acts else None,
+            graph=graph,
+            checkpoint=checkpoint,
+            progress=told,
+        )
+    checkpoint.unlink(missing_ok=True)
+    return history
+
+
+def _finetune(plan: Plan, done: Pruned, example: Tensor) -> History:
+    """Train the pruned network on; where single weights were pruned they stay zero."""
+    from topiarist.train import fit as train
+
+    assert plan.source.data is not None
+    sparse = plan.method.granularity == "weight"
+    graph, keep = (done.graph, done.keep) if sparse else (None, None)
+    with show.training("fine-tuning", plan.quiet) as told:
+        return train(done.model, plan.source.data, plan.finetune, seed=plan.seed, graph=graph, keep=keep, progress=told)
+
+
+def _accuracy(plan: Plan, model: nn.Module) -> float | None:
+    from topiarist.train import evaluate
+
+    return None if plan.source.data is None else evaluate(model, plan.source.data)
+
+
+def write_weights(model: nn.Module, path: Path) -> None:
+    """Write a model's state dict as safetensors; tied tensors are stored once."""
+    from safetensors.torch import save_model
+
+    save_model(model, str(path))
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write plain values; what is not finite becomes null."""
+    path.write_text(json.dumps(show.plain(values), indent=1, allow_nan=False) + "\n", encoding="utf-8")

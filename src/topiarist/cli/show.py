@@ -1,0 +1,164 @@
+"""What the commands print: tables for people, JSON for machines."""
+
+from __future__ import annotations
+
+import json as json_format
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from topiarist.cost import Cost
+    from topiarist.graph import Graph
+    from topiarist.pruning import Pruned
+    from topiarist.train import Epoch
+
+WIDTH = 120
+"""Columns where the output is no terminal."""
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console on stdout or stderr; colours and the terminal's width only where there is a terminal."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else WIDTH, highlight=False)
+
+
+def json(values: Any) -> None:
+    """Print plain values as JSON; what is not finite is null, since JSON has no word for it."""
+    print(json_format.dumps(plain(values), indent=2, allow_nan=False))
+
+
+def plain(value: Any) -> Any:
+    """Values that JSON can hold: paths as text, tuples as lists, NaN and infinity as null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (str, int, bool)) else str(value)
+
+
+def methods(described: Sequence[Mapping[str, Any]]) -> None:
+    """A table of methods."""
+    table = Table("method", "what it does", "cuts", "target", "paper")
+    for method in described:
+        row = (method["name"], method["summary"].rstrip("."), method["granularity"], method["target"], method["paper"])
+        table.add_row(*map(escape, row))
+    console().print(table)
+    print("`topiarist methods NAME` shows a method's card and flags.")
+
+
+def card(method: Mapping[str, Any]) -> None:
+    """A method's docstring, what kind it is, and its flags with their defaults."""
+    print(f"{method['name']}\n\n{method['doc'].rstrip()}\n")
+    for name in ("granularity", "target", "allocation", "needs", "roles"):
+        value = method[name]
+        print(f"{name}: {value if isinstance(value, str) else ', '.join(value)}")
+    print(f"\nFlags:\n  --method {method['name']}")
+    for field in method["fields"]:
+        print(f"  --method.{field['name']} {field['type']}, default {field['default']}")
+
+
+def graph(found: Graph, cost: Cost, as_json: bool) -> None:
+    """The groups of a graph, and what is pinned in it."""
+    if as_json:
+        groups = [
+            {
+                "name": group.name,
+                "units": group.units,
+                "stage": group.stage,
+                "slices": [{"tensor": part.tensor, "axis": part.axis, "role": part.role} for part in group.slices],
+            }
+            for group in found.groups
+        ]
+        pinned = [entry._asdict() for entry in found.pinned]
+        values = {
+            "groups": groups,
+            "pinned": pinned,
+            "unknown": found.unknown,
+            "macs": cost.macs,
+            "params": cost.params,
+        }
+        json(values)
+        return
+    out = console()
+    units = sum(group.units for group in found.groups)
+    out.print(f"{cost.macs:,} MACs, {cost.params:,} parameters, {units:,} units in {len(found.groups)} groups")
+    table = Table("group", "units", "stage", "carried by")
+    for group in found.groups:
+        carriers = list(dict.fromkeys(part.tensor for part in group.slices))
+        table.add_row(escape(group.name), str(group.units), group.stage, _some(carriers))
+    out.print(table)
+    stays: dict[str, list[str]] = {}
+    for entry in found.pinned:
+        stays.setdefault(entry.reason.partition(" (in ")[0], []).append(f"{entry.tensor}:{entry.axis}")
+    if stays:
+        reasons = Table("stays as it is, since it is", "axes", "tensor:axis")
+        for reason, places in stays.items():
+            reasons.add_row(escape(reason), str(len(places)), _some(places))
+        out.print(reasons)
+        out.print("`--why NAME` explains one of them; `--json` lists them all.")
+    if found.unknown:
+        out.print(f"Operators without a rule, which pin what they touch: {escape(', '.join(found.unknown))}.")
+
+
+def _some(names: Sequence[str], shown: int = 3) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return escape(", ".join(names[:shown])) + more
+
+
+def text(words: object, as_json: bool) -> None:
+    """Anything that prints as text."""
+    if as_json:
+        json({"text": str(words)})
+    else:
+        print(words)
+
+
+@contextmanager
+def training(label: str, quiet: bool) -> Iterator[Callable[[int, int, Epoch], None]]:
+    """A line of progress on stderr that follows the epochs; hands over what the training loop calls after each."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
+    with Progress(
+        *columns, console=console(stderr=True), transient=True, disable=quiet or not sys.stderr.isatty()
+    ) as bar:
+        task = bar.add_task(label, total=None, state="")
+
+        def told(epoch: int, epochs: int, row: Epoch) -> None:
+            accuracy = "" if row.test_accuracy is None else f", {row.test_accuracy:.2f} %"
+            bar.update(task, completed=epoch, total=epochs, state=f"{epoch}/{epochs} loss {row.loss:.4f}{accuracy}")
+
+        yield told
+
+
+def trained(result: Mapping[str, Any], out: Path, as_json: bool) -> None:
+    """The result of a training, and where its files are."""
+    if as_json:
+        json(result)
+        return
+    console().print(f"test accuracy {result['accuracy']:.2f} % after {len(result['epochs'])} epochs", style="bold")
+    print(f"weights: {out / 'model.safetensors'}")
+
+
+def pruned(done: Pruned, result: Mapping[str, Any], out: Path, as_json: bool) -> None:
+    """The result of a pruning: group by group, then before and after, and where its files are."""
+    if as_json:
+        json(result)
+        return
+    print(done)
+    latency, accuracy = result["latency_ms"], result["accuracy"]
+    print(f"latency of one example: {latency['before']:.3f} → {latency['after']:.3f} ms")
+    measured = [f"{when} {value:.2f} %" for when, value in accuracy.items() if value is not None]
+    if measured:
+        print(f"accuracy: {', '.join(measured)}")
+    print(f"files: {out}/")

@@ -1,0 +1,123 @@
+"""The methods, one file each. The folder is the registry: a file's name is the method's name.
+
+`names`, `get` and `make` find them, `describe` says what one is; the roles they play are in `topiarist.methods.base`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import pkgutil
+import re
+from typing import Any
+
+from topiarist.errors import TopiaristError
+from topiarist.methods.base import Method
+
+__all__ = ["Method", "describe", "get", "make", "names"]
+
+_ROLES = {
+    "criterion": "score",
+    "rule": "budget",
+    "selector": "select",
+    "penalty": "penalty",
+    "proximal": "proximal",
+    "gate": "gates",
+    "repair": "repair",
+    "schedule": "kept",
+}
+
+
+def names() -> list[str]:
+    """The names of all methods, in alphabetical order."""
+    files = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name for name in files if name != "base" and not name.startswith("_"))
+
+
+def get(name: str) -> type[Method]:
+    """The class of a method.
+
+    Args:
+        name: its registered name.
+
+    Raises:
+        TopiaristError: there is no such method; close names are given.
+    """
+    if name not in names():
+        near = difflib.get_close_matches(str(name), names(), n=3) or names()
+        raise TopiaristError(f"there is no method {name!r}: take {' or '.join(near)} (`topiarist methods` lists them)")
+    module = importlib.import_module(f"{__name__}.{name}")
+    own = [found for found in vars(module).values() if _is_method(found) and found.__module__ == module.__name__]
+    if len(own) != 1:
+        raise TopiaristError(f"methods/{name}.py must define exactly one subclass of Method, but it has {len(own)}")
+    return own[0]
+
+
+def make(method: str | type[Method] | Method, **fields: Any) -> Method:
+    """A method with its hyper-parameters.
+
+    Args:
+        method: a registered name, a class, or a method whose other fields are kept.
+        **fields: values of its dataclass fields.
+
+    Raises:
+        TopiaristError: there is no such method or field, or the method refuses a value.
+    """
+    found = get(method) if isinstance(method, str) else method
+    if not (isinstance(found, Method) or _is_method(found)):
+        raise TopiaristError(f"a method is a name, such as 'l1', or a Method, but got {method!r}")
+    known = [field.name for field in dataclasses.fields(found)]
+    unknown = [name for name in fields if name not in known]
+    if unknown:
+        takes = f"its fields are {', '.join(known)}" if known else "it has no fields"
+        raise TopiaristError(f"the method {found.name!r} has no field {unknown[0]!r}: {takes}")
+    try:
+        return dataclasses.replace(found, **fields) if isinstance(found, Method) else found(**fields)
+    except TypeError as error:
+        raise TopiaristError(f"the method {found.name!r} cannot take {fields}: see the types of its fields") from error
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What a method is, as plain values for tables and JSON.
+
+    Args:
+        name: its registered name.
+
+    Returns:
+        ``name``, ``summary`` (first line of its docstring), ``doc``, ``granularity``, ``target``, ``needs``,
+        ``allocation``, ``paper``, ``roles`` and ``fields`` (each with ``name``, ``type``, ``default`` and ``help``).
+    """
+    method = get(name)
+    doc = inspect.getdoc(method) or ""
+    told = _documented(doc)
+    return {
+        "name": name,
+        "summary": doc.partition("\n")[0],
+        "doc": doc,
+        "granularity": method.granularity,
+        "target": method.target,
+        "needs": sorted(need if isinstance(need, str) else need.name for need in method.needs),
+        "allocation": method.allocation,
+        "paper": method.paper,
+        "roles": [role for role, member in _ROLES.items() if hasattr(method, member)],
+        "fields": [_field(field, told.get(field.name, "")) for field in dataclasses.fields(method)],
+    }
+
+
+def _is_method(found: object) -> bool:
+    return isinstance(found, type) and issubclass(found, Method) and found is not Method
+
+
+def _field(field: dataclasses.Field[Any], text: str) -> dict[str, Any]:
+    kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+    made = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    return {"name": field.name, "type": kind, "default": None if made is dataclasses.MISSING else made, "help": text}
+
+
+def _documented(doc: str) -> dict[str, str]:
+    """Field → its text in the section ``Attributes:`` of a docstring."""
+    section = re.split(r"^\S", doc.partition("\nAttributes:\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section, flags=re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}

@@ -1,0 +1,152 @@
+"""The roles that a paper can play, as protocols over plain values, and the base class of all methods.
+
+A method plays the roles that its paper has and leaves out the rest. What is asked of it, in this order:
+
+    train with  Penalty, Proximal, Gate   →  Stats  →  Rule, Selector or Criterion  →  Keep  →  Repair
+
+Methods know the graph and the statistics; nothing in them knows how a keep is cut, trained or reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from topiarist.budget import Allocation, Budget
+
+if TYPE_CHECKING:
+    from topiarist.graph.graph import Graph, Keep, Scores, Slice
+    from topiarist.stats import Statistic, Stats
+
+
+@dataclass(frozen=True)
+class Method:
+    """One paper: a frozen dataclass of its hyper-parameters, whose roles are its methods.
+
+    The file's name is the method's name. Class variables say what kind of method it is.
+
+    Attributes:
+        name: the name of the file.
+        granularity: ``"structure"`` scores the units of a traced graph, ``"weight"`` those of ``graph.weights()``.
+        target: ``"predefined"`` where the user says how much of each layer stays, ``"automatic"`` where the method
+            finds out.
+        needs: what has to be there before it can score: ``"weights"``, ``"training"`` (a network trained with the
+            method's penalty or gates), ``"evaluations"`` (the model and data, through `Stats`), and statistics: a name
+            in `topiarist.stats.STATISTICS` or a `Statistic` of the method's own.
+        allocation: how a budget is shared out unless the budget says so itself.
+        paper: authors, title, venue and year.
+    """
+
+    name: ClassVar[str]
+    granularity: ClassVar[Literal["structure", "weight"]] = "structure"
+    target: ClassVar[Literal["predefined", "automatic"]] = "predefined"
+    needs: ClassVar[frozenset[str | Statistic]] = frozenset({"weights"})
+    allocation: ClassVar[Allocation] = "uniform"
+    paper: ClassVar[str]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.name = cls.__module__.rpartition(".")[2]
+
+
+@runtime_checkable
+class Criterion(Protocol):
+    """Ranks the units: L1 norm, Taylor expansion, APoZ, OBD, NISP."""
+
+    def score(self, graph: Graph, stats: Stats) -> Scores:
+        """Group name → ``(units,)``, high = keep; groups without a score stay whole."""
+
+
+@runtime_checkable
+class Rule(Protocol):
+    """Says itself how much stays, where the paper's numbers are presets."""
+
+    def budget(self, graph: Graph) -> Budget | None:
+        """The paper's budget for this network; ``None`` if the fields ask for none."""
+
+
+@runtime_checkable
+class Selector(Protocol):
+    """Picks the subset itself, where scores do not add up or no budget is needed: ThiNet, LASSO, OBS, PFA."""
+
+    def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep | None:
+        """Group name → bool ``(units,)``; ``None`` if the fields leave the choice to scores and budget."""
+
+
+@runtime_checkable
+class Penalty(Protocol):
+    """A term of the training loss: Network Slimming, group lasso."""
+
+    def penalty(self, model: nn.Module, graph: Graph) -> Tensor:
+        """A scalar with a gradient, added to the loss of every step."""
+
+
+@runtime_checkable
+class Proximal(Protocol):
+    """A step after the optimiser's: soft thresholds, accelerated proximal gradient."""
+
+    def proximal(self, model: nn.Module, graph: Graph, lr: float) -> None:
+        """Changes the model in place; ``lr`` is the optimiser's learning rate. Runs without gradients."""
+
+
+@runtime_checkable
+class Gate(Protocol):
+    """Multiplies units while training: L0's hard concrete, sparse variational dropout, structure selection."""
+
+    def gates(self, model: nn.Module, graph: Graph) -> AbstractContextManager[nn.Module]:
+        """A context in which units are multiplied; it yields the module that holds the gates' parameters.
+
+        While it is open that module is a submodule of the model, so that the method's penalty and proximal step find
+        it there, with whatever state they keep. Leaving takes it off again, and what the score needs of it stays on
+        the model as buffers with ``persistent=False``: outside the state dict, but seen by ``Stats.tensor``.
+        """
+
+
+@runtime_checkable
+class Repair(Protocol):
+    """New values for what is left: ThiNet's and LASSO's least squares, OBS's update, data-free merging."""
+
+    def repair(self, model: nn.Module, graph: Graph, keep: Keep, stats: Stats) -> None:
+        """Changes the masked model in place: its tensors have the sizes of the graph, so slices still fit them."""
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """Prunes in several steps: iterative, cubic, soft.
+
+    Attributes:
+        soft: what is removed is set to zero, goes on training and may come back; else it is gone for good.
+    """
+
+    soft: bool
+
+    def kept(self, step: int, steps: int, target: float) -> float:
+        """The fraction kept after step ``step`` of ``steps`` (counted from 1; the last one gives ``target``)."""
+
+
+def sum_by_unit(part: Slice, values: Tensor) -> Tensor:
+    """Sums values over all entries of each unit in one tensor.
+
+    Args:
+        part: where the units sit.
+        values: one number per entry of the tensor, in the tensor's shape.
+
+    Returns:
+        Float64 ``(units,)``.
+    """
+    if part.axis is None:
+        line = values.flatten()
+    else:
+        others = [axis for axis in range(values.ndim) if axis != part.axis]
+        line = values.sum(others, dtype=torch.float64) if others else values
+    return line[part.positions].sum(1, dtype=torch.float64)
+
+
+def as_mapping(value: float | Mapping[str, float]) -> Mapping[str, float]:
+    """One number for all groups, or glob pattern → number, as glob pattern → number."""
+    return value if isinstance(value, Mapping) else {"*": value}

@@ -1,0 +1,93 @@
+"""Small weights go first (Han et al. 2015)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
+
+from topiarist.budget import matching
+from topiarist.errors import TopiaristError
+from topiarist.methods.base import Method
+
+if TYPE_CHECKING:
+    from topiarist.budget import Budget
+    from topiarist.graph.graph import Graph, Group, Keep, Scores
+    from topiarist.stats import Stats
+
+
+@dataclass(frozen=True)
+class Magnitude(Method):
+    """Scores a weight by its absolute value; one threshold over all layers, or one per layer from its spread.
+
+    Formula: ``s = |w|`` under a budget, with one threshold for the whole network as in "Rethinking the Value of
+    Network Pruning". With ``quality`` the rule of the paper, for which no budget is needed: layer ``l`` keeps
+    ``|w| >= q_l * std(w_l)``, and at least its largest weight. Needs the weights alone, of a graph with one unit a
+    weight. Returns ``(units,)`` for each weight tensor, in units of the weights.
+
+    Raises:
+        TopiaristError: ``quality`` is negative or names no layer, ``layers`` is neither word, a budget comes with it,
+            or the graph is not one of weights.
+
+    Paper: Han, Pool, Tran, Dally: "Learning both Weights and Connections for Efficient Neural Networks", NIPS 2015.
+
+    Attributes:
+        layers: ``"all"`` weights, or those of convolutions only (``"conv"``, as in Liu et al. 2019).
+        quality: the paper's ``q``: one number, or glob pattern on weight names → number; the last pattern that
+            matches counts, and layers that none matches stay whole.
+    """
+
+    granularity = "weight"
+    target = "automatic"
+    allocation = "global"
+    paper = "Han, Pool, Tran, Dally: Learning both Weights and Connections for Efficient Neural Networks, NIPS 2015"
+
+    layers: Literal["all", "conv"] = "all"
+    quality: float | Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.layers not in ("all", "conv"):
+            raise TopiaristError(f"layers must be 'all' or 'conv', but got {self.layers!r}")
+        if not all(q >= 0 for q in self._qualities().values()):
+            raise TopiaristError(f"quality must not be negative, but got {self.quality!r}")
+
+    def score(self, graph: Graph, stats: Stats) -> Scores:
+        """``s = |w|``."""
+        return {group.name: _weights(group, stats).abs() for group in self._layers(graph)}
+
+    def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep | None:
+        """``|w| >= q_l * std(w_l)``, if there is a ``q``."""
+        if self.quality is None:
+            return None
+        if budget is not None:
+            raise TopiaristError("quality says by itself how much stays: leave out the budget, or the quality")
+        layers = {group.name: group for group in self._layers(graph)}
+        quality = {name: q for pattern, q in self._qualities().items() for name in matching(pattern, layers)}
+        keep = dict(graph.full())
+        for name, q in quality.items():
+            w = _weights(layers[name], stats)
+            keep[name] = w.abs() >= (q * w.std(correction=0)).clamp(max=w.abs().max())
+        return keep
+
+    def _layers(self, graph: Graph) -> list[Group]:
+        """The weight tensors that are pruned."""
+        least = 3 if self.layers == "conv" else 1
+        fits = [group for group in graph.groups if len(graph.shapes[group.slices[0].tensor]) >= least]
+        if not fits:
+            raise TopiaristError("there are no weights to prune here: use layers 'all' where there is no convolution")
+        return fits
+
+    def _qualities(self) -> Mapping[str, float]:
+        if self.quality is None:
+            return {}
+        return self.quality if isinstance(self.quality, Mapping) else {"*": self.quality}
+
+
+def _weights(group: Group, stats: Stats) -> Tensor:
+    """The group's weights, one a unit."""
+    part = group.slices[0]
+    if part.axis is not None:
+        raise TopiaristError("magnitude scores single weights: pass it graph.weights() instead of the graph")
+    return stats.tensor(part.tensor).flatten()[part.positions[:, 0]]

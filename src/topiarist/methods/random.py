@@ -1,0 +1,42 @@
+"""The control: scores drawn by chance."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from topiarist.methods.base import Method
+
+if TYPE_CHECKING:
+    from topiarist.graph.graph import Graph, Scores
+    from topiarist.stats import Stats
+
+
+@dataclass(frozen=True)
+class Random(Method):
+    """Scores every unit by chance: what any other method has to beat.
+
+    Formula: ``s_j ~ U(0, 1)``, drawn for each group from its name and the seed, so that a group's scores do not
+    depend on which other groups there are. Needs nothing; works on units of structure and on single weights alike.
+    Returns ``(units,)`` for each group, without unit. Raises nothing.
+
+    Paper: Mittal, Bhardwaj, Khapra, Ravindran: "Recovering from Random Pruning", WACV 2018.
+
+    Attributes:
+        seed: another seed draws other scores.
+    """
+
+    needs = frozenset()
+    paper = "Mittal, Bhardwaj, Khapra, Ravindran: Recovering from Random Pruning, WACV 2018"
+
+    seed: int = 0
+
+    def score(self, graph: Graph, stats: Stats) -> Scores:
+        """``s_j ~ U(0, 1)``."""
+        return {group.name: torch.rand(group.units, generator=self._chance(group.name)) for group in graph.groups}
+
+    def _chance(self, group: str) -> torch.Generator:
+        return torch.Generator().manual_seed(zlib.crc32(f"{self.seed}:{group}".encode()))

@@ -1,0 +1,72 @@
+"""The report's table and conclusion for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from topiarist.report import words
+
+
+def show(results: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the table of a study and what it shows.
+
+    Args:
+        results: plain values of ``results.json``.
+        console: where to print; standard output by default.
+    """
+    console = console or Console()
+    places = list(dict.fromkeys((row["network"], row["data"]) for row in results["rows"]))
+    for network, data in places:
+        here = [row for row in results["rows"] if (row["network"], row["data"]) == (network, data)]
+        console.print(_table(f"{network} on {data}", here, 1 if console.width < 90 else 2))
+    for number, sentence in enumerate(results["conclusion"]):
+        console.print(Text(sentence, style="bold" if number == 0 else ""))
+    last = ""
+    for entry in results["comparisons"]:
+        place = f"{entry['network']} on {entry['data']}, " if len(places) > 1 else ""
+        if (heading := f"{place}{entry['method']}, {entry['goal']}") != last:
+            console.print(Text(heading, style="dim"))
+        last = heading
+        mark = Text("  ● " if entry["resolved"] else "  ○ ", style="green" if entry["resolved"] else "dim")
+        grid = Table.grid()
+        grid.add_row(mark, Text(entry["verdict"]))
+        console.print(grid)
+    for key, error in results["failed"].items():
+        console.print(Text(f"failed: {key}: {error}", style="red"))
+
+
+def _table(title: str, rows: list[Mapping[str, Any]], gap: int) -> Table:
+    """One table; methods are lines of their own, so that it fits a terminal of 80 columns."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, gap, 0, 0),
+        header_style="dim",
+    )
+    table.add_column("", no_wrap=True)
+    for name in ("accuracy %", "MACs", "", "params", "file", "latency", "epochs"):
+        table.add_column(name, justify="right", no_wrap=True)
+    last = "none "
+    for row in rows:
+        if (heading := f"{row['method']} {row['goal']}") != last:
+            table.add_row(Text(heading.replace(" % of ", " % "), style="bold"))
+        last = heading
+        table.add_row(
+            row["label"] if row["method"] == "none" else f"  {row['label']}",
+            words.accuracy(row["accuracy"]),
+            words.count(row["macs"]),
+            words.percent(row["macs_ratio"]),
+            words.count(row["params"]),
+            words.size(row["bytes"]),
+            words.milliseconds(row["latency_ms"]),
+            words.DASH if row["epochs"] is None else f"{row['epochs']:.0f}",
+        )
+    return table

@@ -1,0 +1,217 @@
+"""From finished cells to a table, paired comparisons and a conclusion: the plain values of ``results.json``."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import torch
+
+from topiarist import __version__
+from topiarist.studies.cells import failure, finished, result, unfold
+from topiarist.studies.runner import default_workers
+from topiarist.studies.statistics import paired, summarise, verdict
+from topiarist.studies.study import ARMS, Row, Study, latency_cell
+
+SPOKEN = {
+    "unpruned": "the unpruned network",
+    "pruned": "the pruned network without retraining",
+    "finetune": "fine-tuning",
+    "scratch_e": "Scratch-E",
+    "scratch_b": "Scratch-B",
+    "uniform": "the uniformly narrowed network",
+}
+"""Arm → what a sentence calls it."""
+
+PAIRS = (("finetune", "unpruned"), ("finetune", "scratch_e"), ("finetune", "scratch_b"), ("scratch_b", "uniform"))
+"""Arms of one pruning that are compared seed by seed."""
+
+Table = Sequence[Mapping[str, Any]]
+
+
+def gather(study: Study, out: Path) -> dict[str, Any]:
+    """Read the cells of a study and say what they show.
+
+    Args:
+        study: whose cells to read; those that are not there are left out of the means.
+        out: folder of the study.
+
+    Returns:
+        Plain values: ``title``, ``study``, ``conclusion`` (sentences, the first one leads), ``rows``, ``comparisons``,
+        ``failed``, ``environment``.
+    """
+    rows = [_row(row, study.label(row.pruning) if row.pruning else "none", out) for row in study.rows()]
+    _relate(rows)
+    comparisons = list(_comparisons(rows))
+    failed = _failed(study, out)
+    return {
+        "topiarist": __version__,
+        "title": study.title,
+        "study": study.as_json(),
+        "conclusion": conclude(comparisons, failed),
+        "rows": rows,
+        "comparisons": comparisons,
+        "failed": failed,
+        "environment": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "processors": default_workers(),
+        },
+    }
+
+
+def _failed(study: Study, out: Path) -> dict[str, str]:
+    """Key of every cell that is not there → why."""
+    cells = unfold(study.cells())
+    clocks = [clock for clock in map(latency_cell, cells) if finished(out, clock.needs[0])]
+    missing = [cell for cell in unfold([*cells, *clocks]) if not finished(out, cell)]
+    return {cell.key: failure(out, cell) or "not computed yet" for cell in missing}
+
+
+def _row(row: Row, method: str, out: Path) -> dict[str, Any]:
+    there = {seed: cell for seed, cell in row.cells.items() if finished(out, cell)}
+    found = {seed: result(out, cell) for seed, cell in there.items()}
+    clocks = [latency_cell(cell) for cell in there.values()]
+    times = [result(out, clock)["latency_ms"] for clock in clocks if finished(out, clock)]
+    accuracy = {seed: float(values["accuracy"]) for seed, values in found.items()}
+    spread = asdict(summarise(list(accuracy.values()))) if accuracy else {"mean": None, "std": None, "n": 0}
+
+    def mean(name: str) -> float | None:
+        numbers = [values[name] for values in found.values() if values.get(name) is not None]
+        return fmean(numbers) if numbers else None
+
+    return {
+        "network": row.network,
+        "data": row.data,
+        "method": method,
+        "goal": row.pruning.goal if row.pruning else "",
+        "arm": row.arm,
+        "label": "before pruning" if row.arm == "unpruned" and row.pruning else ARMS[row.arm],
+        "accuracy": {**spread, "seeds": {str(seed): value for seed, value in accuracy.items()}},
+        **{name: mean(name) for name in ("macs", "params", "bytes", "epochs", "seconds")},
+        "latency_ms": median(times) if times else None,
+        "proof": max((values["proof"] for values in found.values() if "proof" in values), default=None),
+        "widths": _widths([values["widths"] for values in found.values() if "widths" in values]),
+        "cells": {str(seed): cell.key for seed, cell in there.items()},
+    }
+
+
+def _widths(seeds: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, list[float]]:
+    """Mean number of kept units and number of units, by group, over the seeds."""
+    if not seeds:
+        return {}
+    return {name: [fmean(widths[name][0] for widths in seeds), seeds[0][name][1]] for name in seeds[0]}
+
+
+def _relate(rows: list[dict[str, Any]]) -> None:
+    """Add to each row its MACs and parameters as fractions of the unpruned network's."""
+    for row in rows:
+        whole = next(other for other in rows if other["arm"] == "unpruned" and _place(other) == _place(row))
+        for name in ("macs", "params"):
+            row[f"{name}_ratio"] = row[name] / whole[name] if row[name] is not None and whole[name] else None
+
+
+def _place(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["network"], row["data"]
+
+
+def _comparisons(rows: Table) -> Iterator[dict[str, Any]]:
+    for place in dict.fromkeys(map(_place, rows)):
+        here = [row for row in rows if _place(row) == place]
+        plain = {"unpruned": next(row for row in here if row["method"] == "none")}
+        kinds = dict.fromkeys((row["method"], row["goal"]) for row in here if row["method"] != "none")
+        arms = {
+            kind: plain | {row["arm"]: row for row in here if _kind(row) == kind and row["arm"] != "unpruned"}
+            for kind in kinds
+        }
+        for kind in kinds:
+            for a, b in PAIRS:
+                if a in arms[kind] and b in arms[kind]:
+                    yield from _compare(arms[kind][a], arms[kind][b], SPOKEN[a], SPOKEN[b])
+            method, goal = kind
+            control = arms.get(("random", goal), {}) if method != "random" else {}
+            for arm, when in (("pruned", "before any retraining"), ("finetune", "after fine-tuning")):
+                if arm in control and arm in arms[kind]:
+                    yield from _compare(arms[kind][arm], control[arm], method, "random", when)
+
+
+def _kind(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["method"], row["goal"]
+
+
+def _compare(
+    a: Mapping[str, Any], b: Mapping[str, Any], name_a: str, name_b: str, when: str = ""
+) -> Iterator[dict[str, Any]]:
+    """The comparison of two rows, if they share a seed."""
+    left, right = ({int(seed): value for seed, value in row["accuracy"]["seeds"].items()} for row in (a, b))
+    if not left.keys() & right.keys():
+        return
+    difference = paired(left, right)
+    told = verdict(name_a, name_b, difference)
+    yield {
+        "network": a["network"],
+        "data": a["data"],
+        "method": a["method"],
+        "goal": a["goal"],
+        "when": when,
+        "a": a["arm"] if not when else name_a,
+        "b": b["arm"] if not when else name_b,
+        **asdict(difference),
+        "resolved": difference.resolved,
+        "verdict": f"{when}, {told}" if when else told,
+    }
+
+
+def conclude(comparisons: Sequence[Mapping[str, Any]], failed: Mapping[str, str]) -> list[str]:
+    """The conclusion in words: what fine-tuning is worth against training anew, by network, then what is missing."""
+    sentences = []
+    places = dict.fromkeys((entry["network"], entry["data"]) for entry in comparisons)
+    for place in places:
+        here = [entry for entry in comparisons if (entry["network"], entry["data"]) == place]
+        where = f" ({place[0]} on {place[1]})" if len(places) > 1 else ""
+        against = next((arm for arm in ("scratch_b", "scratch_e", "uniform", "unpruned") if _of(here, arm)), None)
+        if against:
+            sentences.append(_lead(_of(here, against), SPOKEN[against], where))
+    if failed:
+        cells = "1 cell is" if len(failed) == 1 else f"{len(failed)} cells are"
+        sentences.append(f"{cells} missing, so that some means rest on fewer seeds: run the study again.")
+    return sentences or ["Nothing can be compared yet: no two arms share a finished seed."]
+
+
+def _of(comparisons: Sequence[Mapping[str, Any]], against: str) -> list[Mapping[str, Any]]:
+    return [entry for entry in comparisons if (entry["a"], entry["b"]) == ("finetune", against)]
+
+
+def _lead(entries: Sequence[Mapping[str, Any]], against: str, where: str) -> str:
+    """Say for which prunings fine-tuning is ahead, behind, or neither."""
+    ahead = [entry for entry in entries if entry["resolved"] and entry["mean"] > 0]
+    behind = [entry for entry in entries if entry["resolved"] and entry["mean"] < 0]
+    open_ = [entry for entry in entries if not entry["resolved"]]
+    parts = []
+    if ahead:
+        parts.append(f"fine-tuning beats {against} for {_named(ahead)}")
+    if behind:
+        parts.append(f"{against} beats fine-tuning for {_named(behind)}")
+    if open_:
+        parts.append(f"no difference between fine-tuning and {against} is resolved for {_named(open_)}")
+    told = "; ".join(parts)
+    return f"{told[0].upper()}{told[1:]}{where}."
+
+
+def _named(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Methods by their goals: ``"random and l1 at 50 % of MACs, and magnitude at 10 % of weights"``."""
+    goals = {
+        entry["goal"]: [other["method"] for other in entries if other["goal"] == entry["goal"]] for entry in entries
+    }
+    told = [f"{_listed(names)} at {goal}" for goal, names in goals.items()]
+    return told[0] if len(told) == 1 else f"{', '.join(told[:-1])}, and {told[-1]}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

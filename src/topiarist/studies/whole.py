@@ -1,0 +1,90 @@
+"""A study from its settings to its report."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+from topiarist.data import load_data
+from topiarist.errors import TopiaristError
+from topiarist.models import make_model
+from topiarist.report import read_results, write_report
+from topiarist.studies.cells import Work, finished, prepare, unfold, write_json
+from topiarist.studies.progress import Live
+from topiarist.studies.results import gather
+from topiarist.studies.runner import run_cells
+from topiarist.studies.study import Study, latency_cell
+
+PRELOAD = ("lightning_fabric", "safetensors.torch", "sklearn.datasets")
+"""What the arms load late and every cell of the demo would otherwise load anew."""
+
+
+def run(
+    study: Study | str | Path, out: str | Path, *, workers: int = 1, quiet: bool = False, work: Work | None = None
+) -> dict[str, Any]:
+    """Run a study, or go on with it, and write ``results.json`` and ``report.html``.
+
+    Args:
+        study: a study, or a YAML file that holds one.
+        out: folder of the study; what is finished there is reused.
+        workers: cells computed at a time.
+        quiet: show no progress.
+        work: what computes a cell; the arms by default.
+
+    Returns:
+        The plain values of ``results.json``; ``failed`` in it is empty if every cell is there.
+
+    Raises:
+        TopiaristError: for a study that cannot be, or a folder that cannot be used.
+    """
+    study = study if isinstance(study, Study) else Study.load(Path(study))
+    out = Path(out)
+    cells = unfold(study.cells())
+    if work is None:
+        work = importlib.import_module("topiarist.studies.arms").work
+        if not all(finished(out, cell) for cell in cells):
+            _check_names(study)
+    clocks = list(dict.fromkeys(map(latency_cell, cells)))
+    prepare(out)
+    write_json(out / "study.json", study.as_json())
+    with Live(len(cells) + len(clocks), quiet) as live:
+        outcome = run_cells(cells, out, work, workers=workers, preload=PRELOAD, progress=live)
+        timed = [clock for clock in clocks if clock.needs[0].key not in outcome.failed]
+        run_cells(timed, out, work, progress=live.only("latency"))  # one after the other, when nothing else runs
+    results = gather(study, out)
+    write_report(out, results)
+    return results
+
+
+def _check_names(study: Study) -> None:
+    """Meet a wrong name once, before the first cell."""
+    for network in study.networks:
+        make_model(network)
+    for data in study.data:
+        load_data(data)
+
+
+def report(folder: str | Path) -> dict[str, Any]:
+    """Write the report of a folder anew, from the cells that are finished or, without cells, from ``results.json``.
+
+    Returns:
+        The plain values of ``results.json``.
+
+    Raises:
+        TopiaristError: if the folder holds no study.
+    """
+    folder = Path(folder)
+    try:
+        settings = json.loads((folder / "study.json").read_text())
+    except FileNotFoundError:
+        results = read_results(folder)
+    except (OSError, ValueError) as error:
+        raise TopiaristError(
+            f"{folder / 'study.json'} is damaged: run the study again, it reuses what is done."
+        ) from error
+    else:
+        results = gather(Study.of(settings), folder)
+    write_report(folder, results)
+    return results

@@ -1,0 +1,421 @@
+"""The command line, through its front door: what it prints, what it writes, and how it says no."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import topiarist
+from topiarist import methods
+from topiarist.budget import Budget
+from topiarist.cli import COMMANDS, commands, main
+from topiarist.cli.arguments import parse
+from topiarist.cli.inputs import parse_shape
+from topiarist.cost import cost
+from topiarist.errors import TopiaristError
+
+NET = "zoo:digitsnet?width=0.25"
+SHAPE = "1x8x8"
+
+
+def run(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a network that was trained for a moment."""
+    out = tmp_path_factory.mktemp("trained")
+    assert run("train", NET, "--data", "digits", "--epochs", 2, "--out", out) == 0
+    return out
+
+
+@pytest.fixture
+def weights(trained: Path) -> Path:
+    return trained / "model.safetensors"
+
+
+# ---- what it prints -------------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n  {name} " in printed for name in COMMANDS)
+    for name in COMMANDS:
+        assert run(name, "--help") == 0
+        printed = capsys.readouterr().out
+        assert printed.startswith(f"usage: topiarist {name}")
+        assert "--json" in printed
+    assert run("--version") == 0
+    assert topiarist.__version__ in capsys.readouterr().out
+
+
+def test_methods_lists_the_registry(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("methods") == 0
+    printed = capsys.readouterr().out
+    assert all(f" {name} " in printed for name in methods.names())
+    assert run("methods", "--json") == 0
+    assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == methods.names()
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_card_and_the_help_show_each_flag(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("methods", name) == 0
+    card = capsys.readouterr().out
+    assert run("prune", "--method", name, "--help") == 0
+    shown = capsys.readouterr().out
+    for field in methods.describe(name)["fields"]:
+        assert f"--method.{field['name']}" in card
+        assert f"--method.{field['name']}" in shown
+
+
+def test_start_is_quick() -> None:
+    """Help needs no torch, a list of methods nothing heavier than torch."""
+    code = """if True:
+        import sys
+        from topiarist.cli import main
+        assert main(["--help"]) == 0 and "torch" not in sys.modules
+        assert main(["methods"]) == 0
+        assert not {"torchvision", "timm", "lightning_fabric", "matplotlib", "sklearn"} & set(sys.modules)
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_inspect_shows_groups_and_pins(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("inspect", NET, "--input", SHAPE, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    graph = topiarist.trace(topiarist.load_model(NET), torch.randn(1, 1, 8, 8))
+    assert [(group["name"], group["units"]) for group in found["groups"]] == [(g.name, g.units) for g in graph.groups]
+    assert [tuple(entry.values()) for entry in found["pinned"]] == list(graph.pinned)
+    assert found["macs"] == cost(graph).macs
+    assert run("inspect", NET, "--data", "digits") == 0
+    printed = capsys.readouterr().out
+    assert all(group.name in printed for group in graph.groups)
+    assert "fc.weight:0" in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("fc.weight", "must stay"), ("fc.weight:1", "not pinned"), ("fc", "fc.bias")]
+)
+def test_inspect_explains_a_pin(name: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("inspect", NET, "--input", SHAPE, "--why", name) == 0
+    assert told in capsys.readouterr().out
+
+
+# ---- options --------------------------------------------------------------------------------------------------------
+
+
+def options(*words: str) -> dict[str, object]:
+    return parse("prune", commands.prune, words)
+
+
+def test_fields_are_flags() -> None:
+    typed = "zoo:lenet5 --method l1 --method.p 2 --budget.macs=0.5 --finetune.batch-size 7 --budget.exclude conv1,*.bn"
+    found = options(*typed.split(), "--budget.ratios.layer1.*", "0.5", "--budget.ratios.a-b=0.2")
+    assert found["method"] == methods.make("l1", p=2)
+    assert found["budget"] == Budget(macs=0.5, exclude=("conv1", "*.bn"), ratios={"layer1.*": 0.5, "a-b": 0.2})
+    assert found["finetune"] == topiarist.Recipe(epochs=40, lr=0.001, schedule="constant", batch_size=7)
+    assert found["model"] == "zoo:lenet5"
+
+
+def test_all_of_it_can_come_from_yaml_and_what_is_typed_wins(tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    told = {"model": "zoo:lenet5", "method": {"name": "l1", "p": 2}, "budget": {"macs": 0.5, "floor": 2}, "epochs": 3}
+    file.write_text(yaml.safe_dump(told))
+    found = options("--config", str(file))
+    assert found["method"] == methods.make("l1", p=2)
+    assert (found["model"], found["budget"], found["epochs"]) == ("zoo:lenet5", Budget(macs=0.5, floor=2), 3)
+    found = options("--epochs", "4", f"--config={file}", "--budget.macs", "0.3", "--method.p", "1")
+    assert (found["budget"], found["epochs"], found["method"]) == (Budget(macs=0.3, floor=2), 4, methods.make("l1"))
+    file.write_text("method: slimming\nmodel: zoo:lenet5")
+    assert options("--config", str(file))["method"] == methods.make("slimming")
+
+
+def test_printed_options_are_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["zoo:lenet5", "--method", "l1", "--method.p", "2", "--budget.exclude", "a,b"]
+    assert run("prune", *words, "--print_config") == 0
+    file = tmp_path / "options.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert options("--config", str(file)) == options(*words)
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [("1,3,32,32", (1, 3, 32, 32)), ("3x32x32", (1, 3, 32, 32)), ("784", (1, 784)), ("2,16,32", (2, 16, 32))],
+)
+def test_shapes(text: str, shape: tuple[int, ...]) -> None:
+    assert parse_shape(text) == shape
+
+
+@pytest.mark.parametrize("text", ["", "3x", "a,b", "0,3", "-1,3", "1.5", "3xx2"])
+def test_shapes_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(TopiaristError, match=r"write it as 1,3,224,224"):
+        parse_shape(text)
+
+
+# ---- train and prune ------------------------------------------------------------------------------------------------
+
+
+def test_train_writes_weights_and_result(trained: Path, weights: Path) -> None:
+    result = json.loads((trained / "result.json").read_text())
+    assert len(result["epochs"]) == 2
+    model = topiarist.load_model(NET)
+    model.load_state_dict(load_file(weights))
+    assert topiarist.evaluate(model, topiarist.load_data("digits")) == result["accuracy"]
+    assert sorted(path.name for path in trained.iterdir()) == ["model.safetensors", "result.json"]
+
+
+def test_prune_writes_all_that_a_script_needs(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--method", "l1", "--budget.macs", 0.5, "--data", "digits", "--epochs", 1, "--out", tmp_path, "--json"]
+    assert run("prune", NET, "--weights", weights, *words) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert json.loads(capsys.readouterr().out) == result
+    for name in ("macs", "params", "latency_ms"):
+        assert set(result[name]) == {"before", "after"}
+        assert result[name]["after"] > 0
+    assert result["macs"]["after"] <= 0.5 * result["macs"]["before"]
+    assert set(result["accuracy"]) == {"before", "pruned", "finetuned"}
+    assert result["proof"]["max_rel_diff"] <= 1e-10
+    assert ("fc.weight", 0) in [(entry["tensor"], entry["axis"]) for entry in result["pinned"]]
+    assert all(set(entry) == {"tensor", "axis", "reason"} for entry in result["pinned"])
+    small = topiarist.load(topiarist.make_model(NET), tmp_path)
+    assert sum(p.numel() for p in small.parameters()) == result["params"]["after"]
+    assert topiarist.evaluate(small, topiarist.load_data("digits")) == result["accuracy"]["finetuned"]
+
+
+def test_prune_trains_first_where_there_are_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--method", "slimming", "--budget.ratio", 0.7, "--data", "digits", "--train.epochs", 1, "--epochs", 0]
+    assert run("prune", NET, *words, "--out", tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert "layer1.0.conv1" in printed
+    assert "accuracy: before" in printed
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["accuracy"]["finetuned"] is None
+    assert (tmp_path / "trained.safetensors").is_file()
+
+
+def test_single_weights_stay_zero_in_fine_tuning(weights: Path, tmp_path: Path) -> None:
+    words = ["--method", "magnitude", "--budget.ratio", 0.1, "--data", "digits", "--epochs", 1, "--out", tmp_path]
+    assert run("prune", NET, "--weights", weights, *words) == 0
+    found = load_file(tmp_path / "model.safetensors")
+    matrices = [value for value in found.values() if value.ndim > 1]
+    kept = sum(int(value.count_nonzero()) for value in matrices) / sum(value.numel() for value in matrices)
+    assert 0 < kept <= 0.1
+
+
+def test_without_data_nothing_is_measured(weights: Path, tmp_path: Path) -> None:
+    words = ["--method", "random", "--budget.ratio", 0.5, "--input", SHAPE, "--out", tmp_path]
+    assert run("prune", NET, "--weights", weights, *words) == 0
+    accuracy = json.loads((tmp_path / "result.json").read_text())["accuracy"]
+    assert accuracy == {"before": None, "pruned": None, "finetuned": None}
+
+
+def test_weights_of_other_makes(weights: Path, tmp_path: Path) -> None:
+    """A PyTorch file, alone, wrapped, or from a parallel training."""
+    state = load_file(weights)
+    for stored in (state, {"state_dict": state, "epoch": 3}, {f"module.{key}": value for key, value in state.items()}):
+        torch.save(stored, tmp_path / "weights.pt")
+        assert run("inspect", NET, "--input", SHAPE, "--weights", tmp_path / "weights.pt") == 0
+
+
+class Tied(nn.Module):
+    """Two layers that share their weight, which safetensors stores once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+def test_tied_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tied_model.py").write_text("from test_cli import Tied as make\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    state = Tied().state_dict()
+    del state["second.weight"]
+    save_file(state, "tied.safetensors")
+    assert run("inspect", "tied_model:make", "--input", "2,4", "--weights", "tied.safetensors") == 0
+
+
+# ---- studies --------------------------------------------------------------------------------------------------------
+
+
+def test_study_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = {
+        "network": NET,
+        "data": "digits",
+        "prunings": [{"method": "l1", "budget": {"macs": 0.5}}],
+        "seeds": 1,
+        "recipe": {"epochs": 1},
+        "finetune": {"epochs": 1},
+        "arms": ["finetune"],
+    }
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(study))
+    out = tmp_path / "out"
+    assert run("study", file, "--out", out, "--json") == 0
+    results = json.loads(capsys.readouterr().out)
+    assert [row["arm"] for row in results["rows"]] == ["unpruned", "pruned", "finetune"]
+    (out / "report.html").unlink()
+    assert run("report", out) == 0
+    assert "fine-tuned" in capsys.readouterr().out
+    assert (out / "report.html").is_file()
+
+
+def test_demo_reports_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from topiarist import report, studies
+
+    results: dict[str, object] = {"failed": {}}
+    monkeypatch.setattr(studies, "demo", lambda *_, **__: results, raising=False)
+    monkeypatch.setattr(report, "show", lambda *_: None)
+    assert run("demo", "--out", tmp_path) == 0
+    results["failed"] = {"cell": "the loss diverged"}
+    assert run("demo", "--out", tmp_path) == 1
+
+
+# ---- how it says no -------------------------------------------------------------------------------------------------
+
+BAD = {
+    "nothing": ([], "demo, methods"),
+    "unknown command": (["prun"], "did you mean prune"),
+    "unknown method": (["prune", NET, "--method", "l7", "--data", "digits"], "l1"),
+    "unknown card": (["methods", "l7"], "l1"),
+    "unknown model": (["inspect", "zoo:resnet21", "--input", SHAPE], "resnet20"),
+    "no such kind of model": (["inspect", "resnet20", "--input", SHAPE], "zoo:resnet20"),
+    "no such factory": (["inspect", "no_such_package:make", "--input", SHAPE], "no_such_package"),
+    "unknown data": (["inspect", NET, "--data", "digit"], "digits"),
+    "no data file": (["inspect", NET, "--data", "npz:/no/such.npz"], "/no/such.npz"),
+    "unknown option": (["inspect", NET, "--inptu", SHAPE], "did you mean --input"),
+    "unknown field": (["prune", NET, "--method", "l1", "--method.q", "1"], "--method.p"),
+    "field without method": (["prune", NET, "--method.p", "1"], "--method NAME"),
+    "no method": (["prune", NET, "--data", "digits"], "needs --method"),
+    "no model": (["inspect", "--input", SHAPE], "needs MODEL"),
+    "word for a number": (["prune", NET, "--method", "l1", "--budget.macs", "half"], "wants a number"),
+    "part of a whole number": (["prune", NET, "--method", "l1", "--epochs", "1.5"], "wants a whole number"),
+    "neither of two": (["prune", NET, "--method", "l1", "--budget.allocation", "best"], "'uniform', 'global'"),
+    "value missing": (["prune", NET, "--method", "l1", "--epochs"], "needs a value"),
+    "negative budget": (["prune", NET, "--method", "l1", "--budget.macs", "-0.5"], "from 0 to 1"),
+    "budget above one": (["prune", NET, "--method", "l1", "--budget.macs", "50"], "write 0.5"),
+    "budget below the floor": (
+        ["prune", NET, "--data", "digits", "--method", "l1", "--budget.macs", "0.01", "--budget.floor", "0.9"],
+        "at least",
+    ),
+    "no budget": (["prune", NET, "--data", "digits", "--method", "l1"], "needs a budget"),
+    "no weights and no data": (["prune", NET, "--method", "l1", "--budget.macs", "0.5"], "--weights FILE"),
+    "wrong channel count": (["inspect", NET, "--input", "3x8x8"], "channels"),
+    "fails on the input": (["inspect", NET, "--input", "7"], "fails on the example input"),
+    "no input": (["inspect", NET], "--input"),
+    "shape": (["inspect", NET, "--input", "1,a"], "write it as"),
+    "unknown pin": (["inspect", NET, "--input", SHAPE, "--why", "nope"], "nope"),
+    "bad recipe": (["train", NET, "--data", "digits", "--epochs", "-1"], "epochs"),
+    "no weights file": (["inspect", NET, "--input", SHAPE, "--weights", "/no/such.pt"], "/no/such.pt"),
+    "weights are a folder": (["inspect", NET, "--input", SHAPE, "--weights", "/"], "no weights file"),
+    "no study": (["study", "/no/such.yaml"], "/no/such.yaml"),
+    "no results": (["report", "/no/such"], "/no/such"),
+    "no config": (["inspect", NET, "--config", "/no/such.yaml"], "/no/such.yaml"),
+}
+
+
+def one_sentence(status: int, capsys: pytest.CaptureFixture[str]) -> str:
+    told = capsys.readouterr()
+    assert status == 2, told.err
+    assert told.out == ""
+    assert told.err.count("\n") == 1
+    assert told.err.startswith("topiarist: ")
+    assert told.err.endswith((".\n", "?\n"))
+    assert "Traceback" not in told.err
+    return told.err
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words, remedy = BAD[case]
+    assert remedy in one_sentence(run(*words), capsys)
+
+
+def test_configs_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "options.yaml"
+    for text, told in (
+        ("a: [", "line 1"),
+        ("just words", "mapping"),
+        ("modle: x", "modle"),
+        ("method: [l1]", "method"),
+    ):
+        file.write_text(text)
+        assert told in one_sentence(run("prune", NET, "--config", file), capsys)
+    file.write_bytes(b"\xff\xfe\x00")
+    assert "text file" in one_sentence(run("prune", NET, "--config", file), capsys)
+
+
+def test_weights_that_do_not_fit(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = load_file(weights)
+    first = next(key for key, value in state.items() if value.ndim == 4)
+    whole, stored = weights.read_bytes(), tmp_path / "torch.pt"
+    torch.save(state, stored)
+    cases = {
+        "cut.safetensors": (whole[: len(whole) // 2], "truncated"),
+        "cut.pt": (stored.read_bytes()[:2000], "truncated"),
+        "empty.pt": (b"", "truncated"),
+        "text.pt": (b"these are words", "truncated"),
+        "object.pt": (pickle.dumps(Path("here")), "save"),
+    }
+    for name, (content, told) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        words = ["inspect", NET, "--input", SHAPE, "--weights", tmp_path / name]
+        assert told in one_sentence(run(*words), capsys)
+    lacking = {key: value for key, value in state.items() if key != first}
+    nan = {**state, first: torch.full_like(state[first], torch.nan)}
+    foreign = {**state, "extra.weight": torch.ones(1)}
+    wrong = {**state, first: torch.ones(1, 2, 3, 4)}
+    for tensors, told in ((lacking, first), (foreign, "extra.weight"), (wrong, "(1, 2, 3, 4)"), (nan, "NaN"), ({}, "")):
+        save_file(tensors, tmp_path / "other.safetensors")
+        words = ["inspect", NET, "--input", SHAPE, "--weights", tmp_path / "other.safetensors"]
+        assert told in one_sentence(run(*words), capsys)
+    torch.save([1, 2], stored)
+    assert "state dict" in one_sentence(run("inspect", NET, "--input", SHAPE, "--weights", stored), capsys)
+    torch.save(topiarist.load_model(NET), stored)
+    assert "does not run" in one_sentence(run("inspect", NET, "--input", SHAPE, "--weights", stored), capsys)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for words in (["demo"], ["train", NET, "--data", "digits"], ["prune", NET, "--data", "digits", "--method", "l1"]):
+        told = one_sentence(run(*words, "--out", tmp_path / "file" / "out"), capsys)
+        assert "another --out" in told
+
+
+def test_an_interrupt_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "methods", interrupted)
+    monkeypatch.setattr("topiarist.cli.arguments.parse", lambda *_: {})
+    assert run("methods") == 130
+    assert capsys.readouterr().err.startswith("topiarist: Interrupted")
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "topiarist", "methods", "--json"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")

@@ -1,0 +1,371 @@
+"""The registry, the laws that hold for every method in it, and what each paper adds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import topiarist
+from golden import GOLDEN
+from topiarist import methods
+from topiarist.allocate import Budget, choose
+from topiarist.cost import cost
+from topiarist.errors import TopiaristError
+from topiarist.graph import Group, Slice
+from topiarist.measures import STATISTICS
+from topiarist.methods import describe, get, make, names
+from topiarist.methods.base import Criterion, Method, Penalty, Rule, Selector, sum_by_unit
+from topiarist.stats import collect
+from topiarist.zoo import resnet56, resnet110, vgg16
+
+every_method = pytest.mark.parametrize("name", names())
+
+
+class Block(nn.Module):
+    """A residual block whose shortcut ties two convolutions, then a flattened head."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.conv1, self.bn1 = nn.Conv2d(6, 5, 3, padding=1), nn.BatchNorm2d(5)
+        self.conv2, self.bn2 = nn.Conv2d(5, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.hidden, self.head = nn.Linear(96, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.bn(self.stem(x)).relu()
+        x = (x + self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))).relu()
+        return self.head(self.hidden(x.flatten(1)).relu())
+
+
+def block(seed=0):
+    torch.manual_seed(seed)
+    model = Block()
+    for name, parameter in model.named_parameters():
+        if "bn" in name:
+            nn.init.uniform_(parameter, 0.2, 1.5)
+    return model.double().eval()
+
+
+X = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(3)).double()
+Y = torch.arange(8) % 4
+
+
+def scored(method, model, graph, batches):
+    stats = collect(model, graph, batches, method.needs)
+    return method.score(graph.weights() if method.granularity == "weight" else graph, stats)
+
+
+def test_the_folder_is_the_registry():
+    assert {"random", "l1", "slimming", "magnitude"} <= set(names())
+    assert names() == sorted(names())
+    assert set(names()) == set(GOLDEN)
+
+
+@every_method
+def test_golden_row(name):
+    got, expected = GOLDEN[name]()
+    assert got.keys() == expected.keys()
+    for key in expected:
+        torch.testing.assert_close(
+            got[key], expected[key], check_dtype=False, msg=lambda text, key=key: f"{key}: {text}"
+        )
+
+
+@every_method
+def test_every_method_says_what_it_is(name):
+    method = get(name)
+    assert method.name == name
+    assert method.granularity in ("structure", "weight")
+    assert method.target in ("predefined", "automatic")
+    assert method.allocation in ("uniform", "global")
+    for need in method.needs:
+        assert not isinstance(need, str) or need in {*STATISTICS, "weights", "training", "evaluations"}
+    assert any(isinstance(make(name), role) for role in (Criterion, Selector))
+    told = describe(name)
+    json.dumps(told)
+    assert told["summary"].endswith(".")
+    assert told["paper"]
+    assert told["roles"]
+    doc = told["doc"]
+    assert "Formula:" in doc
+    assert "Paper:" in doc
+    for field in told["fields"]:
+        assert field["help"], f"the field {field['name']} has no line under Attributes:"
+        assert field["name"] != "name"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        make(name).name = "other"
+
+
+@every_method
+def test_scores_have_the_shape_of_the_groups_and_repeat(name):
+    model = block()
+    graph = topiarist.trace(model, X[:1])
+    first, again = (scored(make(name), model, graph, [(X, Y)]) for _ in range(2))
+    units = {group.name: group.units for group in (*graph.groups, *graph.weights().groups)}
+    assert first
+    for group, values in first.items():
+        assert values.shape == (units[group],)
+        assert torch.equal(values, again[group])
+
+
+def permuted(model, graph, orders):
+    """The same network with its units in another order."""
+    tensors = dict(model.state_dict())
+    for group in graph.groups:
+        for part in group.slices:
+            old, new = part.positions[orders[group.name]].flatten(), part.positions.flatten()
+            tensor = tensors[part.tensor]
+            tensors[part.tensor] = tensor.index_copy(part.axis, new, tensor.index_select(part.axis, old))
+    other = block()
+    other.load_state_dict(tensors)
+    return other.eval()
+
+
+@every_method
+def test_scores_move_with_the_units(name):
+    method = make(name)
+    if not method.needs:
+        return  # it looks at nothing, so that only chance could agree
+    model = block()
+    graph = topiarist.trace(model, X[:1])
+    random = torch.Generator().manual_seed(5)
+    orders = {group.name: torch.randperm(group.units, generator=random) for group in graph.groups}
+    other = permuted(model, graph, orders)
+    torch.testing.assert_close(other(X), model(X))
+    before, after = (scored(method, m, graph, [(X, Y)]) for m in (model, other))
+    if method.granularity == "structure":
+        moved = {group: values[orders[group]] for group, values in before.items()}
+    else:
+        shaped = {weight: values.view(graph.shapes[weight]) for weight, values in before.items()}
+        for group in graph.groups:
+            for part in group.slices:
+                if part.tensor in shaped:
+                    old, new = part.positions[orders[group.name]].flatten(), part.positions.flatten()
+                    values = shaped[part.tensor]
+                    shaped[part.tensor] = values.index_copy(part.axis, new, values.index_select(part.axis, old))
+        moved = {weight: values.flatten() for weight, values in shaped.items()}
+    for group, values in moved.items():
+        torch.testing.assert_close(after[group], values, rtol=1e-9, atol=1e-12)
+
+
+@every_method
+def test_scores_do_not_depend_on_how_the_data_comes(name):
+    model, method = block(), make(name)
+    graph = topiarist.trace(model, X[:1])
+    rooms = graph.weights() if method.granularity == "weight" else graph
+    halves = [(X[:3], Y[:3]), (X[3:], Y[3:])]
+    whole, split = (collect(model, graph, batches, method.needs) for batches in ([(X, Y)], halves))
+    ranks = [collect(model, graph, [half], method.needs) for half in halves]
+    for stats in (split, ranks[0].merge(ranks[1])):
+        scores = method.score(rooms, stats)
+        for group, values in method.score(rooms, whole).items():
+            torch.testing.assert_close(scores[group], values, rtol=1e-9, atol=1e-12)
+
+
+@every_method
+def test_every_method_meets_a_budget(name):
+    model, method = block(), make(name)
+    graph = topiarist.trace(model, X[:1])
+    rooms = graph.weights() if method.granularity == "weight" else graph
+    keep = choose(method, rooms, collect(model, graph, [(X, Y)], method.needs), Budget(macs=0.5))
+    assert 0.25 < cost(rooms, keep).macs / cost(rooms).macs <= 0.5
+
+
+DUMMY = '''
+"""A method that a user adds."""
+from dataclasses import dataclass
+
+import torch
+from topiarist.methods.base import Method
+
+@dataclass(frozen=True)
+class Dummy(Method):
+    """Scores by place.
+
+    Formula: ``s_j = step j``, which needs
+    two lines.
+
+    Attributes:
+        step: how far apart,
+            in two lines too.
+    """
+
+    paper = "none"
+    step: float = 1.0
+
+    def score(self, graph, stats):
+        return {group.name: self.step * torch.arange(group.units) for group in graph.groups}
+'''
+
+
+def test_one_new_file_is_a_method(tmp_path, monkeypatch):
+    (tmp_path / "dummy.py").write_text(DUMMY)
+    (tmp_path / "_shared.py").write_text("")
+    (tmp_path / "empty.py").write_text("")
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    assert set(names()) == {*GOLDEN, "dummy", "empty"}
+    told = describe("dummy")
+    assert told["fields"] == [
+        {"name": "step", "type": "float", "default": 1.0, "help": "how far apart, in two lines too."}
+    ]
+    assert told["roles"] == ["criterion"]
+    graph = topiarist.trace(block(), X[:1])
+    assert make("dummy", step=2).score(graph, None)["conv1"].tolist() == [0, 2, 4, 6, 8]
+    with pytest.raises(TopiaristError, match="exactly one"):
+        get("empty")
+    for name in ("dummy", "empty"):
+        monkeypatch.delitem(sys.modules, f"topiarist.methods.{name}")
+
+
+def test_make_takes_names_classes_and_methods():
+    method = make("l1", p=2)
+    assert method == get("l1")(p=2)
+    assert make(method) == method
+    assert make(method, preset="vgg16-A") == get("l1")(p=2, preset="vgg16-A")
+    assert make(get("random"), seed=3).seed == 3
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: make("slimmin"), "no method 'slimmin': take slimming"),
+        (lambda: make("base"), "no method 'base'"),
+        (lambda: make("l1", q=2), "'l1' has no field 'q': its fields are p, preset"),
+        (lambda: make("slimming", name="x"), "no field 'name'"),
+        (lambda: make(3), "a method is a name"),
+        (lambda: make(Method), "a method is a name"),
+        (lambda: make("l1", p=0), "p must be a positive number"),
+        (lambda: make("l1", p="one"), "p"),
+        (lambda: make("l1", preset="resnet56"), "no preset 'resnet56': take resnet56-"),
+        (lambda: make("slimming", lam=-1), "lam must not be negative"),
+        (lambda: make("magnitude", layers="fc"), "'all' or 'conv'"),
+        (lambda: make("magnitude", quality=-1), "quality must not be negative"),
+        (lambda: make("magnitude", quality={"*": -1}), "quality must not be negative"),
+    ],
+)
+def test_bad_names_and_fields_are_told(call, told):
+    with pytest.raises(TopiaristError, match=told):
+        call()
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_values_are_summed_by_unit(axis):
+    values = torch.arange(6 * 6 * 6.0).view(6, 6, 6)
+    places = torch.tensor([[0, 5], [2, 1], [3, 4]])
+    expected = values.movedim(axis, 0)[places].sum((1, 2, 3)).double()
+    assert torch.equal(sum_by_unit(Slice("w", axis, places), values), expected)
+    assert torch.equal(sum_by_unit(Slice("w", None, places), values), values.flatten()[places].sum(1).double())
+
+
+@pytest.mark.parametrize(
+    ("make_model", "preset", "params", "macs"),
+    [
+        (vgg16, "vgg16-A", 64.0, 34.2),
+        (resnet56, "resnet56-A", 9.4, 10.4),
+        (resnet56, "resnet56-B", 13.7, 27.6),
+        (resnet110, "resnet110-A", 2.3, 15.9),
+        (resnet110, "resnet110-B", 32.4, 38.6),
+    ],
+)
+def test_presets_cut_what_the_paper_says(make_model, preset, params, macs):
+    model = make_model()
+    graph = topiarist.trace(model, torch.randn(1, 3, 32, 32))
+    keep = choose(make("l1", preset=preset), graph, collect(model, graph))
+    full, left = cost(graph), cost(graph, keep)
+    assert 100 * (1 - left.params / full.params) == pytest.approx(params, abs=0.1)
+    assert 100 * (1 - left.macs / full.macs) == pytest.approx(macs, abs=0.1)
+
+
+def test_presets_keep_to_their_network_and_budget():
+    model = block()
+    graph = topiarist.trace(model, X[:1])
+    stats = collect(model, graph)
+    for preset in ("resnet56-A", "vgg16-A"):
+        with pytest.raises(TopiaristError, match="use it with zoo:"):
+            choose(make("l1", preset=preset), graph, stats)
+    wide = topiarist.trace(vgg16(width=0.1), torch.randn(1, 3, 32, 32))
+    with pytest.raises(TopiaristError, match="leave out one of the two"):
+        choose(make("l1", preset="vgg16-A"), wide, stats, Budget(macs=0.5))
+    assert make("l1").budget(graph) is None
+    assert isinstance(make("l1"), Rule)
+
+
+def test_l1_sums_over_all_filters_of_a_residual_stream():
+    model = block()
+    graph = topiarist.trace(model, X[:1])
+    scores = make("l1", p=2).score(graph, collect(model, graph))
+    stream = torch.cat([model.stem.weight.flatten(1), model.conv2.weight.flatten(1)], 1).norm(dim=1)
+    torch.testing.assert_close(scores["stem"], stream.detach())
+    torch.testing.assert_close(scores["hidden"], model.hidden.weight.norm(dim=1).detach())
+
+
+def test_slimming_reads_batch_norms_only():
+    model = block()
+    graph = topiarist.trace(model, X[:1])
+    method = make("slimming", lam=0.01)
+    assert isinstance(method, Penalty)
+    scores = method.score(graph, collect(model, graph))
+    assert set(scores) == {"stem", "conv1"}
+    torch.testing.assert_close(scores["stem"], ((model.bn.weight + model.bn2.weight) / 2).detach())
+    penalty = method.penalty(model, graph)
+    total = sum(norm.weight.abs().sum() for norm in (model.bn, model.bn1, model.bn2))
+    torch.testing.assert_close(penalty, 0.01 * total)
+    plain = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 2))
+    graph = topiarist.trace(plain, torch.randn(1, 4))
+    for call in (lambda: method.penalty(plain, graph), lambda: method.score(graph, collect(plain, graph))):
+        with pytest.raises(TopiaristError, match="no batch norm"):
+            call()
+
+
+def test_slimming_counts_each_scale_once_where_groups_share_it():
+    model = nn.BatchNorm1d(4)
+    model.weight.data = torch.tensor([1.0, -2.0, 3.0, 5.0])
+    parts = [
+        Slice("weight", 0, torch.tensor([[0], [1]]), "scale"),
+        Slice("weight", 0, torch.tensor([[1], [2]]), "scale"),
+    ]
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    graph = SimpleNamespace(groups=tuple(Group(f"g{i}", 2, (part,)) for i, part in enumerate(parts)), shapes=shapes)
+    assert make("slimming", lam=1.0).penalty(model, graph) == 6
+
+
+def test_quality_keeps_one_weight_of_every_layer():
+    model = block()
+    graph = topiarist.trace(model, X[:1]).weights()
+    stats = collect(model, graph)
+    keep = make("magnitude", quality=100.0).select(graph, stats, None)
+    assert {int(kept.sum()) for kept in keep.values()} == {1}
+    convs = make("magnitude", quality=100.0, layers="conv").select(graph, stats, None)
+    assert {name for name, kept in convs.items() if kept.all()} == {"hidden.weight", "head.weight"}
+    with pytest.raises(TopiaristError, match="matches no"):
+        make("magnitude", quality={"fc*": 1.0}).select(graph, stats, None)
+
+
+def test_magnitude_needs_convolutions_for_its_conv_variant():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    graph = topiarist.trace(model, torch.randn(1, 4)).weights()
+    with pytest.raises(TopiaristError, match="no weights to prune"):
+        make("magnitude", layers="conv").score(graph, collect(model, graph))
+
+
+def test_methods_of_weights_refuse_a_graph_of_structure():
+    model = block()
+    graph = topiarist.trace(model, X[:1])
+    with pytest.raises(TopiaristError, match=r"graph\.weights\(\)"):
+        choose(make("magnitude"), graph, collect(model, graph), Budget(ratio=0.5))
+    with pytest.raises(TopiaristError, match="no group has a score"):
+        choose(make("l1"), graph.weights(), collect(model, graph), Budget(ratio=0.5))
+
+
+def test_random_scores_depend_on_seed_and_group_alone():
+    model = block()
+    graph = topiarist.trace(model, X[:1])
+    one, two = (make("random", seed=seed).score(graph, None) for seed in (0, 1))
+    assert not torch.equal(one["conv1"], two["conv1"])
+    assert not torch.equal(one["conv1"][:5], one["stem"][:5])

@@ -1,0 +1,99 @@
+"""Random networks: whatever hypothesis draws, cut ≡ mask for any keep, and costs are as counted.
+
+A plan is a list of (step, numbers); `Drawn` builds it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hypothesis import given, note
+from hypothesis import strategies as st
+from networks import TOLERANCE, call, distance, multiplications, random_keep, shaken, zeroed
+from steps import STEPS, Recall, Step, width
+from torch import Tensor, nn
+
+import topiarist
+from topiarist.cost import cost
+
+Plan = list[tuple[Any, ...]]
+
+
+
+class Drawn(nn.Module):
+    """A network of a plan: a stem, the steps, a head."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        (_, stem), *steps, (self.end, _) = plan
+        self.stem = nn.Conv2d(3, stem, 1)
+        self.steps = nn.ModuleList()
+        channels, size = stem, 4
+        for name, numbers in steps:
+            step = (Recall if name == "Recall" else STEPS[name])(channels, size, *numbers)
+            self.steps.append(step)
+            channels, size = step.out, step.size
+        self.head = nn.Conv2d(channels, 3, 1) if self.end == "map" else nn.Linear(channels, 3)
+        if self.end == "flatten":
+            self.head = nn.Linear(channels * size * size, 3)
+
+    @property
+    def norms(self) -> bool:
+        return any(step.norms for step in self.steps)  # type: ignore[union-attr]
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.stem(x)
+        seen = [x]
+        for step in self.steps:
+            x = step(x, seen[step.index]) if isinstance(step, Recall) else step(x)
+            seen.append(x)
+        if self.end == "flatten":
+            return self.head(x.flatten(1))
+        return self.head(x) if self.end == "map" else {"logits": self.head(x.mean((2, 3))), "none": None}
+
+
+@st.composite
+def plans(draw: Any, most: int = 8) -> Plan:
+    channels, size = width(draw), 4
+    plan: Plan = [("stem", channels)]
+    shapes = [(channels, size)]
+    for _ in range(draw(st.integers(2, most))):
+        name = draw(st.sampled_from([*STEPS, "Recall", "Recall"]))
+        if name == "Recall":
+            index = draw(st.integers(0, len(shapes) - 1))
+            join = channels + shapes[index][0] <= 16 and draw(st.booleans())
+            numbers: Any = (index, *shapes[index], join)
+            step: Step = Recall(channels, size, *numbers)
+        else:
+            numbers = STEPS[name].draw(draw, channels, size)
+            if numbers is None:
+                continue
+            step = STEPS[name](channels, size, *numbers)
+        plan.append((name, numbers))
+        channels, size = step.out, step.size
+        shapes.append((channels, size))
+    plan.append((draw(st.sampled_from(["pool", "flatten", "map"])), ()))
+    return plan
+
+
+@given(plans(), st.integers(0, 2**16))
+def test_cut_is_mask_for_any_keep_of_any_network(plan: Plan, seed: int) -> None:
+    note(f"{plan}")
+    torch.manual_seed(0)
+    model = shaken(Drawn(plan), seed).double()
+    x, other = torch.randn(2, 3, 4, 4).double(), torch.randn(3, 3, 4, 4).double()
+    graph = topiarist.trace(model, x)
+    assert not graph.unknown
+    keep = random_keep(graph, seed)
+    masked, smaller = topiarist.mask(model, graph, keep), topiarist.cut(model, graph, keep)
+    with torch.no_grad():
+        expected = call(masked, x)
+        assert distance(call(smaller, x), expected) <= TOLERANCE
+        assert distance(call(smaller, other), call(masked, other)) <= TOLERANCE
+        if not model.norms:
+            assert distance(expected, call(zeroed(model, graph, keep), x)) <= TOLERANCE
+    closed = cost(graph, keep)
+    assert closed.params == sum(p.numel() for p in smaller.parameters())
+    assert abs(closed.macs - multiplications(smaller, x) / 2) <= 0.5
+    assert list(smaller.state_dict()) == list(model.state_dict())

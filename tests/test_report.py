@@ -1,0 +1,222 @@
+"""The report: one page without outside references, the same every time, that holds its own data."""
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+from topiarist.errors import TopiaristError
+from topiarist.report import figures, read_results, render, show, words, write_report
+
+LABELS = {
+    "unpruned": "unpruned",
+    "pruned": "as pruned",
+    "finetune": "fine-tuned",
+    "scratch_e": "Scratch-E",
+    "scratch_b": "Scratch-B",
+    "uniform": "uniform widths",
+}
+
+
+def row(method, goal, arm, mean, ratio):
+    seeds = {"0": mean - 0.2, "1": mean, "2": mean + 0.2}
+    return {
+        "network": "zoo:digitsnet",
+        "data": "digits",
+        "method": method,
+        "goal": goal,
+        "arm": arm,
+        "label": LABELS[arm],
+        "accuracy": {"mean": mean, "std": 0.2, "n": 3, "seeds": seeds},
+        "macs": 1_230_000 * ratio,
+        "params": 45_678 * ratio,
+        "macs_ratio": ratio,
+        "params_ratio": ratio,
+        "bytes": 182_712 * ratio,
+        "epochs": 16.0,
+        "seconds": 3.0,
+        "latency_ms": 0.5478,
+        "proof": None,
+        "widths": {"conv1": [8.3, 16], "layer1.0.conv1": [20.0, 32]} if arm == "pruned" else {},
+        "cells": {},
+    }
+
+
+def make_results(method="l1"):
+    arms = {"pruned": 41.0, "finetune": 97.1, "scratch_e": 96.0, "scratch_b": 96.9, "uniform": 96.1}
+    rows = [row("none", "", "unpruned", 97.8, 1.0)]
+    rows += [row(method, "50 % of MACs", arm, mean, 0.495) for arm, mean in arms.items()]
+    comparison = {
+        "network": "zoo:digitsnet",
+        "data": "digits",
+        "method": method,
+        "goal": "50 % of MACs",
+        "when": "",
+        "a": "finetune",
+        "b": "scratch_b",
+        "mean": 0.2,
+        "low": -0.1,
+        "high": 0.5,
+        "n": 3,
+        "level": 0.95,
+        "resolved": False,
+        "verdict": "no difference resolved between fine-tuning and Scratch-B",
+    }
+    other = {**comparison, "b": "scratch_e", "low": 0.3, "high": 1.5, "mean": 0.9, "resolved": True}
+    return {
+        "topiarist": "0.1.0",
+        "title": "A study",
+        "study": {
+            "seeds": [0, 1, 2],
+            "prunings": [{"method": method, "budget": {}, "fields": {"p": 2}}],
+            "recipe": {"epochs": 16},
+            "finetune": {},
+            "cap": 2.0,
+        },
+        "conclusion": ["No difference between fine-tuning and Scratch-B is resolved for l1 at 50 % of MACs."],
+        "rows": rows,
+        "comparisons": [comparison, {**other, "verdict": "fine-tuning beats Scratch-E by 0.90 points"}],
+        "failed": {},
+        "environment": {"python": "3.11"},
+    }
+
+
+class Page(HTMLParser):
+    """What a page refers to, its ids, and the text of its scripts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.references, self.ids, self.scripts, self._script = [], [], {}, None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        for name, value in attributes:
+            if name in ("src", "srcset", "href", "xlink:href", "action", "data", "poster"):
+                self.references.append(value)
+            if name == "id":
+                self.ids.append(value)
+        if tag == "script":
+            self._script = dict(attributes).get("id", "code")
+            self.scripts[self._script] = ""
+
+    def handle_endtag(self, tag):
+        if tag == "script":
+            self._script = None
+
+    def handle_data(self, data):
+        if self._script is not None:
+            self.scripts[self._script] += data
+
+
+def test_the_page_refers_to_nothing_outside(tmp_path):
+    text = write_report(tmp_path, make_results()).read_text(encoding="utf-8")
+    page = Page(text)
+    assert all(reference.startswith(("#", "data:")) for reference in page.references)
+    assert "http" not in text
+    assert "@import" not in text
+    assert all(target.startswith("#") for target in re.findall(r"url\(['\"]?([^)'\"]*)", text))
+
+
+def test_the_page_holds_its_data(tmp_path):
+    results = make_results()
+    text = write_report(tmp_path, results).read_text(encoding="utf-8")
+    assert json.loads(Page(text).scripts["results"]) == results
+    assert read_results(tmp_path) == results
+    assert text.index(results["conclusion"][0]) < text.index("<table")
+
+
+def test_the_same_results_give_the_same_page():
+    assert render(make_results()) == render(make_results())
+
+
+def test_ids_are_unique_and_references_to_them_meet_one():
+    page = Page(render(make_results()))
+    assert len(set(page.ids)) == len(page.ids)
+    assert {reference[1:] for reference in page.references if reference.startswith("#")} <= set(page.ids)
+
+
+def test_figures_take_the_colours_of_the_page():
+    text = render(make_results())
+    assert not any(colour in text for colour in figures.COLOURS.values())
+    assert all(f"var(--{arm.replace('_', '-')})" in text for arm in figures.ARMS)
+
+
+def test_names_cannot_break_the_page():
+    results = make_results("</script><script>alert(1)</script>")
+    page = Page(render(results))
+    assert set(page.scripts) == {"results", "code"}
+    assert json.loads(page.scripts["results"]) == results
+    assert "alert(1)" not in page.scripts["code"]
+
+
+def test_results_with_holes_are_still_told():
+    results = make_results()
+    for entry in results["rows"]:
+        entry |= dict.fromkeys(("macs", "params", "macs_ratio", "params_ratio", "bytes", "epochs", "latency_ms"))
+        entry["accuracy"] = {"mean": None, "std": None, "n": 0, "seeds": {}}
+    results["comparisons"] = []
+    results["failed"] = {"digits-l1": "it broke: mend it."}
+    assert "it broke: mend it." in render(results)
+    show(results, Console(file=io.StringIO(), width=80))
+
+
+@pytest.mark.parametrize("count", [1, 12, 60])
+def test_any_number_of_groups_can_be_drawn(count):
+    assert "<svg" in figures.widths({f"layer{n}.conv": [n + 0.5, 2 * n + 1] for n in range(count)}, "widths")
+
+
+def test_the_terminal_shows_the_whole_table_in_80_columns():
+    results = make_results("magnitude")
+    for entry in results["rows"]:
+        entry["goal"] = entry["goal"] and "10 % of weights"
+    out = io.StringIO()
+    show(results, Console(file=out, width=80))
+    text = out.getvalue()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "97.10 ± 0.20" in text
+    assert "0.55 ms" in text
+    assert results["conclusion"][0].split(".")[0][:40] in text
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [
+        (words.count(7), "7"),
+        (words.count(999.9), "1 k"),
+        (words.count(45_678), "45.7 k"),
+        (words.count(1_234_567), "1.23 M"),
+        (words.count(999_400), "999 k"),
+        (words.count(15_300_000_000), "15.3 G"),
+        (words.count(None), "–"),
+        (words.size(512), "512 B"),
+        (words.size(182_712), "183 kB"),
+        (words.percent(0.4987), "50 %"),
+        (words.percent(0.054), "5.4 %"),
+        (words.milliseconds(0.5478), "0.55 ms"),
+        (words.milliseconds(123.4), "123 ms"),
+        (words.accuracy({"mean": 97.125, "std": None}), "97.12"),
+    ],
+)
+def test_numbers_as_people_read_them(told, wanted):
+    assert told == wanted
+
+
+def test_a_folder_without_results(tmp_path):
+    with pytest.raises(TopiaristError, match="no results"):
+        read_results(tmp_path)
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(TopiaristError, match="damaged"):
+        read_results(tmp_path)
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(TopiaristError, match="no results of a study"):
+        read_results(tmp_path)
+
+
+def test_a_report_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TopiaristError, match="cannot be written"):
+        write_report(tmp_path / "file" / "out", make_results())

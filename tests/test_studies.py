@@ -1,0 +1,481 @@
+"""Studies: the statistics by hand, the cells' keys, and a run that goes on after anything."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from topiarist.architecture import load
+from topiarist.errors import TopiaristError
+from topiarist.models import fitting_options, make_model
+from topiarist.studies import DEMO, Cell, Study, gather, run, run_cells
+from topiarist.studies.cells import finished, folder, result, unfold
+from topiarist.studies.statistics import Difference, paired, summarise, verdict
+from topiarist.studies.study import SCRATCH_SEED
+
+# ---------------------------------------------------------------- statistics
+
+
+def test_summary_by_hand():
+    assert summarise([1.0, 2.0, 6.0]).mean == 3.0
+    assert summarise([1.0, 2.0, 6.0]).std == pytest.approx(math.sqrt(7.0))  # (4 + 1 + 9) / 2
+    assert summarise([5.0]).std is None
+    assert str(summarise([5.0])) == "5.00"
+    with pytest.raises(ValueError, match="nothing"):
+        summarise([])
+
+
+def test_paired_interval_by_hand():
+    # differences 1.0, 1.1, 1.2: mean 1.1, standard deviation 0.1; t(2, 0.975) = 4.302653
+    difference = paired({0: 91.0, 1: 92.1, 2: 93.2}, {2: 92.0, 1: 91.0, 0: 90.0})
+    half = 4.302653 * 0.1 / math.sqrt(3)
+    assert difference.mean == pytest.approx(1.1)
+    assert difference.low == pytest.approx(1.1 - half, abs=1e-6)
+    assert difference.high == pytest.approx(1.1 + half, abs=1e-6)
+    assert difference.n == 3
+    assert difference.resolved
+
+
+def test_paired_uses_the_seeds_that_both_have():
+    assert paired({0: 1.0, 1: 3.0, 7: 50.0}, {0: 0.0, 1: 2.5, 8: 0.0}).n == 2
+    with pytest.raises(ValueError, match="no seed"):
+        paired({0: 1.0}, {1: 1.0})
+
+
+def test_pairing_sees_what_the_spread_between_seeds_hides():
+    a, b = {0: 80.0, 1: 90.0, 2: 99.0}, {0: 79.0, 1: 88.9, 2: 97.9}
+    assert paired(a, b).resolved
+    assert not paired(a, {0: b[1], 1: b[2], 2: b[0]}).resolved
+
+
+@pytest.mark.parametrize(
+    ("difference", "told"),
+    [
+        (Difference(0.8, 0.2, 1.4, 3), "A beats B by 0.80 points (95 % interval 0.20 to 1.40, n = 3 seeds)"),
+        (Difference(-0.8, -1.4, -0.2, 5), "B beats A by 0.80 points (95 % interval 0.20 to 1.40, n = 5 seeds)"),
+        (
+            Difference(0.5, -0.2, 1.2, 3),
+            "no difference resolved between A and B (95 % interval −0.20 to +1.20 points, n = 3 seeds)",
+        ),
+        (
+            Difference(0.2, 0.2, 0.2, 3),
+            "no difference resolved between A and B: all 3 seeds differ by +0.20 points, which gives no interval",
+        ),
+        (
+            Difference(0.2, None, None, 1),
+            "no difference resolved between A and B: one seed gives no interval (+0.20 points)",
+        ),
+    ],
+)
+def test_verdict(difference, told):
+    assert verdict("A", "B", difference) == told
+    assert difference.resolved == ("beats" in told)
+
+
+def test_an_interval_that_ends_at_zero_resolves_nothing():
+    assert not Difference(0.5, 0.0, 1.0, 3).resolved
+
+
+def test_equal_differences_resolve_nothing():
+    difference = paired({0: 90.4, 1: 91.2, 2: 95.2}, {0: 90.2, 1: 91.0, 2: 95.0})
+    assert difference.low == difference.high
+    assert not difference.resolved
+
+
+# ---------------------------------------------------------------- cells and studies
+
+
+def cell(name, *needs, **settings):
+    return Cell(name, "net", "data", 0, settings=settings, needs=needs)
+
+
+def test_a_key_follows_every_setting_and_every_need():
+    base = cell("base", epochs=1)
+    keys = {
+        base.key,
+        cell("base", epochs=2).key,
+        replace(base, seed=1).key,
+        replace(base, method="l1").key,
+        replace(base, budget={"macs": 0.5}).key,
+        cell("next", base).key,
+        cell("next", cell("base", epochs=2)).key,
+    }
+    assert len(keys) == 7
+    assert cell("next", cell("base", epochs=1)).key == cell("next", base).key
+    assert cell("base", a=1, b=2).key == cell("base", b=2, a=1).key
+
+
+def test_a_key_is_a_readable_folder_name():
+    key = Cell("scratch_b", "zoo:vgg11?width=0.25", "npz:/data/a b.npz", 3, "l1", {"macs": 0.5}).key
+    assert key.startswith("vgg11_width_0.25-npz_data_a_b.npz-l1_macs0.5-scratch_b-s3-")
+    assert Path(key).name == key
+
+
+def test_needs_come_first_and_once():
+    a = cell("a")
+    b, c = cell("b", a), cell("c", a)
+    d = cell("d", b, c)
+    assert [each.arm for each in unfold([d, c])] == ["a", "b", "c", "d"]
+
+
+def test_the_demo_shares_what_can_be_shared():
+    cells = unfold(DEMO.cells())
+    arms = [each.arm for each in cells if each.seed == 0]
+    # networks with and without penalty; four prunings of three arms; one uniform network for half the MACs, one for
+    # the MACs that magnitude leaves
+    counts = {"unpruned": 2, "pruned": 4, "finetune": 4, "scratch_e": 4, "scratch_b": 4, "uniform": 2}
+    assert {arm: arms.count(arm) for arm in arms} == counts
+    assert len(cells) == len(DEMO.seeds) * len(arms)
+    rows = list(DEMO.rows())
+    assert len(rows) == 1 + 4 * 5 + 1
+    slimming = next(row for row in rows if row.pruning and row.pruning.method == "slimming" and row.arm == "pruned")
+    assert slimming.cells[0].needs[0].method == "slimming"
+
+
+def test_scratch_never_starts_from_the_seed_of_the_trained_network():
+    for each in unfold(DEMO.cells()):
+        own = each.settings["seed"]
+        assert own == each.seed + (SCRATCH_SEED if each.arm in ("scratch_e", "scratch_b", "uniform") else 0)
+
+
+def test_a_study_is_the_same_after_writing_and_reading():
+    again = Study.of(json.loads(json.dumps(DEMO.as_json())))
+    assert [each.key for each in again.cells()] == [each.key for each in DEMO.cells()]
+
+
+SETTINGS = {"network": "zoo:digitsnet", "data": "digits", "prunings": [{"method": "l1", "budget": {"macs": 0.5}}]}
+
+
+def test_fields_are_named_where_they_tell_prunings_apart():
+    l1 = {"method": "l1", "budget": [{"macs": 0.7}, {"macs": 0.5}], "fields": {"p": 2}}
+    one = Study.of({**SETTINGS, "prunings": [l1]})
+    assert {one.label(pruning) for pruning in one.prunings} == {"l1"}
+    two = Study.of({**SETTINGS, "prunings": [l1, {"method": "l1", "budget": {"macs": 0.5}}]})
+    assert [two.label(pruning) for pruning in two.prunings] == ["l1 (p 2)", "l1 (p 2)", "l1"]
+
+
+def test_lists_mean_each_of_them(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "network: [zoo:lenet5, 'zoo:vgg11?width=0.25']\ndata: [npz:a.npz, npz:b.npz]\nseeds: 2\narms: [finetune]\n"
+        "prunings:\n  - {method: [random, l1], budget: [{macs: 0.7}, {macs: 0.5}]}\n"
+    )
+    study = Study.load(path)
+    assert len(study.prunings) == 4
+    assert study.seeds == (0, 1)
+    assert len(list(study.rows())) == 2 * 2 * (1 + 4 * 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"netwrok": 1}, "no key 'netwrok'"),
+        ({"network": []}, "no network"),
+        ({"arms": ["finetoon"]}, "no arm 'finetoon'"),
+        ({"seeds": 0}, "seeds"),
+        ({"seeds": [1, 1]}, "seeds"),
+        ({"seeds": ["a"]}, "seeds"),
+        ({"cap": 0.5}, "cap"),
+        ({"cap": "two"}, "cap"),
+        ({"recipe": {"epoch": 3}}, "no 'epoch'"),
+        ({"recipe": {"lr": "1e-3"}}, "1.0e-3"),
+        ({"recipe": 3}, "recipe"),
+        ({"finetune": {"lr": -1}}, "lr"),
+        ({"prunings": [{"method": "l7", "budget": {"macs": 0.5}}]}, "l7"),
+        ({"prunings": [{"method": "l1", "budget": {"macs": 50}}]}, "macs"),
+        ({"prunings": [{"method": "l1", "budget": {"mac": 0.5}}]}, "no 'mac'"),
+        ({"prunings": [{"method": "l1", "budget": 0.5}]}, "mapping"),
+        ({"prunings": ["l1"]}, "key 'method'"),
+    ],
+)
+def test_a_study_that_cannot_be(change, told):
+    with pytest.raises(TopiaristError, match=told):
+        Study.of({**SETTINGS, **change})
+
+
+@pytest.mark.parametrize("text", [None, "- a\n", "a: [\n", "network: zoo:digitsnet\n"])
+def test_a_file_that_is_no_study(tmp_path, text):
+    path = tmp_path / "study.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(TopiaristError):
+        Study.load(path)
+
+
+# ---------------------------------------------------------------- running
+
+
+def test_cells_read_what_they_need_and_are_computed_once(tmp_path):
+    done = []
+
+    def work(each, here, needs):
+        done.append(each.arm)
+        (here / "value").write_text("".join((need / "value").read_text() for need in needs) + each.arm)
+        return {"accuracy": 1.0}
+
+    a = cell("a")
+    top = cell("c", a, cell("b", a))
+    first = run_cells([top], tmp_path, work)
+    assert first.ok
+    assert (folder(tmp_path, top) / "value").read_text() == "aabc"
+    second = run_cells([top, cell("d", top)], tmp_path, work)
+    assert done == ["a", "b", "c", "d"]
+    assert len(second.reused) == 3
+    assert result(tmp_path, top)["accuracy"] == 1.0
+
+
+def test_the_rest_goes_on_when_a_cell_fails(tmp_path):
+    def work(each, here, needs):
+        if each.arm == "bad" and not (here / "tried").exists():
+            (here / "tried").write_text("")
+            raise TopiaristError("it is bad: make it good.")
+        return {}
+
+    bad = cell("bad")
+    above = cell("above", bad)
+    events = []
+    outcome = run_cells([above, cell("good")], tmp_path, work, progress=lambda e: events.append((e.cell.arm, e.state)))
+    assert outcome.failed[bad.key] == "it is bad: make it good."
+    assert "not tried" in outcome.failed[above.key]
+    assert not outcome.ok
+    assert ("above", "blocked") in events
+    assert ("good", "finished") in events
+    assert not finished(tmp_path, bad)
+    assert run_cells([above], tmp_path, work).ok  # what the failed cell left behind is there again
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    def work(each, here, needs):
+        run_cells([cell("other")], tmp_path, work)
+        return {}
+
+    outcome = run_cells([cell("one")], tmp_path, work)
+    assert "Another run is at work" in next(iter(outcome.failed.values()))
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TopiaristError, match="cannot be written"):
+        run_cells([cell("a")], tmp_path / "file" / "out", lambda *_: {})
+
+
+SCRIPT = """
+import json, multiprocessing, os, signal, sys
+from pathlib import Path
+from topiarist.studies.cells import Cell
+from topiarist.studies.runner import run_cells
+
+OUT = Path(sys.argv[1])
+base = Cell("base", "net", "data", 0)
+CELLS = [Cell(arm, "net", "data", seed, needs=(base,)) for arm in ("first", "second", "third") for seed in (0, 1)]
+
+def work(cell, folder, needs):
+    with (OUT / "log").open("a") as log:
+        log.write(f"{cell.arm} {cell.seed}\\n")
+    once = OUT / "killed"
+    if (cell.arm, cell.seed) == ("second", 0) and not once.exists():
+        once.write_text("")
+        (folder / "half").write_text("half done")
+        parent = multiprocessing.parent_process()
+        if "interrupt" in sys.argv[3:]:
+            (OUT / "worker").write_text(str(os.getpid()))
+            os.kill(parent.pid, signal.SIGINT)
+        else:
+            os.kill(parent.pid if parent and "run" in sys.argv[3:] else os.getpid(), signal.SIGKILL)
+        signal.pause()
+    return {"accuracy": float(cell.seed), "resumed": (folder / "half").exists()}
+
+if __name__ == "__main__":
+    outcome = run_cells(CELLS, OUT, work, workers=int(sys.argv[2]))
+    print(json.dumps([len(outcome.reused), len(outcome.finished), outcome.failed]))
+"""
+
+
+def script(tmp_path, *words):
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+    source = str(Path(__file__).parents[1] / "src")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, str(path), str(tmp_path / "out"), *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_killed_run_goes_on(tmp_path, workers):
+    (tmp_path / "out").mkdir()
+    killed = script(tmp_path, workers, "run")
+    assert killed.returncode == -signal.SIGKILL
+    again = script(tmp_path, workers, "run")
+    assert again.returncode == 0, again.stderr
+    log = (tmp_path / "out" / "log").read_text().split("\n")
+    reused, done, failed = json.loads(again.stdout)
+    assert not failed
+    assert reused >= 3  # the base and both of the first arm
+    assert reused + done == 7
+    assert log.count("second 0") == 2
+    assert all(log.count(line) == 1 for line in ("base 0", "first 0", "first 1", "third 0", "third 1"))
+    second = next((tmp_path / "out" / "cells").glob("net-data-second-s0-*"))
+    assert json.loads((second / "result.json").read_text())["resumed"]
+    assert not list((tmp_path / "out" / "drafts").iterdir())
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_a_failed_cell(tmp_path):
+    (tmp_path / "out").mkdir()
+    first = script(tmp_path, "2", "worker")
+    assert first.returncode == 0, first.stderr
+    _, done, failed = json.loads(first.stdout)
+    assert done == 6
+    assert ["second" in key and "-9" in told for key, told in failed.items()] == [True]
+    assert json.loads(script(tmp_path, "2", "worker").stdout) == [6, 1, {}]
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_workers_and_keeps_what_is_done(tmp_path):
+    (tmp_path / "out").mkdir()
+    stopped = script(tmp_path, "2", "interrupt")
+    assert "KeyboardInterrupt" in stopped.stderr
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "out" / "worker").read_text()), 0)
+    reused, done, failed = json.loads(script(tmp_path, "2", "interrupt").stdout)
+    assert (reused >= 3, reused + done, failed) == (True, 7, {})
+
+
+# ---------------------------------------------------------------- results
+
+ACCURACY = {"unpruned": 97.0, "pruned": 40.0, "finetune": 96.5, "scratch_e": 95.9, "scratch_b": 96.5, "uniform": 95.0}
+
+
+def invented(each, here, needs):
+    """Accuracies whose differences are known: seeds shift all arms alike, and Scratch-B alone wavers besides."""
+    if each.arm == "latency":
+        return {"latency_ms": 0.25}
+    wavers = (-0.4, 0.5, -0.1)[each.seed % 3] if each.arm == "scratch_b" else 0.01 * (each.seed % 3)
+    macs = {"unpruned": 1000, "uniform": 500}.get(each.arm, 160 if each.method == "magnitude" else 499)
+    return {
+        "accuracy": ACCURACY[each.arm] + 0.3 * each.seed + (wavers if each.arm != "unpruned" else 0.0),
+        "macs": macs,
+        "params": 2 * macs,
+        "bytes": 8 * macs,
+        "epochs": 10,
+        "widths": {"conv1": [8, 16], "conv2": [10, 32]},
+    }
+
+
+def test_results_say_what_the_cells_show(tmp_path):
+    study = replace(DEMO, seeds=(0, 1, 2))
+    results = run(study, tmp_path, work=invented, quiet=True)
+    assert results["failed"] == {}
+    rows = {(row["method"], row["arm"]): row for row in results["rows"]}
+    assert rows["l1", "finetune"]["accuracy"]["mean"] == pytest.approx(96.5 + 0.3 + 0.01)
+    assert rows["l1", "finetune"]["macs_ratio"] == pytest.approx(0.499)
+    assert rows["l1", "finetune"]["goal"] == "50 % of MACs"
+    assert rows["magnitude", "pruned"]["goal"] == "10 % of weights"
+    assert rows["slimming", "unpruned"]["label"] == "before pruning"
+    assert rows["l1", "pruned"]["latency_ms"] == 0.25
+    assert rows["l1", "pruned"]["widths"] == {"conv1": [8, 16], "conv2": [10, 32]}
+    found = {(entry["method"], entry["a"], entry["b"]): entry for entry in reversed(results["comparisons"])}
+    assert not found["l1", "finetune", "scratch_b"]["resolved"]
+    assert not found["l1", "finetune", "scratch_e"]["resolved"]  # the same at every seed
+    assert found["l1", "finetune", "unpruned"]["verdict"].startswith("the unpruned network beats fine-tuning by 0.49")
+    assert found["l1", "l1", "random"]["verdict"].startswith("before any retraining, no difference")
+    assert results["conclusion"] == [
+        "No difference between fine-tuning and Scratch-B is resolved for random, l1 and slimming at 50 % of MACs, and "
+        "magnitude at 10 % of weights."
+    ]
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_missing_cells_are_told_and_left_out_of_the_means(tmp_path):
+    def work(each, here, needs):
+        if each.seed == 2:
+            raise TopiaristError("the third seed is unlucky: take another.")
+        return invented(each, here, needs)
+
+    results = run(replace(DEMO, seeds=(0, 1, 2)), tmp_path, work=work, quiet=True)
+    assert len(results["failed"]) == 20  # latency is not missing where there is no network
+    assert "the third seed is unlucky: take another." in results["failed"].values()
+    assert all(row["accuracy"]["n"] == 2 for row in results["rows"])
+    assert "20 cells are missing" in results["conclusion"][-1]
+
+
+def test_a_study_with_nothing_done_can_still_be_told(tmp_path):
+    results = gather(DEMO, tmp_path)
+    assert results["rows"][0]["accuracy"]["mean"] is None
+    assert results["conclusion"][0].startswith("Nothing can be compared yet") or "missing" in results["conclusion"][0]
+
+
+# ---------------------------------------------------------------- the arms
+
+
+@pytest.mark.slow
+def test_a_small_study_from_end_to_end(tmp_path):
+    study = Study.of(
+        {
+            "network": "zoo:digitsnet?width=0.25",
+            "data": "digits",
+            "prunings": [
+                {"method": ["random", "slimming"], "budget": {"macs": 0.5}},
+                {"method": "magnitude", "budget": {"ratio": 0.1}},
+            ],
+            "seeds": [3],
+            "recipe": {"epochs": 1, "lr": 0.05},
+            "finetune": {"epochs": 1, "lr": 0.01, "schedule": "constant"},
+            "cap": 2,
+        }
+    )
+    results = run(study, tmp_path, quiet=True)
+    assert results["failed"] == {}
+    rows = {(row["method"], row["arm"]): row for row in results["rows"]}
+    whole = rows["none", "unpruned"]
+    for method in ("random", "slimming"):
+        assert rows[method, "pruned"]["macs"] <= 0.5 * whole["macs"]
+        assert rows[method, "pruned"]["bytes"] < whole["bytes"]
+        assert rows[method, "scratch_b"]["macs"] == rows[method, "pruned"]["macs"]
+        assert rows[method, "scratch_b"]["widths"] == rows[method, "pruned"]["widths"]
+    assert rows["random", "uniform"]["cells"] == rows["slimming", "uniform"]["cells"]
+    assert rows["random", "uniform"]["macs"] <= 0.5 * whole["macs"]
+    assert rows["magnitude", "uniform"]["macs"] <= rows["magnitude", "pruned"]["macs"] < 0.5 * whole["macs"]
+    epochs = {arm: rows["magnitude", arm]["epochs"] for arm in ("finetune", "scratch_e", "scratch_b", "uniform")}
+    assert epochs == {"finetune": 1, "scratch_e": 1, "scratch_b": 2, "uniform": 2}
+    assert all(row["proof"] <= 1e-10 for row in results["rows"] if row["arm"] == "pruned")
+    assert all(row["latency_ms"] > 0 for row in results["rows"])
+    assert not list(tmp_path.glob("cells/*/checkpoint.pt"))
+
+    models = {key: _load(tmp_path / "cells" / row["cells"]["3"], study.networks[0]) for key, row in rows.items()}
+    inherited = _zeros(models["magnitude", "pruned"])
+    assert 0.85 < sum(int(zeros.sum()) for zeros in inherited.values()) / whole["params"] < 0.95
+    for arm in ("finetune", "scratch_e", "scratch_b"):
+        zeros = _zeros(models["magnitude", arm])
+        assert all(bool((zeros[name] | ~inherited[name]).all()) for name in inherited)  # what was pruned stays zero
+        assert not any(
+            torch.equal(a, b)
+            for a, b in zip(
+                models["magnitude", arm].parameters(), models["magnitude", "pruned"].parameters(), strict=True
+            )
+            if a.ndim > 1
+        )
+
+
+def _load(path, network):
+    return load(make_model(network, **fitting_options(network, (1, 8, 8), 10)), path)
+
+
+def _zeros(model):
+    return {name: parameter == 0 for name, parameter in model.named_parameters() if parameter.ndim > 1}
+
+
+def test_wrong_names_are_met_before_the_first_cell(tmp_path):
+    for change in ({"network": "zoo:nonet"}, {"data": "nodata"}):
+        with pytest.raises(TopiaristError):
+            run(Study.of({**SETTINGS, **change}), tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
