@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import topiarist
-from topiarist.cost import cost
+from topiarist.costs import cost
 from topiarist.graph.calls import tensors_in
 from topiarist.models import load_model
 from topiarist.proof import fast_path_off

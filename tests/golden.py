@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import topiarist
-from topiarist.allocate import Budget, choose
+from topiarist.allocation import Budget, choose
 from topiarist.methods import make
 from topiarist.stats import collect
 

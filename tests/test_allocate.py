@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import topiarist
-from topiarist.allocate import Budget, allocate, choose
-from topiarist.cost import cost
+from topiarist.allocation import Budget, allocate, choose
+from topiarist.costs import cost
 from topiarist.errors import TopiaristError
 from topiarist.graph import Group, Slice
 from topiarist.methods import make

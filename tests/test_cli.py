@@ -19,7 +19,7 @@ from topiarist.budget import Budget
 from topiarist.cli import COMMANDS, commands, main
 from topiarist.cli.arguments import parse
 from topiarist.cli.inputs import parse_shape
-from topiarist.cost import cost
+from topiarist.costs import cost
 from topiarist.errors import TopiaristError
 
 NET = "zoo:digitsnet?width=0.25"

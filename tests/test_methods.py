@@ -14,8 +14,8 @@ from torch import nn
 import topiarist
 from golden import GOLDEN
 from topiarist import methods
-from topiarist.allocate import Budget, choose
-from topiarist.cost import cost
+from topiarist.allocation import Budget, choose
+from topiarist.costs import cost
 from topiarist.errors import TopiaristError
 from topiarist.graph import Group, Slice
 from topiarist.measures import STATISTICS

@@ -15,7 +15,7 @@ from steps import STEPS, Recall, Step, width
 from torch import Tensor, nn
 
 import topiarist
-from topiarist.cost import cost
+from topiarist.costs import cost
 
 Plan = list[tuple[Any, ...]]
 

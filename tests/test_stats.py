@@ -233,7 +233,6 @@ def test_a_module_that_is_called_twice_shows_each_group_its_own_call():
     assert stats.sum("two", "gradients.taylor").shape == (6,)
 
 
-@pytest.mark.xfail(strict=True, reason="a traced Site does not yet say which call of its module it is")
 def test_a_trace_tells_the_calls_apart():
     torch.manual_seed(0)
     model, x = Shared().double(), torch.randn(8, 3).double()

@@ -6,18 +6,17 @@ The public names are imported when they are first used, so that `import topiaris
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from topiarist.allocate import allocate as allocate
+    from topiarist.allocation import allocate as allocate
     from topiarist.architecture import Architecture as Architecture
     from topiarist.architecture import load as load
     from topiarist.architecture import save as save
     from topiarist.budget import Budget as Budget
-    from topiarist.cost import Cost as Cost
-    from topiarist.cost import latency as latency
+    from topiarist.costs import Cost as Cost
+    from topiarist.costs import cost as cost
+    from topiarist.costs import latency as latency
     from topiarist.data import Data as Data
     from topiarist.data import load_data as load_data
     from topiarist.errors import TopiaristError as TopiaristError
@@ -44,10 +43,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "allocate": ("allocate",),
+    "allocation": ("allocate",),
     "budget": ("Budget",),
     "architecture": ("Architecture", "load", "save"),
-    "cost": ("Cost", "latency"),
+    "costs": ("Cost", "cost", "latency"),
     "data": ("Data", "load_data"),
     "errors": ("TopiaristError",),
     "graph": ("Graph", "Group", "Slice", "trace"),
@@ -65,23 +64,11 @@ _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME)]
 
 
-class _Package(ModuleType):
-    """Some functions bear the name of their module (`topiarist.cost`): the package shows the function."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in _HOME:
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"{self.__name__}.{_HOME[name]}"), name)
-        self.__dict__[name] = value
-        return value
-
-    def __setattr__(self, name: str, value: object) -> None:
-        # The import system stores each imported submodule here.
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-    def __dir__(self) -> list[str]:
-        return __all__
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
 
 
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return __all__

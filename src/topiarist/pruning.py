@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from topiarist.allocate import Budget, choose
+from topiarist.allocation import Budget, choose
 from topiarist.architecture import Architecture
-from topiarist.cost import Cost, cost
+from topiarist.costs import Cost, cost
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, check_finite, trace
 from topiarist.methods import Method, make

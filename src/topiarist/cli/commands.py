@@ -71,7 +71,7 @@ def inspect(
         why: name of a tensor (fc.weight, or fc.weight:1 for its axis 1) or of a module: explain why it stays as it is.
         json: print JSON.
     """
-    from topiarist.cost import cost
+    from topiarist.costs import cost
     from topiarist.graph import trace
 
     source = make_source(model, data, weights)

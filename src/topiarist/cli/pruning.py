@@ -89,7 +89,7 @@ def run(plan: Plan, example: Tensor) -> tuple[Pruned, dict[str, Any]]:
 
 def _times(before: nn.Module, after: nn.Module, example: Tensor) -> dict[str, float]:
     """Latencies in milliseconds, measured in turns and the better of two, so that other work disturbs both alike."""
-    from topiarist.cost import latency
+    from topiarist.costs import latency
 
     rounds = [(latency(before, example, repeats=10), latency(after, example, repeats=10)) for _ in range(2)]
     return {"before": min(first for first, _ in rounds), "after": min(second for _, second in rounds)}

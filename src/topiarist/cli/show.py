@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from topiarist.cost import Cost
+    from topiarist.costs import Cost
     from topiarist.graph import Graph
     from topiarist.pruning import Pruned
     from topiarist.train import Epoch

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from topiarist import methods
-from topiarist.allocate import allocate
+from topiarist.allocation import allocate
 from topiarist.architecture import SHAPE_FILE, WEIGHTS_FILE, Architecture, load, save
 from topiarist.budget import Budget
-from topiarist.cost import cost, latency
+from topiarist.costs import cost, latency
 from topiarist.data import Data, load_data
 from topiarist.graph import Graph, trace
 from topiarist.models import fitting_options, make_model

@@ -21,7 +21,7 @@ from topiarist.errors import TopiaristError
 from topiarist.methods.base import Criterion, Method, Rule, Selector
 
 if TYPE_CHECKING:
-    from topiarist.cost import Cost
+    from topiarist.costs import Cost
     from topiarist.graph.graph import Graph, Group, Keep, Scores
     from topiarist.stats import Stats
 
@@ -46,7 +46,7 @@ def allocate(
         scores: group name → ``(units,)``, high = keep; groups without scores stay whole.
         budget: what may stay.
         allocation: how it is shared out where the budget does not say.
-        cost: MACs and parameters of a keep; `topiarist.cost.cost` unless given.
+        cost: MACs and parameters of a keep; `topiarist.costs.cost` unless given.
 
     Returns:
         Group name → bool ``(units,)``, True where the unit stays; at least one in every group. The budget is never
@@ -276,7 +276,7 @@ class _Search:
     def _cost(self, keep: Keep) -> Cost:
         if self.measure is not None:
             return self.measure(keep)
-        from topiarist.cost import cost
+        from topiarist.costs import cost
 
         return cost(self.graph, keep)
 
