@@ -51,7 +51,9 @@ def non_degenerate(model: nn.Module, example: torch.Tensor) -> nn.Module:
                 constant = p.numel() > 1 and float(p.std()) < 1e-3
                 if norm and name == "weight":
                     uniform(p, 0.5, 1.5)
-                elif constant and ("gamma" in name or "scale" in name or name.startswith("ls") or float(p.abs().mean()) > 1e-7):
+                elif constant and (
+                    "gamma" in name or "scale" in name or name.startswith("ls") or float(p.abs().mean()) > 1e-7
+                ):
                     uniform(p, 0.3, 0.9)
                 elif constant:
                     p.copy_(0.1 * torch.randn(p.shape, generator=generator))

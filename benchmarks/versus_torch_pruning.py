@@ -127,6 +127,11 @@ def _projections(attention: nn.Module) -> list[nn.Linear]:
     return [layer for layer in found if isinstance(layer, nn.Linear)]
 
 
+def _packed(attention: nn.Module) -> tuple[Any, ...]:
+    """The layers that make queries, keys and values at once."""
+    return getattr(attention, "qkv", None), getattr(attention, "qkv_proj", None)
+
+
 def prepare_for_peer(model: nn.Module) -> None:
     """Attention spelt out rather than fused, as the peer's examples set it (TIMM_FUSED_ATTN=0)."""
     for module in model.modules():
@@ -139,8 +144,9 @@ def follow_peer(model: Any) -> None:
     if hasattr(model, "hidden_dim") and hasattr(model, "conv_proj"):  # torchvision's vision transformer
         model.hidden_dim = model.conv_proj.out_channels
     for module in model.modules():
-        if hasattr(module, "num_heads") and isinstance(layer := getattr(module, "qkv", None), nn.Linear):
-            width = layer.out_features // 3
+        if hasattr(module, "num_heads") and not isinstance(module, nn.MultiheadAttention) and _projections(module):
+            layer = _projections(module)[0]
+            width = layer.out_features // 3 if layer in _packed(module) else layer.out_features
             sizes = {"head_dim": width // module.num_heads, "attn_dim": width, "all_head_dim": width}
             for name, value in sizes.items():
                 if isinstance(getattr(module, name, None), int):

@@ -205,5 +205,3 @@ def load(make_model: Callable[[], nn.Module], path: str | os.PathLike[str]) -> n
         told = " ".join(str(error).split())[:200]
         raise TopiaristError(f"{file} does not belong to this architecture: {told}") from error
     return model
-
-

@@ -180,9 +180,7 @@ def non_degenerate(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
-def _pin_culprit(
-    model: nn.Module, graph: Graph, keep: Keep, inputs: Any, proof: Proof, deadline: float
-) -> Graph:
+def _pin_culprit(model: nn.Module, graph: Graph, keep: Keep, inputs: Any, proof: Proof, deadline: float) -> Graph:
     """Finds the first module where cut and mask part, and pins what it carries."""
     solution = graph.solution
     module = _first_difference(model, graph, keep, inputs)

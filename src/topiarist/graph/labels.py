@@ -19,6 +19,7 @@ from topiarist.errors import TopiaristError
 Labels = np.ndarray
 """int64 ``(length,)``: one label for each position on an axis."""
 
+
 class Request(NamedTuple):
     """A size that the program asked for: its value, and the call and slot where a shim could correct it."""
 

@@ -179,5 +179,3 @@ def _call_sizes(name: str, args: Any, kwargs: Any) -> list[Any]:
     sizes = [value for value in _leaves((args[1:], kwargs)) if isinstance(value, Size)]
     slices = [entry for entry in _leaves(args[1:]) if isinstance(entry, slice)]
     return sizes + [border for entry in slices for border in (entry.start, entry.stop)]
-
-

@@ -33,9 +33,7 @@ class Call:
         out: its output.
     """
 
-    def __init__(
-        self, tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any, tensors: Sequence[Tensor]
-    ) -> None:
+    def __init__(self, tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any, tensors: Sequence[Tensor]) -> None:
         self.name: str = func.overloadpacket.__name__
         self.func = func
         self.out = out
@@ -139,5 +137,3 @@ def _family(name: str) -> str | None:
     if name.startswith(("upsample", "_upsample", "reflection_pad", "replication_pad", "grid_sampler")):
         return "spatial"
     return None
-
-

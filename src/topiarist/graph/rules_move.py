@@ -153,10 +153,12 @@ def cat(t: Tracer, c: Call) -> None:
     along = [t.vectors_of(part)[dim] for part in parts]
     vectors[dim] = along[0] if len(parts) == 1 else None
     if any(labelled(v) for v in along):
-        vectors[dim] = np.concatenate([
-            v if labelled(v) else np.zeros(part.shape[dim], dtype=np.int64)
-            for v, part in zip(along, parts, strict=True)
-        ])
+        vectors[dim] = np.concatenate(
+            [
+                v if labelled(v) else np.zeros(part.shape[dim], dtype=np.int64)
+                for v, part in zip(along, parts, strict=True)
+            ]
+        )
     t.put(c.out, vectors, all(t.of(part).zero for part in parts))
 
 

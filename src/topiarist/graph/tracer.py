@@ -130,9 +130,7 @@ class Tracer(TorchDispatchMode):
         """The labels of a tensor's axes."""
         return self.of(tensor).vectors
 
-    def put(
-        self, tensor: Tensor, vectors: Sequence[Vector], zero: bool = False, source: str | None = None
-    ) -> None:
+    def put(self, tensor: Tensor, vectors: Sequence[Vector], zero: bool = False, source: str | None = None) -> None:
         """Sends vectors on with a tensor; an axis of size 1 carries none."""
         sent: list[Vector] = []
         for vector, size in zip(vectors, tensor.shape, strict=True):
@@ -203,9 +201,7 @@ class Tracer(TorchDispatchMode):
 
     def used_as_number(self, expression: Expression, value: int, *, correctable: bool) -> None:
         """A size became part of a value (a scale, a mean): it must keep its traced value, or a shim its number."""
-        self.equations.append(
-            Equation(expression, value, None, None, correctable, self.stack.top, line_of_code())
-        )
+        self.equations.append(Equation(expression, value, None, None, correctable, self.stack.top, line_of_code()))
 
     # the dispatch mode
 

@@ -59,15 +59,27 @@ def check(in_channels: int, classes: int, width: float, input_size: Size, smalle
     return size[0], size[1]
 
 
-def initialise(model: nn.Module, gamma: float = 1.0) -> None:
+class Network(nn.Module):
+    """A network of the zoo: it can draw its weights anew, also after a cut, for its new widths (see `initialise`)."""
+
+    gamma: float = 1.0
+    linear_std: float | None = None
+
+    def reset_parameters(self) -> None:
+        """Draws all weights."""
+        initialise(self, self.gamma, self.linear_std)
+
+
+def initialise(model: nn.Module, gamma: float = 1.0, linear_std: float | None = None) -> None:
     """Draws the convolutions and sets the batch norms as the CIFAR scripts of the pruning papers do.
 
     Convolutions: ``w ~ N(0, 2 / (k_h k_w n_out))``, biases 0. Batch norm over maps: scale ``gamma``, shift 0. Linear
-    layers keep PyTorch's initialisation.
+    layers keep PyTorch's initialisation, or are ``N(0, linear_std^2)`` with biases 0.
 
     Args:
         model: changed in place.
         gamma: initial scale of every `torch.nn.BatchNorm2d` (0.5 in Network Slimming, 1 in plain ResNets).
+        linear_std: standard deviation of linear weights, if they are drawn here.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -78,6 +90,11 @@ def initialise(model: nn.Module, gamma: float = 1.0) -> None:
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.constant_(module.weight, gamma)
             nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear) and linear_std is not None:
+            nn.init.normal_(module.weight, std=linear_std)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            module.reset_parameters()
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:

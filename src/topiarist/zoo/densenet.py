@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from topiarist.zoo.blocks import Size, check, conv1x1, conv3x3, initialise, scaled
+from topiarist.zoo.blocks import Network, Size, check, conv1x1, conv3x3, scaled
 
 _GROWTH = 12
 
@@ -35,7 +35,7 @@ class DenseLayer(nn.Module):
         return torch.cat((x, out), dim=1)
 
 
-class DenseNet(nn.Module):
+class DenseNet(Network):
     """A 3x3 convolution, three dense stages with transitions between them, batch norm, ReLU, average, linear layer.
 
     A transition is batch norm, ReLU, a 1x1 convolution and a 2x2 average.
@@ -92,7 +92,8 @@ def densenet40(
     """
     check(in_channels, classes, width, input_size)
     model = DenseNet(in_channels, scaled(stem, width), scaled(_GROWTH, width), 12, False, 1.0, classes)
-    initialise(model, gamma=0.5)
+    model.gamma = 0.5
+    model.reset_parameters()
     return model
 
 
@@ -108,5 +109,5 @@ def densenet_bc100(in_channels: int = 3, classes: int = 10, width: float = 1.0, 
     check(in_channels, classes, width, input_size)
     growth = scaled(_GROWTH, width)
     model = DenseNet(in_channels, 2 * growth, growth, 16, True, 0.5, classes)
-    initialise(model)
+    model.reset_parameters()
     return model

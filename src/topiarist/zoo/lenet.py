@@ -24,34 +24,64 @@ class Perceptron(nn.Module):
         for inputs, outputs in itertools.pairwise(sizes[:-1]):
             layers += [nn.Linear(inputs, outputs), *([nn.BatchNorm1d(outputs)] if norm else []), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
+        self.norm = norm
+        self.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` or ``(N, C * H * W)`` to ``(N, classes)``."""
         return self.layers(x)
+
+    def reset_parameters(self) -> None:
+        """Draws all weights: Glorot's normal without batch norm; PyTorch's with it, its scales 0.5."""
+        for module in self.layers:
+            if isinstance(module, nn.BatchNorm1d):
+                nn.init.constant_(module.weight, 0.5)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Linear) and self.norm:
+                module.reset_parameters()
+            elif isinstance(module, nn.Linear):
+                nn.init.xavier_normal_(module.weight)
+                nn.init.zeros_(module.bias)
 
 
 class LeNet5(nn.Module):
     """Two 5x5 convolutions without padding, each max-pooled, and two linear layers (see `lenet5`)."""
 
     def __init__(
-        self, in_channels: int, maps: tuple[int, int], hidden: int, classes: int, side: tuple[int, int]
+        self, in_channels: int, maps: tuple[int, int], hidden: int, classes: int, side: tuple[int, int], norm: bool
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, maps[0], 5)
+        self.norm1 = nn.BatchNorm2d(maps[0]) if norm else nn.Identity()
         self.relu1 = nn.ReLU()
         self.pool1 = nn.MaxPool2d(2)
         self.conv2 = nn.Conv2d(maps[0], maps[1], 5)
+        self.norm2 = nn.BatchNorm2d(maps[1]) if norm else nn.Identity()
         self.relu2 = nn.ReLU()
         self.pool2 = nn.MaxPool2d(2)
         self.fc1 = nn.Linear(maps[1] * side[0] * side[1], hidden)
+        self.norm3 = nn.BatchNorm1d(hidden) if norm else nn.Identity()
         self.relu3 = nn.ReLU()
         self.fc2 = nn.Linear(hidden, classes)
+        self.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` to ``(N, classes)``."""
-        x = self.pool1(self.relu1(self.conv1(x)))
-        x = self.pool2(self.relu2(self.conv2(x)))
-        return self.fc2(self.relu3(self.fc1(x.flatten(1))))
+        x = self.pool1(self.relu1(self.norm1(self.conv1(x))))
+        x = self.pool2(self.relu2(self.norm2(self.conv2(x))))
+        return self.fc2(self.relu3(self.norm3(self.fc1(x.flatten(1)))))
+
+    def reset_parameters(self) -> None:
+        """Draws all weights: uniform with variance ``1 / fan_in``, biases 0; scales of batch norms 0.5."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                bound = math.sqrt(3 / module.weight[0].numel())
+                nn.init.uniform_(module.weight, -bound, bound)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                nn.init.constant_(module.weight, 0.5)
+                nn.init.zeros_(module.bias)
 
 
 def lenet300(in_channels: int = 1, classes: int = 10, width: float = 1.0, input_size: Size = 28) -> nn.Module:
@@ -67,12 +97,7 @@ def lenet300(in_channels: int = 1, classes: int = 10, width: float = 1.0, input_
         input_size: height and width of the images.
     """
     pixels = in_channels * math.prod(check(in_channels, classes, width, input_size, smallest=1))
-    model = Perceptron([pixels, scaled(300, width), scaled(100, width), classes])
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_normal_(module.weight)
-            nn.init.zeros_(module.bias)
-    return model
+    return Perceptron([pixels, scaled(300, width), scaled(100, width), classes])
 
 
 def mlp(in_channels: int = 1, classes: int = 10, width: float = 1.0, input_size: Size = 28) -> nn.Module:
@@ -85,14 +110,12 @@ def mlp(in_channels: int = 1, classes: int = 10, width: float = 1.0, input_size:
         input_size: height and width of the images.
     """
     pixels = in_channels * math.prod(check(in_channels, classes, width, input_size, smallest=1))
-    model = Perceptron([pixels, scaled(500, width), scaled(300, width), classes], norm=True)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d):
-            nn.init.constant_(module.weight, 0.5)
-    return model
+    return Perceptron([pixels, scaled(500, width), scaled(300, width), classes], norm=True)
 
 
-def lenet5(in_channels: int = 1, classes: int = 10, width: float = 1.0, input_size: Size = 28) -> nn.Module:
+def lenet5(
+    in_channels: int = 1, classes: int = 10, width: float = 1.0, input_size: Size = 28, norm: bool = False
+) -> nn.Module:
     """LeNet-5 in Caffe's form (20-50-500, 5x5 convolutions): 431,080 parameters on 28x28 images.
 
     Caffe's network has no activation between its convolutions and the max-pooling; here a ReLU stands there, as in
@@ -104,15 +127,9 @@ def lenet5(in_channels: int = 1, classes: int = 10, width: float = 1.0, input_si
         classes: number of outputs.
         width: multiplier of the hidden widths.
         input_size: height and width of the images, at least 16.
+        norm: batch norm after each layer but the last, which Network Slimming needs.
     """
     height, rows = check(in_channels, classes, width, input_size, smallest=16)
     # Two rounds of "a 5x5 convolution takes 4 away, pooling halves".
     side = (((height - 4) // 2 - 4) // 2, ((rows - 4) // 2 - 4) // 2)
-    model = LeNet5(in_channels, (scaled(20, width), scaled(50, width)), scaled(500, width), classes, side)
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            bound = math.sqrt(3 / module.weight[0].numel())
-            nn.init.uniform_(module.weight, -bound, bound)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    return model
+    return LeNet5(in_channels, (scaled(20, width), scaled(50, width)), scaled(500, width), classes, side, norm)

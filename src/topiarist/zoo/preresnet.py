@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from topiarist.zoo.blocks import Size, check, conv1x1, conv3x3, initialise, scaled
+from topiarist.zoo.blocks import Network, Size, check, conv1x1, conv3x3, scaled
 
 _EXPANSION = 4
 
@@ -68,7 +68,7 @@ class PreBottleneck(nn.Module):
         return out + self.shortcut(x)
 
 
-class PreResNet(nn.Module):
+class PreResNet(Network):
     """A 3x3 convolution, three stages of pre-activation blocks, batch norm, ReLU, an average and a linear layer.
 
     Args:
@@ -120,7 +120,8 @@ def _preresnet(
         model = PreResNet(in_channels, stem, widths, (depth - 2) // 9, PreBottleneck, classes)
     else:
         model = PreResNet(in_channels, stem, middle, (depth - 2) // 6, PreBasic, classes)
-    initialise(model, gamma)
+    model.gamma = gamma
+    model.reset_parameters()
     return model
 
 

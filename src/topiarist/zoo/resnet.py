@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from topiarist.zoo.blocks import Size, ZeroShortcut, check, conv3x3, initialise, scaled
+from topiarist.zoo.blocks import Network, Size, ZeroShortcut, check, conv3x3, scaled
 
 
 class BasicBlock(nn.Module):
@@ -34,7 +34,7 @@ class BasicBlock(nn.Module):
         return self.relu2(out + self.shortcut(x))
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """A 3x3 convolution, three stages of `BasicBlock`, an average over the map and a linear layer.
 
     Args:
@@ -72,7 +72,7 @@ def _resnet(depth: int, in_channels: int, classes: int, width: float, input_size
     check(in_channels, classes, width, input_size)
     widths = (scaled(16, width), scaled(32, width), scaled(64, width))
     model = ResNet(in_channels, widths, (depth - 2) // 6, classes)
-    initialise(model)
+    model.reset_parameters()
     return model
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
-from topiarist.zoo.blocks import Size, check, conv1x1, conv3x3, initialise, scaled
+from topiarist.zoo.blocks import Network, Size, check, conv1x1, conv3x3, scaled
 
 
 class GroupedBottleneck(nn.Module):
@@ -42,7 +42,7 @@ class GroupedBottleneck(nn.Module):
         return self.relu3(out + self.shortcut(x))
 
 
-class ResNeXt(nn.Module):
+class ResNeXt(Network):
     """A 3x3 convolution, three stages of `GroupedBottleneck`, an average over the map and a linear layer.
 
     Args:
@@ -103,5 +103,5 @@ def resnext29(
     middle = [scaled(groups * group_width * 2**stage, width, multiple=groups) for stage in range(3)]
     outputs = [scaled(256 * 2**stage, width) for stage in range(3)]
     model = ResNeXt(in_channels, scaled(64, width), middle, outputs, groups, 3, classes)
-    initialise(model)
+    model.reset_parameters()
     return model

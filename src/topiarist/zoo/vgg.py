@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from topiarist.zoo.blocks import Size, check, conv3x3, initialise, scaled
+from topiarist.zoo.blocks import Network, Size, check, conv3x3, scaled
 
 _STAGES = {
     11: ((64,), (128,), (256, 256), (512, 512), (512, 512)),
@@ -14,7 +14,7 @@ _STAGES = {
 _HIDDEN = 512
 
 
-class VGG(nn.Module):
+class VGG(Network):
     """Stages of 3x3 convolutions with batch norm and ReLU, max-pooling between them, an average and a classifier.
 
     On 32x32 images the average covers the 2x2 maps that the last stage leaves. Pooling rounds up, so smaller images
@@ -54,11 +54,8 @@ def _vgg(depth: int, in_channels: int, classes: int, width: float, input_size: S
     check(in_channels, classes, width, input_size, smallest=1)
     stages = [[scaled(channels, width) for channels in stage] for stage in _STAGES[depth]]
     model = VGG(in_channels, stages, classes, hidden)
-    initialise(model, gamma=0.5)
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.01)
-            nn.init.zeros_(module.bias)
+    model.gamma, model.linear_std = 0.5, 0.01
+    model.reset_parameters()
     return model
 
 

@@ -1,0 +1,51 @@
+"""What the documentation takes from the code: the table of methods, their cards, and the pages of the root folder.
+
+mkdocs loads this file as a hook. Run by itself, it writes the table into README.md: ``python docs/generate.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = re.compile(r"(<!-- methods: table -->\n).*?(<!-- methods: end -->)", re.DOTALL)
+
+
+def table() -> str:
+    """A Markdown table with a row for each registered method."""
+    from topiarist import methods
+
+    rows = ["| method | what it does | cuts | target | paper |", "|---|---|---|---|---|"]
+    for name in methods.names():
+        method = methods.describe(name)
+        summary = method["summary"].rstrip(".")
+        rows.append(f"| `{name}` | {summary} | {method['granularity']} | {method['target']} | {method['paper']} |")
+    return "\n".join(rows) + "\n"
+
+
+def cards() -> str:
+    """For each method its heading and the mkdocstrings directive that shows its docstring."""
+    from topiarist import methods
+
+    return "\n".join(f"## {name}\n\n::: {_path(methods.get(name))}\n" for name in methods.names())
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def readme() -> str:
+    """README.md with today's table."""
+    return TABLE.sub(lambda found: found[1] + table() + found[2], (ROOT / "README.md").read_text(encoding="utf-8"))
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """The mkdocs hook: fill in what the page's comments ask for."""
+    included = re.sub(r"<!-- include: (\S+) -->", lambda found: (ROOT / found[1]).read_text(encoding="utf-8"), markdown)
+    return included.replace("<!-- methods: table -->", table()).replace("<!-- methods: cards -->", cards())
+
+
+if __name__ == "__main__":
+    (ROOT / "README.md").write_text(readme(), encoding="utf-8")
