@@ -475,10 +475,10 @@ class Heads(Step):
         k = self.norm(self.k(t).unflatten(-1, (self.heads // self.shared, self.width)))
         v = self.v(t).unflatten(-1, (self.heads // self.shared, self.width))
         k, v = (y.repeat_interleave(self.shared, 2) for y in (k, v))
-        logits = torch.einsum("bihd,bjhd->bhij", q, k) + self.bias
+        logits = q.transpose(1, 2) @ k.permute(0, 2, 3, 1) + self.bias
         if self.talk is not None:
             logits = self.talk(logits.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        y = torch.einsum("bhij,bjhd->bihd", logits.softmax(-1), v)
+        y = (logits.softmax(-1) @ v.transpose(1, 2)).transpose(1, 2)
         return x + self.proj(y.flatten(2)).transpose(1, 2).reshape(x.shape)
 
     @staticmethod

@@ -160,7 +160,10 @@ def _key(text: str) -> int:
 
 
 def _ratio(value: Any) -> Ratio | None:
-    return None if value is None else Ratio(*(_count(part, 1) for part in value))
+    if value is None:
+        return None
+    right, asked = value
+    return Ratio(_count(right, 1), _count(asked))
 
 
 def _pack(mask: Tensor) -> str:

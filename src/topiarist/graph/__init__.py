@@ -115,9 +115,9 @@ def _run(tracer: Tracer, model: nn.Module, example_inputs: Any) -> None:
         raise
     except Exception as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in given) or type(example_inputs).__name__
-        told = str(error).strip().splitlines()
+        told = (str(error).strip() or type(error).__name__).splitlines()[0].replace("Size", "int")
         raise TopiaristError(
-            f"the model fails on the example input ({shapes}): {told[0] if told else type(error).__name__}; "
+            f"the model fails on the example input ({shapes}): {told}; "
             "give an input that the model accepts"
         ) from error
     finally:

@@ -19,7 +19,7 @@ Hook = Callable[[str, int, Any], None]
 
 
 class Ratio(NamedTuple):
-    """What a size should be, to what the program asks for, both at the traced batch."""
+    """What a size should be, to what the program asks for (which may be 0), both at the traced batch."""
 
     right: int
     asked: int
@@ -62,7 +62,7 @@ def with_sizes(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], ratios
     right = list(given)
     for slot, ratio in enumerate(ratios):
         if ratio is not None and given[slot] != -1:
-            right[slot] = given[slot] * ratio.right // ratio.asked
+            right[slot] = given[slot] * ratio.right // ratio.asked if ratio.asked else ratio.right
     name = func.__name__
     if name in ("view", "reshape", "expand", "broadcast_to"):
         return func(args[0], right)

@@ -44,8 +44,8 @@ def convolution(t: Tracer, c: Call) -> None:
     if bias is not None:
         t.mark(t.vectors_of(bias)[0], "bias")
         out = t.algebra.unify(out, t.vectors_of(bias)[0])
-    repeats = x.shape[0] * prod(x.shape[2:] if c["transposed"] else c.out.shape[2:])
-    t.contract(repeats, *zip(weight.shape, kernel, strict=True), weight=t.of(weight).source)
+    places_out = prod(x.shape[2:] if c["transposed"] else c.out.shape[2:])
+    t.contract((x.shape[0], batch), places_out, *zip(weight.shape, kernel, strict=True), weight=t.of(weight).source)
     zero = t.of(weight).zero and (bias is None or t.of(bias).zero)
     zero = zero and (not labelled(batch) or (bias is None and t.of(x).zero))
     t.put(c.out, [batch, out] + [None] * (c.out.ndim - 2), zero)

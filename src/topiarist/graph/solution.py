@@ -114,7 +114,7 @@ class Solution:
             asked = evaluate(
                 e.expression, lambda a: solved.get(a, self.trace.memory.traced[a]), lambda k: self.length(dead, k)
             )
-            if asked and asked != right:
+            if asked is not None and asked != right:
                 sizes.setdefault(e.site.module, {}).setdefault(e.site.call, {})[e.site.slot] = Ratio(right, asked)
         found: dict[str, Correction] = {}
         for module in sorted({*sizes, *self.frozen}):
