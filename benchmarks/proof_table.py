@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 import warnings
 from collections import Counter
@@ -38,7 +37,7 @@ RATIOS = (0.67, 0.5, 0.33)
 
 
 def non_degenerate(model: nn.Module, example: torch.Tensor) -> nn.Module:
-    """Norm weights U(0.5, 1.5); (near-)zero scales U(0.3, 0.9); other constant vectors N(0, 0.1); then BN statistics."""
+    """Norm weights U(0.5, 1.5); near-zero scales U(0.3, 0.9); other constant vectors N(0, 0.1); then BN statistics."""
     generator = torch.Generator().manual_seed(0)
 
     def uniform(tensor: torch.Tensor, low: float, high: float) -> None:
@@ -78,7 +77,7 @@ class SurvivorNorms(TorchFunctionMode):
         super().__init__()
         self.alive = alive
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is F.batch_norm and kwargs.get("training") and args[0].shape[0] == 1:  # weight standardisation
             kept = torch.nonzero((args[0] != 0).any(dim=1)[0]).flatten()
@@ -103,7 +102,7 @@ class SurvivorNorms(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def reference(model: nn.Module, graph, keep, example: torch.Tensor):  # noqa: ANN001, ANN201
+def reference(model: nn.Module, graph, keep, example: torch.Tensor):
     """Output of the network with every slice zeroed; norms with affine weights see survivors."""
     zeroed = copied(model)
     tensors = dict(zeroed.named_parameters()) | dict(zeroed.named_buffers())
@@ -120,7 +119,7 @@ def reference(model: nn.Module, graph, keep, example: torch.Tensor):  # noqa: AN
             return zeroed(example)
 
 
-def keep_share(graph, share: float, seed: int = 0):  # noqa: ANN001, ANN201
+def keep_share(graph, share: float, seed: int = 0):
     """Every group keeps the share of its units, chosen at random."""
     random = np.random.default_rng(seed)
     keep = {}
@@ -131,7 +130,7 @@ def keep_share(graph, share: float, seed: int = 0):  # noqa: ANN001, ANN201
     return keep
 
 
-def difference(a, b) -> float:  # noqa: ANN001
+def difference(a, b) -> float:
     worst = 0.0
     for x, y in zip(tensors_in(a), tensors_in(b), strict=True):
         if x.shape != y.shape:
@@ -212,7 +211,7 @@ def main() -> None:
         begin = time.perf_counter()
         try:
             found = row(name)
-        except Exception as error:  # noqa: BLE001  (a failing network is a row of the table)
+        except Exception as error:
             found = {"network": name, "error": f"{type(error).__name__}: {str(error)[:300]}"}
         found["wall_s"] = round(time.perf_counter() - begin, 1)
         rows.append(found)

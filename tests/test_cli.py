@@ -205,6 +205,28 @@ def test_prune_trains_first_where_there_are_no_weights(tmp_path: Path, capsys: p
     assert (tmp_path / "trained.safetensors").is_file()
 
 
+def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from topiarist.cli import pruning
+
+    def interrupted(*_: object) -> float:
+        raise KeyboardInterrupt
+
+    words = ["--method", "l1", "--budget.ratio", 0.5, "--data", "digits", "--train.epochs", 1, "--epochs", 1]
+    with monkeypatch.context() as patch:
+        patch.setattr(pruning, "_accuracy", interrupted)
+        assert run("prune", NET, *words, "--out", tmp_path) == 130
+    assert (tmp_path / "train.ckpt").is_file()
+    assert run("prune", NET, *words, "--out", tmp_path) == 0
+    again, fresh = (json.loads((folder / "result.json").read_text()) for folder in (tmp_path, _fresh(words, tmp_path)))
+    assert again["accuracy"] == fresh["accuracy"]
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
+def _fresh(words: list[object], folder: Path) -> Path:
+    assert run("prune", NET, *words, "--out", folder / "fresh") == 0
+    return folder / "fresh"
+
+
 def test_single_weights_stay_zero_in_fine_tuning(weights: Path, tmp_path: Path) -> None:
     words = ["--method", "magnitude", "--budget.ratio", 0.1, "--data", "digits", "--epochs", 1, "--out", tmp_path]
     assert run("prune", NET, "--weights", weights, *words) == 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from topiarist.budget import Budget
 from topiarist.cli import show
 from topiarist.cli.inputs import example_inputs, make_source, writable_folder
-from topiarist.cli.pruning import Plan, fit, run, write_json, write_weights
+from topiarist.cli.pruning import TRAINING, Plan, fit, run, write_json, write_weights
 from topiarist.errors import TopiaristError
 from topiarist.methods.base import Method
 from topiarist.training.recipe import Recipe
@@ -124,6 +124,7 @@ def train(
     write_weights(network, out / "model.safetensors")
     result = {"model": model, "data": data, "accuracy": history.accuracy, "epochs": list(map(asdict, history.epochs))}
     write_json(out / "result.json", result)
+    (out / TRAINING).unlink(missing_ok=True)
     show.trained(result, out, json)
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from topiarist.pruning import Pruned
     from topiarist.train import History
 
+TRAINING, FINE_TUNING = "train.ckpt", "finetune.ckpt"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -84,6 +86,8 @@ def run(plan: Plan, example: Tensor) -> tuple[Pruned, dict[str, Any]]:
         "pinned": [entry._asdict() for entry in done.graph.pinned],
     }
     write_json(plan.out / "result.json", result)
+    for checkpoint in (TRAINING, FINE_TUNING):  # kept to here, so that an interrupted run goes on where it was
+        (plan.out / checkpoint).unlink(missing_ok=True)
     return done, result
 
 
@@ -98,7 +102,7 @@ def _times(before: nn.Module, after: nn.Module, example: Tensor) -> dict[str, fl
 def fit(
     source: Source, model: nn.Module, recipe: Recipe, method: Method | None, seed: int, out: Path, *, quiet: bool
 ) -> History:
-    """Train a network on its data, with what the method does in training; go on from a checkpoint in the folder."""
+    """Train a network on its data, with what the method does in training; go on from ``train.ckpt`` in the folder."""
     from topiarist.graph import trace
     from topiarist.train import fit as train
 
@@ -107,20 +111,17 @@ def fit(
     graph = trace(model, source.data.example()) if acts else None
     if graph is not None and method is not None and method.granularity == "weight":
         graph = graph.weights()
-    checkpoint = out / "train.ckpt"
     with show.training("training", quiet) as told:
-        history = train(
+        return train(
             model,
             source.data,
             recipe,
             seed=seed,
             method=method if acts else None,
             graph=graph,
-            checkpoint=checkpoint,
+            checkpoint=out / TRAINING,
             progress=told,
         )
-    checkpoint.unlink(missing_ok=True)
-    return history
 
 
 def _finetune(plan: Plan, done: Pruned, example: Tensor) -> History:
@@ -129,9 +130,17 @@ def _finetune(plan: Plan, done: Pruned, example: Tensor) -> History:
 
     assert plan.source.data is not None
     sparse = plan.method.granularity == "weight"
-    graph, keep = (done.graph, done.keep) if sparse else (None, None)
     with show.training("fine-tuning", plan.quiet) as told:
-        return train(done.model, plan.source.data, plan.finetune, seed=plan.seed, graph=graph, keep=keep, progress=told)
+        return train(
+            done.model,
+            plan.source.data,
+            plan.finetune,
+            seed=plan.seed,
+            graph=done.graph if sparse else None,
+            keep=done.keep if sparse else None,
+            checkpoint=plan.out / FINE_TUNING,
+            progress=told,
+        )
 
 
 def _accuracy(plan: Plan, model: nn.Module) -> float | None:

@@ -32,7 +32,8 @@ def load_data(spec: str, seed: int = 0, **options: Any) -> Data:
             images in ``train/CLASS/`` and ``test/CLASS/``; ``torchvision:NAME``. ``?key=value`` may follow.
         seed: decides which digits are for training; the other sets come with a split of their own.
         options: ``augment`` for all (``"crop-flip"``, ``"crop"`` or ``None``; by default ``"crop-flip"`` for colour
-            images and ``None`` for grey ones); ``size`` for a folder (by default the first image's); ``root``,
+            images and ``None`` for grey ones); ``train`` for all: how many training examples are drawn (all by
+            default), the classes keeping their shares; ``size`` for a folder (by default the first image's); ``root``,
             ``download`` and what else its class takes for torchvision.
 
     Raises:
@@ -45,14 +46,15 @@ def load_data(spec: str, seed: int = 0, **options: Any) -> Data:
         near = close_matches(kind, _LOADERS) if kind not in _LOADERS else ""
         raise TopiaristError(f"There is no data {spec!r}: {near or f'name data as {DATA_FORMS}.'}")
     loader = _LOADERS[kind]
-    own = {key: options[key] for key in options if key != "augment"}
+    own = {key: options[key] for key in options if key not in ("augment", "train")}
     parameters = inspect.signature(loader).parameters.values()
-    takes = ["augment", *(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)]
+    takes = ["augment", "train", *(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters) and (unknown := set(own) - set(takes)):
         raise TopiaristError(f"{kind} data has no option {min(unknown)!r}: it takes {', '.join(takes)}.")
     parts = loader(place, seed, **own)
     usual = "crop-flip" if parts["train_x"].shape[1] > 1 else None
-    return Data.of(name, **parts, augment=options.get("augment", usual))
+    data = Data.of(name, **parts, augment=options.get("augment", usual))
+    return data if options.get("train") is None else data.subset(options["train"], seed)
 
 
 def _digits(place: str, seed: int) -> dict[str, Tensor]:
