@@ -5,8 +5,8 @@
 FOLDER holds ``mnist.npz`` and ``fashion_mnist.npz`` with the arrays ``train_x``, ``train_y``, ``test_x``, ``test_y``
 (uint8; `torchvision.datasets` has both sets, and `numpy.savez` writes them). LeNet-5 with batch norm (slimming needs
 its scales) and a quarter-width VGG-11 train for 3 epochs on a subset, at 3 seeds; random, L1 and slimming keep 70 %
-and 50 % of the MACs; every arm follows. Resumable: run it again after an interruption. Writes ``benchmarks/mnist.md`` and
-``mnist.json``.
+and 50 % of the MACs; every arm follows. Resumable: run it again after an interruption. Writes ``mnist.md`` and
+``mnist.json`` beside this script.
 """
 
 from __future__ import annotations

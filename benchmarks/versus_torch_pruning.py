@@ -59,22 +59,18 @@ class OutOfTimeError(Exception):
     """The peer has used up its CPU time."""
 
 
-# ------------------------------------------------------------------------------------------------ what is compared
-
-
 def prune_ours(model: nn.Module, example: Tensor) -> tuple[nn.Module, dict[str, float], Callable[[], topiarist.Proof]]:
     """The smaller network, CPU seconds of each step, and a function that proves the cut."""
-    times = [time.process_time()]
+    begin = time.process_time()
     graph = topiarist.trace(model, example)
-    times.append(time.process_time())
-    method = L1()
-    scores = method.score(graph, topiarist.collect(model, graph, None, method.needs))
-    times.append(time.process_time())
+    traced = time.process_time()
+    scores = L1().score(graph, topiarist.collect(model, graph))
+    scored = time.process_time()
     keep = topiarist.allocate(graph, scores, topiarist.Budget(ratio=RATIO))
-    times.append(time.process_time())
+    allocated = time.process_time()
     smaller = topiarist.cut(model, graph, keep)
-    times.append(time.process_time())
-    steps = {name: times[i + 1] - times[i] for i, name in enumerate(("trace", "score", "allocate", "cut"))}
+    end = time.process_time()
+    steps = {"trace": traced - begin, "score": scored - traced, "allocate": allocated - scored, "cut": end - allocated}
     return smaller, steps, lambda: topiarist.prove(model, graph, keep, example)
 
 
@@ -102,12 +98,8 @@ def peer_settings(model: Any, outputs: Sequence[Tensor]) -> dict[str, Any]:
     whose outputs are the network's. The dictionaries are always passed: the defaults are shared between pruners.
     """
     classes = {output.shape[1] for output in outputs}
-    ignored: list[nn.Module] = [
-        module
-        for module in model.modules()
-        if (isinstance(module, nn.Linear) and module.out_features in classes)
-        or (isinstance(module, nn.Conv2d) and module.out_channels in classes)
-    ]
+    widths = {m: m.weight.shape[0] for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    ignored: list[nn.Module] = [module for module, width in widths.items() if width in classes]
     if isinstance(pyramid := getattr(model, "fpn", None), nn.Module):
         ignored = [pyramid]
     heads: dict[nn.Module, int] = {}
@@ -127,11 +119,6 @@ def _projections(attention: nn.Module) -> list[nn.Linear]:
     return [layer for layer in found if isinstance(layer, nn.Linear)]
 
 
-def _packed(attention: nn.Module) -> tuple[Any, ...]:
-    """The layers that make queries, keys and values at once."""
-    return getattr(attention, "qkv", None), getattr(attention, "qkv_proj", None)
-
-
 def prepare_for_peer(model: nn.Module) -> None:
     """Attention spelt out rather than fused, as the peer's examples set it (TIMM_FUSED_ATTN=0)."""
     for module in model.modules():
@@ -144,13 +131,11 @@ def follow_peer(model: Any) -> None:
     if hasattr(model, "hidden_dim") and hasattr(model, "conv_proj"):  # torchvision's vision transformer
         model.hidden_dim = model.conv_proj.out_channels
     for module in model.modules():
-        if hasattr(module, "num_heads") and not isinstance(module, nn.MultiheadAttention) and _projections(module):
-            layer = _projections(module)[0]
-            width = layer.out_features // 3 if layer in _packed(module) else layer.out_features
+        if hasattr(module, "num_heads") and (layers := _projections(module)):
+            packed = hasattr(module, "qkv") or hasattr(module, "qkv_proj")
+            width = layers[0].out_features // (3 if packed else 1)
             sizes = {"head_dim": width // module.num_heads, "attn_dim": width, "all_head_dim": width}
-            for name, value in sizes.items():
-                if isinstance(getattr(module, name, None), int):
-                    setattr(module, name, value)
+            module.__dict__.update({name: sizes[name] for name in sizes.keys() & module.__dict__.keys()})
 
 
 def verdict(model: nn.Module, example: Tensor, expected: Sequence[Tensor], params: int) -> str:
@@ -173,17 +158,13 @@ def parameters(model: nn.Module) -> int:
 
 def told(error: BaseException) -> str:
     """An exception in a few words."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"[:110].rstrip(": ")
-
-
-# ------------------------------------------------------------------------------------------------- one network
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}"[:110].rstrip(": ")
 
 
 def work(name: str, pairs: int, *, peer: bool) -> None:
     """Times one network, in a process of its own; reports every result as it comes."""
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.RLIM_INFINITY))
     warm_up()
     torch.manual_seed(0)
     model = load_model(name).eval()
@@ -193,19 +174,17 @@ def work(name: str, pairs: int, *, peer: bool) -> None:
     with torch.no_grad():
         expected = tensors_in(model(example))
     report("dense", params=parameters(model))
-    for turn in range(pairs):
-        fresh = copy.deepcopy(model)
-        gc.collect()
-        run_ours(fresh, example, expected, check=turn == 0)
-        del fresh
-        gc.collect()
+    for _ in range(pairs):
+        run_ours(fresh(model), example, expected)
         if peer:
-            fresh = copy.deepcopy(model)
-            prepare_for_peer(fresh)
-            gc.collect()
-            peer = run_peer(fresh, example, expected, parameters(model))
-            del fresh
-            gc.collect()
+            peer = run_peer(fresh(model), example, expected)
+
+
+def fresh(model: nn.Module) -> nn.Module:
+    """A copy, with no garbage of earlier runs left to collect."""
+    copied = copy.deepcopy(model)
+    gc.collect()
+    return copied
 
 
 def warm_up() -> None:
@@ -217,25 +196,25 @@ def warm_up() -> None:
     prune_peer(model, example, peer_settings(model, [model(example)]))
 
 
-def run_ours(model: nn.Module, example: Tensor, expected: Sequence[Tensor], *, check: bool) -> None:
-    """Times ours once, and the proof; looks at the result the first time."""
+def run_ours(model: nn.Module, example: Tensor, expected: Sequence[Tensor]) -> None:
+    """Times ours once, and the proof."""
     params = parameters(model)
     try:
         smaller, steps, prove = prune_ours(model, example)
+        begin = time.process_time()
+        proof = prove()
+        proof_s = time.process_time() - begin
     except Exception as error:
-        report("ours", fate=told(error))
+        report("ours", fate=f"fails: {told(error)}")
         return
-    begin = time.process_time()
-    proof = prove()
-    proof_s = time.process_time() - begin
-    fate = verdict(smaller, example, expected, params) if check else "handled"
-    if not proof.ok:
-        fate = f"not proved: {proof.reason}"
+    fate = verdict(smaller, example, expected, params) if proof.ok else f"not proved: {proof.reason}"
     report("ours", fate=fate, seconds=sum(steps.values()), steps=steps, proof=proof_s, params=parameters(smaller))
 
 
-def run_peer(model: nn.Module, example: Tensor, expected: Sequence[Tensor], params: int) -> bool:
+def run_peer(model: nn.Module, example: Tensor, expected: Sequence[Tensor]) -> bool:
     """Times the peer once; false where it has failed and need not try again."""
+    params = parameters(model)
+    prepare_for_peer(model)
     settings = peer_settings(model, expected)
     limit_cpu(PEER_SECONDS)
     try:
@@ -261,18 +240,14 @@ def limit_cpu(seconds: int | None) -> None:
     def stop(number: int, frame: FrameType | None) -> None:
         raise OutOfTimeError
 
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_PROF, seconds or 0)
-    soft = hard if seconds is None else int(time.process_time()) + seconds + 10
-    resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+    soft = resource.RLIM_INFINITY if seconds is None else int(time.process_time()) + seconds + 10
+    resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
 
 
 def report(who: str, **values: Any) -> None:
     print(MARK + json.dumps({"who": who, **values}), flush=True)
-
-
-# --------------------------------------------------------------------------------------------------- all networks
 
 
 def measured(name: str, pairs: int) -> dict[str, Any]:
@@ -282,16 +257,13 @@ def measured(name: str, pairs: int) -> dict[str, Any]:
         overdue = ending == f"signal {signal.SIGXCPU.value}"
         killer = f"over {PEER_SECONDS} s" if overdue else f"ends the process ({ending})"
         peer_was_on = bool(events) and events[-1]["who"] == "ours"
-        more, _ = in_process(name, pairs, peer=False)
-        events = [e for e in events if e["who"] == "peer"] + more
+        events = [e for e in events if e["who"] == "peer"] + in_process(name, pairs, peer=False)[0]
         if peer_was_on:
             events.append({"who": "peer", "fate": killer})
-    ours = [e for e in events if e["who"] == "ours"]
-    peer = [e for e in events if e["who"] == "peer"]
     row: dict[str, Any] = {"network": name, "date": date.today().isoformat()}
     row["params"] = next((e["params"] for e in events if e["who"] == "dense"), None)
-    row["ours"] = summary_of(ours, ending or "no result")
-    row["peer"] = summary_of(peer, ending or "no result")
+    for side in ("ours", "peer"):
+        row[side] = summary_of([e for e in events if e["who"] == side], ending or "no result")
     return row
 
 
@@ -301,10 +273,9 @@ def in_process(name: str, pairs: int, *, peer: bool) -> tuple[list[dict[str, Any
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=3600, env=environment, check=False)
-        output, ending = done.stdout, "" if done.returncode == 0 else f"exit status {done.returncode}"
-        if done.returncode < 0:
-            ending = f"signal {-done.returncode}"
-        if done.returncode > 0:
+        status = done.returncode
+        output, ending = done.stdout, f"signal {-status}" if status < 0 else f"exit status {status}" if status else ""
+        if status > 0:
             print(done.stderr[-2000:], file=sys.stderr)
     except subprocess.TimeoutExpired as error:
         output, ending = (error.stdout or b"").decode(), "no end within an hour"
@@ -329,19 +300,14 @@ def machine() -> dict[str, Any]:
     """Processor, cores and versions; nothing that names the host."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    processor = model or platform.processor() or platform.machine()
-    return {"processor": processor, "cores": os.cpu_count(), "python": platform.python_version(), **versions}
-
-
-# ------------------------------------------------------------------------------------------------------ the table
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()}
+    return {"processor": model or platform.machine(), "cores": os.cpu_count(), **versions}
 
 
 def markdown(head: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     both = [row for row in rows if row["ours"]["fate"] == row["peer"]["fate"] == "handled"]
     lines = ["# Speed against Torch-Pruning", "", *about(head, rows), "", *verdicts(rows, both), ""]
-    lines.append("| network | ours s | peer s | ours / peer | proof s | ours | peer |")
-    lines.append("|---|---:|---:|---:|---:|---|---|")
+    lines += ["| network | ours s | peer s | ratio | proof s | ours | peer |", "|---|---:|---:|---:|---:|---|---|"]
     for row in rows:
         ours, peer = row["ours"], row["peer"]
         ratio = f"{ours['median_s'] / peer['median_s']:.2f}" if row in both else "–"
@@ -390,9 +356,7 @@ def verdicts(rows: list[dict[str, Any]], both: list[dict[str, Any]]) -> list[str
     if proved:
         name = max(proved, key=lambda n: proved[n])
         met = max(proved.values()) <= 15 and len(proved) == len(rows)
-        lines.append(
-            f"- Ours with the proof: at most {proved[name]:.1f} s ({name}); 15 s for any network is {passed(met)}."
-        )
+        lines.append(f"- Ours with proof: at most {proved[name]:.1f} s ({name}); 15 s for any is {passed(met)}.")
     return lines
 
 
@@ -415,7 +379,7 @@ def main() -> None:
     head = machine()
     if options.fresh or not lines_file.exists():
         lines_file.write_text(json.dumps(head) + "\n")
-    there, *rows = [json.loads(line) for line in lines_file.read_text().splitlines()]
+    there, *rows = map(json.loads, lines_file.read_text().splitlines())
     if there != head:
         sys.exit(f"{lines_file} was measured on another machine or with other versions: start anew with --fresh")
     for name in options.names or every:
@@ -426,8 +390,9 @@ def main() -> None:
         with lines_file.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(name, row["ours"].get("median_s"), row["peer"].get("median_s"), row["peer"]["fate"], flush=True)
+    rows.sort(key=lambda row: [*every, row["network"]].index(row["network"]))
     table_file.write_text(markdown(head, rows))
-    print("\n".join(verdicts(rows, [r for r in rows if r["ours"]["fate"] == r["peer"]["fate"] == "handled"])))
+    print(table_file.read_text().partition("\n|")[0])
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def distance(left: Any, right: Any) -> float:
 
 
 def zeroed(model: nn.Module, graph: Graph, keep: Mapping[str, Tensor]) -> nn.Module:
-    """What a mask is without normalisations over channels: the slices' dead positions at zero. Shares no code with it."""
+    """The slices' dead positions at zero: all that a mask is where nothing normalises over channels."""
     result = copy.deepcopy(model)
     tensors = {**dict(result.named_parameters()), **dict(result.named_buffers())}
     with torch.no_grad():
@@ -120,24 +120,14 @@ def multiplications(model: nn.Module, inputs: Any) -> int:
 
 @dataclass(frozen=True)
 class Case:
-    """A network, its inputs and what is known of it.
-
-    Attributes:
-        make: returns a fresh network.
-        inputs: example inputs.
-        other: inputs of another batch size (and sequence length).
-        groups: name → units.
-        norms: it normalises over channels, so zeroed parameters alone are not its mask.
-        batch: what the MACs of a call are divided by.
-        counted: torch counts all of its products.
-    """
+    """A network, its inputs and what is known of it."""
 
     make: Callable[[], nn.Module]
     inputs: Any
-    other: Any
-    groups: Mapping[str, int] = field(default_factory=dict)
-    norms: bool = False
-    counted: bool = True
+    other: Any  # of another batch size (and sequence length)
+    groups: Mapping[str, int] = field(default_factory=dict)  # name → units
+    norms: bool = False  # it normalises over channels, so zeroed parameters alone are not its mask
+    counted: bool = True  # torch counts all of its products
 
     def model(self) -> nn.Module:
         torch.manual_seed(0)
@@ -321,6 +311,11 @@ class MultiHead(nn.Module):
 
 
 MHA = {"embed": 12, "attention.out_proj": 12}
+INNER = "attention.in_proj_weight"
+APART = {**MHA, f"{INNER}:rows": 3, f"{INNER}:columns": 4, f"{INNER}:columns2": 4}  # heads, widths of q and k, of v
+AVERAGED = {**MHA, f"{INNER}:rows": 4, f"{INNER}:rows2": 4}  # weights are averaged over the heads, which stay
+ENCODER = {"0": 12, "1.linear1": 20}
+ENCODER |= {f"1.self_attn.in_proj_weight:{part}": n for part, n in (("rows", 3), ("columns", 4), ("columns2", 4))}
 HEADS = {"q:columns": 4, "q:rows": 3, "v": 4}
 QKV = {"qkv:rows": 3, "qkv:columns": 4}
 CAUSAL = torch.triu(torch.ones(5, 5, dtype=torch.bool), 1)
@@ -392,21 +387,21 @@ CASES: dict[str, Case] = {
     "literal attention": sentences(net(literal, qkv_parts), groups=QKV),
     "sdpa": sentences(net(sdpa(None), separate_parts), groups=HEADS),
     "scaled sdpa": sentences(net(sdpa(0.3), separate_parts), groups=HEADS),
-    "einsum": sentences(net(einsums, separate_parts), groups=HEADS),
+    "einsum": sentences(net(einsums, separate_parts), groups=HEADS, counted=False),  # torch counts no product over one position
     "bmm": sentences(net(products, separate_parts), groups=HEADS),
-    "multi-head": sentences(lambda: MultiHead(False, batch_first=True), groups={**MHA, "heads": 3}),
-    "multi-head, sequence first": sentences(lambda: MultiHead(False), groups=MHA),
-    "multi-head, weights": sentences(lambda: MultiHead(True, batch_first=True), groups=MHA),
+    "multi-head": sentences(lambda: MultiHead(False, batch_first=True), groups=APART),
+    "multi-head, sequence first": sentences(lambda: MultiHead(False), groups=APART),
+    "multi-head, weights": sentences(lambda: MultiHead(True, batch_first=True), groups=AVERAGED),
     "multi-head, causal": Case(
         lambda: MultiHead(False, batch_first=True), {"x": tokens(2), "attn_mask": CAUSAL},
-        {"x": tokens(3), "attn_mask": CAUSAL}, MHA),
+        {"x": tokens(3), "attn_mask": CAUSAL}, APART),
     "multi-head, padded": Case(
         lambda: MultiHead(True, batch_first=True), {"x": tokens(2), "key_padding_mask": PADDING},
-        {"x": tokens(2, seed=1), "key_padding_mask": PADDING.flip(0)}, MHA),
+        {"x": tokens(2, seed=1), "key_padding_mask": PADDING.flip(0)}, AVERAGED),
     "encoder layer": sentences(
         line(nn.Linear(12, 12), nn.TransformerEncoderLayer(12, 3, 20, batch_first=True), nn.Linear(12, 4)),
-        groups={"0": 12, "1.linear1": 20}, norms=True),
+        groups=ENCODER, norms=True),
     "encoder layer, norm first": sentences(
         line(nn.Linear(12, 12), nn.TransformerEncoderLayer(12, 3, 20, batch_first=True, norm_first=True),
-             nn.Linear(12, 4)), groups={"0": 12, "1.linear1": 20}, norms=True),
+             nn.Linear(12, 4)), groups=ENCODER, norms=True),
 }  # fmt: skip

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from hypothesis import given, note
 from hypothesis import strategies as st
-from networks import TOLERANCE, call, distance, multiplications, random_keep, shaken, zeroed
-from steps import STEPS, Recall, Step, width
 from torch import Tensor, nn
 
+import steps_tokens  # noqa: F401  (its steps are drawn too)
 import topiarist
+from networks import TOLERANCE, call, distance, multiplications, random_keep, shaken, zeroed
+from steps import Recall, Step, width
 from topiarist.costs import cost
 
+STEPS = {kind.__name__: kind for kind in Step.__subclasses__() if kind is not Recall}
 Plan = list[tuple[Any, ...]]
-
 
 
 class Drawn(nn.Module):

@@ -117,8 +117,7 @@ def _run(tracer: Tracer, model: nn.Module, example_inputs: Any) -> None:
         shapes = ", ".join(str(tuple(t.shape)) for t in given) or type(example_inputs).__name__
         told = (str(error).strip() or type(error).__name__).splitlines()[0].replace("Size", "int")
         raise TopiaristError(
-            f"the model fails on the example input ({shapes}): {told}; "
-            "give an input that the model accepts"
+            f"the model fails on the example input ({shapes}): {told}; give an input that the model accepts"
         ) from error
     finally:
         Size.on_number = None
@@ -143,24 +142,23 @@ def _run_training_branch(tracer: Tracer, model: nn.Module, example_inputs: Any) 
 
 
 def regroup(model: nn.Module, solution: Solution, deadline: float) -> Graph:
-    """Solves a trace into a graph: groups the units, then shims or pins the sizes that no attribute can satisfy.
+    """Solves a trace into a graph: groups the units, and pins sizes that neither attributes nor shims can satisfy.
 
     Args:
         model: the traced model.
-        solution: its trace, with what is known to be pinned, shimmed and frozen; the rest is solved anew.
+        solution: its trace, with what is known to be pinned; the rest is solved anew.
         deadline: `time.monotonic` by which it must be done.
     """
     names = tuple(name for name, _ in model.named_parameters())
     while True:
         solution, groups = _grouped(solution, deadline)
-        while open_ := _violated(solution, groups):
-            known = solution
-            for equation in open_:
-                solution = _mended(solution, equation)
-            if solution.pins != known.pins:
-                break  # other units: group again
-        else:
+        open_ = _violated(solution, groups)
+        if not open_:
             return Graph(groups, solution.trace.shapes, names, tuple(solution.trace.unknown), solution)
+        for e in open_:
+            reason = f"a size computed at {e.line} in {e.module or 'the model'} cannot follow a cut"
+            pins = tuple((vector, reason) for vector in solution.vectors_in(e))
+            solution = replace(solution, pins=solution.pins + pins)
 
 
 def _grouped(solution: Solution, deadline: float) -> tuple[Solution, tuple[Group, ...]]:
@@ -175,26 +173,11 @@ def _grouped(solution: Solution, deadline: float) -> tuple[Solution, tuple[Group
     return replace(solution, classes=classes, membership=found.membership, first=found.first), found.groups
 
 
-def _mended(solution: Solution, equation: Equation) -> Solution:
-    """Sees to an equation that attributes do not satisfy: by a shim where one can count the call, else by a pin."""
-    if solution.corrected(equation):
-        return solution  # by what the one before it needed
-    trace, module, site = solution.trace, equation.module, equation.site
-    if module not in trace.unsteady:
-        if equation.number and trace.numbers[module] and module not in solution.frozen:
-            return replace(solution, frozen=solution.frozen | {module})
-        if site is not None and site[:2] not in solution.shimmed:
-            return replace(solution, shimmed=solution.shimmed | {site[:2]})
-    reason = f"a size computed at {equation.line} in {module or 'the model'} cannot follow a cut"
-    pins = tuple((vector, reason) for vector in solution.vectors_in(equation))
-    return replace(solution, pins=solution.pins + pins)
-
-
 def _violated(solution: Solution, groups: Sequence[Group]) -> list[Equation]:
     """The sizes that some keep leaves wrong: a few random keeps of every group are tried, no model is run."""
     random = np.random.default_rng(0)
     found: dict[int, Equation] = {}
-    for trial in range(6):
+    for trial in range(8):
         keep = {}
         for team in groups:
             count = max(1, team.units // 2)

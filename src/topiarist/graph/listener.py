@@ -68,7 +68,8 @@ class Listener(TorchFunctionMode):
         if not labelled(vector):
             return int(length)
         size = Size(length, Length(self.tracer.index_of(vector)))
-        return self.seen[self.tracer.stack.top].setdefault(length, size)
+        self.seen[self.tracer.stack.top].setdefault(length, size)
+        return size
 
     def _sources(self, value: Any) -> tuple[Size, ...]:
         """The sizes that a number comes from.

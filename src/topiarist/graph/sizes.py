@@ -217,17 +217,21 @@ def evaluate(
 
 
 def solve(
-    equations: Sequence[Equation], lengths: Callable[[int], int], traced: Mapping[Attribute, int]
+    firm: Sequence[Equation],
+    soft: Sequence[Equation],
+    lengths: Callable[[int], int],
+    traced: Mapping[Attribute, int],
 ) -> tuple[dict[Attribute, int], list[Equation]]:
-    """Finds the attributes that make every equation true.
+    """Finds the attributes that make equations true.
 
     Args:
-        equations: what the program asks for.
+        firm: what must hold.
+        soft: what a shim can see to, where no attribute does; they decide what the firm ones leave open.
         lengths: kept length of a vector, by its index.
         traced: the attributes' values in the traced network.
 
     Returns:
-        The attributes' new values, and the equations that no value satisfies.
+        The attributes' new values, and the firm equations that no value satisfies.
     """
     values: dict[Attribute, int] = {}
 
@@ -237,12 +241,13 @@ def solve(
     def target(equation: Equation) -> int:
         return equation.value if equation.wanted is None else lengths(equation.wanted)
 
-    for equation in equations:
-        if isinstance(equation.expression, Attribute) and not equation.number:
-            values.setdefault(equation.expression, target(equation))
-    for equation in equations:  # one unknown left: invert by search
+    for equations in (firm, soft):
+        for equation in equations:
+            if isinstance(equation.expression, Attribute):
+                values.setdefault(equation.expression, target(equation))
+    for equation in (*firm, *soft):  # one unknown left: invert by search
         for unknown in leaves(equation.expression):
-            if not isinstance(unknown, Attribute) or unknown in values or equation.number:
+            if not isinstance(unknown, Attribute) or unknown in values:
                 continue
 
             def trial(candidate: int, unknown: Attribute = unknown, equation: Equation = equation) -> bool:
@@ -258,7 +263,7 @@ def solve(
             if found is not None:
                 values[unknown] = found
                 break
-    violated = [e for e in equations if evaluate(e.expression, value_of, lengths) != target(e)]
+    violated = [e for e in firm if evaluate(e.expression, value_of, lengths) != target(e)]
     return {a: v for a, v in values.items() if v != traced[a]}, violated
 
 

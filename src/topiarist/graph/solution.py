@@ -42,8 +42,6 @@ class Solution:
         classes: solved labels.
         membership: classes × units: which units hold a class.
         first: index of each group's first unit.
-        shimmed: the (module, call) whose sizes a shim puts right, because no attribute can.
-        frozen: modules whose numbers a shim holds at their traced values.
         pins: ``(labels, reason)`` beyond those of the trace.
     """
 
@@ -52,8 +50,6 @@ class Solution:
     classes: Classes = field(default_factory=lambda: Classes(np.zeros(1, dtype=np.int64), 0, 1, []), repr=False)
     membership: csr_matrix = field(default_factory=lambda: csr_matrix((1, 0)), repr=False)
     first: Mapping[str, int] = field(default_factory=dict)
-    shimmed: frozenset[tuple[str, int]] = frozenset()
-    frozen: frozenset[str] = frozenset()
     pins: tuple[tuple[Labels, str], ...] = field(default=(), repr=False)
 
     @property
@@ -95,33 +91,41 @@ class Solution:
         return kept_length(dead, self.classes.of[self.trace.vectors[vector]])
 
     def sizes(self, dead: np.ndarray) -> tuple[dict[Attribute, int], list[Equation]]:
-        """The attributes' new values, and the equations that neither they nor the shims satisfy."""
-        open_ = [e for e in self.trace.equations if not self.corrected(e)]
-        return solve(open_, lambda vector: self.length(dead, vector), self.trace.memory.traced)
+        """The attributes' new values, and the equations that neither they nor shims can satisfy."""
+        firm = [e for e in self.trace.equations if not self.correctable(e)]
+        soft = [e for e in self.trace.equations if self.correctable(e) and not e.number]
+        return solve(firm, soft, lambda vector: self.length(dead, vector), self.trace.memory.traced)
 
-    def corrected(self, e: Equation) -> bool:
-        """Whether a shim sees to an equation."""
-        return e.module in self.frozen if e.number else e.site is not None and e.site[:2] in self.shimmed
+    def correctable(self, e: Equation) -> bool:
+        """Whether a shim can see to an equation: it knows the call, and the module's calls can be counted."""
+        if e.module in self.trace.unsteady:
+            return False
+        return bool(self.trace.numbers.get(e.module)) if e.number else e.site is not None
 
     def corrections(self, dead: np.ndarray) -> dict[str, Correction]:
-        """What the shims put right after a cut, by module."""
+        """What shims must put right after a cut, by module: what the attributes do not."""
         solved, _ = self.sizes(dead)
         sizes: dict[str, dict[int, dict[int, Ratio]]] = {}
+        frozen: set[str] = set()
         for e in self.trace.equations:
-            if e.number or e.site is None or not self.corrected(e):
+            if not self.correctable(e):
                 continue
             right = e.value if e.wanted is None else self.length(dead, e.wanted)
             asked = evaluate(
                 e.expression, lambda a: solved.get(a, self.trace.memory.traced[a]), lambda k: self.length(dead, k)
             )
-            if asked is not None and asked != right:
+            if asked == right:
+                continue
+            if e.number:
+                frozen.add(e.module)
+            elif e.site is not None and asked is not None:
                 sizes.setdefault(e.site.module, {}).setdefault(e.site.call, {})[e.site.slot] = Ratio(right, asked)
         found: dict[str, Correction] = {}
-        for module in sorted({*sizes, *self.frozen}):
+        for module in sorted({*sizes, *frozen}):
             calls = sizes.get(module, {})
             found[module] = Correction(
                 {n: tuple(slots.get(k) for k in range(max(slots) + 1)) for n, slots in calls.items()},
-                dict(self.trace.numbers[module]) if module in self.frozen else {},
+                dict(self.trace.numbers[module]) if module in frozen else {},
             )
         return found
 

@@ -23,7 +23,7 @@ DEMO = Study(
         Pruning("magnitude", {"ratio": 0.1}),
     ),
     seeds=(0, 1, 2, 3, 4),
-    recipe={"epochs": 10, "lr": 0.1},
+    recipe={"epochs": 8, "lr": 0.1},
     finetune={"epochs": 3, "lr": 0.01, "schedule": "constant"},
     cap=2.0,
 )

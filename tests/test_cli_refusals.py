@@ -1,0 +1,136 @@
+"""How the command line says no: one sentence that names the remedy, exit status 2, no traceback."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import topiarist
+from door import NET, SHAPE, one_sentence, run
+from topiarist.cli import commands
+
+BAD = {
+    "nothing": ([], "demo, methods"),
+    "unknown command": (["prun"], "did you mean prune"),
+    "unknown method": (["prune", NET, "--method", "l7", "--data", "digits"], "l1"),
+    "unknown card": (["methods", "l7"], "l1"),
+    "unknown model": (["inspect", "zoo:resnet21", "--input", SHAPE], "resnet20"),
+    "no such kind of model": (["inspect", "resnet20", "--input", SHAPE], "zoo:resnet20"),
+    "no such factory": (["inspect", "no_such_package:make", "--input", SHAPE], "no_such_package"),
+    "unknown data": (["inspect", NET, "--data", "digit"], "digits"),
+    "no data file": (["inspect", NET, "--data", "npz:/no/such.npz"], "/no/such.npz"),
+    "unknown option": (["inspect", NET, "--inptu", SHAPE], "did you mean --input"),
+    "unknown field": (["prune", NET, "--method", "l1", "--method.q", "1"], "--method.p"),
+    "field without method": (["prune", NET, "--method.p", "1"], "--method NAME"),
+    "no method": (["prune", NET, "--data", "digits"], "needs --method"),
+    "no model": (["inspect", "--input", SHAPE], "needs MODEL"),
+    "word for a number": (["prune", NET, "--method", "l1", "--budget.macs", "half"], "wants a number"),
+    "part of a whole number": (["prune", NET, "--method", "l1", "--epochs", "1.5"], "wants a whole number"),
+    "neither of two": (["prune", NET, "--method", "l1", "--budget.allocation", "best"], "'uniform', 'global'"),
+    "value missing": (["prune", NET, "--method", "l1", "--epochs"], "needs a value"),
+    "negative budget": (["prune", NET, "--method", "l1", "--budget.macs", "-0.5"], "from 0 to 1"),
+    "budget above one": (["prune", NET, "--method", "l1", "--budget.macs", "50"], "write 0.5"),
+    "budget below the floor": (
+        ["prune", NET, "--data", "digits", "--method", "l1", "--budget.macs", "0.01", "--budget.floor", "0.9"],
+        "at least",
+    ),
+    "no budget": (["prune", NET, "--data", "digits", "--method", "l1"], "needs a budget"),
+    "no weights and no data": (["prune", NET, "--method", "l1", "--budget.macs", "0.5"], "--weights FILE"),
+    "wrong channel count": (["inspect", NET, "--input", "3x8x8"], "channels"),
+    "fails on the input": (["inspect", NET, "--input", "7"], "fails on the example input"),
+    "no input": (["inspect", NET], "--input"),
+    "shape": (["inspect", NET, "--input", "1,a"], "write it as"),
+    "unknown pin": (["inspect", NET, "--input", SHAPE, "--why", "nope"], "nope"),
+    "bad recipe": (["train", NET, "--data", "digits", "--epochs", "-1"], "epochs"),
+    "no weights file": (["inspect", NET, "--input", SHAPE, "--weights", "/no/such.pt"], "/no/such.pt"),
+    "weights are a folder": (["inspect", NET, "--input", SHAPE, "--weights", "/"], "no weights file"),
+    "no study": (["study", "/no/such.yaml"], "/no/such.yaml"),
+    "no results": (["report", "/no/such"], "/no/such"),
+    "no config": (["inspect", NET, "--config", "/no/such.yaml"], "/no/such.yaml"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words, remedy = BAD[case]
+    assert remedy in one_sentence(run(*words), capsys)
+
+
+def test_configs_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "options.yaml"
+    for text, told in (
+        ("a: [", "line 1"),
+        ("just words", "mapping"),
+        ("modle: x", "modle"),
+        ("method: [l1]", "method"),
+    ):
+        file.write_text(text)
+        assert told in one_sentence(run("prune", NET, "--config", file), capsys)
+    file.write_bytes(b"\xff\xfe\x00")
+    assert "text file" in one_sentence(run("prune", NET, "--config", file), capsys)
+
+
+def test_weights_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = topiarist.load_model(NET).state_dict()
+    weights = tmp_path / "whole.safetensors"
+    save_file(state, weights)
+    first = next(key for key, value in state.items() if value.ndim == 4)
+    whole, stored = weights.read_bytes(), tmp_path / "torch.pt"
+    torch.save(state, stored)
+    cases = {
+        "cut.safetensors": (whole[: len(whole) // 2], "truncated"),
+        "cut.pt": (stored.read_bytes()[:2000], "truncated"),
+        "empty.pt": (b"", "truncated"),
+        "text.pt": (b"these are words", "truncated"),
+        "object.pt": (pickle.dumps(Path("here")), "save"),
+    }
+    for name, (content, told) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        words = ["inspect", NET, "--input", SHAPE, "--weights", tmp_path / name]
+        assert told in one_sentence(run(*words), capsys)
+    lacking = {key: value for key, value in state.items() if key != first}
+    nan = {**state, first: torch.full_like(state[first], torch.nan)}
+    foreign = {**state, "extra.weight": torch.ones(1)}
+    wrong = {**state, first: torch.ones(1, 2, 3, 4)}
+    for tensors, told in ((lacking, first), (foreign, "extra.weight"), (wrong, "(1, 2, 3, 4)"), (nan, "NaN"), ({}, "")):
+        save_file(tensors, tmp_path / "other.safetensors")
+        words = ["inspect", NET, "--input", SHAPE, "--weights", tmp_path / "other.safetensors"]
+        assert told in one_sentence(run(*words), capsys)
+    torch.save([1, 2], stored)
+    assert "state dict" in one_sentence(run("inspect", NET, "--input", SHAPE, "--weights", stored), capsys)
+    torch.save(topiarist.load_model(NET), stored)
+    assert "does not run" in one_sentence(run("inspect", NET, "--input", SHAPE, "--weights", stored), capsys)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for words in (["demo"], ["train", NET, "--data", "digits"], ["prune", NET, "--data", "digits", "--method", "l1"]):
+        told = one_sentence(run(*words, "--out", tmp_path / "file" / "out"), capsys)
+        assert "another --out" in told
+
+
+def test_an_interrupt_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "methods", interrupted)
+    monkeypatch.setattr("topiarist.cli.arguments.parse", lambda *_: {})
+    assert run("methods") == 130
+    assert capsys.readouterr().err.startswith("topiarist: Interrupted")
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "topiarist", "methods", "--json"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
