@@ -387,7 +387,7 @@ CASES: dict[str, Case] = {
     "literal attention": sentences(net(literal, qkv_parts), groups=QKV),
     "sdpa": sentences(net(sdpa(None), separate_parts), groups=HEADS),
     "scaled sdpa": sentences(net(sdpa(0.3), separate_parts), groups=HEADS),
-    "einsum": sentences(net(einsums, separate_parts), groups=HEADS, counted=False),  # torch counts no product over one position
+    "einsum": sentences(net(einsums, separate_parts), groups=HEADS, counted=False),
     "bmm": sentences(net(products, separate_parts), groups=HEADS),
     "multi-head": sentences(lambda: MultiHead(False, batch_first=True), groups=APART),
     "multi-head, sequence first": sentences(lambda: MultiHead(False), groups=APART),

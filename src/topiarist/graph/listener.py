@@ -81,6 +81,8 @@ class Listener(TorchFunctionMode):
         if known or not isinstance(value, float):
             return known
         top = self.tracer.stack.top
+        if value in self.tracer.memory.floats[top]:
+            return ()  # stored by the module, hence a constant
         near = [n for n in (value**-4, value**-2, 1 / value, value, value**2, value**4) if n < 1e9] if value > 0 else []
         whole = {round(n) for n in near if n > 1.5 and abs(n - round(n)) <= 1e-9 * n}
         mine = [self.seen[top][n] for n in whole if n in self.seen[top]]

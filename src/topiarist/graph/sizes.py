@@ -274,11 +274,14 @@ class remembering:  # noqa: N801  (reads as a verb in `with remembering(model):`
         self.model = model
         self.traced: dict[Attribute, int] = {}
         self.sizes: dict[tuple[str, int], list[Size]] = defaultdict(list)
+        self.floats: dict[str, set[float]] = defaultdict(set)
         self._before: list[tuple[nn.Module, str, Any]] = []
 
     def __enter__(self) -> remembering:
         for name, module in self.model.named_modules():
             for key, value in list(module.__dict__.items()):
+                if type(value) is float:
+                    self.floats[name].add(value)
                 wrapped = self._wrap(value, name, key)
                 if wrapped is not value:
                     self._before.append((module, key, value))
