@@ -45,12 +45,12 @@ def shaken(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def random_keep(graph: Graph, seed: int) -> dict[str, Tensor]:
-    """Any number of each group's units, at least one, at random; odd counts and whole groups among them."""
+def random_keep(graph: Graph, seed: int, most: int = 10**9) -> dict[str, Tensor]:
+    """Any number of each group's units, from one to all (or `most`), at random."""
     generator = torch.Generator().manual_seed(seed)
     keep = {}
     for group in graph.groups:
-        count = int(torch.randint(1, group.units + 1, (1,), generator=generator))
+        count = int(torch.randint(1, min(most, group.units) + 1, (1,), generator=generator))
         keep[group.name] = torch.zeros(group.units, dtype=torch.bool)
         keep[group.name][torch.randperm(group.units, generator=generator)[:count]] = True
     return keep

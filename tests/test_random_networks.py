@@ -78,15 +78,15 @@ def plans(draw: Any, most: int = 8) -> Plan:
     return plan
 
 
-@given(plans(), st.integers(0, 2**16))
-def test_cut_is_mask_for_any_keep_of_any_network(plan: Plan, seed: int) -> None:
+@given(plans(), st.integers(0, 2**16), st.sampled_from([1, 2, 99]))
+def test_cut_is_mask_for_any_keep_of_any_network(plan: Plan, seed: int, most: int) -> None:
     note(f"{plan}")
     torch.manual_seed(0)
     model = shaken(Drawn(plan), seed).double()
     x, other = torch.randn(2, 3, 4, 4).double(), torch.randn(3, 3, 4, 4).double()
     graph = topiarist.trace(model, x)
     assert not graph.unknown
-    keep = random_keep(graph, seed)
+    keep = random_keep(graph, seed, most)
     masked, smaller = topiarist.mask(model, graph, keep), topiarist.cut(model, graph, keep)
     with torch.no_grad():
         expected = call(masked, x)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from topiarist.errors import TopiaristError
+from topiarist.graph import check_finite
 from topiarist.graph.calls import run, tensors_in
 from topiarist.measures import STATISTICS, Statistic, Watch
 
@@ -134,9 +135,7 @@ def collect(
         TopiaristError: a tensor holds NaN, there is no such statistic, or data or targets are missing.
     """
     tensors = {name: tensor.detach() for name, tensor in _named_tensors(model)}
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and tensor.isnan().any():
-            raise TopiaristError(f"the tensor {name!r} holds NaN: restore a good checkpoint or train at a lower rate")
+    check_finite(model)
     wanted = _statistics(needs)
     watch = Watch()
     if wanted:

@@ -143,7 +143,7 @@ def sum_by_unit(part: Slice, values: Tensor) -> Tensor:
         line = values.flatten()
     else:
         others = [axis for axis in range(values.ndim) if axis != part.axis]
-        line = values.sum(others, dtype=torch.float64) if others else values
+        line = values.sum(others) if others else values  # pairwise sums: single precision is enough here
     return line[part.positions].sum(1, dtype=torch.float64)
 
 
