@@ -16,7 +16,7 @@ from topiarist.errors import TopiaristError
 from topiarist.graph.calls import ModuleStack, modes_restored, run, tensors_in
 from topiarist.graph.dropins import RECURRENT, swapped_in
 from topiarist.graph.graph import Graph, Group, Keep, Pinned, Scores, Site, Slice, checked_keep
-from topiarist.graph.grouping import group
+from topiarist.graph.grouping import emptiable, group
 from topiarist.graph.labels import Origin
 from topiarist.graph.lines import Rectangles, solve_lines
 from topiarist.graph.listener import Listener
@@ -164,13 +164,19 @@ def regroup(model: nn.Module, solution: Solution, deadline: float) -> Graph:
 def _grouped(solution: Solution, deadline: float) -> tuple[Solution, tuple[Group, ...]]:
     trace = solution.trace
     traced = len(trace.algebra.unions)
-    for vector, reason in solution.pins:
-        trace.algebra.pin(vector, reason)
     guarded = [source for _, _, source in trace.sources] + trace.parts
-    classes, units = solve_lines(trace.algebra, guarded, solution.rectangles, deadline)
-    del trace.algebra.unions[traced:]
-    found = group(trace, classes, units)
-    return replace(solution, classes=classes, membership=found.membership, first=found.first), found.groups
+    while True:
+        for vector, reason in solution.pins:
+            trace.algebra.pin(vector, reason)
+        classes, units = solve_lines(trace.algebra, guarded, solution.rectangles, deadline)
+        del trace.algebra.unions[traced:]
+        found = group(trace, classes, units)
+        unsafe = emptiable(trace, classes, found)
+        if unsafe is None:
+            return replace(solution, classes=classes, membership=found.membership, first=found.first), found.groups
+        part = unsafe[0].slices[0]
+        labels = next(v for name, axis, v in trace.sources if (name, axis) == (part.tensor, part.axis))
+        solution = replace(solution, pins=(*solution.pins, (labels[part.positions.flatten().numpy()], unsafe[1])))
 
 
 def _violated(solution: Solution, groups: Sequence[Group]) -> list[Equation]:

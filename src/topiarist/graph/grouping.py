@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 
 import numpy as np
 import torch
@@ -48,6 +49,32 @@ def group(tracer: Tracer, classes: Classes, units: Units) -> Grouped:
     order = np.concatenate([*teams, np.empty(0, dtype=np.int64)])
     blocks = _blocks(axes, members[:, order], [len(team) for team in teams])
     return _named(tracer, units, classes, members, teams, blocks)
+
+
+def emptiable(tracer: Tracer, classes: Classes, found: Grouped) -> tuple[Group, str] | None:
+    """A group whose units could, together with those of other groups, empty an axis; and the reason to pin it.
+
+    An axis is safe if some of its positions show every combination of one kept unit from each group that holds them:
+    then one of them survives any legal keep. That holds for rectangles; it can fail where rectangles overlap askew.
+    """
+    owner = np.repeat(np.arange(len(found.groups)), [g.units for g in found.groups])
+    axes = [(f"axis {axis} of {name}", labels) for name, axis, labels in tracer.sources]
+    for where, labels in axes + [("an activation", part) for part in tracer.parts]:
+        held = found.membership[classes.of[labels]]
+        per_position = np.diff(held.indptr)
+        if per_position.max(initial=0) < 2 or not per_position.all():
+            continue  # no units meet here, or a position stays whatever is removed
+        combinations: dict[tuple[int, ...], set[tuple[int, ...]]] = defaultdict(set)
+        for begin, end in pairwise(held.indptr.tolist()):
+            units = tuple(sorted(held.indices[begin:end].tolist()))
+            teams = tuple(owner[list(units)].tolist())
+            if len(set(teams)) == len(teams):
+                combinations[teams].add(units)
+        if any(len(seen) == prod(found.groups[g].units for g in teams) for teams, seen in combinations.items()):
+            continue
+        least = min({int(g) for g in owner[held.indices]}, key=lambda g: found.groups[g].units)
+        return found.groups[least], f"its units and those of other groups together could empty {where}"
+    return None
 
 
 def _indicator(units: Units, rows: int) -> csr_matrix:
