@@ -84,25 +84,23 @@ def test_heads_and_widths_of_attention():
 
 def test_channel_shuffle_moves_the_places():
     graph = trace(CASES["channel shuffle"].model(), images(1))
-    assert places(graph, "b:columns", "b.weight", 0) == [
-        [2 * c + k + 6 * g for g in (0, 1) for k in (0, 1)] for c in (0, 1, 2)
-    ] or (sorted(p for unit in places(graph, "b:columns", "b.weight", 0) for p in unit) == list(range(12)))
+    # both groups of `b` lose as many channels, and so do both of `c`, which reads channel j of group g at 2j + g
+    assert places(graph, "b:columns", "b.weight", 0) == [[t, t + 3, t + 6, t + 9] for t in range(3)]
+    assert places(graph, "b:columns", "c.weight", 1) == [[2 * t, 2 * t + 1] for t in range(3)]
+
+
+def outline(graph):
+    return [(g.name, [(p.tensor, p.axis, p.positions.tolist()) for p in g.slices]) for g in graph.groups]
 
 
 def test_batch_size_changes_nothing():
     for name in ("grouped", "attention", "multi-head", "squeeze and excitation"):
         case = CASES[name]
         model = case.model()
-        first = [
-            (g.name, [(p.tensor, p.axis, p.positions.tolist()) for p in g.slices])
-            for g in trace(model, case.inputs).groups
-        ]
+        expected = outline(trace(model, case.inputs))
         for batch in (1, 3):
             x = case.inputs[:1].repeat(batch, *[1] * (case.inputs.ndim - 1))
-            again = trace(model, x)
-            assert [
-                (g.name, [(p.tensor, p.axis, p.positions.tolist()) for p in g.slices]) for g in again.groups
-            ] == first
+            assert outline(trace(model, x)) == expected
 
 
 @pytest.mark.parametrize(("rectangles", "expected"), [
@@ -148,7 +146,8 @@ def test_a_custom_operator_is_an_operator_without_a_rule():
     model = Net(lambda n, x: n.last(n.second(twice(n.first(x)))), first=conv(3, 8), second=conv(8, 6), last=conv(6, 4))
     graph = trace(model, images(2))
     assert widths(graph) == {"second": 6}
-    assert graph.unknown == ("topiarist_tests::twice.default",) or "twice" in graph.unknown[0]
+    assert len(graph.unknown) == 1
+    assert "twice" in graph.unknown[0]
     assert "twice" in graph.why("first.weight")
 
 
@@ -177,7 +176,7 @@ def test_softmax_over_channels_pins_them():
 def test_parameters_that_nothing_uses_are_pinned():
     model = Net(lambda n, x: n.last(n.first(x)), first=conv(3, 8), last=conv(8, 4), spare=nn.Linear(7, 9))
     graph = trace(model, images(1))
-    assert {p.reason for p in graph.pinned if p.tensor == "spare.weight"} == {"no operator used it"}
+    assert all("no operator used it" in pin.reason for pin in graph.pinned if pin.tensor == "spare.weight")
 
 
 # inputs and outputs

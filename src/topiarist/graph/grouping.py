@@ -59,22 +59,37 @@ def emptiable(tracer: Tracer, classes: Classes, found: Grouped) -> tuple[Group, 
     """
     owner = np.repeat(np.arange(len(found.groups)), [g.units for g in found.groups])
     axes = [(f"axis {axis} of {name}", labels) for name, axis, labels in tracer.sources]
+    meeting = np.diff(found.membership.indptr)  # units that hold a class
+    known: set[bytes] = set()
     for where, labels in axes + [("an activation", part) for part in tracer.parts]:
-        held = found.membership[classes.of[labels]]
-        per_position = np.diff(held.indptr)
+        per_position = meeting[classes.of[labels]]
         if per_position.max(initial=0) < 2 or not per_position.all():
             continue  # no units meet here, or a position stays whatever is removed
-        combinations: dict[tuple[int, ...], set[tuple[int, ...]]] = defaultdict(set)
-        for begin, end in pairwise(held.indptr.tolist()):
-            units = tuple(sorted(held.indices[begin:end].tolist()))
-            teams = tuple(owner[list(units)].tolist())
-            if len(set(teams)) == len(teams):
-                combinations[teams].add(units)
-        if any(len(seen) == prod(found.groups[g].units for g in teams) for teams, seen in combinations.items()):
+        if (key := classes.of[labels].tobytes()) in known:
+            continue
+        known.add(key)
+        held = found.membership[classes.of[labels]]
+        if any(
+            _complete(np.sort(held.indices[held.indptr[:-1][rows, None] + np.arange(depth)], axis=1), owner, found)
+            for depth in np.unique(per_position)
+            if len(rows := np.flatnonzero(per_position == depth))
+        ):
             continue
         least = min({int(g) for g in owner[held.indices]}, key=lambda g: found.groups[g].units)
         return found.groups[least], f"its units and those of other groups together could empty {where}"
     return None
+
+
+def _complete(held: np.ndarray, owner: np.ndarray, found: Grouped) -> bool:
+    """Whether the positions ``(positions, depth)`` of some set of groups show every combination of their units."""
+    teams = owner[held]
+    for team in np.unique(teams, axis=0):
+        if len(np.unique(team)) < len(team):
+            continue
+        seen = np.unique(held[(teams == team).all(1)], axis=0)
+        if len(seen) == prod(found.groups[g].units for g in team):
+            return True
+    return False
 
 
 def _indicator(units: Units, rows: int) -> csr_matrix:
