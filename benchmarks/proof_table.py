@@ -223,8 +223,8 @@ def markdown(rows: list[dict]) -> str:
         "# The proof table",
         "",
         f"{proved} of {len(rows)} networks proved at all three ratios. Keeping 50 % of every group leaves less than "
-        f"half of the MACs on {sum(h < 0.5 for h in halves)}, less than 35 % on {sum(h < 0.35 for h in halves)}. Largest "
-        f"difference of cut and mask, in float64: "
+        f"half of the MACs on {sum(h < 0.5 for h in halves)}, less than 35 % on {sum(h < 0.35 for h in halves)}. "
+        f"Largest difference of cut and mask, in float64: "
         f"{max(max(r[str(s)]['diff'], r[str(s)]['proof']) for r in good for s in RATIOS):.1e}. Every network also ran "
         "forward and backward at another batch size, and its MACs by the closed form equal those that torch counts. "
         f"One thread of {platform.machine()}, torch {torch.__version__}, topiarist {topiarist.__version__}; random "

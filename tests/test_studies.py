@@ -69,6 +69,10 @@ def test_pairing_sees_what_the_spread_between_seeds_hides():
             "no difference resolved between A and B: all 3 seeds differ by +0.20 points, which gives no interval",
         ),
         (
+            Difference(0.0, 0.0, 0.0, 3),
+            "no difference resolved between A and B: the same accuracy at each of 3 seeds",
+        ),
+        (
             Difference(0.2, None, None, 1),
             "no difference resolved between A and B: one seed gives no interval (+0.20 points)",
         ),

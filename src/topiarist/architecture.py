@@ -25,7 +25,7 @@ from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Group, Keep, checked_keep
 from topiarist.graph.sizes import Attribute
 from topiarist.graph.solution import Correction
-from topiarist.surgery import Plan, carry_out, plan
+from topiarist.surgery import Plan, carry_out, check_shapes, plan
 
 WEIGHTS_FILE, SHAPE_FILE = "model.safetensors", "architecture.json"
 
@@ -86,13 +86,7 @@ class Architecture:
         Raises:
             TopiaristError: the model's tensors are not those that were traced.
         """
-        found = {n: tuple(t.shape) for n, t in [*model.named_parameters(), *model.named_buffers()]}
-        for name, shape in self.shapes.items():
-            if found.get(name) != shape:
-                raise TopiaristError(
-                    f"the architecture was made for a model whose {name} has shape {shape}, this one has "
-                    f"{found.get(name, 'no such tensor')}; make the model with the options it was pruned with"
-                )
+        check_shapes(model, self.shapes)
         return carry_out(model, self.plan())
 
     def build(self, make_model: Callable[[], nn.Module]) -> nn.Module:

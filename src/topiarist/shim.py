@@ -7,7 +7,7 @@ sizes, and that numbers keep the values they were trained with.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -28,6 +28,8 @@ class _Correcting(TorchFunctionMode):
         if kind is None:
             return func(*args, **kwargs)
         self.call += 1
+        if Shim.running[-1] is not self.correction:
+            return func(*args, **kwargs)  # a shimmed module within this one sees to it
         if kind == "sizes" and self.call in self.correction.sizes:
             return with_sizes(func, args, kwargs, self.correction.sizes[self.call])
         number = self.correction.numbers.get(self.call)
@@ -41,18 +43,28 @@ class _Correcting(TorchFunctionMode):
 class Shim:
     """A forward that runs the module's own one with corrections; deep copies and pickles with its module."""
 
+    running: ClassVar[list[Correction]] = []
+
     def __init__(self, module: nn.Module, correction: Correction) -> None:
         self.module, self.correction = module, correction
         self.inner = module.__dict__.get("forward")  # an earlier shim, or a forward of the instance's own
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the module's forward with the corrections."""
-        with _Correcting(self.correction):
-            return self.__wrapped__(*args, **kwargs)
+        Shim.running.append(self.correction)
+        try:
+            with _Correcting(self.correction):
+                return self.__wrapped__(*args, **kwargs)
+        finally:
+            Shim.running.pop()
 
     @property
     def __wrapped__(self) -> Any:  # what inspect.signature follows
         return self.inner or type(self.module).forward.__get__(self.module)
+
+    @property
+    def __code__(self) -> Any:  # what torch.export looks at
+        return self.__wrapped__.__code__
 
 
 def install(model: nn.Module, corrections: dict[str, Correction]) -> None:

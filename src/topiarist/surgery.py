@@ -76,7 +76,19 @@ def cut(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
     Returns:
         A new, smaller model.
     """
+    check_shapes(model, graph.shapes)
     return carry_out(model, plan(graph, keep))
+
+
+def check_shapes(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises where a model is not of the shape that was traced."""
+    found = {name: tuple(t.shape) for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    for name, shape in shapes.items():
+        if found.get(name) != shape:
+            raise TopiaristError(
+                f"this is not the network that was traced: its {name} has shape {found.get(name, 'none at all')}, not "
+                f"{shape}; make the model with the same options"
+            )
 
 
 def carry_out(model: nn.Module, work: Plan) -> nn.Module:
@@ -134,6 +146,7 @@ def mask(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
     """
     from topiarist.survivors import install_survivors
 
+    check_shapes(model, graph.shapes)
     keep = checked_keep(graph, keep)
     masked = copied(model)
     tensors = dict(masked.named_parameters()) | dict(masked.named_buffers())

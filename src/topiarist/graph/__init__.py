@@ -81,6 +81,7 @@ def _listen(model: nn.Module, example_inputs: Any, labels: int, deadline: float)
     try:
         with swapped_in(model), modes_restored(model):
             tracer = Tracer(model, labels, deadline)
+            _pin_recurrent(tracer, model)
             _run(tracer, model, example_inputs)
             if not tracer.touched.issuperset(name for name, _ in model.named_parameters()):
                 _run_training_branch(tracer, model, example_inputs)
@@ -90,15 +91,20 @@ def _listen(model: nn.Module, example_inputs: Any, labels: int, deadline: float)
             for name, buffer in model.named_buffers():
                 if name in buffers and not torch.equal(buffer, buffers[name]):
                     buffer.copy_(buffers[name])
+    for name, _, source in tracer.sources:
+        if name not in tracer.touched:
+            tracer.algebra.origins.append(Origin("", name.rpartition(".")[0], ""))
+            tracer.algebra.pin(source, "no operator used it")
+    return tracer
+
+
+def _pin_recurrent(tracer: Tracer, model: nn.Module) -> None:
     recurrent = {name for name, module in model.named_modules() if isinstance(module, RECURRENT)}
     for name, _, source in tracer.sources:
         owner = name.rpartition(".")[0]
-        tracer.algebra.origins.append(Origin("", owner, ""))
         if owner in recurrent:
+            tracer.algebra.origins.append(Origin("", owner, ""))
             tracer.algebra.pin(source, "recurrent layer")
-        elif name not in tracer.touched:
-            tracer.algebra.pin(source, "no operator used it")
-    return tracer
 
 
 def _run(tracer: Tracer, model: nn.Module, example_inputs: Any) -> None:
@@ -109,7 +115,7 @@ def _run(tracer: Tracer, model: nn.Module, example_inputs: Any) -> None:
     listener = Listener(tracer)
     Size.on_number = listener.forgets
     try:
-        with torch.no_grad(), tracer.memory, tracer, listener:
+        with torch.inference_mode(False), torch.no_grad(), tracer.memory, tracer, listener:
             output = run(model, example_inputs)
     except (TopiaristError, KeyboardInterrupt):
         raise
@@ -122,6 +128,7 @@ def _run(tracer: Tracer, model: nn.Module, example_inputs: Any) -> None:
     finally:
         Size.on_number = None
         tracer.stack.close()
+    tracer.describe_sizes()
     for tensor in tensors_in(output):
         for vector in tracer.vectors_of(tensor):
             tracer.algebra.pin(vector, "the network's output")

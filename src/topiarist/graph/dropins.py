@@ -25,6 +25,11 @@ DESCRIPTIVE: tuple[tuple[str, str, int], ...] = (
 )
 """(attribute, tensor, axis): attributes that describe a layer and compute nothing; a cut keeps them true."""
 
+DESCRIBED: dict[str, list[tuple[str, int]]] = {"out_channels": [("weight", 0)], "in_channels": [("weight", 1)]}
+"""Attribute → the (tensor, axis) that it may describe."""
+for _attribute, _tensor, _axis in DESCRIPTIVE:
+    DESCRIBED.setdefault(_attribute, []).append((_tensor, _axis))
+
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 """Layers that are pinned as they are."""
 

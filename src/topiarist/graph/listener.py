@@ -19,6 +19,9 @@ from topiarist.graph.tracer import Tracer
 OPAQUE = (F.multi_head_attention_forward,)
 """Functions of torch that compute sizes within themselves, where nobody can listen."""
 
+PARTING = {"tensor_split", "hsplit", "vsplit", "dsplit", "array_split"}
+"""Functions that compute where to part an axis from its length."""
+
 LIKE = {"expand_as", "view_as", "reshape_as"}
 """Functions that take their sizes from a second tensor."""
 
@@ -37,27 +40,27 @@ class Listener(TorchFunctionMode):
             return self._shape(func, args, kwargs)
         if func in (torch.Tensor.numel, torch.Tensor.nelement, torch.numel):
             return self._numel(args[0])
-        tracer, before = self.tracer, self.tracer.call
+        tracer, before = self.tracer, (self.tracer.call, self.tracer.caller)
         kind, name = kind_of(func), getattr(func, "__name__", "")
         call = tracer.stack.count(kind) if kind is not None else None
         if call is not None and kind != "sizes":
             self._note_number(kind, call, args, kwargs)
         elif kind is None and not name.startswith("__get") and not _spatial(name):
             self._note_values((args, kwargs))
-        tracer.call = _call_sizes(name, args, kwargs)
+        tracer.call, tracer.caller = _call_sizes(name, args, kwargs), name
         try:
             out = func(*args, **kwargs)
         finally:
-            tracer.call = before
+            tracer.call, tracer.caller = before
         if call is not None and kind == "sizes":
             self._note_sizes(func, args, kwargs, out, call)
         elif name in LIKE:
             for ours, theirs in zip(tracer.vectors_of(out), tracer.vectors_of(args[1]), strict=True):
                 tracer.algebra.unify(ours, theirs)
-        elif func in OPAQUE:
+        elif func in OPAQUE or name in PARTING:
             for tensor in tensors_in((args, kwargs)):
                 for vector in tracer.vectors_of(tensor):
-                    tracer.algebra.pin(vector, f"torch's own {name} computes sizes from it")
+                    tracer.algebra.pin(vector, f"{name} computes sizes from it")
         return out
 
     def forgets(self, size: Size) -> None:

@@ -52,10 +52,13 @@ def stays_zero(t: Tracer, c: Call) -> bool:
         return True
     if name in ("add", "sub", "where", "maximum", "minimum", "lerp"):
         operands = tensors[1:] if name == "where" else tensors
-        full = [x for x in operands if x.shape == c.outputs[0].shape and t.of(x).zero]
-        others = [x for x in operands if not any(x is f for f in full)]
         other = c.get("other")
-        return not others and (isinstance(other, Tensor) or not other)
+        return (isinstance(other, Tensor) or not other) and all(
+            t.of(x).zero and x.ndim >= back and labelled(t.vectors_of(x)[-back])
+            for x in operands
+            for back in range(1, c.outputs[0].ndim + 1)
+            if any(y.ndim >= back and labelled(t.vectors_of(y)[-back]) for y in operands)
+        )
     if name in ("clamp", "hardtanh"):
         low, high = c.get("min", c.get("min_val")), c.get("max", c.get("max_val"))
         return t.of(tensors[0]).zero and (low is None or low <= 0) and (high is None or high >= 0)
@@ -73,6 +76,9 @@ def stays_zero(t: Tracer, c: Call) -> bool:
 )  # fmt: skip
 def pointwise(t: Tracer, c: Call) -> None:
     zero = stays_zero(t, c)
+    for added in c.tensors if c.name.startswith("add") else ():
+        if t.of(added).source and added.ndim == 1:
+            t.mark(t.vectors_of(added)[0], "bias")
     source = c.traced.source if c.name == "copy_" else None
     for out in c.outputs:
         t.put(out, broadcast(t, c.tensors, out), zero, source)

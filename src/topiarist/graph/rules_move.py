@@ -109,6 +109,8 @@ def slice_(t: Tracer, c: Call) -> None:
                 if given < 0:
                     part = vector[border:]
                 t.asks(_as_written(t, abs(given)), part)
+        if t.caller == "narrow" and begin > 0 and end == len(vector):
+            t.asks(_as_written(t, end - begin), vector[begin:])
         vectors[dim] = vector[begin : end : c["step"]]
         t.parts.append(vectors[dim])
     t.put(c.out, vectors, c.traced.zero, c.traced.source)
@@ -116,7 +118,7 @@ def slice_(t: Tracer, c: Call) -> None:
 
 def _as_written(t: Tracer, value: int) -> Any:
     """The integer as the program gave it, so that it remembers; the plain value where it did not."""
-    return next((given for given in t.call if isinstance(given, int) and abs(given) == value), value)
+    return next((given for given in t.call if isinstance(given, int) and given == value), value)
 
 
 @rule("split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes", "split_copy", "split_with_sizes_copy")

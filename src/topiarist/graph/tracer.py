@@ -18,9 +18,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from topiarist.errors import TopiaristError
 from topiarist.graph.calls import ModuleStack, line_of_code, tensors_in
+from topiarist.graph.dropins import DESCRIBED
 from topiarist.graph.labels import Free, LabelAlgebra, Labels, Origin, Request, Vector, labelled
 from topiarist.graph.rules import apply_rule
-from topiarist.graph.sizes import Equation, Expression, Site, expression_of, leaves, remembering
+from topiarist.graph.sizes import Attribute, Equation, Expression, Site, expression_of, leaves, remembering
 
 
 class Traced(NamedTuple):
@@ -104,6 +105,7 @@ class Tracer(TorchDispatchMode):
         self.touched: set[str] = set()
         self.types = {name: type(module) for name, module in model.named_modules()}
         self.call: list[Any] = []
+        self.caller = ""
         self.batch = 1
         self.stack: ModuleStack
         self.memory: remembering
@@ -202,6 +204,19 @@ class Tracer(TorchDispatchMode):
     def used_as_number(self, expression: Expression, value: int, *, correctable: bool) -> None:
         """A size became part of a value (a scale, a mean): it must keep its traced value, or a shim its number."""
         self.equations.append(Equation(expression, value, None, None, correctable, self.stack.top, line_of_code()))
+
+    def describe_sizes(self) -> None:
+        """Ties attributes that describe a layer to its axes, where the program computes with them."""
+        used = {leaf for e in self.equations for leaf in leaves(e.expression) if isinstance(leaf, Attribute)}
+        axes = {(name, axis): labels for name, axis, labels in self.sources}
+        for leaf in sorted(used, key=str):
+            for tensor, axis in DESCRIBED.get(leaf.name, ()):
+                labels = axes.get((f"{leaf.module}.{tensor}".lstrip("."), axis))
+                if labels is not None and len(labels) == self.memory.traced[leaf]:
+                    self.equations.append(
+                        Equation(leaf, len(labels), self.index_of(labels), None, False, leaf.module, "")
+                    )
+                    break
 
     # the dispatch mode
 

@@ -97,6 +97,8 @@ def verdict(a: str, b: str, difference: Difference, unit: str = "points") -> str
     d = difference
     if d.low is None or d.high is None:
         return f"no difference resolved between {a} and {b}: one seed gives no interval ({_signed(d.mean)} {unit})"
+    if d.low == d.high == 0:
+        return f"no difference resolved between {a} and {b}: the same accuracy at each of {d.n} seeds"
     if d.low == d.high:
         return (
             f"no difference resolved between {a} and {b}: "

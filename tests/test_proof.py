@@ -1,0 +1,161 @@
+"""The proof: it passes what is right, catches what is wrong, and a rehearsal pins what cannot be proved."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from networks import CASES, Net, conv, images, line, random_keep, shaken, tokens
+from topiarist import TopiaristError, prove, trace
+
+X = images(2)
+
+
+def traced(name="chain"):
+    case = CASES[name]
+    model = case.model()
+    return model, trace(model, case.inputs), case.inputs
+
+
+def test_a_right_cut_is_proved():
+    model, graph, x = traced()
+    proof = prove(model, graph, random_keep(graph, 0), x)
+    assert proof.ok
+    assert proof.reason == ""
+    assert proof.max_rel_diff <= 1e-10
+    assert proof.change > 0.01
+
+
+def test_a_full_keep_is_proved_and_changes_nothing():
+    model, graph, x = traced()
+    proof = prove(model, graph, {}, x)
+    assert (proof.ok, proof.max_rel_diff, proof.change) == (True, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(("tensor", "axis"), [("3.weight", 1), ("0.weight", 0), ("1.running_mean", 0)])
+def test_slices_that_name_the_wrong_places_are_caught(tensor, axis):
+    """The mask goes by the slices, the cut by the solved labels: one wrong slice, and they differ."""
+    model, graph, x = traced()
+    group = graph["0"]
+    wrong = tuple(
+        replace(part, positions=part.positions.roll(1, 0)) if (part.tensor, part.axis) == (tensor, axis) else part
+        for part in group.slices
+    )
+    graph.groups = (replace(group, slices=wrong), *graph.groups[1:])
+    proof = prove(model, graph, {"0": torch.tensor([1, 0, 1, 1, 0, 1, 0, 0], dtype=torch.bool)}, x)
+    assert not proof.ok
+    assert proof.max_rel_diff > 1e-3
+    assert "differ" in proof.reason
+
+
+def test_missing_slices_are_caught():
+    model, graph, x = traced()
+    group = graph["0"]
+    graph.groups = (replace(group, slices=group.by_role("statistic")), *graph.groups[1:])
+    assert "differ" in prove(model, graph, {"0": torch.arange(8) != 1}, x).reason
+
+
+def test_a_blind_proof_is_none():
+    model, graph, x = traced()
+    with torch.no_grad():
+        model[8].weight.zero_()
+    proof = prove(model, graph, random_keep(graph, 0), x)
+    assert not proof.ok
+    assert proof.change == 0
+    assert "blind" in proof.reason
+
+
+def test_outputs_that_are_not_finite_prove_nothing():
+    model, graph, x = traced()
+    for bad in (torch.nan, torch.inf):
+        proof = prove(model, graph, random_keep(graph, 0), torch.full_like(x, bad))
+        assert not proof.ok
+        assert "not finite" in proof.reason
+        assert not proof.max_rel_diff <= 1e-10
+
+
+def test_dead_places_that_become_nan_prove_nothing():
+    """0/0 where both are dead: the mask's output is NaN, which must not count as agreement."""
+    model = shaken(Net(lambda n, x: n.b(n.a(x) / n.c(x)), a=conv(3, 8), b=conv(8, 4), c=conv(3, 8)))
+    graph = trace(model, X)
+    keep = {group.name: torch.arange(group.units) < 3 for group in graph.groups}
+    proof = prove(model, graph, keep, X)
+    assert proof.ok == (proof.max_rel_diff <= 1e-10)
+    graph.check(model, X)
+    keep = {group.name: torch.arange(group.units) < 3 for group in graph.groups}
+    assert prove(model, graph, keep, X).max_rel_diff <= 1e-10
+
+
+@pytest.mark.parametrize("inputs", [images(2, channels=5), "text", None, (X, X)])
+def test_inputs_that_the_model_refuses(inputs):
+    model, graph, _ = traced()
+    with pytest.raises(TopiaristError, match="the model fails on the example input"):
+        prove(model, graph, random_keep(graph, 0), inputs)
+
+
+def test_the_proof_is_in_double_precision():
+    """In single precision the difference of two orders of summation is far above the tolerance."""
+    case = CASES["encoder layer"]
+    model = case.model().half()
+    graph = trace(model.float(), case.inputs)
+    assert prove(model, graph, random_keep(graph, 1), case.inputs).max_rel_diff <= 1e-10
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+# rehearsals
+
+
+def rehearsed(program, **parts):
+    inner = Net(program, a=conv(3, 8), b=conv(8, 5, 1), **parts)
+    model = shaken(Net(lambda n, x: n.last(n.after(n.inner(n.before(x)))), inner=inner, before=conv(3, 3),
+                       after=conv(5, 6), last=conv(6, 4)))  # fmt: skip
+    graph = trace(model, X)
+    assert graph.check(model, X) is graph
+    return model, graph
+
+
+PROGRAMS = {
+    "branch": lambda n, x: n.b(n.a(x) * 2 if n.a(x).shape[1] > 4 else n.a(x)),
+    "name": lambda n, x: n.b(getattr(n, f"n{n.a(x).shape[1]}")(n.a(x))),
+    "number": lambda n, x: n.b(n.a(x) + torch.tensor([float(str(n.a(x).shape[1]))], dtype=x.dtype)),
+    "table": lambda n, x: n.b(n.a(x)) * {8: 1.0, 7: 2.0}[n.a(x).shape[1]],
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_rehearsal_pins_what_cannot_be_proved_and_keeps_the_rest(name):
+    model, graph = rehearsed(PROGRAMS[name], n8=nn.ReLU())
+    names = {group.name for group in graph.groups}
+    assert "after" in names
+    assert "inner.a" not in names
+    reason = next(p.reason for p in graph.pinned if (p.tensor, p.axis) == ("inner.a.weight", 0))
+    assert "inner" in reason
+    for seed in range(4):
+        assert prove(model, graph, random_keep(graph, seed), X).max_rel_diff <= 1e-10
+
+
+def test_a_rehearsal_of_what_is_right_changes_nothing():
+    for name in ("channel shuffle", "attention", "encoder layer", "literal attention"):
+        model, graph, x = traced(name)
+        assert {g.name: g.units for g in graph.check(model, x).groups} == dict(CASES[name].groups)
+
+
+def test_zero_initialised_scales_do_not_blind_a_rehearsal():
+    model = Net(
+        lambda n, x: x + n.gain * n.b(n.a(x) * (2 if n.a(x).shape[-1] > 4 else 1)),
+        a=nn.Linear(12, 8), b=nn.Linear(8, 12), gain=nn.Parameter(torch.zeros(12)),
+    ).eval()  # fmt: skip
+    before = copy.deepcopy(model.state_dict())
+    graph = trace(model, tokens(2))
+    graph.check(model, tokens(2))
+    assert [group.name for group in graph.groups] == []
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_a_graph_of_one_network_does_not_prove_another():
+    _, graph, x = traced("grouped")
+    other = shaken(line(conv(3, 12), conv(12, 18, groups=2), conv(18, 4))())
+    with pytest.raises(TopiaristError, match="traced"):
+        prove(other, graph, {"1": torch.arange(6) < 3, "0:rows": torch.arange(3) < 2}, x)
