@@ -193,7 +193,7 @@ def load(make_model: Callable[[], nn.Module], path: str | os.PathLike[str]) -> n
         load_tensors(model, str(file))
     except FileNotFoundError as error:
         raise TopiaristError(f"there is no {file}; give the folder that prune() wrote") from error
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, OSError) as error:
         raise TopiaristError(f"{file} is damaged or no safetensors file ({error}); write it again") from error
     except RuntimeError as error:
         told = " ".join(str(error).split())[:200]

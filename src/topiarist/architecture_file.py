@@ -26,6 +26,10 @@ FORMAT = "topiarist.architecture"
 VERSION = 1
 LARGEST = 1 << 40
 """No tensor of a network has more elements, no attribute a larger value."""
+POSITIONS = 1 << 28
+"""No group has more positions on an axis (2 GiB of them)."""
+WEIGHTS = 1 << 31
+"""No tensor has more single weights that are pruned."""
 
 Parts = tuple[
     tuple[Group, ...],
@@ -63,6 +67,7 @@ def encode(
             module: {
                 "sizes": {str(n): [r and list(r) for r in slots] for n, slots in c.sizes.items()},
                 "numbers": {str(n): value for n, value in c.numbers.items()},
+                "squeezes": {str(n): list(dims) for n, dims in c.squeezes.items()},
             }
             for module, c in corrections.items()
         },
@@ -83,8 +88,11 @@ def decode(value: Any) -> Parts:
         )
     try:
         shapes = {_text(name): _shape(shape) for name, shape in value["shapes"].items()}
+        if not isinstance(value["groups"], list):
+            raise TypeError("groups that are no list")
+        masks = [_unpack(entry["kept"], _count(entry["units"], 1)) for entry in value["groups"]]
         groups = tuple(_group(entry, shapes) for entry in value["groups"])
-        keep = {g.name: _unpack(e["kept"], g.units) for e, g in zip(value["groups"], groups, strict=True)}
+        keep = {group.name: mask for group, mask in zip(groups, masks, strict=True)}
         if len(keep) != len(groups):
             raise ValueError("two groups of one name")
         sizes = {
@@ -139,7 +147,7 @@ def _slice(part: Any, units: int, shapes: Mapping[str, tuple[int, ...]]) -> Slic
         total += _count(count, 1)
         if type(step) is not int or not 0 <= _count(start) < size or not 0 <= start + (count - 1) * step < size:
             raise ValueError(f"positions beyond the axis {axis} of {tensor}")
-    if total % units or not units <= total <= size * units:
+    if total % units or not units <= total <= min(size * units, POSITIONS):
         raise ValueError(f"{total} positions for {units} units in {tensor}")
     places = torch.cat([torch.arange(count) * step + start for start, count, step in runs])
     return Slice(tensor, axis, places.view(units, -1), _text(role))
@@ -152,7 +160,8 @@ def _correction(value: Any) -> Correction:
         if type(number) not in (int, float) or not isfinite(number):
             raise ValueError(f"{number!r} where a number belongs")
         numbers[_key(n)] = number
-    return Correction(sizes, numbers)
+    squeezes = {_key(n): tuple(_count(dim) for dim in dims) for n, dims in value["squeezes"].items()}
+    return Correction(sizes, numbers, squeezes)
 
 
 def _key(text: str) -> int:
@@ -172,6 +181,8 @@ def _pack(mask: Tensor) -> str:
 
 
 def _unpack(text: Any, units: int) -> Tensor:
+    if units > WEIGHTS:
+        raise ValueError(f"{units} units in a group")
     length = (units + 7) // 8
     data = zlib.decompressobj().decompress(base64.b64decode(_text(text), validate=True), length + 1)
     if len(data) != length:

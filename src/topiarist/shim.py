@@ -18,9 +18,9 @@ from topiarist.graph.solution import Correction
 
 
 class _Correcting(TorchFunctionMode):
-    def __init__(self, correction: Correction) -> None:
+    def __init__(self, module: nn.Module, correction: Correction) -> None:
         super().__init__()
-        self.correction, self.call = correction, 0
+        self.module, self.correction, self.call = module, correction, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -28,10 +28,13 @@ class _Correcting(TorchFunctionMode):
         if kind is None:
             return func(*args, **kwargs)
         self.call += 1
-        if Shim.running[-1] is not self.correction:
+        if Shim.running[-1] is not self.module:
             return func(*args, **kwargs)  # a shimmed module within this one sees to it
         if kind == "sizes" and self.call in self.correction.sizes:
             return with_sizes(func, args, kwargs, self.correction.sizes[self.call])
+        if kind == "squeeze":
+            dims = self.correction.squeezes.get(self.call)
+            return func(*args, **kwargs) if dims is None else func(args[0], dims)
         number = self.correction.numbers.get(self.call)
         if kind == "number" and number is not None:
             args = tuple(number if isinstance(a, (int, float)) and not isinstance(a, bool) else a for a in args)
@@ -43,7 +46,7 @@ class _Correcting(TorchFunctionMode):
 class Shim:
     """A forward that runs the module's own one with corrections; deep copies and pickles with its module."""
 
-    running: ClassVar[list[Correction]] = []
+    running: ClassVar[list[nn.Module]] = []
 
     def __init__(self, module: nn.Module, correction: Correction) -> None:
         self.module, self.correction = module, correction
@@ -51,9 +54,9 @@ class Shim:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the module's forward with the corrections."""
-        Shim.running.append(self.correction)
+        Shim.running.append(self.module)
         try:
-            with _Correcting(self.correction):
+            with _Correcting(self.module, self.correction):
                 return self.__wrapped__(*args, **kwargs)
         finally:
             Shim.running.pop()

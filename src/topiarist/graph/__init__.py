@@ -187,18 +187,18 @@ def _grouped(solution: Solution, deadline: float) -> tuple[Solution, tuple[Group
 
 
 def _violated(solution: Solution, groups: Sequence[Group]) -> list[Equation]:
-    """The sizes that some keep leaves wrong: a few random keeps of every group are tried, no model is run."""
+    """The sizes that some keep leaves wrong: random and extreme keeps of all groups are tried, no model is run."""
     random = np.random.default_rng(0)
     found: dict[int, Equation] = {}
-    for trial in range(8):
+    for trial in range(12):
         keep = {}
         for team in groups:
-            count = max(1, team.units // 2)
-            if trial:  # a group in two stays whole, the others keep any number
-                count = int(random.integers(1, team.units)) if random.random() < 0.5 else team.units
+            few = 1 if trial % 2 else int(random.integers(1, team.units))  # every other trial goes to the extremes
+            count = few if trial < 2 or random.random() < 0.5 else team.units
             mask = torch.zeros(team.units, dtype=torch.bool)
             mask[torch.from_numpy(random.permutation(team.units)[:count])] = True
             keep[team.name] = mask
-        _, open_ = solution.sizes(solution.dead(keep))
-        found.update({id(equation): equation for equation in open_})
+        dead = solution.dead(keep)
+        for equation in (*solution.sizes(dead)[1], *solution.impossible(dead)):
+            found[id(equation)] = equation
     return list(found.values())

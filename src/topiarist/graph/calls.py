@@ -31,11 +31,11 @@ NUMBERS |= {"multiply", "divide", "mul_", "div_", "__imul__", "__itruediv__", "t
 
 
 def kind_of(func: Any) -> str | None:
-    """What a shim could correct in a call: its ``"sizes"``, a ``"number"`` to scale by, or attention's ``"scale"``."""
+    """What a shim could correct: ``"sizes"``, ``"number"``, attention's ``"scale"``, the axes of a ``"squeeze"``."""
     if func is F.scaled_dot_product_attention:
         return "scale"
     name = getattr(func, "__name__", "")
-    return "sizes" if name in SIZED else "number" if name in NUMBERS else None
+    return "sizes" if name in SIZED else "number" if name in NUMBERS else "squeeze" if name == "squeeze" else None
 
 
 def sizes_argument(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], int]:

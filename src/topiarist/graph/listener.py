@@ -43,7 +43,9 @@ class Listener(TorchFunctionMode):
         tracer, before = self.tracer, (self.tracer.call, self.tracer.caller)
         kind, name = kind_of(func), getattr(func, "__name__", "")
         call = tracer.stack.count(kind) if kind is not None else None
-        if call is not None and kind != "sizes":
+        if call is not None and kind == "squeeze":
+            self._note_squeeze(call, args, kwargs)
+        elif call is not None and kind != "sizes":
             self._note_number(kind, call, args, kwargs)
         elif kind is None and not name.startswith("__get") and not _spatial(name):
             self._note_values((args, kwargs))
@@ -151,6 +153,16 @@ class Listener(TorchFunctionMode):
             parts = [self.tracer.vectors_of(part)[axis] for part in out]
             for slot, value in enumerate(given):
                 self.tracer.asks(value, parts[slot], slot, call)
+
+    def _note_squeeze(self, call: int, args: Any, kwargs: Any) -> None:
+        """Without a named axis, one that a cut leaves with a single position would vanish too."""
+        if len(args) > 1 or kwargs.get("dim") is not None:
+            return
+        with torch._C.DisableTorchFunction():
+            dims = tuple(d for d, n in enumerate(args[0].shape) if n == 1)
+        vectors = [v for v in self.tracer.vectors_of(args[0]) if labelled(v)]
+        if vectors:
+            self.tracer.squeezes[self.tracer.stack.top, call] = (dims, vectors)
 
     def _note_pads(self, given: Sequence[int], out: Tensor, call: int) -> None:
         vectors = self.tracer.vectors_of(out)

@@ -82,6 +82,8 @@ def pointwise(t: Tracer, c: Call) -> None:
     source = c.traced.source if c.name == "copy_" else None
     for out in c.outputs:
         t.put(out, broadcast(t, c.tensors, out), zero, source)
+    if c.name.endswith("_") and not zero:
+        t.soil(c.x)
 
 
 @rule(

@@ -326,8 +326,8 @@ def assign(model: nn.Module, values: Mapping[Attribute, int]) -> None:
         module = modules.get(attribute.module)
         held = None if module is None else module.__dict__.get(attribute.name)
         entry = attribute.entry
-        if isinstance(held, (tuple, list)) and entry is not None and entry < len(held):
-            held = held[entry]
+        if entry is not None:
+            held = held[entry] if isinstance(held, (tuple, list)) and entry < len(held) else None
         if module is None or type(held) is not int:
             raise TopiaristError(
                 f"the model has no integer {attribute.name!r} in {attribute.module or 'itself'}; it is not the model "

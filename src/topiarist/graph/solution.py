@@ -18,7 +18,7 @@ from topiarist.errors import TopiaristError
 from topiarist.graph.calls import Ratio
 from topiarist.graph.labels import Labels, Vector, labelled
 from topiarist.graph.lines import Classes, Rectangles
-from topiarist.graph.sizes import Attribute, Equation, evaluate, kept_length, leaves, solve
+from topiarist.graph.sizes import Attribute, Equation, Term, evaluate, kept_length, leaves, solve
 from topiarist.graph.tracer import Contraction, Tracer
 
 if TYPE_CHECKING:
@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
 
 class Correction(NamedTuple):
-    """What a shim puts right in a module's forward: sizes by call, and numbers by call that keep their values."""
+    """What a shim puts right in a module's forward, by call: sizes, numbers that keep their values, axes to squeeze."""
 
     sizes: Mapping[int, tuple[Ratio | None, ...]]
     numbers: Mapping[int, float]
+    squeezes: Mapping[int, tuple[int, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,14 +121,31 @@ class Solution:
                 frozen.add(e.module)
             elif e.site is not None and asked is not None:
                 sizes.setdefault(e.site.module, {}).setdefault(e.site.call, {})[e.site.slot] = Ratio(right, asked)
+        squeezed: dict[str, dict[int, tuple[int, ...]]] = {}
+        for (module, call), (dims, vectors) in self.trace.squeezes.items():
+            if any(kept_length(dead, self.classes.of[vector]) == 1 for vector in vectors):
+                squeezed.setdefault(module, {})[call] = dims
         found: dict[str, Correction] = {}
-        for module in sorted({*sizes, *frozen}):
+        for module in sorted({*sizes, *frozen, *squeezed}):
             calls = sizes.get(module, {})
             found[module] = Correction(
                 {n: tuple(slots.get(k) for k in range(max(slots) + 1)) for n, slots in calls.items()},
                 dict(self.trace.numbers[module]) if module in frozen else {},
+                squeezed.get(module, {}),
             )
         return found
+
+    def impossible(self, dead: np.ndarray) -> list[Equation]:
+        """The sizes that the program cannot even compute after a cut, or computes as 0 to scale by it."""
+        solved, _ = self.sizes(dead)
+        values = {
+            e: evaluate(
+                e.expression, lambda a: solved.get(a, self.trace.memory.traced[a]), lambda k: self.length(dead, k)
+            )
+            for e in self.trace.equations
+            if isinstance(e.expression, Term)
+        }
+        return [e for e, value in values.items() if value is None or (e.number and value == 0)]
 
     def vectors_in(self, equation: Equation) -> list[Labels]:
         """The vectors that an equation speaks of, also through the attributes that it shares with others."""

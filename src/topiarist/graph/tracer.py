@@ -75,6 +75,7 @@ class Tracer(TorchDispatchMode):
         outputs: vectors of each module's outputs, by (module, call).
         equations: sizes that the program asked for.
         numbers: by module and call, the numbers that were computed from sizes.
+        squeezes: by module and call, the axes that went where no axis was named, and the vectors that must not.
         unsteady: modules whose correctable calls differ between calls or modes, so that no shim can count them.
         parts: vectors of split axes, which no unit may empty.
         held: vectors that tensors carried, by the module that made them.
@@ -95,6 +96,7 @@ class Tracer(TorchDispatchMode):
         self.outputs: dict[tuple[str, int], list[Traced]] = {}
         self.equations: list[Equation] = []
         self.numbers: dict[str, dict[int, float]] = defaultdict(dict)
+        self.squeezes: dict[tuple[str, int], tuple[tuple[int, ...], list[Labels]]] = {}
         self.kinds: dict[str, list[str]] = {}
         self.unsteady: set[str] = set()
         self.vectors: list[Labels] = []
@@ -147,6 +149,13 @@ class Tracer(TorchDispatchMode):
         self._traced[tensor] = Traced(tuple(sent), zero, source)
         top = self.stack.top
         self.held[top] += [v for v in sent if labelled(v)]
+
+    def soil(self, tensor: Tensor) -> None:
+        """An operator wrote into a tensor what is not zero at dead positions: nothing on its storage is any more."""
+        storage = tensor.untyped_storage()._cdata
+        for other, travelled in list(self._traced.items()):
+            if travelled.zero and other.untyped_storage()._cdata == storage:
+                self._traced[other] = travelled._replace(zero=False)
 
     def index_of(self, vector: Labels) -> int:
         """A number for a vector, by which equations refer to it."""
