@@ -52,7 +52,10 @@ def widths(graph):
 
 
 def convs(program, reads=8, **parts):
-    return Net(program, **{"a": conv(3, 8), "b": conv(reads, 5, 1), "other": conv(3, 8), "n": 8, **parts})
+    return Net(
+        program,
+        **{"a": conv(3, 8), "b": conv(reads, 5, 1), "other": conv(3, 8), "linear": nn.Linear(8, 4), "n": 8, **parts},
+    )
 
 
 # attributes
@@ -160,6 +163,8 @@ LITERALS = {
     ),
     "unbind": lambda n, x: n.b(torch.stack(n.a(x).unbind(1), 1)),
     "stack and flatten": lambda n, x: n.b(torch.stack([n.a(x)[:, :4], n.a(x)[:, 4:]], 2).flatten(1, 2)),
+    "squeeze": lambda n, x: n.linear(n.a(x).mean((2, 3), keepdim=True).squeeze()),
+    "squeeze the rest": lambda n, x: n.linear(n.a(x).mean((2, 3), keepdim=True).squeeze(-1).squeeze(-1)),
     "compared": lambda n, x: n.b(n.a(x) + (0 if n.a(x).shape[1] == n.a.out_channels else 1)),
 }
 
@@ -225,6 +230,15 @@ def test_attention_keeps_the_scale_it_was_trained_with(name):
     graph = check(Net(SCALES[name], **separate_parts(child=Multiplied())), T, LONGER)
     if name not in ("alpha", "handed to a child"):
         assert widths(graph) == {"q:rows": 3, "q:columns": 4, "v": 4}
+
+
+def test_a_scale_is_kept_where_its_size_would_be_zero():
+    """One channel left of twelve, two heads of three: the code computes (1 // 2) ** -0.5."""
+
+    def program(net, x):
+        return net.head(attention(net, net.embed(x)))
+
+    check(Net(program, **qkv_parts(embed=nn.Linear(12, 12), head=nn.Linear(12, 4))), T, LONGER)
 
 
 def test_numbers_that_come_from_the_sequence_still_follow_it():

@@ -75,6 +75,61 @@ def test_a_cut_network_trains(name):
     assert all(parameter.grad is None for parameter in model.parameters()), "the given model shares nothing"
 
 
+SUMS = {
+    "of zeros": lambda n, x: n.a(x).relu().sum(1),
+    "norm": lambda n, x: torch.linalg.vector_norm(n.a(x), dim=1),
+    "largest": lambda n, x: torch.linalg.vector_norm(n.a(x), ord=torch.inf, dim=1),
+    "smallest": lambda n, x: torch.linalg.vector_norm(n.a(x), ord=-torch.inf, dim=1),
+    "count": lambda n, x: torch.linalg.vector_norm(n.a(x), ord=0, dim=1),
+    "of sigmoids": lambda n, x: n.a(x).sigmoid().sum(1),
+    "of gated zeros": lambda n, x: (n.a(x) * n.c(x).sigmoid()).sum(1),
+    "of cosines": lambda n, x: (n.a(x).cos() - 1).sum(1),
+    "of a product's rows": lambda n, x: (n.a(x).sigmoid().flatten(2) @ x.flatten(2).transpose(1, 2)).sum(1),
+    "of a norm's shift": lambda n, x: n.norm(n.a(x)).sum(1),
+    "of a computed bias": lambda n, x: F.conv2d(x, n.a.weight, n.a.bias.sigmoid(), padding=1).sum(1),
+    "of a filled view": lambda n, x: n.filled(n.a(x)).sum(1),
+    "of filled zeros": lambda n, x: n.filled(torch.zeros_like(n.a(x))).sum(1),
+    "of a copied view": lambda n, x: n.copied(torch.zeros_like(n.a(x)), n.a(x)).sum(1),
+    "of ones like it": lambda n, x: torch.ones_like(n.a(x)).sum(1),
+    "of powers": lambda n, x: (n.a(x) ** 2 + n.a(x).abs() ** 0.5).sum(1),
+    "of a power of zero": lambda n, x: (n.a(x) ** 0).sum(1),
+    "of clamped": lambda n, x: n.a(x).clamp(0.1, 0.5).sum(1),
+    "of a mean": lambda n, x: n.a(x).mean((2, 3)).sum(1),
+    "of an exponential": lambda n, x: n.a(x).exp().sum(1),
+    "of where": lambda n, x: torch.where(n.a(x) > 0.2, n.a(x), 1.0).sum(1),
+    "of padded": lambda n, x: F.pad(n.a(x), (1, 1), value=2.0).sum(1),
+    "product": lambda n, x: n.a(x).prod(1),
+    "of a masked fill": lambda n, x: n.a(x).masked_fill(x[:, :1] > 0, 0.3).sum(1),
+    "of a lerp": lambda n, x: torch.lerp(n.a(x), n.c(x).sigmoid(), 0.4).sum(1),
+    "of addcmul": lambda n, x: torch.addcmul(n.a(x).sigmoid(), n.a(x), n.c(x)).sum(1),
+    "of attention's values": lambda n, x: F.scaled_dot_product_attention(
+        x.flatten(2).transpose(1, 2), x.flatten(2).transpose(1, 2), n.a(x).sigmoid().flatten(2).transpose(1, 2)
+    ).sum(-1),
+    "of a loss": lambda n, x: F.mse_loss(n.a(x), n.c(x), reduction="none").sum(1),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_what_is_summed_over_must_be_zero_where_it_is_dead(name):
+    """A sum over channels keeps them cuttable only where dead ones add nothing; else it must pin them."""
+
+    def filled(x):
+        x[:, :3].add_(1.0)
+        return x
+
+    def copied(x, y):
+        x[:, :3].copy_(y[:, :3].sigmoid())
+        return x
+
+    model = shaken(Net(SUMS[name], a=conv(3, 8), c=conv(3, 8), norm=nn.LayerNorm(6), filled=filled, copied=copied))
+    graph = trace(model, images(2))
+    for seed in range(4):
+        proof = prove(model, graph, random_keep(graph, seed), images(2))
+        assert proof.max_rel_diff <= 1e-10, proof.reason
+    if name in ("of zeros", "norm", "largest", "of gated zeros", "of a mean"):
+        assert [group.name for group in graph.groups] == (["a"])
+
+
 def composed(first, kept, second, kept_of_rest):
     """The keep of `first` that does what its keep and then one of the smaller network's graph do."""
     alive = {}

@@ -112,9 +112,7 @@ class Solution:
             if not self.correctable(e):
                 continue
             right = e.value if e.wanted is None else self.length(dead, e.wanted)
-            asked = evaluate(
-                e.expression, lambda a: solved.get(a, self.trace.memory.traced[a]), lambda k: self.length(dead, k)
-            )
+            asked = self._asked(e, solved, dead)
             if asked == right:
                 continue
             if e.number:
@@ -138,14 +136,13 @@ class Solution:
     def impossible(self, dead: np.ndarray) -> list[Equation]:
         """The sizes that the program cannot even compute after a cut, or computes as 0 to scale by it."""
         solved, _ = self.sizes(dead)
-        values = {
-            e: evaluate(
-                e.expression, lambda a: solved.get(a, self.trace.memory.traced[a]), lambda k: self.length(dead, k)
-            )
-            for e in self.trace.equations
-            if isinstance(e.expression, Term)
-        }
-        return [e for e, value in values.items() if value is None or (e.number and value == 0)]
+        values = [(e, self._asked(e, solved, dead)) for e in self.trace.equations if isinstance(e.expression, Term)]
+        return [e for e, value in values if value is None or (e.number and value == 0)]
+
+    def _asked(self, e: Equation, solved: Mapping[Attribute, int], dead: np.ndarray) -> int | None:
+        """What the program will compute after a cut; None where it would divide by zero."""
+        traced = self.trace.memory.traced
+        return evaluate(e.expression, lambda a: solved.get(a, traced[a]), lambda k: self.length(dead, k))
 
     def vectors_in(self, equation: Equation) -> list[Labels]:
         """The vectors that an equation speaks of, also through the attributes that it shares with others."""
