@@ -64,7 +64,7 @@ def scored(method, model, graph, batches):
 def test_the_folder_is_the_registry():
     assert {"random", "l1", "slimming", "magnitude"} <= set(names())
     assert names() == sorted(names())
-    assert set(names()) == set(GOLDEN)
+    assert set(names()) == set(GOLDEN), "each method has a row in GOLDEN, tests/golden.py"
 
 
 @every_method

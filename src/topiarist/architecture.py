@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from topiarist.architecture_file import decode, encode
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, Group, Keep, checked_keep
+from topiarist.graph import Graph, Group, Keep, check_finite, checked_keep
 from topiarist.graph.sizes import Attribute
 from topiarist.graph.solution import Correction
 from topiarist.surgery import Plan, carry_out, check_shapes, plan
@@ -144,12 +144,19 @@ def _atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.close(handle)
         try:
             write(Path(name))
+            os.chmod(name, 0o666 & ~_umask())
             os.replace(name, path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
     except OSError as error:
         raise TopiaristError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def save(model: nn.Module, architecture: Architecture, path: str | os.PathLike[str]) -> None:
@@ -164,6 +171,16 @@ def save(model: nn.Module, architecture: Architecture, path: str | os.PathLike[s
         TopiaristError: the folder cannot be written.
     """
     folder = Path(path)
+    write_tensors(model, folder / WEIGHTS_FILE)
+    architecture.save(folder / SHAPE_FILE)
+
+
+def write_tensors(model: nn.Module, path: Path) -> None:
+    """Writes a model's state dict as safetensors, whole or not at all; tied tensors are stored once.
+
+    Raises:
+        TopiaristError: the file cannot be written.
+    """
 
     def write(temporary: Path) -> None:
         try:
@@ -171,8 +188,7 @@ def save(model: nn.Module, architecture: Architecture, path: str | os.PathLike[s
         except safetensors.SafetensorError as error:
             raise OSError(str(error)) from error
 
-    _atomically(folder / WEIGHTS_FILE, write)
-    architecture.save(folder / SHAPE_FILE)
+    _atomically(path, write)
 
 
 def load(make_model: Callable[[], nn.Module], path: str | os.PathLike[str]) -> nn.Module:
@@ -185,6 +201,8 @@ def load(make_model: Callable[[], nn.Module], path: str | os.PathLike[str]) -> n
     Raises:
         TopiaristError: a file is missing, damaged, or belongs to another model.
     """
+    if not callable(make_model):
+        raise TopiaristError(f"load() takes a function that makes the model: topiarist.make_model({make_model!r})")
     folder = Path(path)
     folder = folder.parent if folder.suffix == ".safetensors" else folder
     model = Architecture.load(folder / SHAPE_FILE).apply(make_model())
@@ -198,4 +216,5 @@ def load(make_model: Callable[[], nn.Module], path: str | os.PathLike[str]) -> n
     except RuntimeError as error:
         told = " ".join(str(error).split())[:200]
         raise TopiaristError(f"{file} does not belong to this architecture: {told}") from error
+    check_finite(model)
     return model

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
+import json
 import zlib
 from collections.abc import Mapping, Sequence
 from math import isfinite
@@ -48,7 +50,7 @@ def encode(
     corrections: Mapping[str, Correction],
 ) -> dict[str, Any]:
     """Plain values for `json`; masks as packed bits, positions as runs of (start, count, step)."""
-    return {
+    value: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "groups": [
@@ -72,6 +74,13 @@ def encode(
             for module, c in corrections.items()
         },
     }
+    return {**value, "sha256": _digest(value)}
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    """Of everything but itself, so that a damaged number does not go unnoticed."""
+    content = {key: entry for key, entry in value.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def decode(value: Any) -> Parts:
@@ -87,6 +96,8 @@ def decode(value: Any) -> Parts:
             f"the architecture has version {value.get('version')!r}, this release reads {VERSION}; upgrade topiarist"
         )
     try:
+        if value["sha256"] != _digest(value):
+            raise ValueError("its checksum is wrong")
         shapes = {_text(name): _shape(shape) for name, shape in value["shapes"].items()}
         if not isinstance(value["groups"], list):
             raise TypeError("groups that are no list")
@@ -100,7 +111,16 @@ def decode(value: Any) -> Parts:
             for module, name, entry, new in value["sizes"]
         }
         corrections = {_text(module): _correction(c) for module, c in value["corrections"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, zlib.error, binascii.Error) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        zlib.error,
+        binascii.Error,
+    ) as error:
         raise TopiaristError(f"the architecture is damaged ({error}); write it again with prune()") from error
     return groups, keep, shapes, sizes, corrections
 

@@ -71,6 +71,12 @@ class ModelFactory:
         return model
 
 
+def full_name(factory: ModelFactory) -> str:
+    """The one name that makes the same model: its options follow it as in a web address."""
+    options = "&".join(f"{key}={value}" for key, value in factory.options.items())
+    return f"{factory.spec}?{options}" if options else factory.spec
+
+
 def load_model(spec: str, **options: Any) -> nn.Module:
     """Builds the model that ``spec`` names, with random weights.
 

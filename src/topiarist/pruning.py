@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from topiarist.costs import Cost, cost
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, check_finite, trace
 from topiarist.methods import Method, make
-from topiarist.methods.base import Gate, Penalty, Proximal, Repair
+from topiarist.methods.base import Gate, Penalty, Proximal, Repair, Rule, Selector
 from topiarist.proof import TOLERANCE, Proof, prove
 from topiarist.stats import Stats, collect
 from topiarist.surgery import copied, cut, mask
@@ -102,6 +103,8 @@ class Pruned:
             ("parameters", self.before.params, self.after.params),
         ):
             console.print(f"{name}: {old:,} → {new:,} ({new / max(old, 1):.1%})", highlight=False)
+        if self.graph.groups and self.graph.groups[0].of_weights:
+            console.print("weights are set to zero, tensors keep their size: MACs and parameters count nonzeros")
         told = self.proof.reason or "cut and mask agree"
         console.print(f"proof: {told}; largest relative difference {self.proof.max_rel_diff:.1e} in float64")
         return text.getvalue().rstrip()
@@ -145,6 +148,8 @@ def prune(
     method = make(method)
     wish = _budget(budget, method)
     check_finite(model)
+    if wish is None and not isinstance(method, (Rule, Selector)):
+        raise TopiaristError(f"{method.name} needs a budget: give macs, params or ratio, the fraction that stays")
     graph = trace(model, example_inputs) if graph is None else graph
     if not graph.groups:
         raise TopiaristError("nothing in this network can be pruned; `topiarist inspect` says what pins each layer")
@@ -154,6 +159,8 @@ def prune(
     stats = collect(trained, units, batches, method.needs)
     keep = choose(method, units, stats, wish, cost=partial(cost, units))
     proof = prove(trained, units, keep, example_inputs)
+    if not math.isfinite(proof.change):
+        raise TopiaristError(proof.reason or "the network's outputs are not finite on the example input")
     if not proof.max_rel_diff <= TOLERANCE:  # pin what cannot be proved, and choose again
         units.check(trained, example_inputs)
         keep = choose(method, units, stats, wish, cost=partial(cost, units))

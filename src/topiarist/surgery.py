@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, checked_keep
-from topiarist.graph.calls import modes_restored
+from topiarist.graph.calls import ALONE, modes_restored
 from topiarist.graph.dropins import describe, swap_in
 from topiarist.graph.sizes import Attribute, assign
 from topiarist.graph.solution import Correction
@@ -118,7 +118,7 @@ def copied(model: nn.Module, replaced: dict[int, object] | None = None) -> nn.Mo
     """A deep copy in which some tensors (by id) are already replaced, so that they are not copied first."""
     memo: dict[int, object] = dict(replaced or {})
     try:
-        with modes_restored(made := copy.deepcopy(model, memo)):
+        with ALONE, modes_restored(made := copy.deepcopy(model, memo)):
             return made
     except (RuntimeError, TypeError) as error:
         raise TopiaristError(f"the model cannot be copied ({error}); detach tensors stored in it first") from error

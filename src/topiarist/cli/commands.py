@@ -87,6 +87,10 @@ def _explained(graph: Graph, name: str) -> str:
     tensor, _, axis = name.rpartition(":")
     if axis.isdecimal() and tensor in graph.shapes:
         return graph.why(tensor, int(axis))
+    for group in graph.groups:
+        if group.name == name:
+            places = ", ".join(f"{part.tensor} axis {part.axis}" for part in group.slices)
+            return f"group {name} can go: its {group.units} units sit on {places}"
     tensors = [name] if name in graph.shapes else [other for other in graph.shapes if other.startswith(f"{name}.")]
     axes = [(other, axis) for other in tensors for axis, size in enumerate(graph.shapes[other]) if size > 1]
     return "\n".join(graph.why(*place) for place in axes) if axes else graph.why(name)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from topiarist.errors import TopiaristError
 
 if TYPE_CHECKING:
     from topiarist.data import Data
+    from topiarist.models import ModelFactory
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Source:
         seed: of the initial weights.
     """
 
-    make: Callable[[], nn.Module]
+    make: ModelFactory
     data: Data | None
     weights: Path | None
     seed: int
@@ -65,7 +66,10 @@ def example_inputs(source: Source, shape: str | None) -> Tensor:
         TopiaristError: the shape cannot be read, or there is neither shape nor data.
     """
     if shape is not None:
-        return torch.randn(parse_shape(shape), generator=torch.Generator().manual_seed(source.seed))
+        sizes = parse_shape(shape)
+        if math.prod(sizes) > 1 << 30:
+            raise TopiaristError(f"An input of {math.prod(sizes):,} numbers is too large: give a smaller --input.")
+        return torch.randn(sizes, generator=torch.Generator().manual_seed(source.seed))
     if source.data is None:
         raise TopiaristError("The shape of the input is not known: give --input 1,3,224,224, or --data DATA.")
     return source.data.example()

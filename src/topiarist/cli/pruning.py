@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from topiarist.budget import Budget
 from topiarist.cli import show
 from topiarist.cli.inputs import Source
 from topiarist.methods.base import Method
+from topiarist.models import full_name
 from topiarist.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -77,12 +78,18 @@ def run(plan: Plan, example: Tensor) -> tuple[Pruned, dict[str, Any]]:
         finetuned = _finetune(plan, done, example).accuracy
     save(done.model, done.architecture, plan.out)
     result = {
+        "model": full_name(plan.source.make),
+        "data": None if data is None else data.name,
+        "seed": plan.seed,
         "method": plan.method.name,
+        "fields": asdict(plan.method),
+        "budget": None if plan.budget is None else asdict(plan.budget),
+        "kept": {name: list(counts) for name, counts in done.architecture.widths.items()},
         "macs": {"before": done.before.macs, "after": done.after.macs},
         "params": {"before": done.before.params, "after": done.after.params},
         "latency_ms": times,
         "accuracy": {"before": before, "pruned": pruned, "finetuned": finetuned},
-        "proof": {"max_rel_diff": done.proof.max_rel_diff, "change": done.proof.change},
+        "proof": asdict(done.proof),
         "pinned": [entry._asdict() for entry in done.graph.pinned],
     }
     write_json(plan.out / "result.json", result)
@@ -151,9 +158,9 @@ def _accuracy(plan: Plan, model: nn.Module) -> float | None:
 
 def write_weights(model: nn.Module, path: Path) -> None:
     """Write a model's state dict as safetensors; tied tensors are stored once."""
-    from safetensors.torch import save_model
+    from topiarist.architecture import write_tensors
 
-    save_model(model, str(path))
+    write_tensors(model, path)
 
 
 def write_json(path: Path, values: Any) -> None:

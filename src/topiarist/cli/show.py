@@ -162,3 +162,4 @@ def pruned(done: Pruned, result: Mapping[str, Any], out: Path, as_json: bool) ->
     if measured:
         print(f"accuracy: {', '.join(measured)}")
     print(f"files: {out}/")
+    print(f'to load them: topiarist.load(topiarist.make_model("{result["model"]}"), "{out}")')

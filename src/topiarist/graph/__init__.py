@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from topiarist.errors import TopiaristError
-from topiarist.graph.calls import ModuleStack, modes_restored, run, tensors_in
+from topiarist.graph.calls import ALONE, ModuleStack, modes_restored, run, tensors_in
 from topiarist.graph.dropins import RECURRENT, swapped_in
 from topiarist.graph.graph import Graph, Group, Keep, Pinned, Scores, Site, Slice, checked_keep
 from topiarist.graph.grouping import emptiable, group
@@ -60,12 +61,22 @@ def trace(
         raise TopiaristError(f"rectangles must be 'both', 'rows' or 'columns', not {rectangles!r}")
     deadline = time.monotonic() + seconds
     check_finite(model)
-    tracer = _listen(model, example_inputs, labels, deadline)
-    return regroup(model, Solution(tracer, rectangles), deadline)
+    for tensor in tensors_in(example_inputs):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise TopiaristError("the example input holds NaN or infinite values; give a finite one")
+    with ALONE:
+        tracer = _listen(model, example_inputs, labels, deadline)
+        return regroup(model, Solution(tracer, rectangles), deadline)
 
 
 def check_finite(model: nn.Module) -> None:
-    """Raises where a weight is NaN or infinite."""
+    """Raises where a model cannot be worked on: no module, scripted, without values, or with NaN or infinite ones."""
+    if not isinstance(model, nn.Module):
+        raise TopiaristError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TopiaristError("a scripted model cannot be cut; give the torch.nn.Module that it was made from")
+    if any(is_lazy(p) or p.is_meta for p in model.parameters()):
+        raise TopiaristError("the model has no values yet (lazy or meta parameters); run it once, or load its weights")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_floating_point() and not math.isfinite(float(tensor.detach().sum())):
             if bool(torch.isfinite(tensor).all()):
@@ -129,6 +140,11 @@ def _run(tracer: Tracer, model: nn.Module, example_inputs: Any) -> None:
         Size.on_number = None
         tracer.stack.close()
     tracer.describe_sizes()
+    if not tensors_in(output):
+        raise TopiaristError(
+            f"the model returns no tensor that can be found in its {type(output).__name__}; let it return tensors, "
+            "tuples, lists, dicts or dataclasses of them"
+        )
     for tensor in tensors_in(output):
         for vector in tracer.vectors_of(tensor):
             tracer.algebra.pin(vector, "the network's output")

@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
@@ -75,6 +76,10 @@ def with_sizes(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], ratios
     return func(args[0], right if listed or name == "split_with_sizes" else right[0], axis)
 
 
+ALONE = RLock()
+"""Held while a model is traced or copied: for that time its modules carry integers that remember."""
+
+
 class ModuleStack:
     """Follows which module's forward is running, by hooks; counts its calls and the correctable ones inside."""
 
@@ -136,7 +141,8 @@ def line_of_code() -> str:
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
-        if not name.startswith(("torch.", "topiarist.graph")) and name != "torch":
+        ours = name.startswith("topiarist.") and not name.startswith("topiarist.zoo")
+        if not ours and not name.startswith("torch.") and name != "torch":
             return f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return ""

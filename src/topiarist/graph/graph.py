@@ -125,6 +125,10 @@ class Graph:
     unknown: tuple[str, ...]
     solution: Solution
 
+    def __repr__(self) -> str:
+        rows = [f"  {group.name}: {group.units} units on {group.stage or 'weights'}" for group in self.groups]
+        return "\n".join([f"Graph of {len(rows)} groups", *rows])
+
     def __getitem__(self, name: str) -> Group:
         try:
             return self._by_name[name]

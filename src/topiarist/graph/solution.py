@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -216,9 +217,10 @@ class Solution:
         """The chain of unions from an axis to what pins it, one step a line."""
         found = {(name, dim): labels for name, dim, labels in self.trace.sources}
         if (tensor, axis) not in found:
+            near = get_close_matches(tensor, self.trace.shapes, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "`inspect` lists the names"
             raise TopiaristError(
-                f"there is no axis {axis} of more than one position in a tensor named {tensor!r}; "
-                "`inspect` lists the names"
+                f"there is no axis {axis} of more than one position in a tensor named {tensor!r}: {hint}"
             )
         labels = found[tensor, axis]
         stuck = labels[self.classes.of[labels] == self.classes.pinned]

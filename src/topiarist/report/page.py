@@ -34,9 +34,16 @@ def write_report(out: Path, results: Mapping[str, Any]) -> Path:
     out = Path(out)
     page = out / "report.html"
     try:
+        text, shown = json.dumps(results, indent=1, allow_nan=False) + "\n", render(results)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise TopiaristError(
+            f"The results in {out} are damaged ({error}): delete results.json and run the study again, which reuses "
+            "what is done."
+        ) from error
+    try:
         out.mkdir(parents=True, exist_ok=True)
-        _write(out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
-        _write(page, render(results))
+        _write(out / "results.json", text)
+        _write(page, shown)
     except OSError as error:
         raise TopiaristError(f"The folder {out} cannot be written ({error.strerror}): choose another one.") from error
     return page

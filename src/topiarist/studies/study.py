@@ -105,6 +105,8 @@ class Study:
             raise TopiaristError(
                 f"The seeds {list(self.seeds)} must be different whole numbers from 0 on, at least one."
             )
+        if len(self.seeds) > 10_000 or any(isinstance(seed, bool) or seed >= 2**62 for seed in self.seeds):
+            raise TopiaristError("The seeds must be at most 10,000 whole numbers below 2^62.")
         if unknown := [arm for arm in self.arms if arm not in ARMS]:
             raise TopiaristError(f"There is no arm {unknown[0]!r}: choose from {', '.join(ARMS)}.")
         if self.cap is not None and not (isinstance(self.cap, int | float) and self.cap >= 1):
@@ -139,7 +141,7 @@ class Study:
             networks=tuple(str(name) for name in _list(settings["network"])),
             data=tuple(str(name) for name in _list(settings["data"])),
             prunings=tuple(pruning for entry in _list(settings["prunings"]) for pruning in _prunings(entry)),
-            seeds=tuple(range(seeds)) if isinstance(seeds, int) else tuple(_list(seeds)),
+            seeds=tuple(range(min(seeds, 10_001))) if type(seeds) is int else tuple(_list(seeds)),
             **values,
         )
 

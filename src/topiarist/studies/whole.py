@@ -85,6 +85,14 @@ def report(folder: str | Path) -> dict[str, Any]:
             f"{folder / 'study.json'} is damaged: run the study again, it reuses what is done."
         ) from error
     else:
-        results = gather(Study.of(settings), folder)
+        try:
+            study = Study.of(settings)
+            results = gather(study, folder)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise TopiaristError(
+                f"The study in {folder} is damaged ({error}): run it again, it reuses what is done."
+            ) from error
+        if not any(row["cells"] for row in results["rows"]) and (folder / "results.json").exists():
+            results = read_results(folder)  # the cells are gone, what they said is not
     write_report(folder, results)
     return results
