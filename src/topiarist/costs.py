@@ -65,7 +65,7 @@ def cost(graph: Graph, keep: Keep | None = None) -> Cost:
     return Cost(round(macs / trace.batch), round(params))
 
 
-def latency(model: nn.Module, example_inputs: Any, *, repeats: int = 20, warmup: int = 3) -> float:
+def latency(model: nn.Module, example_inputs: Any, *, repeats: int = 20, warmup: int = 3, threads: int = 1) -> float:
     """Median time of one forward pass in milliseconds, in eval mode without gradients, on the model's device.
 
     Args:
@@ -73,8 +73,10 @@ def latency(model: nn.Module, example_inputs: Any, *, repeats: int = 20, warmup:
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
         repeats: timed runs; the median is returned.
         warmup: runs before them.
+        threads: of the CPU; more than one spin, and measure what else the machine does.
     """
-    training = model.training
+    training, before = model.training, torch.get_num_threads()
+    torch.set_num_threads(threads)
     model.eval()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     times = []
@@ -87,5 +89,6 @@ def latency(model: nn.Module, example_inputs: Any, *, repeats: int = 20, warmup:
                     torch.cuda.synchronize(device)
                 times.append(time.perf_counter() - begin)
     finally:
+        torch.set_num_threads(before)
         model.train(training)
     return 1000 * median(times[warmup:])
