@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from topiarist.graph import Graph
 
 
-def demo(*, out: Path = Path("runs/demo"), seeds: int = 5, workers: int | None = None, json: bool = False) -> int:
+def demo(*, out: Path = Path("runs/demo"), seeds: int = 3, workers: int | None = None, json: bool = False) -> int:
     """Train a small network on scikit-learn's digits, prune it four ways, compare the results and write a report.
 
     Args:
