@@ -94,7 +94,7 @@ def test_digits_of_impossible_sizes(spec):
         ("npz", "name data as"),
         ("digits?size=3", "no option 'size': it takes augment"),
         ("npz:x?root=a", "no option 'root'"),
-        ("folder:x?colour=1", "it takes augment, size"),
+        ("folder:x?colour=1", "it takes augment, train, size"),
         ("npz:/no/such/file.npz", "There is no file /no/such/file.npz"),
         ("folder:/no/such/folder", "put images into train/CLASS/"),
         ("digits?augment=swirl", "augment is 'swirl'"),
