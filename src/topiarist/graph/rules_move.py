@@ -101,11 +101,15 @@ def slice_(t: Tracer, c: Call) -> None:
     vectors, dim = c.vectors, c["dim"] % c.x.ndim
     vector = vectors[dim]
     if labelled(vector):
-        if c["step"] != 1:
+        begin, end, step = slice(c["start"], c["end"], c["step"]).indices(len(vector))
+        if step != 1 and begin < step and end == len(vector) and len(vector) % step == 0:
+            blocks = vector.reshape(-1, step)  # steps keep their places where whole blocks go
+            for k in range(1, step):
+                t.algebra.unify(blocks[:, 0], blocks[:, k])
+        elif step != 1:
             t.algebra.pin(vector, "taken in steps along the axis")
-        begin, end, _ = slice(c["start"], c["end"], c["step"]).indices(len(vector))
         for border, given, part in ((begin, c["start"], vector[:begin]), (end, c["end"], vector[:end])):
-            if 0 < border < len(vector):
+            if step == 1 and 0 < border < len(vector):
                 if given < 0:
                     part = vector[border:]
                 t.asks(_as_written(t, abs(given)), part)
