@@ -125,6 +125,17 @@ def test_saved_networks_are_restored_exactly(tmp_path):
     assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == ["architecture.json", "model.safetensors"]
 
 
+def test_attributes_that_become_zero(tmp_path):
+    def padded():
+        return Net(lambda n, x: n.b(F.pad(n.a(x), (0, 0, 0, 0, 0, n.more))), a=conv(3, 5), b=conv(8, 4), more=3)
+
+    graph = trace(model := shaken(padded()), images(1))
+    for seed in range(20):
+        keep = random_keep(graph, seed)
+        save(smaller := cut(model, graph, keep), Architecture.of(graph, keep), tmp_path)
+        assert torch.equal(load(padded, tmp_path).eval()(images(1)), smaller(images(1)))
+
+
 def test_single_weights():
     graph = GRAPH.weights()
     keep = random_keep(graph, 2)

@@ -107,6 +107,11 @@ def test_the_proof_is_in_double_precision():
 # rehearsals
 
 
+def checked(x):
+    assert x.shape[1] == 8, "eight channels"
+    return x
+
+
 def rehearsed(program, **parts):
     inner = Net(program, a=conv(3, 8), b=conv(8, 5, 1), **parts)
     model = shaken(Net(lambda n, x: n.last(n.after(n.inner(n.before(x)))), inner=inner, before=conv(3, 3),
@@ -120,13 +125,14 @@ PROGRAMS = {
     "branch": lambda n, x: n.b(n.a(x) * 2 if n.a(x).shape[1] > 4 else n.a(x)),
     "name": lambda n, x: n.b(getattr(n, f"n{n.a(x).shape[1]}")(n.a(x))),
     "number": lambda n, x: n.b(n.a(x) + torch.tensor([float(str(n.a(x).shape[1]))], dtype=x.dtype)),
+    "assertion": lambda n, x: n.b(n.checked(n.a(x))),
     "table": lambda n, x: n.b(n.a(x)) * {8: 1.0, 7: 2.0}[n.a(x).shape[1]],
 }
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_rehearsal_pins_what_cannot_be_proved_and_keeps_the_rest(name):
-    model, graph = rehearsed(PROGRAMS[name], n8=nn.ReLU())
+    model, graph = rehearsed(PROGRAMS[name], n8=nn.ReLU(), checked=checked)
     names = {group.name for group in graph.groups}
     assert "after" in names
     assert "inner.a" not in names
