@@ -62,8 +62,7 @@ def table(title: str, parts: list[dict]) -> list[str]:
         lines.append(f"| {method} | {goal} | " + " | ".join(shown) + " |")
     whole = next(row for row in parts[-1]["rows"] if row["arm"] == "unpruned")
     lines += ["", f"Unpruned: {cell(whole)} % of the test images.", ""]
-    sentences = [f"- {sentence}" for results in parts for sentence in results["conclusion"]]
-    return [*lines, *dict.fromkeys(sentences), ""]
+    return [*lines, *(f"- {sentence}" for sentence in parts[-1]["conclusion"]), ""]
 
 
 def main() -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from hypothesis import given, note
+from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import steps_tokens  # noqa: F401  (its steps are drawn too)
 import topiarist
 from networks import TOLERANCE, call, distance, multiplications, random_keep, shaken, zeroed
+from programs import Program
 from steps import Recall, Step, width
 from topiarist.costs import cost
 
@@ -78,12 +79,8 @@ def plans(draw: Any, most: int = 8) -> Plan:
     return plan
 
 
-@given(plans(), st.integers(0, 2**16), st.sampled_from([1, 2, 99]))
-def test_cut_is_mask_for_any_keep_of_any_network(plan: Plan, seed: int, most: int) -> None:
-    note(f"{plan}")
-    torch.manual_seed(0)
-    model = shaken(Drawn(plan), seed).double()
-    x, other = torch.randn(2, 3, 4, 4).double(), torch.randn(3, 3, 4, 4).double()
+def check(model: nn.Module, x: Tensor, other: Tensor, seed: int, most: int, *, norms: bool) -> None:
+    """What holds for any keep of any network."""
     graph = topiarist.trace(model, x)
     assert not graph.unknown
     keep = random_keep(graph, seed, most)
@@ -92,9 +89,31 @@ def test_cut_is_mask_for_any_keep_of_any_network(plan: Plan, seed: int, most: in
         expected = call(masked, x)
         assert distance(call(smaller, x), expected) <= TOLERANCE
         assert distance(call(smaller, other), call(masked, other)) <= TOLERANCE
-        if not model.norms:
+        if not norms:
             assert distance(expected, call(zeroed(model, graph, keep), x)) <= TOLERANCE
     closed = cost(graph, keep)
     assert closed.params == sum(p.numel() for p in smaller.parameters())
     assert abs(closed.macs - multiplications(smaller, x) / 2) <= 0.5
     assert list(smaller.state_dict()) == list(model.state_dict())
+
+
+MOST = st.sampled_from([1, 2, 99])
+"""The most units that a group keeps: one of each is the hardest keep, any number the usual one."""
+
+
+@given(plans(), st.integers(0, 2**16), MOST)
+def test_cut_is_mask_for_any_keep_of_any_network(plan: Plan, seed: int, most: int) -> None:
+    note(f"{plan}")
+    torch.manual_seed(0)
+    model = shaken(Drawn(plan), seed).double()
+    check(model, torch.randn(2, 3, 4, 4).double(), torch.randn(3, 3, 4, 4).double(), seed, most, norms=model.norms)
+
+
+@settings(max_examples=4 * settings().max_examples)
+@given(st.integers(0, 2**32), MOST)
+def test_cut_is_mask_for_any_keep_of_any_program(seed: int, most: int) -> None:
+    model = Program(seed)
+    note(f"{model.names}")
+    norms = "layer_norm" in model.names or "group_norm" in model.names
+    shaken(model, seed).double()
+    check(model, torch.randn(2, 3, 2, 2).double(), torch.randn(3, 3, 2, 2).double(), seed, most, norms=norms)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from topiarist.graph.graph import Graph, Group, Keep, Scores
     from topiarist.stats import Stats
 
-__all__ = ["Allocation", "Budget", "allocate", "choose"]
+__all__ = ["Allocation", "Budget", "allocate", "choose", "quota"]
 
 _SLACK = 1e-9
 """Fractions typed in decimals are not exact in binary: 0.29 * 100 is 28.999999999999996."""
@@ -108,6 +108,24 @@ def choose(
     if budget is None:
         raise TopiaristError(f"{method.name} needs a budget: give macs, params or ratio, the fraction that stays")
     return allocate(graph, method.score(graph, stats), budget, method.allocation, cost=cost)
+
+
+def quota(graph: Graph, groups: Collection[str], budget: Budget | None) -> dict[str, int]:
+    """How many units each of some groups keeps, whichever they are: for methods that select the units themselves.
+
+    Args:
+        graph: the network's groups.
+        groups: names of those that the method can select in; all others stay whole.
+        budget: what may stay, shared out uniformly unless it says otherwise.
+
+    Raises:
+        TopiaristError: there is no budget, or `allocate` refuses it.
+    """
+    if budget is None:
+        raise TopiaristError("this method needs a budget: give macs, params or ratio, the fraction that stays")
+    scores = {group.name: torch.zeros(group.units) for group in graph.groups if group.name in groups}
+    keep = allocate(graph, scores, budget)
+    return {name: int(keep[name].sum()) for name in scores}
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -78,8 +79,19 @@ class Stats:
         return self.sum(group, key) / self.sum(group, f"{key.rpartition('.')[0]}.count")
 
     def merge(self, other: Stats) -> Stats:
-        """The statistics of both, as if measured together: sums are added, tensors are the first one's."""
-        return replace(self, sums=_added(self.sums, other.sums))
+        """The statistics of both, as if measured together: sums are added, data follow, tensors are the first one's."""
+        batches = [each for each in (self.batches, other.batches) if each is not None]
+        return replace(self, sums=_added(self.sums, other.sums), batches=_Chain(batches) if batches else None)
+
+
+@dataclass(frozen=True, eq=False)
+class _Chain:
+    """Several sets of batches, one after the other, as often as they are asked for."""
+
+    parts: list[Iterable[Any]]
+
+    def __iter__(self) -> Iterator[Any]:
+        return chain.from_iterable(self.parts)
 
 
 def merge(first: Stats, *others: Stats) -> Stats:

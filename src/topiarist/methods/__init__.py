@@ -27,6 +27,7 @@ _ROLES = {
     "gate": "gates",
     "repair": "repair",
     "schedule": "kept",
+    "soft": "soften",
 }
 
 

@@ -117,16 +117,18 @@ class Repair(Protocol):
 
 @runtime_checkable
 class Schedule(Protocol):
-    """Prunes in several steps: iterative, cubic, soft.
-
-    Attributes:
-        soft: what is removed is set to zero, goes on training and may come back; else it is gone for good.
-    """
-
-    soft: bool
+    """Prunes in several steps with training between them: iterative, cubic."""
 
     def kept(self, step: int, steps: int, target: float) -> float:
         """The fraction kept after step ``step`` of ``steps`` (counted from 1; the last one gives ``target``)."""
+
+
+@runtime_checkable
+class Soft(Protocol):
+    """Changes the weights between epochs: soft pruning sets filters to zero, trains on, and lets them come back."""
+
+    def soften(self, model: nn.Module, graph: Graph, done: int, epochs: int) -> None:
+        """Changes the model in place, once before training (``done`` is 0) and after each of ``epochs`` epochs."""
 
 
 def sum_by_unit(part: Slice, values: Tensor) -> Tensor:
