@@ -308,3 +308,31 @@ def test_modules_called_twice_and_by_their_forward():
 
     check(Net(program, inner=Net(literal, **qkv_parts())), T, LONGER)
     check(Net(program, inner=Net(attention, **qkv_parts())), T, LONGER)
+
+
+WIDENED = {
+    "broadcast": lambda m, x: x * m.v,
+    "plain values": lambda m, x: x * torch.arange(1.0, 9).to(x).view(8, 1, 1),
+    "repeated": lambda m, x: x.repeat(1, 8, 1, 1),
+    "expanded": lambda m, x: x.expand(-1, 8, -1, -1),
+    "expanded as": lambda m, x: x.expand_as(m.other(x.expand(-1, 3, -1, -1))),
+    "broadcast to": lambda m, x: torch.broadcast_to(x, (x.shape[0], 8, *x.shape[2:])),
+    "product": lambda m, x: torch.einsum("bohw,co->bchw", x, m.v[:, :, 0]),
+    "joined": lambda m, x: torch.cat([x] * 8, 1),
+}
+
+
+@pytest.mark.parametrize("name", WIDENED)
+def test_a_single_channel_that_is_made_many(name):
+    def program(m, x):
+        return m.last(m.b(WIDENED[name](m, m.a(x))).relu())
+
+    check(convs(program, a=conv(3, 1), v=nn.Parameter(torch.randn(8, 1, 1)), last=conv(5, 3)), X, OTHER)
+
+
+@pytest.mark.parametrize("name", WIDENED)
+def test_a_single_channel_of_the_input_that_is_made_many(name):
+    def program(m, x):
+        return m.last(m.b(WIDENED[name](m, x[:, :1])).relu())
+
+    check(convs(program, v=nn.Parameter(torch.randn(8, 1, 1)), last=conv(5, 3)), X, OTHER)

@@ -21,11 +21,13 @@ Labels = np.ndarray
 
 
 class Request(NamedTuple):
-    """A size that the program asked for: its value, and the call and slot where a shim could correct it."""
+    """A size that the program asked for: its value, the call and slot where a shim could correct it, and who asked."""
 
     value: int
     slot: int | None
     call: int | None
+    module: str
+    line: str
 
 
 @dataclass(eq=False)

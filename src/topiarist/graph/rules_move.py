@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from topiarist.graph.calls import line_of_code
 from topiarist.graph.labels import Free, Request, Vector, labelled
 from topiarist.graph.rules import Call, rule
 from topiarist.graph.tracer import Tracer
@@ -75,7 +76,7 @@ def repeat(t: Tracer, c: Call) -> None:
         if times == 1:
             vectors.append(vector)
         elif size == 1:
-            vectors.append(Free([Request(_as_written(t, times), None, None)]))
+            vectors.append(Free([Request(_as_written(t, times), None, None, t.stack.top, line_of_code())]))
         else:
             vectors.append(np.tile(vector, times) if labelled(vector) else None)
     t.put(c.out, vectors, c.traced.zero)

@@ -85,7 +85,7 @@ class Tracer(TorchDispatchMode):
 
     def __init__(self, model: nn.Module, limit: int, deadline: float) -> None:
         super().__init__()
-        self.algebra = LabelAlgebra(limit, self._bound)
+        self.algebra = LabelAlgebra(limit, self._request)
         self.algebra.origins.append(Origin("", "", ""))
         self.deadline = deadline
         self.sources: list[tuple[str, int, Labels]] = []
@@ -190,11 +190,16 @@ class Tracer(TorchDispatchMode):
         """An equation: the program gave `value` for an axis that carries `vector`."""
         if not isinstance(value, int) or isinstance(value, bool) or value == -1:
             return
-        if isinstance(vector, Free):
-            vector.requests.append(Request(value, slot, call))
-            if vector.bound is not None:
-                self._bound(vector.requests[-1], vector.bound)
+        request = Request(value, slot, call, self.stack.top, line_of_code())
+        if not isinstance(vector, Free):
+            self._request(request, vector)
             return
+        vector.requests.append(request)
+        if vector.bound is not None:
+            self._request(request, vector.bound)
+
+    def _request(self, request: Request, vector: Labels | None) -> None:
+        value, slot, call, module, line = request
         expression = expression_of(value)
         wanted: int | None = None
         if labelled(vector):
@@ -203,12 +208,8 @@ class Tracer(TorchDispatchMode):
             wanted = self.index_of(vector)
         elif not any(True for _ in leaves(expression)):
             return  # nothing that a cut could change
-        top = self.stack.top
-        site = Site(top, call, slot) if slot is not None and call is not None else None
-        self.equations.append(Equation(expression, int(value), wanted, site, False, top, line_of_code()))
-
-    def _bound(self, request: Request, vector: Labels) -> None:
-        self.asks(request.value, vector, request.slot, request.call)
+        site = Site(module, call, slot) if slot is not None and call is not None else None
+        self.equations.append(Equation(expression, int(value), wanted, site, False, module, line))
 
     def used_as_number(self, expression: Expression, value: int, *, correctable: bool) -> None:
         """A size became part of a value (a scale, a mean): it must keep its traced value, or a shim its number."""
