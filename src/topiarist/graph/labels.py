@@ -37,10 +37,18 @@ class Free:
     Attributes:
         requests: sizes that the program gave for it; they must follow those labels.
         bound: the labels that it met first.
+        fixed: it met an axis of fixed size, or all of its positions matter: no label may be cut because of it.
+        same: the free axis that it met, and goes with from then on.
     """
 
     requests: list[Request] = field(default_factory=list)
     bound: Labels | None = None
+    fixed: bool = False
+    same: Free | None = None
+
+    def root(self) -> Free:
+        """What stands for all free axes that met."""
+        return self if self.same is None else self.same.root()
 
 
 Vector = Labels | Free | None
@@ -113,6 +121,10 @@ class LabelAlgebra:
 
     def pin(self, vector: Vector, reason: str) -> None:
         """Nothing on this axis may be cut."""
+        if isinstance(vector, Free):
+            free = vector.root()
+            free.fixed = True
+            vector = free.bound
         if not labelled(vector):
             return
         last = self.origins[-1]
@@ -137,13 +149,16 @@ class LabelAlgebra:
 
     def _bind(self, free: Free, other: Vector) -> Vector:
         """A free axis takes the labels that it meets; those that it meets later are united with them."""
-        if other is None:
-            self.pin(free.bound, "meets an axis of fixed size")
-            return None
+        free = free.root()
         if isinstance(other, Free):
-            if other.bound is not None:
-                return self._bind(free, other.bound)
+            other = other.root()
+            if other is not free:
+                self._join(free, other)
             return free
+        if free.fixed or other is None:
+            self.pin(free, "meets an axis of fixed size")
+            self.pin(other, "meets an axis of fixed size")
+            return None
         if free.bound is None:
             free.bound = other
             for request in free.requests:
@@ -151,10 +166,28 @@ class LabelAlgebra:
             return other
         return self.unify(free.bound, other)
 
+    def _join(self, free: Free, other: Free) -> None:
+        """Two free axes meet: from now on they are one."""
+        other.same = free
+        bound, requests, fixed = other.bound, other.requests, free.fixed or other.fixed
+        for request in requests:
+            free.requests.append(request)
+            if free.bound is not None and bound is None:
+                self.on_bound(request, free.bound)
+        if bound is not None:
+            if free.bound is None:
+                for request in free.requests[: len(free.requests) - len(requests)]:
+                    self.on_bound(request, bound)
+                free.bound = bound
+            else:
+                self.unify(free.bound, bound)
+        if fixed:
+            self.pin(free, "meets an axis of fixed size")
+
     def split(self, vector: Vector, sizes: Sequence[int]) -> list[Vector]:
         """The labels of the factors when an axis is seen as rows and columns."""
         if not labelled(vector):
-            return [_adaptive([vector]) for _ in sizes]
+            return [self._adaptive([vector]) for _ in sizes]
         whole = vector.reshape(tuple(sizes))
         varying = [k for k in range(whole.ndim) if not (whole == whole.take([0], k)).all()]
         if not varying:
@@ -180,7 +213,7 @@ class LabelAlgebra:
         """The labels of an axis that flattens rows and columns."""
         live = [k for k, v in enumerate(vectors) if labelled(v)]
         if not live:
-            return _adaptive(vectors)
+            return self._adaptive(vectors)
         factors = [v for v in vectors if labelled(v)]
         if len(live) == 1:
             whole = factors[0]
@@ -195,6 +228,15 @@ class LabelAlgebra:
             whole = self._merged[key]
         whole = whole.reshape([sizes[k] if k in live else 1 for k in range(len(sizes))])
         return np.broadcast_to(whole, tuple(sizes)).reshape(-1)
+
+    def _adaptive(self, vectors: Sequence[Vector]) -> Free | None:
+        """A new free axis made of free ones that nobody sized; else a fixed one."""
+        free = [v.root() for v in vectors if isinstance(v, Free)]
+        if len(free) == len(vectors) and not any(v.requests or v.fixed or v.bound is not None for v in free):
+            return Free()
+        for each in free:
+            self.pin(each, "a view of an axis that was expanded to a size")
+        return None
 
     def view(self, vectors: Sequence[Vector], old: Sequence[int], new: Sequence[int]) -> list[Vector]:
         """The labels after a reshape from shape `old` to shape `new`.
@@ -221,12 +263,6 @@ class LabelAlgebra:
                 mine, parts = parts[: len(inner)], parts[len(inner) :]
                 out[k] = mine[0] if len(inner) == 1 else self.merge(mine, inner)
         return out
-
-
-def _adaptive(vectors: Sequence[Vector]) -> Free | None:
-    """A new free axis made of free ones that nobody sized; else a fixed one."""
-    adapts = all(isinstance(v, Free) and not v.requests and v.bound is None for v in vectors)
-    return Free() if adapts else None
 
 
 def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:

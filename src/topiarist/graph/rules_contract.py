@@ -6,7 +6,7 @@ from math import prod
 
 from torch import Tensor
 
-from topiarist.graph.labels import Vector, labelled
+from topiarist.graph.labels import Free, Vector, labelled
 from topiarist.graph.rules import Call, rule
 from topiarist.graph.rules_math import broadcast
 from topiarist.graph.tracer import Tracer
@@ -14,8 +14,9 @@ from topiarist.graph.tracer import Tracer
 INPUT = "reads an input of fixed size"
 
 
-def summed(t: Tracer, a: Vector, b: Vector, zero: bool) -> Vector:
-    """The axis that is summed over: dead products must vanish, so one side must be zero there."""
+def summed(t: Tracer, a: Vector, b: Vector, left: Tensor, right: Tensor) -> Vector:
+    """The axis that is summed over: dead products must vanish, so one side must be zero there (no expanded one is)."""
+    zero = any(t.of(x).zero and not isinstance(v, Free) for x, v in ((left, a), (right, b)))
     vector = t.algebra.unify(a, b, INPUT)
     if labelled(vector) and not zero:
         t.algebra.pin(vector, "summed over where dead positions are not zero")
@@ -29,15 +30,14 @@ def convolution(t: Tracer, c: Call) -> None:
     kernel = t.vectors_of(weight)
     for vector in (*kernel[2:], *places):
         t.algebra.pin(vector, "a kernel's or a feature map's own axis")
-    zero = t.of(weight).zero or t.of(x).zero
     if c["transposed"]:
-        out, reads = _transposed(t, c, channels, zero)
+        out, reads = _transposed(t, c, channels)
     else:
         out, reads = kernel[0], kernel[1]
         if groups == 1:
-            summed(t, channels, reads, zero)
+            summed(t, channels, reads, x, weight)
         else:
-            out = _grouped(t, c, channels, zero)
+            out = _grouped(t, c, channels)
     stage = "x".join(map(str, c.out.shape[2:]))
     t.mark(reads, "input")
     t.mark(kernel[1 if c["transposed"] else 0], "output", stage)
@@ -51,14 +51,14 @@ def convolution(t: Tracer, c: Call) -> None:
     t.put(c.out, [batch, out] + [None] * (c.out.ndim - 2), zero)
 
 
-def _grouped(t: Tracer, c: Call, channels: Vector, zero: bool) -> Vector:
+def _grouped(t: Tracer, c: Call, channels: Vector) -> Vector:
     """Input and output channels are rows (groups) and columns (places within a group)."""
     x, weight, groups = c["input"], c["weight"], c["groups"]
     out, reads = t.vectors_of(weight)[:2]
     rows: Vector = channels
     if x.shape[1] > groups:
         rows, columns = t.algebra.split(channels, [groups, x.shape[1] // groups])
-        summed(t, columns, reads, zero)
+        summed(t, columns, reads, x, weight)
     mine: Vector = out
     if c.out.shape[1] > groups:
         mine, _ = t.algebra.split(out, [groups, c.out.shape[1] // groups])
@@ -67,11 +67,11 @@ def _grouped(t: Tracer, c: Call, channels: Vector, zero: bool) -> Vector:
     return out
 
 
-def _transposed(t: Tracer, c: Call, channels: Vector, zero: bool) -> tuple[Vector, Vector]:
+def _transposed(t: Tracer, c: Call, channels: Vector) -> tuple[Vector, Vector]:
     """A transposed convolution keeps its kernel as (inputs, outputs of one group, …)."""
     groups = c["groups"]
     reads, out = t.vectors_of(c["weight"])[:2]
-    summed(t, channels, reads, zero)
+    summed(t, channels, reads, c["input"], c["weight"])
     if groups > 1:
         rows: Vector = reads
         if c["weight"].shape[0] > groups:
@@ -86,7 +86,7 @@ def product(t: Tracer, c: Call) -> None:
     added = c.get("self") if c.name in ("addmm", "baddbmm", "addmv") else None
     left, right = [x for x in c.tensors if x is not added][:2]
     a, b = t.vectors_of(left), t.vectors_of(right)
-    inner = summed(t, a[-1], b[0] if right.ndim == 1 else b[-2], t.of(left).zero or t.of(right).zero)
+    inner = summed(t, a[-1], b[0] if right.ndim == 1 else b[-2], left, right)
     vectors: list[Vector] = list(a[-2:-1]) + ([b[-1]] if right.ndim > 1 else [])
     factors: list[tuple[int, Vector]] = [(left.shape[-1], inner)]
     factors += zip(left.shape[-2:-1], a[-2:-1], strict=True)
@@ -113,7 +113,7 @@ def attention(t: Tracer, c: Call) -> None:
     """softmax(q·kᵀ·scale + mask)·v, fused: the width of q and k is summed over, heads and the width of v pass."""
     query, key, value = c["query"], c["key"], c["value"]
     q, k, v = t.vectors_of(query), t.vectors_of(key), t.vectors_of(value)
-    width = summed(t, q[-1], k[-1], t.of(query).zero or t.of(key).zero)
+    width = summed(t, q[-1], k[-1], query, key)
     outer = [t.algebra.unify(t.algebra.unify(q[d], k[d]), v[d]) for d in range(query.ndim - 2)]
     bias = c.get("attn_mask", c.get("attn_bias"))
     if isinstance(bias, Tensor):

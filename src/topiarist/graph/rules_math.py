@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from topiarist.graph.calls import in_training
-from topiarist.graph.labels import Vector, labelled
+from topiarist.graph.labels import Free, Vector, labelled
 from topiarist.graph.rules import Call, rule
 from topiarist.graph.tracer import Tracer
 
@@ -98,7 +98,7 @@ def reduction(t: Tracer, c: Call) -> None:
     order = c.get("ord", c.get("p"))
     additive = c.traced.zero and c.name in ("sum", "norm", "linalg_vector_norm") and (order is None or order > 0)
     for d in dims:
-        if not additive:
+        if not additive or isinstance(c.vectors[d], Free):
             t.algebra.pin(c.vectors[d], f"{c.name} over the axis depends on every position")
     for out in c.outputs:
         kept = [None if d in dims else v for d, v in enumerate(c.vectors)]

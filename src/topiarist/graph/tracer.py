@@ -194,9 +194,10 @@ class Tracer(TorchDispatchMode):
         if not isinstance(vector, Free):
             self._request(request, vector)
             return
-        vector.requests.append(request)
-        if vector.bound is not None:
-            self._request(request, vector.bound)
+        free = vector.root()
+        free.requests.append(request)
+        if free.bound is not None:
+            self._request(request, free.bound)
 
     def _request(self, request: Request, vector: Labels | None) -> None:
         value, slot, call, module, line = request
@@ -253,8 +254,8 @@ class Tracer(TorchDispatchMode):
         return out
 
     def _pin_unknown(self, operator: str, given: Sequence[Tensor], out: Any) -> None:
-        reached = [v for tensor in given for v in self.vectors_of(tensor) if labelled(v)]
-        if reached:
+        reached = [v for tensor in given for v in self.vectors_of(tensor) if v is not None]
+        if any(labelled(v) for v in reached):
             self.unknown[operator] += 1
         for vector in reached:
             self.algebra.pin(vector, f"operator without a rule: {operator}")
