@@ -18,7 +18,7 @@ def summed(t: Tracer, a: Vector, b: Vector, left: Tensor, right: Tensor) -> Vect
     """The axis that is summed over: dead products must vanish, so one side must be zero there (no expanded one is)."""
     zero = any(t.of(x).zero and not isinstance(v, Free) for x, v in ((left, a), (right, b)))
     vector = t.algebra.unify(a, b, INPUT)
-    if labelled(vector) and not zero:
+    if not zero:
         t.algebra.pin(vector, "summed over where dead positions are not zero")
     return vector
 
@@ -105,7 +105,9 @@ def product(t: Tracer, c: Call) -> None:
     if isinstance(added, Tensor):
         if t.of(added).source and added.ndim == 1:
             t.mark(t.vectors_of(added)[0], "bias")
-        t.put(c.out, broadcast(t, [c.out, added], c.out), zero and t.of(added).zero)
+        theirs: list[Vector] = [None] * (c.out.ndim - added.ndim) + list(t.vectors_of(added))
+        covered = all(labelled(theirs[d]) for d, v in enumerate(vectors) if labelled(v))
+        t.put(c.out, broadcast(t, [c.out, added], c.out), zero and t.of(added).zero and covered)
 
 
 @rule("attention")
