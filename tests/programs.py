@@ -179,7 +179,7 @@ def parameter(chance, shape):
 
 @operation(3)
 def linear(chance, shape):
-    axis, out, bias = axis_of(chance, shape), chance.choice([3, 4, 6, 8]), chance.random() < 0.5
+    axis, out, bias = axis_of(chance, shape), chance.choice([1, 3, 4, 6, 8]), chance.random() < 0.5
     weights = [torch.randn(out, shape[axis]), *([torch.randn(out)] if bias else [])]
     return lambda h, x: F.linear(x.movedim(axis, -1), *h.w).movedim(-1, axis), weights, {}
 
@@ -245,6 +245,23 @@ def repeated(chance, shape):
     ]))  # fmt: skip
 
 
+@operation(2)
+def widened(chance, shape):
+    """An axis of one position becomes one of many."""
+    ones = [axis for axis in range(1, len(shape)) if shape[axis] == 1]
+    if not ones:
+        return None
+    axis, n = chance.choice(ones), chance.choice([2, 4, 6])
+    times = [n if k == axis else 1 for k in range(len(shape))]
+    sizes = [n if k == axis else -1 for k in range(len(shape))]
+    weight = torch.randn(times[1:])
+    return chance.choice([
+        (lambda h, x: x * h.w[0], (weight,), {}), (lambda h, x: x.repeat(times), (), {}),
+        (lambda h, x: x.expand(sizes), (), {}), (lambda h, x: x.expand([h.n if k == axis else -1 for k in
+        range(len(shape))]), (), {"n": n}), (lambda h, x: torch.cat([x] * n, axis), (), {}),
+    ])  # fmt: skip
+
+
 @operation()
 def padded(chance, shape):
     axis, before, after, value = (
@@ -304,7 +321,7 @@ class Program(nn.Module):
         super().__init__()
         chance = random.Random(seed)
         torch.manual_seed(seed)
-        self.stem = nn.Conv2d(3, chance.choice([4, 6, 8, 12]), 1)
+        self.stem = nn.Conv2d(3, chance.choice([1, 4, 6, 8, 12]), 1)
         self.inline = chance.random() < 0.5  # all in one forward, as far as anyone can see
         self.steps = nn.ModuleList()
         x = self.stem(torch.randn(2, 3, 2, 2)).flatten(2).detach()
