@@ -1,0 +1,258 @@
+"""The layers that read a group, and what each unit adds to their outputs at sampled places.
+
+An output of a layer that reads a group is a sum of one contribution from each unit. Which units can go is then a
+question about the Gram matrix of those contributions: ThiNet and LASSO regression both ask it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from topiarist.errors import TopiaristError
+from topiarist.graph.calls import run, tensors_in
+from topiarist.stats import _eval_mode, _moved, _parted
+
+if TYPE_CHECKING:
+    from topiarist.graph.graph import Graph, Group, Slice
+    from topiarist.stats import Stats
+
+Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+"""What can read a group here: layers whose output is a sum over their inputs, without groups."""
+
+_ROOM = 2**24
+"""Numbers that may be in memory at once while contributions are multiplied."""
+
+
+def readers(graph: Graph, model: nn.Module) -> dict[str, dict[str, Slice]]:
+    """The layers that read each group.
+
+    Returns:
+        Group name → layer name → where the units sit in its weight. Groups that nothing reads, or that something other
+        than a linear layer or an ungrouped convolution reads, are left out.
+    """
+    found = {group.name: _readers(group, model) for group in graph.groups}
+    return {name: parts for name, parts in found.items() if parts}
+
+
+def grams(graph: Graph, stats: Stats, *, samples: int, examples: int, seed: int) -> dict[str, Tensor]:
+    """``G = sum over m of xhat_m xhat_m^T``, with ``xhat_mc`` what unit ``c`` adds to output value ``m``.
+
+    The output values are those of all channels at places drawn at random in each reading layer; several layers that
+    read one group are stacked. An example's places depend on the seed, the layer and the example's number alone. One
+    pass over the data in eval mode; what stays in memory is one ``(units, units)`` for each group and reading layer.
+
+    Args:
+        graph: the network's groups.
+        stats: of the network as it is before the cut, with its data.
+        samples: places drawn in each example, all if there are fewer.
+        examples: examples looked at, at most: the first ones.
+        seed: another seed draws other places.
+
+    Returns:
+        Group name → float64 ``(units, units)`` on the CPU; groups that cannot be read at every reader are left out.
+
+    Raises:
+        TopiaristError: there is no data, no group can be read, or what a layer reads is not finite.
+    """
+    if stats.model is None or stats.batches is None:
+        raise TopiaristError(
+            "this method watches what layers read: collect its statistics with data, batches of inputs"
+        )
+    model = stats.model
+    found = readers(graph, model)
+    sampler = _Sampler(model, found, samples, seed)
+    device = next(iter(model.parameters())).device if found else torch.device("cpu")
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(sampler.hook(name), with_kwargs=True)
+        for name in sorted({name for parts in found.values() for name in parts})
+    ]
+    try:
+        with _eval_mode(model), torch.no_grad():
+            for batch in stats.batches if handles else ():
+                inputs, _ = _parted(batch)
+                sampler.size = len(tensors_in(inputs)[0])
+                sampler.used = min(sampler.size, examples - sampler.start)
+                if sampler.size:
+                    run(model, _moved(inputs, device))
+                sampler.start += sampler.size
+                if sampler.start >= examples:
+                    break
+    finally:
+        for handle in handles:
+            handle.remove()
+    if handles and not sampler.start:
+        raise TopiaristError("there is no batch in the data: pass at least one")
+    return sampler.answer() or _refuse()
+
+
+def scale_inputs(model: nn.Module, group: Group, scales: Tensor) -> None:
+    """Multiplies the weights that read a group, each unit's by its scale, in place.
+
+    Args:
+        model: the masked model.
+        group: one that `grams` has an answer for.
+        scales: ``(units,)``.
+    """
+    with torch.no_grad():
+        for part in group.by_role("input"):
+            weight = model.get_parameter(part.tensor)
+            factor = torch.ones(weight.shape[1], dtype=torch.float64)
+            factor[part.positions] = scales.cpu()[:, None]
+            weight.mul_(factor.to(weight).view(1, -1, *[1] * (weight.ndim - 2)))
+
+
+def _readers(group: Group, model: nn.Module) -> dict[str, Slice]:
+    parts: dict[str, Slice] = {}
+    for part in group.by_role("input"):
+        name, _, leaf = part.tensor.rpartition(".")
+        if leaf != "weight" or part.axis != 1 or not _is_read(model.get_submodule(name)):
+            return {}
+        both = torch.cat([parts[name].positions, part.positions], 1) if name in parts else part.positions
+        parts[name] = replace(part, positions=both)
+    return parts
+
+
+def _is_read(layer: nn.Module) -> bool:
+    # Subclasses may compute something else with the same weight.
+    return type(layer) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) and getattr(layer, "groups", 1) == 1
+
+
+def _refuse() -> Any:
+    raise TopiaristError(
+        "no group is read by linear layers and ungrouped convolutions alone, which this method watches: take l1"
+    )
+
+
+@dataclass(eq=False)
+class _Sampler:
+    """Adds up the Gram matrices while the model runs.
+
+    A layer's input begins with the axis of examples, or with examples and places in one axis, examples first.
+
+    Attributes:
+        model: the network.
+        found: group → layer → slice, as `readers` gives them.
+        samples: places drawn in each example.
+        seed: of the draw.
+        start: number of the batch's first example.
+        size: examples in the batch.
+        used: how many of them are looked at.
+        sums: ``(group, layer)`` → ``(units, units)``.
+        strange: layers whose input does not have the examples in front.
+    """
+
+    model: nn.Module
+    found: dict[str, dict[str, Slice]]
+    samples: int
+    seed: int
+    start: int = 0
+    size: int = 0
+    used: int = 0
+    sums: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    strange: set[str] = field(default_factory=set)
+
+    def hook(self, name: str) -> Any:
+        """What watches one layer."""
+        slices = {group: parts[name] for group, parts in self.found.items() if name in parts}
+
+        def see(layer: Layer, args: Any, kwargs: Any) -> None:
+            patches = self._patches(name, layer, (args[0] if args else kwargs["input"]).detach())
+            if patches is None:
+                return
+            if not patches.isfinite().all():
+                raise TopiaristError(f"what {name!r} reads is not finite: check the data and the checkpoint")
+            for group, part in slices.items():
+                places = part.positions.to(patches.device)
+                x, w = (_by_unit(values, places) for values in (patches, layer.weight.detach()))
+                sum_ = gram(x, w).cpu()
+                self.sums[group, name] = self.sums[group, name] + sum_ if (group, name) in self.sums else sum_
+
+        return see
+
+    def answer(self) -> dict[str, Tensor]:
+        """The groups that were seen at every layer that reads them."""
+        seen = {name for _, name in self.sums} - self.strange  # a layer's weight may be used without calling the layer
+        return {
+            group: torch.stack([self.sums[group, name] for name in parts]).sum(0)
+            for group, parts in self.found.items()
+            if seen >= parts.keys()
+        }
+
+    def _patches(self, name: str, layer: Layer, x: Tensor) -> Tensor | None:
+        """``(places, inputs, entries)``: what the layer multiplies with its weight at each sampled place."""
+        cells, windows = _windows(layer, x)
+        rows, remainder = divmod(len(cells), self.size)
+        if remainder or not rows:
+            self.strange.add(name)
+            return None
+        drawn = [self._draw(name, self.start + example, rows * len(windows)) for example in range(self.used)]
+        places = torch.stack(drawn).to(x.device)
+        at = places % len(windows)
+        row = places // len(windows) + rows * torch.arange(self.used, device=x.device)[:, None]
+        row, at = row.flatten(), at.flatten()
+        inputs = torch.arange(cells.shape[1], device=x.device)
+        return cells[row[:, None, None], inputs[:, None], windows.to(x.device)[at][:, None]]
+
+    def _draw(self, name: str, example: int, places: int) -> Tensor:
+        if places <= self.samples:
+            return torch.arange(places)
+        chance = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}:{name}:{example}".encode()))
+        return torch.randperm(places, generator=chance)[: self.samples]
+
+
+def _windows(layer: Layer, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A layer's input, and what of it each place of the output reads.
+
+    Returns:
+        The input ``(rows, inputs, cells)``, padded, and int64 ``(places, entries)``: the cells under the kernel.
+    """
+    if isinstance(layer, nn.Linear):
+        return x.reshape(-1, x.shape[-1], 1), torch.zeros(1, 1, dtype=torch.int64)
+    axes = len(layer.kernel_size)
+    x = x if x.ndim == axes + 2 else x[None]
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+    window = torch.zeros(1, 1, dtype=torch.int64)
+    sizes = zip(x.shape[2:], layer.kernel_size, layer.stride, layer.dilation, strict=True)
+    for size, kernel, stride, dilation in sizes:
+        reach = dilation * (kernel - 1)
+        starts, steps = torch.arange(0, size - reach, stride), dilation * torch.arange(kernel)
+        lines = starts[:, None] + steps
+        window = (size * window[:, None, :, None] + lines[None, :, None, :]).flatten(2).flatten(0, 1)
+    return x.flatten(2), window
+
+
+def _by_unit(values: Tensor, positions: Tensor) -> Tensor:
+    """``(rows, inputs, ...)`` → float64 ``(rows, units, entries)``."""
+    return values.reshape(*values.shape[:2], -1)[:, positions].flatten(2).double()
+
+
+def gram(x: Tensor, w: Tensor) -> Tensor:
+    """``G_cd = sum over m, o of xhat_moc xhat_mod`` with ``xhat_moc = sum over e of x_mce w_oce``.
+
+    Args:
+        x: ``(places, units, entries)`` what is read.
+        w: ``(outputs, units, entries)`` what it is multiplied with.
+
+    Returns:
+        ``(units, units)``, by the cheaper of two ways to the same sum.
+    """
+    places, units, entries = x.shape
+    outputs = len(w)
+    total = x.new_zeros(units, units)
+    if places * outputs < (places + outputs) * entries * (entries + 1) // 2:
+        for part in x.split(max(1, _ROOM // (outputs * units))):
+            xhat = torch.einsum("mce,oce->moc", part, w).flatten(0, 1)
+            total += xhat.T @ xhat
+        return total
+    for e in range(entries):  # sum over e, f of (x_e^T x_f) * (w_e^T w_f), which is symmetric in e and f
+        for f in range(e + 1):
+            pair = (x[..., e].T @ x[..., f]) * (w[..., e].T @ w[..., f])
+            total += pair if e == f else pair + pair.T
+    return total

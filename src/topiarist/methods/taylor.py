@@ -1,0 +1,96 @@
+"""Units whose removal would change the loss least, to first order, go first (Molchanov et al. 2017)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from topiarist.costs import cost
+from topiarist.errors import TopiaristError
+from topiarist.methods.base import Method
+
+if TYPE_CHECKING:
+    from topiarist.graph.graph import Graph, Group, Scores
+    from topiarist.stats import Stats
+
+
+@dataclass(frozen=True)
+class Taylor(Method):
+    """Scores a unit by how much the loss would change without it, to first order; lowest of the whole network first.
+
+    Formula: ``Theta_j = mean over examples of |mean over places of dL/dz_j * z_j|`` with ``z`` the response of the unit
+    and ``L`` the loss of the example; ``s_j = Theta_j / sqrt(sum_i Theta_i^2) - lam * Theta_flops``, the sum over the
+    units of the group; ``Theta_flops = m / sqrt(sum over groups of m^2)`` with ``m`` the MACs saved by removing one
+    unit of the group alone. A group without any effect scores ``-lam * Theta_flops``. Needs data with targets. Returns
+    ``(units,)`` without a unit for each group whose responses a module shows; other groups stay whole. As a schedule
+    it removes equally many units in every step: ``kept = 1 - (1 - target) * step / steps``; the paper removes a few,
+    trains on and measures again.
+
+    Cost: one forward and one backward pass over the data, and the responses of one batch in memory; with ``lam`` also
+    one count of MACs for each group.
+
+    Use it: where data and loss are at hand and layers shall find their widths together, at its best in many small
+    steps with training between them. Not where the loss is at a minimum for every single example, since the gradients
+    then say nothing, nor to cut most of a network at once.
+
+    Raises:
+        TopiaristError: ``lam`` is negative or not finite, no effect was measured, or a step is not one of the steps.
+
+    Paper: Molchanov, Tyree, Karras, Aila, Kautz: "Pruning Convolutional Neural Networks for Resource Efficient
+    Inference", ICLR 2017.
+
+    Attributes:
+        lam: how much units that cost many MACs are favoured for removal; 0 does not, the paper's is 1e-3 (of its own
+            measure of FLOPs, so that it may need another value here).
+    """
+
+    needs = frozenset({"gradients"})
+    allocation = "global"
+    paper = (
+        "Molchanov, Tyree, Karras, Aila, Kautz: "
+        "Pruning Convolutional Neural Networks for Resource Efficient Inference, ICLR 2017"
+    )
+
+    lam: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lam < math.inf:
+            raise TopiaristError(f"lam must be 0 or a positive number, the weight of the MACs, but got {self.lam!r}")
+
+    def score(self, graph: Graph, stats: Stats) -> Scores:
+        """``s_j = Theta_j / |Theta| - lam * Theta_flops``."""
+        groups = [group for group in graph.groups if (group.name, "gradients.taylor") in stats.sums]
+        if not groups:
+            raise TopiaristError(
+                "taylor has no gradients of any group: collect 'gradients' on pairs (inputs, target), or take l1"
+            )
+        effects = {group.name: _normalised(stats.mean(group.name, "gradients.taylor")) for group in groups}
+        if self.lam == 0:
+            return effects
+        full = cost(graph).macs
+        saved = torch.tensor([full - _macs_without_one(graph, group) for group in groups], dtype=torch.float64)
+        flops = dict(zip(effects, _normalised(saved), strict=True))
+        return {name: effect - self.lam * flops[name] for name, effect in effects.items()}
+
+    def kept(self, step: int, steps: int, target: float) -> float:
+        """``1 - (1 - target) * step / steps``."""
+        if not 1 <= step <= steps:
+            raise TopiaristError(f"step must be from 1 to the number of steps, {steps}, but got {step!r}")
+        return target + (1 - target) * (steps - step) / steps  # the same, and just the target at last
+
+
+def _normalised(values: Tensor) -> Tensor:
+    """``v / sqrt(sum v^2)``, and 0 where all are."""
+    norm = values.norm()
+    return values if norm == 0 else values / norm
+
+
+def _macs_without_one(graph: Graph, group: Group) -> int:
+    """MACs of the network without one unit of the group, all other groups being whole; its units cost the same."""
+    keep = torch.ones(group.units, dtype=torch.bool)
+    keep[0] = False
+    return cost(graph, {group.name: keep}).macs
