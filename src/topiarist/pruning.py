@@ -19,7 +19,7 @@ from topiarist.costs import Cost, cost
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, check_finite, trace
 from topiarist.methods import Method, make
-from topiarist.methods.base import Gate, Penalty, Proximal, Repair, Rule, Selector
+from topiarist.methods.base import Gate, Penalty, Proximal, Repair, Rule, Selector, Soft
 from topiarist.proof import TOLERANCE, Proof, prove
 from topiarist.stats import Stats, collect
 from topiarist.surgery import copied, cut, mask
@@ -203,11 +203,11 @@ def _trained(
     seed: int,
     progress: Progress | None,
 ) -> nn.Module:
-    """A copy trained with the method's penalty, where a recipe says how."""
-    if recipe is None or not isinstance(method, (Penalty, Proximal, Gate)):
+    """A copy trained the method's way, where a recipe says how."""
+    if recipe is None or not isinstance(method, (Penalty, Proximal, Gate, Soft)):
         return model
     if data is None:
-        raise TopiaristError(f"{method.name} trains the network with its penalty; give data")
+        raise TopiaristError(f"{method.name} trains the network in its own way; give data")
     from topiarist.train import fit
 
     copy = copied(model)

@@ -49,6 +49,7 @@ class Taylor(Method):
     """
 
     needs = frozenset({"gradients"})
+    target = "automatic"
     allocation = "global"
     paper = (
         "Molchanov, Tyree, Karras, Aila, Kautz: "

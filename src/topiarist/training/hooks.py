@@ -94,7 +94,8 @@ def attach(
     their momentum after it. At the end of the context, or at an exception, all of it is taken off again.
 
     Args:
-        method: a method, its registered name, or ``None`` to hold a keep alone. Roles that it lacks do nothing.
+        method: a method, its registered name, or ``None`` to hold a keep alone. Roles that it lacks do nothing. An
+            optimiser knows no epochs: in a loop of your own call `soften` of soft pruning between them.
         model: the model that trains.
         optimizer: any optimiser over its parameters. Learning-rate schedulers belong inside the context, since gates
             add a parameter group. The proximal step sees the learning rate of the first parameter group.

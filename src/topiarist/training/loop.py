@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
 from topiarist.methods import make
-from topiarist.methods.base import Method
+from topiarist.methods.base import Method, Soft
 from topiarist.training import checkpoint as checkpoints
 from topiarist.training.accuracy import accuracy, class_scores, device_of, mode, rehearse
 from topiarist.training.history import Epoch, History, Progress
@@ -60,7 +60,8 @@ def fit(
         data: what to train and test on.
         recipe: epochs, rates and so on; ``Recipe.paper()`` where none is given.
         seed: of the order of examples, the augmentation, dropout and gates; the global random state stays as it was.
-        method: a method, or its name, whose training-time roles are attached (see `attach`).
+        method: a method, or its name, whose training-time roles are attached (see `attach`); soft pruning also acts
+            before the first epoch and after each one.
         graph: the model's graph; needed with ``keep`` and with a method that acts in training.
         keep: group name → bool ``(units,)`` of ``graph.weights()``; what it removes stays zero.
         checkpoint: file to store the training in and to resume from.
@@ -74,8 +75,8 @@ def fit(
         History: one row an epoch.
 
     Raises:
-        TopiaristError: the model does not fit the data, the loss diverges, or the checkpoint is of another run,
-            damaged, or cannot be written.
+        TopiaristError: the model does not fit the data, the graph is missing, the loss diverges, or the checkpoint is
+            of another run, damaged, or cannot be written.
         KeyboardInterrupt: the user stopped it; the checkpoint holds the last finished epoch.
     """
     recipe = recipe or Recipe.paper()
@@ -92,7 +93,7 @@ def fit(
                 generator = torch.Generator().manual_seed(seed)
                 run = _Run(fabric, module, wrapped, model, optimizer, generator, data, recipe)
                 file = _File(None if checkpoint is None else Path(checkpoint), _settings(run, seed, method, keep))
-                return _train(run, file, progress, evaluate_every)
+                return _train(run, file, progress, evaluate_every, _softening(method, model, graph, recipe.epochs))
     finally:
         model.to(origin)
 
@@ -160,11 +161,24 @@ class _File:
             checkpoints.save(self.path, {"settings": dict(self.settings), **run.state(), "rows": plain})
 
 
-def _train(run: _Run, file: _File, progress: Progress | None, evaluate_every: int) -> History:
+def _softening(method: Method | None, model: nn.Module, graph: Graph | None, epochs: int) -> Callable[[int], None]:
+    """What soft pruning does after so many epochs; nothing for other methods."""
+    if not isinstance(method, Soft):
+        return lambda done: None
+    if graph is None:
+        raise TopiaristError("soft pruning takes the model's graph: pass graph=topiarist.trace(model, example_inputs)")
+    return torch.no_grad()(lambda done: method.soften(model, graph, done, epochs))
+
+
+def _train(
+    run: _Run, file: _File, progress: Progress | None, evaluate_every: int, soften: Callable[[int], None]
+) -> History:
     """All epochs that are still to do."""
     recipe, rows = run.recipe, file.resume(run)
     for number in range(len(rows), recipe.epochs):
         start = time.perf_counter()
+        if number == 0:
+            soften(0)  # never stored without a trained epoch, so that a resumed run repeats it
         rate = recipe.rate(number)
         for group in run.optimizer.param_groups:
             group["lr"] = rate
@@ -176,6 +190,7 @@ def _train(run: _Run, file: _File, progress: Progress | None, evaluate_every: in
                 f"training diverged in epoch {number + 1} of {recipe.epochs}, its loss or a weight is no longer finite"
                 f"{kept}: lower the learning rate from {recipe.lr:g}, for example to {recipe.lr / 10:g}"
             ) from None
+        soften(number + 1)
         due = number + 1 == recipe.epochs or (evaluate_every > 0 and (number + 1) % evaluate_every == 0)
         tested = accuracy(run.model, run.data) if due and len(run.data.test_y) else None
         rows.append(Epoch(number + 1, rate, loss, trained, tested, time.perf_counter() - start))

@@ -1,0 +1,168 @@
+"""Group lasso: training drives whole filters, channels or columns to zero (Wen et al. 2016)."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from topiarist.errors import TopiaristError
+from topiarist.graph.graph import Slice
+from topiarist.methods.base import Method, sum_by_unit
+
+if TYPE_CHECKING:
+    from topiarist.graph.graph import Graph, Group, Scores
+    from topiarist.stats import Stats
+
+_KINDS = ("filter", "channel", "both", "unit", "column")
+
+# A floor of sums of squares: with it the gradient of a norm at 0 is the number 0.
+_TINY = sys.float_info.min
+
+
+@dataclass(frozen=True)
+class GroupLasso(Method):
+    """Trains with the L2 norms of whole groups of weights as a penalty; units of small norm go first, over all layers.
+
+    Formula: ``L = loss + lam * sum over groups theta of ||theta||``, whose subgradient at 0 is 0. The groups: for
+    ``"filter"`` the weights of one layer that produce a unit; for ``"channel"`` those of one layer that read it;
+    ``"both"`` (SSL) adds these two sums; for ``"unit"`` its filters in all layers, which a residual stream ties; for
+    ``"column"`` the weights ``W[:, c, i, j]`` that read one place ``i, j`` of unit ``c``. The proximal solver takes no
+    gradient of it, but after every step ``theta = max(0, 1 - lr * lam * sqrt(P) / ||theta||) * theta`` with ``P``
+    numbers in the group, biases counted in with filters and units; groups then become exactly 0. ``s_j = ||theta_j||``
+    over all filters of unit ``j``, or over all weights that read it for ``"channel"`` and ``"column"``. Needs a network
+    trained so. Returns ``(units,)``, in units of the weights, for each group that such weights belong to; only the
+    weights of units that can be cut are penalised.
+
+    Cost: a pass over the weights at each step, with columns also an index of their size. The score reads the weights.
+
+    Use it: where a network is trained anyhow, and it has no batch norms whose scales could tell. A batch norm undoes
+    the size of the filters before it, so there prefer ``"channel"``, or slimming. Columns make sparse filters rather
+    than dead units. Where groups share weights (rows and columns of one matrix) their proximal steps follow each other.
+
+    Raises:
+        TopiaristError: ``lam`` is negative or infinite, kind or solver is unknown, the proximal solver is asked for
+            ``"both"``, or the network has no such groups.
+
+    Paper: Wen, Wu, Wang, Chen, Li: "Learning Structured Sparsity in Deep Neural Networks", NIPS 2016. The proximal
+    solver: Alvarez, Salzmann: "Learning the Number of Neurons in Deep Networks", NIPS 2016. Columns: Lebedev,
+    Lempitsky: "Fast ConvNets Using Group-wise Brain Damage", CVPR 2016.
+
+    Attributes:
+        lam: strength of the penalty.
+        kind: which weights vanish together: ``"filter"``, ``"channel"``, ``"both"``, ``"unit"`` or ``"column"``.
+        solver: ``"gradient"`` of the penalty, or ``"proximal"``: a step after the optimiser's.
+    """
+
+    target = "automatic"
+    needs = frozenset({"weights", "training"})
+    allocation = "global"
+    paper = "Wen, Wu, Wang, Chen, Li: Learning Structured Sparsity in Deep Neural Networks, NIPS 2016"
+
+    lam: float = 5e-3
+    kind: Literal["filter", "channel", "both", "unit", "column"] = "filter"
+    solver: Literal["gradient", "proximal"] = "gradient"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lam < math.inf:
+            raise TopiaristError(f"lam must be a number from 0 on, the strength of the penalty, but got {self.lam!r}")
+        if self.kind not in _KINDS:
+            raise TopiaristError(f"kind must be one of {', '.join(_KINDS)}, but got {self.kind!r}")
+        if self.solver not in ("gradient", "proximal"):
+            raise TopiaristError(f"solver must be 'gradient' or 'proximal', but got {self.solver!r}")
+        if self.solver == "proximal" and self.kind == "both":
+            raise TopiaristError(
+                "filters and channels overlap, so that no proximal step solves both: take the solver 'gradient', or one"
+            )
+
+    def penalty(self, model: nn.Module, graph: Graph) -> Tensor:
+        """``lam * sum ||theta||``; 0 where the proximal solver does the work."""
+        if self.solver == "proximal":
+            return torch.zeros(())
+        norms = [_norms(bundle, model.get_parameter) for bundle in self._bundles(graph)]
+        return self.lam * torch.cat(norms).sum()
+
+    @torch.no_grad()
+    def proximal(self, model: nn.Module, graph: Graph, lr: float) -> None:
+        """``theta = max(0, 1 - lr * lam * sqrt(P) / ||theta||) * theta``; nothing where the gradient does the work."""
+        if self.solver == "gradient":
+            return
+        for bundle in self._bundles(graph):
+            root = math.sqrt(sum(_numbers(part, graph.shapes[part.tensor]) for part in bundle))
+            factors = (1 - lr * self.lam * root / _norms(bundle, model.get_parameter)).clamp(min=0)
+            for part in bundle:
+                _multiply(model.get_parameter(part.tensor), part, factors)
+
+    def score(self, graph: Graph, stats: Stats) -> Scores:
+        """``s_j = ||theta_j||``."""
+        role = "input" if self.kind in ("channel", "column") else "output"
+        matrices = {group.name: _matrices(graph, group, role) for group in graph.groups}
+        return {name: _norms(parts, stats.tensor) for name, parts in matrices.items() if parts} or _refuse(self.kind)
+
+    def _bundles(self, graph: Graph) -> list[list[Slice]]:
+        """The slices whose entries make up the groups, one group a row: those in one list belong together."""
+        found = [bundle for group in graph.groups for bundle in self._of(graph, group)]
+        return found or _refuse(self.kind)
+
+    def _of(self, graph: Graph, group: Group) -> list[list[Slice]]:
+        filters, channels = _matrices(graph, group, "output"), _matrices(graph, group, "input")
+        biases = group.by_role("bias") if self.solver == "proximal" else ()
+        if self.kind == "column":
+            return [[_columns(part, graph.shapes[part.tensor])] for part in channels]
+        if self.kind == "unit":
+            return [[*filters, *biases]] if filters else []
+        made = [[part, *(bias for bias in biases if _layer(bias) == _layer(part))] for part in filters]
+        read = [[part] for part in channels]
+        return {"filter": made, "channel": read, "both": made + read}[self.kind]
+
+
+def _matrices(graph: Graph, group: Group, role: str) -> list[Slice]:
+    """The parameters of two or more axes that produce the group's units (``"output"``) or read them (``"input"``)."""
+    own = set(graph.parameters)
+    return [part for part in group.by_role(role) if part.tensor in own and len(graph.shapes[part.tensor]) >= 2]
+
+
+def _layer(part: Slice) -> str:
+    return part.tensor.rpartition(".")[0]
+
+
+def _columns(part: Slice, shape: tuple[int, ...]) -> Slice:
+    """One row for each column that reads a unit, with its places in the flattened weight."""
+    assert part.axis is not None
+    outputs = 1 if part.axis == 0 else 0  # transposed convolutions read along axis 0
+    places = torch.arange(math.prod(shape)).view(shape).index_select(part.axis, part.positions.flatten())
+    return Slice(part.tensor, None, places.movedim(outputs, -1).flatten(0, -2), part.role)
+
+
+def _norms(bundle: list[Slice], tensor: Callable[[str], Tensor]) -> Tensor:
+    """The norm of each group: of row ``j`` of all slices together."""
+    squares = [sum_by_unit(part, tensor(part.tensor).square()) for part in bundle]
+    return torch.stack(squares).sum(0).clamp(min=_TINY).sqrt()
+
+
+def _numbers(part: Slice, shape: tuple[int, ...]) -> int:
+    """How many entries a row has."""
+    return part.positions.shape[1] * (1 if part.axis is None else math.prod(shape) // shape[part.axis])
+
+
+def _multiply(weight: Tensor, part: Slice, factors: Tensor) -> None:
+    """Multiplies each row of a slice by its factor, in place."""
+    shape = [weight.numel()] if part.axis is None else [weight.shape[part.axis]]
+    line = torch.ones(shape, dtype=weight.dtype, device=weight.device)
+    line[part.positions] = factors.to(line).unsqueeze(1).expand(part.positions.shape)
+    if part.axis is None:
+        weight.mul_(line.view_as(weight))
+    else:
+        weight.mul_(line.view([-1 if axis == part.axis else 1 for axis in range(weight.ndim)]))
+
+
+def _refuse(kind: str) -> NoReturn:
+    raise TopiaristError(
+        f"group_lasso found no weights of the kind {kind!r} on units that can be cut: `topiarist inspect` says what "
+        "pins them, or take another kind"
+    )
