@@ -22,6 +22,7 @@ import torch
 
 import topiarist
 from topiarist.studies import Study, run
+from topiarist.studies.statistics import paired
 
 HERE = Path(__file__).parent
 LENET, VGG = ("LeNet-5 (batch norm)", "zoo:lenet5?norm=true"), ("VGG-11, quarter width", "zoo:vgg11?width=0.25")
@@ -62,7 +63,19 @@ def table(title: str, parts: list[dict]) -> list[str]:
         lines.append(f"| {method} | {goal} | " + " | ".join(shown) + " |")
     whole = next(row for row in parts[-1]["rows"] if row["arm"] == "unpruned")
     lines += ["", f"Unpruned: {cell(whole)} % of the test images.", ""]
-    return [*lines, *(f"- {sentence}" for sentence in parts[-1]["conclusion"]), ""]
+    sentences = [against_random(found, method, goal) for method, goal in found if method != "random"]
+    return [*lines, *(f"- {sentence}" for sentence in [*sentences, *parts[-1]["conclusion"]]), ""]
+
+
+def against_random(found: dict[tuple[str, str], dict[str, dict]], method: str, goal: str) -> str:
+    """What the criterion is worth before fine-tuning, seed by seed."""
+    ours, theirs = (found[name, goal]["pruned"]["accuracy"]["seeds"] for name in (method, "random"))
+    gain = paired(ours, theirs)
+    told = "" if gain.resolved else ", not resolved with so few seeds"
+    return (
+        f"As pruned at {goal}, {method} is {gain.mean:+.1f} points from random "
+        f"(95 % interval {gain.low:+.1f} to {gain.high:+.1f}{told})."
+    )
 
 
 def main() -> None:
