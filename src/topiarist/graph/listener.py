@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from topiarist.graph.calls import kind_of, sizes_argument, tensors_in
-from topiarist.graph.labels import Vector, labelled
+from topiarist.graph.labels import Free, Vector, labelled
 from topiarist.graph.sizes import Length, Size, holds_constant, sizes_of
 from topiarist.graph.tracer import Tracer
 
@@ -97,6 +97,9 @@ class Listener(TorchFunctionMode):
         tensor = args[0]
         plain = func(*args, **kwargs)
         vectors = self.tracer.vectors_of(tensor)
+        for vector in vectors:
+            if isinstance(vector, Free):  # what it will meet is not known yet, so the integer could not remember it
+                self.tracer.algebra.pin(vector, "its size is read where it was expanded from one position")
         if not any(labelled(v) for v in vectors):
             return plain
         with torch._C.DisableTorchFunction():
