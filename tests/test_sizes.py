@@ -319,6 +319,8 @@ WIDENED = {
     "broadcast to": lambda m, x: torch.broadcast_to(x, (x.shape[0], 8, *x.shape[2:])),
     "product": lambda m, x: torch.einsum("bohw,co->bchw", x, m.v[:, :, 0]),
     "joined": lambda m, x: torch.cat([x] * 8, 1),
+    "interleaved": lambda m, x: x.repeat_interleave(8, 1),
+    "read again": lambda m, x: (y := x.expand(-1, 8, -1, -1)).reshape(y.shape[0], y.shape[1], *y.shape[2:]),
 }
 
 

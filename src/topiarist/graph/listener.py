@@ -59,6 +59,10 @@ class Listener(TorchFunctionMode):
         elif name in LIKE:
             for ours, theirs in zip(tracer.vectors_of(out), tracer.vectors_of(args[1]), strict=True):
                 tracer.algebra.unify(ours, theirs)
+        elif name == "repeat_interleave":
+            for vector in tracer.vectors_of(out):
+                if isinstance(vector, Free):
+                    tracer.algebra.pin(vector, "repeated a fixed number of times")
         elif func in OPAQUE or name in PARTING:
             for tensor in tensors_in((args, kwargs)):
                 for vector in tracer.vectors_of(tensor):
