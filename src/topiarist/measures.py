@@ -98,7 +98,7 @@ def _response_site(group: Group, leaves: set[str]) -> Site | None:
     return found
 
 
-def _on_responses(
+def on_responses(
     model: nn.Module, graph: Graph, see: Callable[[Group, Site, Tensor], None], *, shield: bool = False
 ) -> Iterator[RemovableHandle]:
     """Calls ``see`` with every group's response.
@@ -149,12 +149,12 @@ class _Hook:
         return output.clone()
 
 
-def _lines(response: Tensor, site: Site) -> Tensor:
+def lines(response: Tensor, site: Site) -> Tensor:
     """``(examples, positions, places)``."""
     return response.movedim(site.axis, 1).flatten(2) if response.ndim > 2 else response[:, :, None]
 
 
-def _by_unit(values: Tensor, site: Site) -> Tensor:
+def by_unit(values: Tensor, site: Site) -> Tensor:
     """``(positions,)`` summed into ``(units,)``."""
     return values[site.positions.to(values.device)].sum(1)
 
@@ -174,13 +174,13 @@ class Activations:
         """Adds up in the forward pass."""
 
         def see(group: Group, site: Site, response: Tensor) -> None:
-            z = _lines(response, site)
+            z = lines(response, site)
             run.add(group.name, "activations.count", z.shape[0] * z.shape[2] * site.positions.shape[1])
-            run.add(group.name, "activations.sum", _by_unit(z.sum((0, 2), dtype=torch.float64), site))
-            run.add(group.name, "activations.squares", _by_unit(z.double().square().sum((0, 2)), site))
-            run.add(group.name, "activations.zeros", _by_unit((z <= 0).sum((0, 2)), site))
+            run.add(group.name, "activations.sum", by_unit(z.sum((0, 2), dtype=torch.float64), site))
+            run.add(group.name, "activations.squares", by_unit(z.double().square().sum((0, 2)), site))
+            run.add(group.name, "activations.zeros", by_unit((z <= 0).sum((0, 2)), site))
 
-        return _on_responses(model, graph, see)
+        return on_responses(model, graph, see)
 
 
 @dataclass(frozen=True)
@@ -199,14 +199,14 @@ class Gradients:
 
         def see(group: Group, site: Site, response: Tensor) -> None:
             def then(gradient: Tensor) -> None:
-                effect = _lines(response.detach() * gradient, site).mean(2, dtype=torch.float64)
+                effect = lines(response.detach() * gradient, site).mean(2, dtype=torch.float64)
                 effect = effect[:, site.positions.to(effect.device)].mean(2).abs()
                 run.add(group.name, "gradients.count", len(effect))
                 run.add(group.name, "gradients.taylor", effect.sum(0))
 
             run.gradient(response, then)
 
-        return _on_responses(model, graph, see, shield=True)
+        return on_responses(model, graph, see, shield=True)
 
 
 @dataclass(frozen=True)
@@ -232,14 +232,14 @@ class Covariance:
         """Adds up in the forward pass."""
 
         def see(group: Group, site: Site, response: Tensor) -> None:
-            z = _lines(response, site).double()
+            z = lines(response, site).double()
             places = site.positions.to(z.device)
             pooled = z.amax(2)[:, places].amax(2) if self.pool == "max" else z.mean(2)[:, places].mean(2)
             run.add(group.name, f"{self.name}.count", len(pooled))
             run.add(group.name, f"{self.name}.sum", pooled.sum(0))
             run.add(group.name, f"{self.name}.products", pooled.T @ pooled)
 
-        return _on_responses(model, graph, see)
+        return on_responses(model, graph, see)
 
 
 STATISTICS: Mapping[str, Statistic] = {

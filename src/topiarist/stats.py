@@ -165,19 +165,19 @@ def _measure(
     device = next((tensor.device for _, tensor in _named_tensors(model)), torch.device("cpu"))
     handles: list[RemovableHandle] = []
     seen = 0
-    with _eval_mode(model), torch.enable_grad() if backward else torch.no_grad():
+    with eval_mode(model), torch.enable_grad() if backward else torch.no_grad():
         try:
             for statistic in wanted:
                 handles += statistic.watch(model, graph, watch)
             for batch in batches:
-                inputs, target = _parted(batch)
-                output = run(model, _moved(inputs, device))
+                inputs, target = parted(batch)
+                output = run(model, moved(inputs, device))
                 seen += 1
                 if backward:
                     if target is None:
                         raise TopiaristError("gradients need targets: pass batches as pairs (inputs, target)")
                     examples = len(tensors_in(inputs)[0])
-                    watch.backward(loss(output, _moved(target, device)) * examples)
+                    watch.backward(loss(output, moved(target, device)) * examples)
         finally:
             for handle in handles:
                 handle.remove()
@@ -198,7 +198,7 @@ def _statistics(needs: Collection[str | Statistic]) -> list[Statistic]:
     return [found[name] for name in sorted(found)]
 
 
-def _parted(batch: Any) -> tuple[Any, Any]:
+def parted(batch: Any) -> tuple[Any, Any]:
     """Inputs and target of a batch; the target is ``None`` where there is none."""
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return batch[0], batch[1]
@@ -207,12 +207,12 @@ def _parted(batch: Any) -> tuple[Any, Any]:
     return batch, None
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, Mapping):
-        return {key: _moved(entry, device) for key, entry in value.items()}
-    return type(value)(_moved(entry, device) for entry in value) if isinstance(value, tuple | list) else value
+        return {key: moved(entry, device) for key, entry in value.items()}
+    return type(value)(moved(entry, device) for entry in value) if isinstance(value, tuple | list) else value
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -226,7 +226,7 @@ def _added(first: Mapping[tuple[str, str], Tensor], second: Mapping[tuple[str, s
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode, and afterwards each module's own mode as it was."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from topiarist.errors import TopiaristError
 from topiarist.graph.calls import run, tensors_in
-from topiarist.stats import _eval_mode, _moved, _parted
+from topiarist.stats import eval_mode, moved, parted
 
 if TYPE_CHECKING:
     from topiarist.graph.graph import Graph, Group, Slice
@@ -73,13 +73,13 @@ def grams(graph: Graph, stats: Stats, *, samples: int, examples: int, seed: int)
         for name in sorted({name for parts in found.values() for name in parts})
     ]
     try:
-        with _eval_mode(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             for batch in stats.batches if handles else ():
-                inputs, _ = _parted(batch)
+                inputs, _ = parted(batch)
                 sampler.size = len(tensors_in(inputs)[0])
                 sampler.used = min(sampler.size, examples - sampler.start)
                 if sampler.size:
-                    run(model, _moved(inputs, device))
+                    run(model, moved(inputs, device))
                 sampler.start += sampler.size
                 if sampler.start >= examples:
                     break

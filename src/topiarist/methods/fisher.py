@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from topiarist.errors import TopiaristError
-from topiarist.measures import _by_unit, _lines, _on_responses
+from topiarist.measures import by_unit, lines, on_responses
 from topiarist.methods.base import Method
 
 if TYPE_CHECKING:
@@ -38,13 +38,13 @@ class FisherInformation:
 
         def see(group: Group, site: Site, response: Tensor) -> None:
             def then(gradient: Tensor) -> None:
-                slopes = _by_unit(_lines(response.detach().double() * gradient, site).sum(2).T, site)
+                slopes = by_unit(lines(response.detach().double() * gradient, site).sum(2).T, site)
                 run.add(group.name, "fisher.count", slopes.shape[1])
                 run.add(group.name, "fisher.squares", slopes.square().sum(1))
 
             run.gradient(response, then)
 
-        return _on_responses(model, graph, see, shield=True)
+        return on_responses(model, graph, see, shield=True)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
 from topiarist.graph.calls import converted, run, tensors_in
-from topiarist.measures import _by_unit, _lines, _on_responses
+from topiarist.measures import by_unit, lines, on_responses
 from topiarist.methods._linearised import LastLayer, Linearised
 from topiarist.methods.base import Method
-from topiarist.stats import _eval_mode, _moved, _parted
+from topiarist.stats import eval_mode, moved, parted
 
 if TYPE_CHECKING:
     from topiarist.graph.graph import Graph, Group, Scores, Site
@@ -86,12 +86,12 @@ class Nisp(Method):
         """The final responses' own scores, ``(channels,)``, and the first example of the data."""
         example: Any = None
         count, total, products = 0, torch.zeros(()), torch.zeros(())
-        with _eval_mode(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             for batch in batches:
-                inputs = _parted(batch)[0]
+                inputs = parted(batch)[0]
                 example = example or [_first(inputs)]
                 with LastLayer() as last:
-                    run(model, _moved(inputs, _device(model)))
+                    run(model, moved(inputs, _device(model)))
                 z = _response(last).detach().movedim(last.axis, -1).flatten(0, -2).double()
                 count, total = count + len(z), total + z.sum(0).cpu()
                 products = products + (z.T @ z if self.ranking == "inf-fs" else z.square().sum(0)).cpu()
@@ -130,10 +130,10 @@ def _propagated(model: nn.Module, graph: Graph, example: Any, final: Tensor) -> 
     """The gradient of ``<final, final responses>`` at every group's response, summed over its places."""
     twin = copy.deepcopy(model).double().requires_grad_(False).eval()
     seen: list[tuple[Group, Site, Tensor]] = []
-    for _ in _on_responses(twin, graph, lambda *response: seen.append(response), shield=True):
+    for _ in on_responses(twin, graph, lambda *response: seen.append(response), shield=True):
         pass  # the hooks go with the copy
     with torch.enable_grad(), Linearised() as last:
-        run(twin, _watched(_moved(converted(example, torch.float64), _device(twin))))
+        run(twin, _watched(moved(converted(example, torch.float64), _device(twin))))
     response = _response(last)
     if not response.requires_grad or not seen:
         return {}
@@ -147,7 +147,7 @@ def _propagated(model: nn.Module, graph: Graph, example: Any, final: Tensor) -> 
             raise TopiaristError(
                 f"nisp's scores overflow at {group.name!r}: the network is too deep, take a method without chains"
             )
-        scores[group.name] = _by_unit(_lines(gradient, site).sum((0, 2)), site).cpu()
+        scores[group.name] = by_unit(lines(gradient, site).sum((0, 2)), site).cpu()
     return scores
 
 
