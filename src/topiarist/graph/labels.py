@@ -167,21 +167,15 @@ class LabelAlgebra:
         return self.unify(free.bound, other)
 
     def _join(self, free: Free, other: Free) -> None:
-        """Two free axes meet: from now on they are one."""
-        other.same = free
-        bound, requests, fixed = other.bound, other.requests, free.fixed or other.fixed
-        for request in requests:
-            free.requests.append(request)
-            if free.bound is not None and bound is None:
-                self.on_bound(request, free.bound)
-        if bound is not None:
-            if free.bound is None:
-                for request in free.requests[: len(free.requests) - len(requests)]:
-                    self.on_bound(request, bound)
-                free.bound = bound
-            else:
-                self.unify(free.bound, bound)
-        if fixed:
+        """Two free axes meet: from now on they are one, which fits the sizes asked for either."""
+        known, late = (free, other) if free.bound is not None else (other, free)
+        if known.bound is not None and late.bound is not None:
+            self.unify(known.bound, late.bound)
+        elif known.bound is not None:
+            for request in late.requests:
+                self.on_bound(request, known.bound)
+        free.bound, free.requests, other.same = known.bound, free.requests + other.requests, free
+        if free.fixed or other.fixed:
             self.pin(free, "meets an axis of fixed size")
 
     def split(self, vector: Vector, sizes: Sequence[int]) -> list[Vector]:
