@@ -1,5 +1,6 @@
 """Sizes and numbers that code computes: attributes that are solved, shims where none can be, scales that stay."""
 
+import json
 import math
 
 import pytest
@@ -24,7 +25,7 @@ from networks import (
     shaken,
     tokens,
 )  # fmt: skip
-from topiarist import cut, mask, trace
+from topiarist import Architecture, cut, mask, trace
 
 X, OTHER = images(2), images(3)
 T, LONGER = tokens(2), tokens(3, 7)
@@ -238,7 +239,15 @@ def test_a_scale_is_kept_where_its_size_would_be_zero():
     def program(net, x):
         return net.head(attention(net, net.embed(x)))
 
-    check(Net(program, **qkv_parts(embed=nn.Linear(12, 12), head=nn.Linear(12, 4))), T, LONGER)
+    model = Net(program, **qkv_parts(embed=nn.Linear(12, 12), head=nn.Linear(12, 4)))
+    graph = check(model, T, LONGER)
+    assert widths(graph) == {"embed": 12, "qkv:rows": 3, "qkv:columns": 4, "proj": 12}
+    keep = {"embed": torch.arange(12) < 1, "qkv:rows": torch.arange(3) < 2}
+    longer = LONGER.double()
+    small = cut(model, graph, keep)
+    again = Architecture.from_json(json.loads(json.dumps(Architecture.of(graph, keep).to_json()))).apply(model)
+    assert small(longer).isfinite().all()
+    assert torch.equal(again(longer), small(longer))
 
 
 def test_numbers_that_come_from_the_sequence_still_follow_it():

@@ -70,6 +70,7 @@ def encode(
                 "sizes": {str(n): [r and list(r) for r in slots] for n, slots in c.sizes.items()},
                 "numbers": {str(n): value for n, value in c.numbers.items()},
                 "squeezes": {str(n): list(dims) for n, dims in c.squeezes.items()},
+                "reads": {str(n): sorted(read.items()) for n, read in c.reads.items()},
             }
             for module, c in corrections.items()
         },
@@ -181,7 +182,11 @@ def _correction(value: Any) -> Correction:
             raise ValueError(f"{number!r} where a number belongs")
         numbers[_key(n)] = number
     squeezes = {_key(n): tuple(_count(dim) for dim in dims) for n, dims in value["squeezes"].items()}
-    return Correction(sizes, numbers, squeezes)
+    reads = {
+        _key(n): {_count(axis): _count(length, 1) for axis, length in read}
+        for n, read in value.get("reads", {}).items()
+    }
+    return Correction(sizes, numbers, squeezes, reads)
 
 
 def _key(text: str) -> int:

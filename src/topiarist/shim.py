@@ -2,28 +2,33 @@
 
 Some code states a size that no attribute holds (``x.view(B, N, 3, C // 64)``), or computes a scale from a shape
 (``q * (C // heads) ** -0.5``). A shimmed module runs its own forward, only that the n-th such call gets the right
-sizes, and that numbers keep the values they were trained with.
+sizes, and that numbers keep the values they were trained with. Where a smaller shape could not even be computed with
+(fewer channels than heads: ``0 ** -0.5``), it reads its shapes as they were traced.
 """
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from topiarist.errors import TopiaristError
-from topiarist.graph.calls import kind_of, with_sizes
+from topiarist.graph.calls import READS, kind_of, with_sizes
 from topiarist.graph.solution import Correction
 
 
 class _Correcting(TorchFunctionMode):
     def __init__(self, module: nn.Module, correction: Correction) -> None:
         super().__init__()
-        self.module, self.correction, self.call = module, correction, 0
+        self.module, self.correction = module, correction
+        self.call = self.reading = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in READS:
+            return self._read(func, args, kwargs)
         kind = kind_of(func)
         if kind is None:
             return func(*args, **kwargs)
@@ -41,6 +46,17 @@ class _Correcting(TorchFunctionMode):
         elif kind == "scale" and number is not None:
             args, kwargs = args[:6], {**kwargs, "scale": number}
         return func(*args, **kwargs)
+
+    def _read(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A shape, in which some lengths are as they were traced."""
+        self.reading += 1
+        real = func(*args, **kwargs)
+        traced = self.correction.reads.get(self.reading) if Shim.running[-1] is self.module else None
+        if traced is None:
+            return real
+        if isinstance(real, int):
+            return next(iter(traced.values()))
+        return torch.Size([traced.get(axis, length) for axis, length in enumerate(real)])
 
 
 class Shim:

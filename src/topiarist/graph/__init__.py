@@ -178,7 +178,9 @@ def regroup(model: nn.Module, solution: Solution, deadline: float) -> Graph:
         open_ = _violated(solution, groups)
         if not open_:
             return Graph(groups, solution.trace.shapes, names, tuple(solution.trace.unknown), solution)
-        for e in open_:
+        deceived = {e.module for e in open_ if solution.deceivable(e)}
+        solution = replace(solution, deceived=solution.deceived | deceived)
+        for e in () if deceived else open_:
             reason = f"a size computed at {e.line} in {e.module or 'the model'} cannot follow a cut"
             pins = tuple((vector, reason) for vector in solution.vectors_in(e))
             solution = replace(solution, pins=solution.pins + pins)

@@ -26,6 +26,9 @@ class Ratio(NamedTuple):
     asked: int
 
 
+READS = (Tensor.shape.__get__, Tensor.size)  # type: ignore[attr-defined]
+"""How a program reads a shape."""
+
 SIZED = {"view", "reshape", "unflatten", "expand", "broadcast_to", "split", "split_with_sizes", "pad"}
 NUMBERS = {"mul", "__mul__", "__rmul__", "div", "__truediv__", "__rtruediv__", "__div__", "__rdiv__", "true_divide"}
 NUMBERS |= {"multiply", "divide", "mul_", "div_", "__imul__", "__itruediv__", "tensor"}
@@ -87,6 +90,7 @@ class ModuleStack:
         self.names = [""]
         self.calls: Counter[str] = Counter()
         self.kinds: list[list[str]] = [[]]
+        self.reads = [0]
         self._handles = []
         for name, module in model.named_modules():
 
@@ -95,6 +99,7 @@ class ModuleStack:
                     on_enter(name, self.calls[name], args)
                 self.names.append(name)
                 self.kinds.append([])
+                self.reads.append(0)
 
             def leave(_: nn.Module, args: Any, output: Any, name: str = name) -> None:
                 if on_exit is not None:
@@ -102,6 +107,7 @@ class ModuleStack:
                 self.calls[name] += 1
                 self.names.pop()
                 self.kinds.pop()
+                self.reads.pop()
 
             self._handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
 
@@ -115,6 +121,11 @@ class ModuleStack:
         for running in self.kinds:
             running.append(kind)
         return len(self.kinds[-1])
+
+    def read(self) -> int:
+        """Counts a reading of a shape in every running module; returns its number in the innermost one."""
+        self.reads = [number + 1 for number in self.reads]
+        return self.reads[-1]
 
     def close(self) -> None:
         """Takes the hooks off."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from topiarist.graph.calls import kind_of, sizes_argument, tensors_in
+from topiarist.graph.calls import READS, kind_of, sizes_argument, tensors_in
 from topiarist.graph.labels import Free, Vector, labelled
 from topiarist.graph.sizes import Length, Size, holds_constant, sizes_of
 from topiarist.graph.tracer import Tracer
@@ -36,7 +36,7 @@ class Listener(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in (torch.Tensor.shape.__get__, torch.Tensor.size):  # type: ignore[attr-defined]
+        if func in READS:
             return self._shape(func, args, kwargs)
         if func in (torch.Tensor.numel, torch.Tensor.nelement, torch.numel):
             return self._numel(args[0])
@@ -76,7 +76,7 @@ class Listener(TorchFunctionMode):
     def _size(self, length: int, vector: Vector) -> int:
         if not labelled(vector):
             return int(length)
-        size = Size(length, Length(self.tracer.index_of(vector)))
+        size = Size(length, Length(self.tracer.index_of(vector), self.tracer.stack.top))
         self.seen[self.tracer.stack.top].setdefault(length, size)
         return size
 
@@ -101,6 +101,9 @@ class Listener(TorchFunctionMode):
         tensor = args[0]
         plain = func(*args, **kwargs)
         vectors = self.tracer.vectors_of(tensor)
+        number = self.tracer.stack.read()
+        if fixed := {axis: int(n) for axis, n in _entries(plain, args, kwargs) if labelled(vectors[axis])}:
+            self.tracer.shapes_read[self.tracer.stack.top][number] = fixed
         for vector in vectors:
             if isinstance(vector, Free):  # what it will meet is not known yet, so the integer could not remember it
                 self.tracer.algebra.pin(vector, "its size is read where it was expanded from one position")
@@ -177,6 +180,13 @@ class Listener(TorchFunctionMode):
             vector = vectors[out.ndim - 1 - slot // 2]
             if labelled(vector) and amount > 0:
                 self.tracer.asks(amount, vector[:amount] if slot % 2 == 0 else vector[-amount:], slot, call)
+
+
+def _entries(plain: Any, args: Any, kwargs: Any) -> list[tuple[int, int]]:
+    """The axes that a program reads, with their lengths."""
+    if isinstance(plain, int):
+        return [((args[1] if len(args) > 1 else kwargs["dim"]) % args[0].ndim, plain)]
+    return list(enumerate(plain))
 
 
 def _leaves(value: Any) -> list[Any]:

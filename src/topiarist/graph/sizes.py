@@ -29,9 +29,10 @@ class Attribute(NamedTuple):
 
 
 class Length(NamedTuple):
-    """The length of a labelled axis, by the index of its vector in the trace."""
+    """The length of a labelled axis, by the index of its vector in the trace; `reader` is the module that asked."""
 
     vector: int
+    reader: str
 
 
 class Term(NamedTuple):
@@ -200,16 +201,16 @@ def holds_constant(expression: Expression) -> bool:
 
 
 def evaluate(
-    expression: Expression, attributes: Callable[[Attribute], int], lengths: Callable[[int], int]
+    expression: Expression, attributes: Callable[[Attribute], int], read: Callable[[Length], int]
 ) -> int | None:
     """Value of an expression after a cut; None where it divides by zero."""
     if isinstance(expression, Attribute):
         return attributes(expression)
     if isinstance(expression, Length):
-        return lengths(expression.vector)
+        return read(expression)
     if isinstance(expression, Term):
-        left = evaluate(expression.left, attributes, lengths)
-        right = evaluate(expression.right, attributes, lengths)
+        left = evaluate(expression.left, attributes, read)
+        right = evaluate(expression.right, attributes, read)
         if left is None or right is None or (right == 0 and expression.operation in ("floordiv", "mod")):
             return None
         return OPERATIONS[expression.operation](left, right)
@@ -220,6 +221,7 @@ def solve(
     firm: Sequence[Equation],
     soft: Sequence[Equation],
     lengths: Callable[[int], int],
+    read: Callable[[Length], int],
     traced: Mapping[Attribute, int],
 ) -> tuple[dict[Attribute, int], list[Equation]]:
     """Finds the attributes that make equations true.
@@ -228,6 +230,7 @@ def solve(
         firm: what must hold.
         soft: what a shim can see to, where no attribute does; they decide what the firm ones leave open.
         lengths: kept length of a vector, by its index.
+        read: the length that the program reads.
         traced: the attributes' values in the traced network.
 
     Returns:
@@ -252,7 +255,7 @@ def solve(
 
             def trial(candidate: int, unknown: Attribute = unknown, equation: Equation = equation) -> bool:
                 known = {**values, unknown: candidate}
-                got = evaluate(equation.expression, lambda a: known.get(a, traced[a]), lengths)
+                got = evaluate(equation.expression, lambda a: known.get(a, traced[a]), read)
                 return got == target(equation)
 
             if trial(traced[unknown]):
@@ -263,7 +266,7 @@ def solve(
             if found is not None:
                 values[unknown] = found
                 break
-    violated = [e for e in firm if evaluate(e.expression, value_of, lengths) != target(e)]
+    violated = [e for e in firm if evaluate(e.expression, value_of, read) != target(e)]
     return {a: v for a, v in values.items() if v != traced[a]}, violated
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,7 +19,7 @@ from topiarist.errors import TopiaristError
 from topiarist.graph.calls import Ratio
 from topiarist.graph.labels import Labels, Vector, labelled
 from topiarist.graph.lines import Classes, Rectangles
-from topiarist.graph.sizes import Attribute, Equation, Term, evaluate, kept_length, leaves, solve
+from topiarist.graph.sizes import Attribute, Equation, Length, Term, evaluate, kept_length, leaves, solve
 from topiarist.graph.tracer import Contraction, Tracer
 
 if TYPE_CHECKING:
@@ -27,11 +27,16 @@ if TYPE_CHECKING:
 
 
 class Correction(NamedTuple):
-    """What a shim puts right in a module's forward, by call: sizes, numbers that keep their values, axes to squeeze."""
+    """What a shim puts right in a module's forward.
+
+    By call: sizes, numbers that keep their values, axes to squeeze. By reading of a shape: axes whose length the
+    program reads as it was traced.
+    """
 
     sizes: Mapping[int, tuple[Ratio | None, ...]]
     numbers: Mapping[int, float]
     squeezes: Mapping[int, tuple[int, ...]]
+    reads: Mapping[int, Mapping[int, int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +50,7 @@ class Solution:
         membership: classes × units: which units hold a class.
         first: index of each group's first unit.
         pins: ``(labels, reason)`` beyond those of the trace.
+        deceived: modules that read shapes as they were traced, since they could not compute with smaller ones.
     """
 
     trace: Tracer
@@ -53,6 +59,7 @@ class Solution:
     membership: csr_matrix = field(default_factory=lambda: csr_matrix((1, 0)), repr=False)
     first: Mapping[str, int] = field(default_factory=dict)
     pins: tuple[tuple[Labels, str], ...] = field(default=(), repr=False)
+    deceived: frozenset[str] = frozenset()
 
     @property
     def contractions(self) -> Sequence[Contraction]:
@@ -96,7 +103,23 @@ class Solution:
         """The attributes' new values, and the equations that neither they nor shims can satisfy."""
         firm = [e for e in self.trace.equations if not self.correctable(e)]
         soft = [e for e in self.trace.equations if self.correctable(e) and not e.number]
-        return solve(firm, soft, lambda vector: self.length(dead, vector), self.trace.memory.traced)
+        read = partial(self._read, dead)
+        return solve(firm, soft, lambda vector: self.length(dead, vector), read, self.trace.memory.traced)
+
+    def _read(self, dead: np.ndarray, length: Length) -> int:
+        """What the program reads as the length of an axis after a cut."""
+        if length.reader in self.deceived:
+            return len(self.trace.vectors[length.vector])
+        return self.length(dead, length.vector)
+
+    def deceivable(self, e: Equation) -> bool:
+        """Whether the module that asks could read all its shapes as traced, and shims see to all that follows."""
+        reading = [
+            other
+            for other in self.trace.equations
+            if any(isinstance(leaf, Length) and leaf.reader == e.module for leaf in leaves(other.expression))
+        ]
+        return e.number and e.module not in self.deceived and all(self.correctable(other) for other in (e, *reading))
 
     def correctable(self, e: Equation) -> bool:
         """Whether a shim can see to an equation: it knows the call, and the module's calls can be counted."""
@@ -125,14 +148,23 @@ class Solution:
             if any(kept_length(dead, self.classes.of[vector]) == 1 for vector in vectors):
                 squeezed.setdefault(module, {})[call] = dims
         found: dict[str, Correction] = {}
-        for module in sorted({*sizes, *frozen, *squeezed}):
+        # Where a module reads what has not changed, there is nothing to deceive it about.
+        reads = {module: self.trace.shapes_read[module] for module in self.deceived if self._shrinks(module, dead)}
+        for module in sorted({*sizes, *frozen, *squeezed, *reads}):
             calls = sizes.get(module, {})
             found[module] = Correction(
                 {n: tuple(slots.get(k) for k in range(max(slots) + 1)) for n, slots in calls.items()},
                 dict(self.trace.numbers[module]) if module in frozen else {},
                 squeezed.get(module, {}),
+                reads.get(module, {}),
             )
         return found
+
+    def _shrinks(self, module: str, dead: np.ndarray) -> bool:
+        """Whether a cut changes what a module would read."""
+        read = {leaf for e in self.trace.equations for leaf in leaves(e.expression) if isinstance(leaf, Length)}
+        mine = [leaf.vector for leaf in read if leaf.reader == module]
+        return any(self.length(dead, vector) != len(self.trace.vectors[vector]) for vector in mine)
 
     def impossible(self, dead: np.ndarray) -> list[Equation]:
         """The sizes that the program cannot even compute after a cut, or computes as 0 to scale by it."""
@@ -143,7 +175,7 @@ class Solution:
     def _asked(self, e: Equation, solved: Mapping[Attribute, int], dead: np.ndarray) -> int | None:
         """What the program will compute after a cut; None where it would divide by zero."""
         traced = self.trace.memory.traced
-        return evaluate(e.expression, lambda a: solved.get(a, traced[a]), lambda k: self.length(dead, k))
+        return evaluate(e.expression, lambda a: solved.get(a, traced[a]), partial(self._read, dead))
 
     def vectors_in(self, equation: Equation) -> list[Labels]:
         """The vectors that an equation speaks of, also through the attributes that it shares with others."""

@@ -75,6 +75,7 @@ class Tracer(TorchDispatchMode):
         outputs: vectors of each module's outputs, by (module, call).
         equations: sizes that the program asked for.
         numbers: by module and call, the numbers that were computed from sizes.
+        shapes_read: by module and reading of a shape, the labelled axes read and their lengths.
         squeezes: by module and call, the axes that went where no axis was named, and the vectors that must not.
         unsteady: modules whose correctable calls differ between calls or modes, so that no shim can count them.
         parts: vectors of split axes, which no unit may empty.
@@ -96,6 +97,7 @@ class Tracer(TorchDispatchMode):
         self.outputs: dict[tuple[str, int], list[Traced]] = {}
         self.equations: list[Equation] = []
         self.numbers: dict[str, dict[int, float]] = defaultdict(dict)
+        self.shapes_read: dict[str, dict[int, dict[int, int]]] = defaultdict(dict)
         self.squeezes: dict[tuple[str, int], tuple[tuple[int, ...], list[Labels]]] = {}
         self.kinds: dict[str, list[str]] = {}
         self.unsteady: set[str] = set()
