@@ -26,10 +26,25 @@ def table() -> str:
 
 
 def cards() -> str:
-    """For each method its heading and the mkdocstrings directive that shows its docstring."""
+    """For each method its equation, its nature, and the mkdocstrings directive that shows its docstring."""
     from topiarist import methods
 
-    return "\n".join(f"## {name}\n\n::: {_path(methods.get(name))}\n" for name in methods.names())
+    return "\n".join(card(methods.describe(name), _path(methods.get(name))) for name in methods.names())
+
+
+def card(method: dict[str, Any], path: str) -> str:
+    """One method's card; the equation becomes MathML, which browsers render without a script."""
+    from latex2mathml.converter import convert
+
+    equation = f'<div class="equation">{convert(method["formula"], display="block")}</div>'
+    target = {"predefined": "the user chooses the widths", "automatic": "the method finds the widths"}[method["target"]]
+    facts = [
+        f"**{method['target'].capitalize()}**: {target}.",
+        f"**Cuts** {method['granularity']}.",
+        f"**Needs** {', '.join(method['needs']) or 'nothing'}.",
+        f"**Roles**: {', '.join(method['roles'])}.",
+    ]
+    return f"## {method['name']}\n\n{equation}\n\n{' '.join(facts)}\n\n::: {path}\n"
 
 
 def _path(kind: type) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from topiarist import methods
 from topiarist.cli import commands
 from topiarist.cli.arguments import parse
 from topiarist.studies import Study
@@ -62,3 +63,4 @@ def test_the_site_builds(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     cards = (tmp_path / "methods.html").read_text(encoding="utf-8")
     assert "Network Slimming" in cards
+    assert cards.count('<div class="equation"><math') == len(methods.names())

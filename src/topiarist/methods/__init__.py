@@ -88,7 +88,8 @@ def describe(name: str) -> dict[str, Any]:
 
     Returns:
         ``name``, ``summary`` (first line of its docstring), ``doc``, ``granularity``, ``target``, ``needs``,
-        ``allocation``, ``paper``, ``roles`` and ``fields`` (each with ``name``, ``type``, ``default`` and ``help``).
+        ``allocation``, ``formula`` (LaTeX), ``paper``, ``roles``
+        and ``fields`` (each with ``name``, ``type``, ``default`` and ``help``).
     """
     method = get(name)
     doc = inspect.getdoc(method) or ""
@@ -101,6 +102,7 @@ def describe(name: str) -> dict[str, Any]:
         "target": method.target,
         "needs": sorted(need if isinstance(need, str) else need.name for need in method.needs),
         "allocation": method.allocation,
+        "formula": method.formula,
         "paper": method.paper,
         "roles": [role for role, member in _ROLES.items() if hasattr(method, member)],
         "fields": [_field(field, told.get(field.name, "")) for field in dataclasses.fields(method)],

@@ -49,6 +49,10 @@ class APoZ(Method):
     """
 
     needs = frozenset({"activations"})
+    formula = (
+        r"s_j = 1 - \mathrm{APoZ}_j, \qquad \mathrm{APoZ}_j = \frac{1}{N M} \sum_{n=1}^{N} \sum_{m=1}^{M} "
+        r"[\, z_{njm} = 0 \,]"
+    )
     paper = (
         "Hu, Peng, Tai, Tang: Network Trimming: A Data-Driven Neuron Pruning Approach towards Efficient Deep "
         "Architectures, arXiv 2016"

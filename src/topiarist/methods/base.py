@@ -39,6 +39,7 @@ class Method:
             method's penalty or gates), ``"evaluations"`` (the model and data, through `Stats`), and statistics: a name
             in `topiarist.stats.STATISTICS` or a `Statistic` of the method's own.
         allocation: how a budget is shared out unless the budget says so itself.
+        formula: the paper's key equation in LaTeX, for the documentation; the docstring has it in plain text.
         paper: authors, title, venue and year.
     """
 
@@ -47,6 +48,7 @@ class Method:
     target: ClassVar[Literal["predefined", "automatic"]] = "predefined"
     needs: ClassVar[frozenset[str | Statistic]] = frozenset({"weights"})
     allocation: ClassVar[Allocation] = "uniform"
+    formula: ClassVar[str]
     paper: ClassVar[str]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -73,6 +73,10 @@ class Fisher(Method):
     target = "automatic"
     needs = frozenset({FisherInformation()})
     allocation = "global"
+    formula = (
+        r"s_j = \frac{1}{2 N} \sum_{n=1}^{N} \left( \sum_{m} \frac{\partial L_n}{\partial z_{njm}}\, "
+        r"z_{njm} \right)^2"
+    )
     paper = (
         "Theis, Korshunova, Tejani, Huszár: Faster gaze prediction with dense networks and Fisher pruning, arXiv 2018"
     )

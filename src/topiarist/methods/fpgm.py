@@ -40,6 +40,7 @@ class FPGM(Method):
     Acceleration", CVPR 2019.
     """
 
+    formula = r"s_j = \sum_{i} \lVert F_i - F_j \rVert_2"
     paper = (
         "He, Liu, Wang, Hu, Yang: "
         "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration, CVPR 2019"

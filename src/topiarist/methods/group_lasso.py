@@ -62,6 +62,7 @@ class GroupLasso(Method):
     target = "automatic"
     needs = frozenset({"weights", "training"})
     allocation = "global"
+    formula = r"L = \mathrm{loss} + \lambda \sum_{g} \lVert \theta_g \rVert_2, \qquad s_j = \lVert \theta_j \rVert_2"
     paper = "Wen, Wu, Wang, Chen, Li: Learning Structured Sparsity in Deep Neural Networks, NIPS 2016"
 
     lam: float = 5e-3

@@ -40,6 +40,7 @@ class L1(Method):
             each block).
     """
 
+    formula = r"s_j = \left( \sum_{w \in F_j} |w|^p \right)^{1/p}, \qquad p = 1"
     paper = "Li, Kadav, Durdanovic, Samet, Graf: Pruning Filters for Efficient ConvNets, ICLR 2017"
 
     p: float = 1

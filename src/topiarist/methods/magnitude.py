@@ -42,6 +42,7 @@ class Magnitude(Method):
     granularity = "weight"
     target = "automatic"
     allocation = "global"
+    formula = r"s = |w|, \qquad \text{or keep where } |w| \ge q_l \, \mathrm{std}(w_l)"
     paper = "Han, Pool, Tran, Dally: Learning both Weights and Connections for Efficient Neural Networks, NIPS 2015"
 
     layers: Literal["all", "conv"] = "all"

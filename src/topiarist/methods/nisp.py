@@ -58,6 +58,7 @@ class Nisp(Method):
     """
 
     needs = frozenset({"weights", "evaluations"})
+    formula = r"s_k = |W_{k+1}|^{\top} s_{k+1}"
     paper = (
         "Yu, Li, Chen, Lai, Morariu, Han, Gao, Lin, Davis: "
         "NISP: Pruning Networks using Neuron Importance Score Propagation, CVPR 2018"

@@ -62,6 +62,11 @@ class PFA(Method):
 
     target = "automatic"
     needs = frozenset({"covariance-max"})
+    formula = (
+        r"p = \frac{l}{\sum_i l_i}, \qquad k_{\mathrm{KL}} = \left\lceil C \left( 1 - \frac{\sum_i p_i "
+        r"\log (C p_i)}{\log C} \right) \right\rceil, \qquad k_{\mathrm{En}} = \min \left\{ k : \sum_{i \le "
+        r"k} p_i \ge \tau \right\}"
+    )
     paper = "Suau, Zappella, Apostoloff: Filter Distillation for Network Compression, WACV 2020 (arXiv 2018)"
 
     tau: float | None = None

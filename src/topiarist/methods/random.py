@@ -30,6 +30,7 @@ class Random(Method):
     """
 
     needs = frozenset()
+    formula = r"s_j \sim U(0, 1)"
     paper = "Mittal, Bhardwaj, Khapra, Ravindran: Recovering from Random Pruning, WACV 2018"
 
     seed: int = 0

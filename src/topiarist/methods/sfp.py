@@ -46,6 +46,10 @@ class Sfp(Method):
     """
 
     needs = frozenset({"weights", "training"})
+    formula = (
+        r"s_j = \lVert F_j \rVert_2, \qquad F_j \leftarrow 0 \text{ after each epoch for the } \lfloor n "
+        r"(1 - \mathrm{rate}) \rfloor \text{ smallest}"
+    )
     paper = (
         "He, Kang, Dong, Fu, Yang: Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks, IJCAI 2018"
     )

@@ -38,6 +38,7 @@ class Slimming(Method):
     target = "automatic"
     needs = frozenset({"weights", "training"})
     allocation = "global"
+    formula = r"L = \mathrm{loss} + \lambda \sum_{j} |\gamma_j|, \qquad s_j = |\gamma_j|"
     paper = (
         "Liu, Li, Shen, Huang, Yan, Zhang: "
         "Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017"

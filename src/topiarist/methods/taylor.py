@@ -51,6 +51,11 @@ class Taylor(Method):
     needs = frozenset({"gradients"})
     target = "automatic"
     allocation = "global"
+    formula = (
+        r"\Theta_j = \frac{1}{N} \sum_{n} \left| \frac{1}{M} \sum_{m} \frac{\partial L_n}{\partial "
+        r"z_{njm}}\, z_{njm} \right|, \qquad s_j = \frac{\Theta_j}{\sqrt{\sum_i \Theta_i^2}} - \lambda\, "
+        r"\Theta^{\mathrm{flops}}"
+    )
     paper = (
         "Molchanov, Tyree, Karras, Aila, Kautz: "
         "Pruning Convolutional Neural Networks for Resource Efficient Inference, ICLR 2017"

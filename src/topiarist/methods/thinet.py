@@ -53,6 +53,10 @@ class ThiNet(Method):
     """
 
     needs = frozenset({"weights", "evaluations"})
+    formula = (
+        r"\min_{T} \sum_{m} \left( \sum_{c \in T} \hat{x}_{mc} \right)^2, \qquad w = \arg\min_{w} \sum_{m} "
+        r"\left( y_m - \sum_{c \notin T} w_c\, \hat{x}_{mc} \right)^2"
+    )
     paper = "Luo, Wu, Lin: ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression, ICCV 2017"
 
     samples: int = 10
