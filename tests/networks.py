@@ -311,7 +311,6 @@ class MultiHead(nn.Module):
 MHA = {"embed": 12, "attention.out_proj": 12}
 INNER = "attention.in_proj_weight"
 APART = {**MHA, f"{INNER}:rows": 3, f"{INNER}:columns": 4, f"{INNER}:columns2": 4}  # heads, widths of q and k, of v
-AVERAGED = {**MHA, f"{INNER}:rows": 4, f"{INNER}:rows2": 4}  # weights are averaged over the heads, which stay
 ENCODER = {"0": 12, "1.linear1": 20}
 ENCODER |= {f"1.self_attn.in_proj_weight:{part}": n for part, n in (("rows", 3), ("columns", 4), ("columns2", 4))}
 HEADS = {"q:columns": 4, "q:rows": 3, "v": 4}
@@ -386,13 +385,13 @@ CASES: dict[str, Case] = {
     "bmm": sentences(net(products, separate_parts), groups=HEADS),
     "multi-head": sentences(lambda: MultiHead(False, batch_first=True), groups=APART),
     "multi-head, sequence first": sentences(lambda: MultiHead(False), groups=APART),
-    "multi-head, weights": sentences(lambda: MultiHead(True, batch_first=True), groups=AVERAGED),
+    "multi-head, weights": sentences(lambda: MultiHead(True, batch_first=True), groups=APART),
     "multi-head, causal": Case(
         lambda: MultiHead(False, batch_first=True), {"x": tokens(2), "attn_mask": CAUSAL},
         {"x": tokens(3), "attn_mask": CAUSAL}, APART),
     "multi-head, padded": Case(
         lambda: MultiHead(True, batch_first=True), {"x": tokens(2), "key_padding_mask": PADDING},
-        {"x": tokens(2, seed=1), "key_padding_mask": PADDING.flip(0)}, AVERAGED),
+        {"x": tokens(2, seed=1), "key_padding_mask": PADDING.flip(0)}, APART),
     "encoder layer": sentences(
         line(nn.Linear(12, 12), nn.TransformerEncoderLayer(12, 3, 20, batch_first=True), nn.Linear(12, 4)),
         groups=ENCODER, norms=True),

@@ -1,11 +1,12 @@
-"""Normalisation over survivors: the part of a mask that zeroed parameters cannot express.
+"""What a mask does beyond zeroed parameters: operators that mix positions leave the dead ones out.
 
-A layer norm over 768 features of which 200 are zero is not a layer norm over 568. In a masked model such operators
-gather the survivors, normalise them and scatter them back among zeros.
+A layer norm over 768 features of which 200 are zero is not a layer norm over 568. In a masked model norms, means and
+softmaxes gather the survivors and scatter what they make of them back among zeros; products sum over survivors only.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -13,46 +14,70 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from topiarist.graph import Graph, Keep
-from topiarist.graph.calls import in_training
+from topiarist.graph.calls import mixing_kind
 from topiarist.graph.dropins import swap_in
 
-MIXING = ("native_layer_norm", "_fused_rms_norm", "rms_norm", "native_group_norm")
+Table = dict[tuple[str, int], dict[int, Tensor]]
+"""(kind, how many of it before in this call, also in children) → axis of the input → indices that survive."""
 
 
-class _Normalising(TorchDispatchMode):
-    """Replaces the normalisations in one call of a module."""
+class _Surviving(TorchDispatchMode):
+    """Replaces the operators that mix positions in one call of a module; counts them as the tracer does."""
 
-    def __init__(self, owner: SurvivorForward, table: dict[int, tuple[str, dict[int, Tensor]]]) -> None:
+    def __init__(self, table: Table) -> None:
         super().__init__()
-        self.owner, self.table, self.seen = owner, table, 0
+        self.table, self.seen = table, Counter[str]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if SurvivorForward.running[-1] is not self.owner or not _mixes(func, args, kwargs):
+        kind = mixing_kind(func, args, kwargs)
+        if kind is None:
             return func(*args, **kwargs)
-        found = self.table.get(self.seen)
-        self.seen += 1
-        return func(*args, **kwargs) if found is None else normalise(func, args, kwargs, *found)
+        number, self.seen[kind] = self.seen[kind], self.seen[kind] + 1
+        kept = self.table.get((kind, number))
+        return func(*args, **kwargs) if kept is None else over_survivors(func, args, kwargs, kind, kept)
 
 
-def _mixes(func: Any, args: Any, kwargs: Any) -> bool:
-    name = func.overloadpacket.__name__
-    if "batch_norm" not in name:
-        return name in MIXING
-    names = [argument.name for argument in func._schema.arguments]
-    return in_training(func, {**dict(zip(names, args, strict=False)), **kwargs})
+def over_survivors(func: Any, args: Any, kwargs: Any, kind: str, kept: dict[int, Tensor]) -> Any:
+    """One operator over the survivors of its input; zeros elsewhere."""
+    if kind == "product":
+        at = 1 if func.overloadpacket.__name__ in ("addmm", "baddbmm", "addmv") else 0
+        filled = scattered(gathered(args[at], kept), kept, args[at].shape)
+        return func(*args[:at], filled, *args[at + 1 :], **kwargs)
+    if kind == "reduction":
+        return func(gathered(args[0], kept), *args[1:], **kwargs)
+    if kind == "softmax":
+        return scattered(func(gathered(args[0], kept), *args[1:], **kwargs), kept, args[0].shape)
+    if kind == "weight norm":
+        out, norms = func(gathered(args[0], kept), gathered(args[1], kept), *args[2:], **kwargs)
+        return scattered(out, kept, args[0].shape), norms
+    return normalise(func, args, kwargs, kind, kept)
+
+
+def gathered(x: Tensor, kept: dict[int, Tensor]) -> Tensor:
+    """The survivors of a tensor."""
+    for axis, indices in kept.items():
+        x = x.index_select(axis, indices.to(x.device))
+    return x
+
+
+def scattered(x: Tensor, kept: dict[int, Tensor], shape: torch.Size) -> Tensor:
+    """The inverse: survivors among zeros."""
+    for axis, indices in kept.items():
+        wide = [*x.shape[:axis], shape[axis], *x.shape[axis + 1 :]]
+        x = x.new_zeros(wide).index_copy(axis, indices.to(x.device), x)
+    return x
 
 
 def normalise(func: Any, args: Any, kwargs: Any, kind: str, kept: dict[int, Tensor]) -> Any:
     """One normalisation over the survivors of its input; zeros elsewhere."""
     x, rest = args[0], list(args[1:])
     first = x.ndim - len(rest[0]) if kind == "layer" else 1
-    small = x
+    small = gathered(x, kept)
     for axis, indices in kept.items():
-        small = small.index_select(axis, indices)
         for k, tensor in enumerate(rest):
             if isinstance(tensor, Tensor) and axis >= first and kind != "batch":
-                rest[k] = tensor.index_select(axis - first, indices)
+                rest[k] = tensor.index_select(axis - first, indices.to(tensor.device))
     if kind == "layer":
         rest[0] = list(small.shape[first:])
     elif kind == "group":
@@ -60,48 +85,37 @@ def normalise(func: Any, args: Any, kwargs: Any, kind: str, kept: dict[int, Tens
         rest[3] = small.shape[1]
         rest[5] = len(torch.unique(kept[1] // (channels // groups)))
     out = func(small, *rest, **kwargs)
-    result = out[0] if isinstance(out, tuple) else out
-    for axis, indices in kept.items():
-        shape = list(result.shape)
-        shape[axis] = x.shape[axis]
-        result = result.new_zeros(shape).index_copy(axis, indices, result)
-    return (result, *out[1:]) if isinstance(out, tuple) else result
+    if isinstance(out, tuple):
+        return (scattered(out[0], kept, x.shape), *out[1:])
+    return scattered(out, kept, x.shape)
 
 
 class SurvivorForward:
-    """A forward in which the module's own normalisations see survivors only."""
+    """A forward in which the module's own operators see survivors only."""
 
-    running: list[SurvivorForward | None] = [None]  # noqa: RUF012  (the stack of all running ones)
-
-    def __init__(self, module: nn.Module, tables: dict[int, dict[int, tuple[str, dict[int, Tensor]]]]) -> None:
-        self.module, self.tables, self.calls = module, tables, 0
+    def __init__(self, module: nn.Module, tables: dict[int, Table], period: int) -> None:
+        self.module, self.tables, self.period, self.calls = module, tables, period, 0
         self.inner = module.__dict__.get("forward")  # a shim, or a forward of the instance's own
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the module's forward; dead positions take no part in its normalisations."""
-        table = self.tables.get(self.calls % (max(self.tables) + 1), {})
+        """Runs the module's forward; dead positions take no part in what mixes positions."""
+        table = self.tables.get(self.calls % self.period, {})
         self.calls += 1
-        SurvivorForward.running.append(self)
-        try:
-            with _Normalising(self, table):
-                forward = self.inner or type(self.module).forward.__get__(self.module)
-                return forward(*args, **kwargs)
-        finally:
-            SurvivorForward.running.pop()
+        with _Surviving(table):
+            forward = self.inner or type(self.module).forward.__get__(self.module)
+            return forward(*args, **kwargs)
 
 
 def install_survivors(model: nn.Module, graph: Graph, keep: Keep) -> None:
-    """Gives the modules whose normalisations lose positions a forward that leaves those out."""
+    """Gives the modules with operators that would mix in dead positions a forward that leaves those out."""
     swap_in(model)
-    dead = graph.solution.dead(keep)
-    tables: dict[str, dict[int, dict[int, tuple[str, dict[int, Tensor]]]]] = {}
-    for (module, call, number), statistic in graph.solution.trace.statistics.items():
+    trace, dead = graph.solution.trace, graph.solution.dead(keep)
+    tables: dict[str, dict[int, Table]] = {}
+    for (module, call, kind, number), statistic in trace.statistics.items():
         kept = {a: k for a, v in enumerate(statistic.vectors) if (k := graph.solution.kept(v, dead)) is not None}
-        tables.setdefault(module, {}).setdefault(call, {})
         if kept:
-            tables[module][call][number] = (statistic.kind, kept)
-    if not any(entry for table in tables.values() for entry in table.values()):
-        return
-    for name, table in tables.items():  # also those that lose nothing: each counts its own operators
+            tables.setdefault(module, {}).setdefault(call, {})[kind, number] = kept
+    for name, table in tables.items():
         owner = model.get_submodule(name)
-        owner.__dict__["forward"] = SurvivorForward(owner, table)
+        period = 1 + max(call for module, call in trace.outputs if module == name)
+        owner.__dict__["forward"] = SurvivorForward(owner, table, period)

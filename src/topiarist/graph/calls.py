@@ -91,6 +91,7 @@ class ModuleStack:
         self.calls: Counter[str] = Counter()
         self.kinds: list[list[str]] = [[]]
         self.reads = [0]
+        self.mixed: list[Counter[str]] = [Counter()]
         self._handles = []
         for name, module in model.named_modules():
 
@@ -100,6 +101,7 @@ class ModuleStack:
                 self.names.append(name)
                 self.kinds.append([])
                 self.reads.append(0)
+                self.mixed.append(Counter())
 
             def leave(_: nn.Module, args: Any, output: Any, name: str = name) -> None:
                 if on_exit is not None:
@@ -108,6 +110,7 @@ class ModuleStack:
                 self.names.pop()
                 self.kinds.pop()
                 self.reads.pop()
+                self.mixed.pop()
 
             self._handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
 
@@ -126,6 +129,11 @@ class ModuleStack:
         """Counts a reading of a shape in every running module; returns its number in the innermost one."""
         self.reads = [number + 1 for number in self.reads]
         return self.reads[-1]
+
+    def mix(self, kind: str) -> None:
+        """Counts an operator that mixes positions in every running module."""
+        for running in self.mixed:
+            running[kind] += 1
 
     def close(self) -> None:
         """Takes the hooks off."""
@@ -157,6 +165,24 @@ def line_of_code() -> str:
             return f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return ""
+
+
+NORMS = {"native_layer_norm": "layer", "_fused_rms_norm": "layer", "rms_norm": "layer", "native_group_norm": "group"}
+REDUCING = {"mean", "sum", "amax", "amin", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm", "prod"}
+REDUCING |= {"logsumexp"}
+SOFTMAX = {"_softmax", "_log_softmax", "_safe_softmax", "softmax"}
+PRODUCTS = {"convolution", "mm", "addmm", "bmm", "baddbmm", "mv", "dot", "addmv"}
+MIXING = NORMS | dict.fromkeys(REDUCING, "reduction") | dict.fromkeys(SOFTMAX, "softmax")
+MIXING |= dict.fromkeys(PRODUCTS, "product") | {"_weight_norm_interface": "weight norm"}
+
+
+def mixing_kind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+    """How an operator mixes the positions of an axis, where dead ones must be left out; None where it does not."""
+    name = func.overloadpacket.__name__
+    if "batch_norm" in name:
+        names = [argument.name for argument in func._schema.arguments]
+        return "batch" if in_training(func, {**dict(zip(names, args, strict=False)), **kwargs}) else None
+    return "product" if "scaled_dot_product" in name else MIXING.get(name)
 
 
 def in_training(func: Any, given: Mapping[str, Any]) -> bool:

@@ -14,12 +14,19 @@ from topiarist.graph.tracer import Tracer
 INPUT = "reads an input of fixed size"
 
 
-def summed(t: Tracer, a: Vector, b: Vector, left: Tensor, right: Tensor) -> Vector:
-    """The axis that is summed over: dead products must vanish, so one side must be zero there (no expanded one is)."""
+def summed(t: Tracer, a: Vector, b: Vector, left: Tensor, right: Tensor, axis: int = -1) -> Vector:
+    """The axis that is summed over: dead products vanish where one side is zero; elsewhere a mask must see to it.
+
+    `axis` is where the left side carries it. What was expanded from one position is not known to be zero.
+    """
     zero = any(t.of(x).zero and not isinstance(v, Free) for x, v in ((left, a), (right, b)))
     vector = t.algebra.unify(a, b, INPUT)
-    if not zero:
+    if not zero and (isinstance(a, Free) or isinstance(b, Free)):
         t.algebra.pin(vector, "summed over where dead positions are not zero")
+    elif not zero:
+        carried: list[Vector] = [None] * left.ndim
+        carried[axis] = t.vectors_of(left)[axis]
+        t.mixes("product", carried)
     return vector
 
 
@@ -35,7 +42,7 @@ def convolution(t: Tracer, c: Call) -> None:
     else:
         out, reads = kernel[0], kernel[1]
         if groups == 1:
-            summed(t, channels, reads, x, weight)
+            summed(t, channels, reads, x, weight, 1)
         else:
             out = _grouped(t, c, channels)
     stage = "x".join(map(str, c.out.shape[2:]))
@@ -58,7 +65,7 @@ def _grouped(t: Tracer, c: Call, channels: Vector) -> Vector:
     rows: Vector = channels
     if x.shape[1] > groups:
         rows, columns = t.algebra.split(channels, [groups, x.shape[1] // groups])
-        summed(t, columns, reads, x, weight)
+        summed(t, columns, reads, x, weight, 1)
     mine: Vector = out
     if c.out.shape[1] > groups:
         mine, _ = t.algebra.split(out, [groups, c.out.shape[1] // groups])
@@ -71,7 +78,7 @@ def _transposed(t: Tracer, c: Call, channels: Vector) -> tuple[Vector, Vector]:
     """A transposed convolution keeps its kernel as (inputs, outputs of one group, …)."""
     groups = c["groups"]
     reads, out = t.vectors_of(c["weight"])[:2]
-    summed(t, channels, reads, c["input"], c["weight"])
+    summed(t, channels, reads, c["input"], c["weight"], 1)
     if groups > 1:
         rows: Vector = reads
         if c["weight"].shape[0] > groups:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from math import prod
 
 from torch import Tensor
 
-from topiarist.graph.calls import in_training
+from topiarist.graph.calls import REDUCING, SOFTMAX, in_training
 from topiarist.graph.labels import Free, Vector, labelled
 from topiarist.graph.rules import Call, rule
 from topiarist.graph.tracer import Tracer
@@ -86,35 +87,66 @@ def pointwise(t: Tracer, c: Call) -> None:
         t.soil(c.x)
 
 
-@rule(
-    "mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm",
-    "prod", "any", "all", "argmax", "argmin", "logsumexp",
-)  # fmt: skip
+@rule(*REDUCING, "max", "min", "any", "all", "argmax", "argmin")
 def reduction(t: Tracer, c: Call) -> None:
+    """An axis ends: where dead values would count, the mask leaves them out."""
     if len(c.tensors) > 1:
         pointwise(t, c)  # max(x, y)
         return
     dims = c.dims()
     order = c.get("ord", c.get("p"))
     additive = c.traced.zero and c.name in ("sum", "norm", "linalg_vector_norm") and (order is None or order > 0)
+    over = [v if d in dims else None for d, v in enumerate(c.vectors)]
     for d in dims:
-        if not additive or isinstance(c.vectors[d], Free):
-            t.algebra.pin(c.vectors[d], f"{c.name} over the axis depends on every position")
+        if isinstance(over[d], Free) or not (additive or _survivable(c, dims, d)):
+            t.algebra.pin(over[d], f"{c.name} over the axis depends on every position")
+    if not additive:
+        t.mixes("reduction", over)
+    zero = c.traced.zero and c.name != "logsumexp"
     for out in c.outputs:
         kept = [None if d in dims else v for d, v in enumerate(c.vectors)]
-        t.put(out, kept if out.ndim == c.x.ndim else [v for d, v in enumerate(kept) if d not in dims], c.traced.zero)
+        t.put(out, kept if out.ndim == c.x.ndim else [v for d, v in enumerate(kept) if d not in dims], zero)
 
 
-@rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "cumsum", "sort", "topk", "glu")
+def _survivable(c: Call, dims: Sequence[int], axis: int) -> bool:
+    """Whether a reduction makes sense over the survivors of an axis, be it a single one.
+
+    An index would count differently. An unbiased variance needs more than one value: where only labelled axes can give
+    it, the first of them may shrink and the others stay.
+    """
+    if c.name not in ("var", "std", "var_mean", "std_mean"):
+        return c.name in REDUCING
+    correction = c.get("correction")
+    taken = float(c.get("unbiased", True)) if correction is None else correction
+    moving = [d for d in dims if labelled(c.vectors[d])]
+    rest = prod(c.x.shape[d] for d in dims if d not in moving)
+    return rest > taken or (axis == moving[0] and rest * prod(c.x.shape[d] for d in moving[1:]) > taken)
+
+
+@rule(*SOFTMAX, "cumsum", "sort", "topk", "glu")
 def mixing(t: Tracer, c: Call) -> None:
     if c.name == "glu":
         raise ValueError("halves of a gated unit")
     dim = c["dim"] % c.x.ndim
-    t.algebra.pin(c.vectors[dim], f"{c.name.strip('_')} over the axis depends on every position")
     vectors = c.vectors
-    vectors[dim] = None
+    if c.name in SOFTMAX and not isinstance(vectors[dim], Free):
+        t.mixes("softmax", [v if d == dim else None for d, v in enumerate(vectors)])
+    else:
+        t.algebra.pin(vectors[dim], f"{c.name} over the axis depends on every position")
+        vectors[dim] = None
+    elsewhere = any(labelled(v) for d, v in enumerate(vectors) if d != dim)
     for out in c.outputs:
-        t.put(out, vectors)
+        t.put(out, vectors, labelled(vectors[dim]) and not elsewhere)
+
+
+@rule("_weight_norm_interface")
+def weight_norm(t: Tracer, c: Call) -> None:
+    """Scaled rows g · v / |v|, the norm over all axes but one: dead places add nothing to it, dead rows stay out."""
+    vectors, dim = c.vectors, c["dim"]
+    vectors[dim] = t.algebra.unify(vectors[dim], t.vectors_of(c["g"])[dim])
+    t.mixes("weight norm", [v if d == dim else None for d, v in enumerate(vectors)])
+    t.put(c.outputs[0], vectors, c.traced.zero)
+    t.put(c.outputs[1], [vectors[dim] if d == dim else None for d in range(c.x.ndim)])
 
 
 @rule("batch_norm")

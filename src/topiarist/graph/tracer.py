@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from topiarist.errors import TopiaristError
-from topiarist.graph.calls import ModuleStack, line_of_code, tensors_in
+from topiarist.graph.calls import ModuleStack, line_of_code, mixing_kind, tensors_in
 from topiarist.graph.dropins import DESCRIBED
 from topiarist.graph.labels import Free, LabelAlgebra, Labels, Origin, Request, Vector, labelled
 from topiarist.graph.rules import apply_rule
@@ -50,7 +50,7 @@ class Contraction(NamedTuple):
 
 
 class Statistic(NamedTuple):
-    """A normalisation whose statistics mix positions: its kind (layer, group, batch) and the vectors of its input."""
+    """An operator that mixes positions, so that dead ones must be left out: its kind, the vectors of its input."""
 
     kind: str
     vectors: tuple[Vector, ...]
@@ -71,7 +71,7 @@ class Tracer(TorchDispatchMode):
         algebra: labels, unions and lines.
         sources: ``(tensor, axis, labels)`` of every parameter and buffer.
         contractions: products, for the costs.
-        statistics: normalisations by (module, call of the module, how many before in that call).
+        statistics: operators that mix positions by (module, call of the module, kind, how many before in that call).
         outputs: vectors of each module's outputs, by (module, call).
         equations: sizes that the program asked for.
         numbers: by module and call, the numbers that were computed from sizes.
@@ -92,7 +92,7 @@ class Tracer(TorchDispatchMode):
         self.sources: list[tuple[str, int, Labels]] = []
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.contractions: list[Contraction] = []
-        self.statistics: dict[tuple[str, int, int], Statistic] = {}
+        self.statistics: dict[tuple[str, int, str, int], Statistic] = {}
         self.inputs: dict[tuple[str, int], list[Traced]] = {}
         self.outputs: dict[tuple[str, int], list[Traced]] = {}
         self.equations: list[Equation] = []
@@ -115,7 +115,6 @@ class Tracer(TorchDispatchMode):
         self.memory: remembering
         self._traced: Any = WeakTensorKeyDictionary()
         self._index: dict[int, int] = {}
-        self._mixing: Counter[tuple[str, int]] = Counter()
         for tensors in (model.named_parameters(), model.named_buffers()):
             for name, tensor in tensors:
                 vectors: list[Vector] = []
@@ -182,11 +181,11 @@ class Tracer(TorchDispatchMode):
         self.contractions.append(Contraction(tuple(kept), weight, self.stack.top))
 
     def mixes(self, kind: str, vectors: Sequence[Vector]) -> None:
-        """Notes a normalisation, with the vectors that its statistics run over."""
+        """Notes an operator that mixes positions, with the vectors of its input that it runs over."""
         top = self.stack.top
-        call = (top, self.stack.calls[top])
-        self.statistics[(*call, self._mixing[call])] = Statistic(kind, tuple(vectors))
-        self._mixing[call] += 1
+        if any(labelled(vector) for vector in vectors):
+            place = (top, self.stack.calls[top], kind, self.stack.mixed[-1][kind])
+            self.statistics[place] = Statistic(kind, tuple(vectors))
 
     def asks(self, value: Any, vector: Vector, slot: int | None = None, call: int | None = None) -> None:
         """An equation: the program gave `value` for an axis that carries `vector`."""
@@ -253,6 +252,8 @@ class Tracer(TorchDispatchMode):
                 known = False
             if not known:
                 self._pin_unknown(str(func), given, out)
+        if (kind := mixing_kind(func, args, kwargs)) is not None:
+            self.stack.mix(kind)
         return out
 
     def _pin_unknown(self, operator: str, given: Sequence[Tensor], out: Any) -> None:
