@@ -43,7 +43,7 @@ class Setting:
         base: recipe of the unpruned network, and of shapes from scratch.
         extra: recipe of the extra epochs that methods with sparse training get.
         finetune: recipe after pruning.
-        scratch: how many seeds get the arms from scratch.
+        scratch: budget → how many seeds get the arms from scratch.
     """
 
     title: str
@@ -57,7 +57,7 @@ class Setting:
     base: Mapping[str, Any]
     extra: Mapping[str, Any]
     finetune: Mapping[str, Any]
-    scratch: int
+    scratch: Mapping[float, int]
 
     @property
     def data_name(self) -> str:
@@ -72,7 +72,11 @@ def settings(images: int | None, mini: bool) -> tuple[Setting, ...]:
         base = {"epochs": 6, "lr": 0.1, "batch_size": 32}
         one = {"epochs": 1, "lr": 0.02, "schedule": "constant", "batch_size": 32}
         narrow = "zoo:digitsnet?width=0.5"
-        return (Setting("ResNet-8, half width", narrow, "digits", 1000, 297, 500, 256, 1000, base, one, one, 1),)
+        return (
+            Setting(
+                "ResNet-8, half width", narrow, "digits", 1000, 297, 500, 256, 1000, base, one, one, {0.5: 1, 0.3: 1}
+            ),
+        )
     n = images or 10_000
     vgg = Setting(
         title="VGG-11, quarter width",
@@ -86,7 +90,7 @@ def settings(images: int | None, mini: bool) -> tuple[Setting, ...]:
         base={"epochs": 12, "lr": 0.05, "batch_size": 64},
         extra={"epochs": 2, "lr": 0.01, "batch_size": 64, "schedule": "constant"},
         finetune={"epochs": 2, **short},
-        scratch=2,
+        scratch={0.5: 2, 0.3: 2},
     )
     resnet = Setting(
         title="ResNet-20",
@@ -100,7 +104,7 @@ def settings(images: int | None, mini: bool) -> tuple[Setting, ...]:
         base={"epochs": 12, "lr": 0.1, "batch_size": 64},
         extra={"epochs": 2, "lr": 0.01, "batch_size": 64, "schedule": "constant"},
         finetune={"epochs": 2, **short},
-        scratch=1,
+        scratch={0.5: 1},
     )
     return (vgg, resnet)
 

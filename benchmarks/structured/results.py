@@ -65,8 +65,8 @@ def scratch_plan(
     found, names, seeds = [], tuple(names), tuple(seeds)
     for setting in settings:
         known: dict[tuple[tuple[str, int], ...], tuple[Cell, Cell]] = {}
-        for seed in seeds[: setting.scratch]:
-            for macs in BUDGETS:
+        for macs, count in setting.scratch.items():
+            for seed in seeds[:count]:
                 for name in (name for name in SCRATCH if name in names):
                     cell = pruned(setting, name, macs, seed)
                     widths = result(out, cell).get("widths") if finished(out, cell) else None

@@ -59,16 +59,16 @@ def _about(found: dict[str, Any], settings: tuple[Setting, ...], command: str) -
     return [
         *lines,
         f"Methods with sparse training get the same extra epochs on both sides: {', '.join(trained) or 'none'}. "
-        "All that measure see the same training images. `s` is the CPU time of one pruning, sparse training left out: ours with "
-        "tracing and the proof, Torch-Pruning's with tracing. `proof` is the largest relative difference between cut "
-        "and mask in float64, over the seeds.",
+        "All that measure see the same training images. `s` is the CPU time of one pruning, sparse training left out: "
+        "ours with tracing and the proof, Torch-Pruning's with tracing. `proof` is the largest relative difference "
+        "between cut and mask in float64, over the seeds.",
         "",
         "How Torch-Pruning is driven: importances with their defaults (`group_norm` is its GroupNormPruner, `bn_scale` "
         "its BNScalePruner, each with its own sparse training), small steps (400 to the whole network) until it keeps "
         "just under the budget. Its CIFAR scripts rank globally, its other examples locally: both are tried, and "
-        "the one that is better on the held-out images right after pruning goes on. On ResNets whose shortcuts append zeros it "
-        "cuts the first convolution of each block alone, for its graph does not follow that padding. Its Hessian "
-        "importance is given the mean squared gradients that its documentation describes, since `accumulate_grad` of "
+        "the one that is better on the held-out images right after pruning goes on. On ResNets whose shortcuts append "
+        "zeros it cuts the first convolution of each block alone, for its graph does not follow that padding. Its "
+        "Hessian importance is given the mean squared gradients that its documentation describes, since `accumulate_grad` of "
         "1.6.1 keeps those of the last example only.",
         "",
         f"Machine: {head['processor']}, {head['cores']} cores, {head['workers']} workers of {head['threads']} threads; "

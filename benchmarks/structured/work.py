@@ -32,8 +32,8 @@ Result = dict[str, Any]
 EXTRAS = "extras.safetensors"  # buffers outside the state dict, in which gates leave what their score needs
 
 
-class OutOfTimeError(Exception):
-    """A method has used up its CPU time."""
+class OutOfTimeError(BaseException):
+    """A method has used up its CPU time; no `Exception`, so that nothing on the way takes it for an error of its own."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,17 @@ class Bench:
         chance = {"seed": self.cell.seed} if "seed" in {entry.name for entry in fields(methods.get(name))} else {}
         return methods.make(name, **{**chance, **self.cell.settings["fields"]})
 
-    def train(self, model: nn.Module, recipe: Recipe, *, part: int | None = None, **role: Any) -> None:
-        """Trains in place, on ``part`` of the training images; channels last is the quicker layout."""
+    def train(self, model: nn.Module, recipe: Recipe, *, part: int | None = None, **role: Any) -> dict[str, float]:
+        """Trains in place, on ``part`` of the training images; channels last is the quicker layout.
+
+        Returns:
+            Accuracy afterwards, as `accuracy` gives it.
+        """
         data = self.data if part is None else self.data.subset(part, seed=self.cell.seed)
         _layout(model, torch.channels_last)
-        fit(model, data, recipe, seed=self.cell.seed, evaluate_every=0, **role)
+        history = fit(model, data, recipe, seed=self.cell.seed, evaluate_every=0, **role)
         _layout(model, torch.contiguous_format)
+        return {"test": history.accuracy, "held": self.score(model, self.held)}
 
     def accuracy(self, model: nn.Module) -> dict[str, float]:
         """Per cent of the test images, and of the held-out training images."""
@@ -108,11 +113,11 @@ def base(bench: Bench, folder: Path) -> Result:
     """The trained network."""
     torch.manual_seed(bench.cell.seed)
     model = bench.make()
-    bench.train(model, bench.recipe)
+    accuracy = bench.train(model, bench.recipe)
     graph = bench.graph()
     topiarist.save(model, Architecture.of(graph, graph.full()), folder)
     total = cost(graph)
-    return {"accuracy": bench.accuracy(model), "macs": total.macs, "params": total.params}
+    return {"accuracy": accuracy, "macs": total.macs, "params": total.params}
 
 
 def sparse(bench: Bench, folder: Path, start: Path) -> Result:
@@ -125,13 +130,13 @@ def sparse(bench: Bench, folder: Path, start: Path) -> Result:
         method: methods.Method = peer.regulariser(model, bench.data.example(), name)
     else:
         method = bench.method()
-    bench.train(model, recipe, method=method, graph=graph)
+    accuracy = bench.train(model, recipe, method=method, graph=graph)
     topiarist.save(model, Architecture.of(graph, graph.full()), folder)
     stored = model.state_dict()
     extras = {name: buffer.contiguous() for name, buffer in model.named_buffers() if name not in stored}
     if extras:
         save_file(extras, folder / EXTRAS)
-    return {"accuracy": bench.accuracy(model)}
+    return {"accuracy": accuracy}
 
 
 def pruned(bench: Bench, folder: Path, start: Path) -> Result:
@@ -153,8 +158,7 @@ def pruned(bench: Bench, folder: Path, start: Path) -> Result:
         "params": sum(parameter.numel() for parameter in smaller.parameters()),
         "before": bench.accuracy(smaller),
     }
-    bench.train(smaller, bench.recipe, part=bench.cell.settings["tune"])
-    return {**told, **after, "after": bench.accuracy(smaller)}
+    return {**told, **after, "after": bench.train(smaller, bench.recipe, part=bench.cell.settings["tune"])}
 
 
 def _by_ours(
@@ -200,8 +204,8 @@ def scratch(bench: Bench, folder: Path) -> Result:
         recipe = scratch_b(recipe, max(1.0, whole.macs / small.macs), settings["cap"])
     torch.manual_seed(bench.cell.seed)
     model = Architecture.of(graph, keep).build(bench.make)
-    bench.train(model, recipe)
-    return {"accuracy": bench.accuracy(model), "macs": small.macs, "params": small.params, "epochs": recipe.epochs}
+    accuracy = bench.train(model, recipe)
+    return {"accuracy": accuracy, "macs": small.macs, "params": small.params, "epochs": recipe.epochs}
 
 
 @contextmanager
