@@ -1,7 +1,7 @@
 """The paper's own comparison on a GPU: are inherited weights worth more than random ones in the same shape?
 
     python benchmarks/paper_gpu.py FOLDER [--seeds 5] [--workers 4] [--networks resnet56 vgg16 vgg19]
-    python benchmarks/paper_gpu.py FOLDER --mini     # two epochs on 256 images: only whether all of it runs
+    python benchmarks/paper_gpu.py FOLDER --mini     # an epoch on 256 images: only whether all of it runs
     python benchmarks/paper_gpu.py --report-only     # the tables anew from what the run's folder holds
 
 FOLDER holds ``cifar10.npz`` with the arrays ``train_x``, ``train_y``, ``test_x``, ``test_y`` (uint8, NHWC;
@@ -81,7 +81,7 @@ def study(network: str, data: str, seeds: int, mini: bool) -> Study:
         "network": f"zoo:{network}",
         "data": data,
         "seeds": seeds,
-        "recipe": {"epochs": 2, "lr": 0.01} if mini else {},  # empty: the paper's
+        "recipe": {"epochs": 1, "lr": 0.01} if mini else {},  # empty: the paper's
         "arms": list(ARMS),
         "prunings": prunings,
     }

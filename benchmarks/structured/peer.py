@@ -1,8 +1,9 @@
 """Torch-Pruning 1.6.1, driven as its own reproduction scripts and examples drive it.
 
-Its importances keep their default settings. Pruning goes in 400 small steps until the network keeps just under the
-asked MACs, as in its CIFAR scripts; these rank globally, its README and its comparison of criteria locally, so both are
-tried and the one goes on that is better on held-out images right after pruning (local if they are equal).
+Its importances keep their default settings. Pruning goes in small steps (400 to the whole network), group by group,
+until the network keeps just under the asked MACs, as in its CIFAR scripts. Those rank globally, its README and its
+comparison of criteria locally: both are tried, and the one goes on that is better on held-out images right after
+pruning (local if they are equal).
 """
 
 from __future__ import annotations
@@ -102,9 +103,10 @@ def _reduce(model: nn.Module, data: Data, name: str, fraction: float, ranking: s
     elif name == "hessian":
         _squared_gradients(model, data, importance)
     for _ in range(STEPS):
-        pruner.step()
-        if count() <= allowed:
-            return True
+        for group in pruner.step(interactive=True):
+            group.prune()
+            if count() <= allowed:  # also within a step, which may take a channel of every layer
+                return True
     return False
 
 

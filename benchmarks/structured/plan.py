@@ -69,12 +69,12 @@ def settings(images: int | None, mini: bool) -> tuple[Setting, ...]:
     """The networks; ``images`` training images (a number for each data set if ``None``)."""
     short = {"lr": 0.02, "schedule": "step", "milestones": (0.5,), "batch_size": 64}
     if mini:
-        base = {"epochs": 6, "lr": 0.1, "batch_size": 32}
+        base = {"epochs": 5, "lr": 0.1, "batch_size": 32}
         one = {"epochs": 1, "lr": 0.02, "schedule": "constant", "batch_size": 32}
         narrow = "zoo:digitsnet?width=0.5"
         return (
             Setting(
-                "ResNet-8, half width", narrow, "digits", 1000, 297, 500, 256, 1000, base, one, one, {0.5: 1, 0.3: 1}
+                "ResNet-8, half width", narrow, "digits", 1000, 297, 500, 128, 1000, base, one, one, {0.5: 1, 0.3: 1}
             ),
         )
     n = images or 10_000
@@ -85,9 +85,9 @@ def settings(images: int | None, mini: bool) -> tuple[Setting, ...]:
         images=n,
         held=2000,
         test=10_000,
-        measure=1024,
-        tune=n,
-        base={"epochs": 12, "lr": 0.05, "batch_size": 64},
+        measure=512,
+        tune=n // 2,
+        base={"epochs": 10, "lr": 0.05, "batch_size": 64},
         extra={"epochs": 2, "lr": 0.01, "batch_size": 64, "schedule": "constant"},
         finetune={"epochs": 2, **short},
         scratch={0.5: 2, 0.3: 2},
@@ -99,10 +99,10 @@ def settings(images: int | None, mini: bool) -> tuple[Setting, ...]:
         images=n,
         held=2000,
         test=5000,
-        measure=1024,
-        tune=n // 2,
-        base={"epochs": 12, "lr": 0.1, "batch_size": 64},
-        extra={"epochs": 2, "lr": 0.01, "batch_size": 64, "schedule": "constant"},
+        measure=512,
+        tune=2 * n // 5,
+        base={"epochs": 10, "lr": 0.1, "batch_size": 64},
+        extra={"epochs": 1, "lr": 0.01, "batch_size": 64, "schedule": "constant"},
         finetune={"epochs": 2, **short},
         scratch={0.5: 1},
     )

@@ -68,8 +68,8 @@ def _about(found: dict[str, Any], settings: tuple[Setting, ...], command: str) -
         "just under the budget. Its CIFAR scripts rank globally, its other examples locally: both are tried, and "
         "the one that is better on the held-out images right after pruning goes on. On ResNets whose shortcuts append "
         "zeros it cuts the first convolution of each block alone, for its graph does not follow that padding. Its "
-        "Hessian importance is given the mean squared gradients that its documentation describes, since `accumulate_grad` of "
-        "1.6.1 keeps those of the last example only.",
+        "Hessian importance is given the mean squared gradients that its documentation describes, since "
+        "`accumulate_grad` of 1.6.1 keeps those of the last example only.",
         "",
         f"Machine: {head['processor']}, {head['cores']} cores, {head['workers']} workers of {head['threads']} threads; "
         f"{found['cpu_hours']:.2f} hours of CPU time in all cells. Versions: {versions}. Made by `{command}`.",

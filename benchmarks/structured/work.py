@@ -33,7 +33,7 @@ EXTRAS = "extras.safetensors"  # buffers outside the state dict, in which gates 
 
 
 class OutOfTimeError(BaseException):
-    """A method has used up its CPU time; no `Exception`, so that nothing on the way takes it for an error of its own."""
+    """A method has used up its CPU time; no `Exception`, lest something on the way takes it for an error of its own."""
 
 
 @dataclass(frozen=True)
