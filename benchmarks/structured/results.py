@@ -100,15 +100,24 @@ def best(rows: list[Record], seeds: set[int], part: str) -> dict[bool, str]:
     means = {
         name: fmean(values.values())
         for name, values in by_seed(filter(holds, rows), lambda row: row["after"][part]).items()
-        if set(values) == seeds
+        if seeds <= set(values)
     }
     sides = {side: [name for name in means if name.startswith(PEER) is side] for side in (False, True)}
     return {side: max(names, key=lambda name: means[name]) for side, names in sides.items() if names}
 
 
 def duel(rows: list[Record], part: str) -> tuple[str, str, Difference] | None:
-    """Our best and its best, and their difference on the test images, paired by seed."""
-    chosen = best(rows, {row["seed"] for row in rows}, part)
+    """Our best and its best, and their difference on the test images, paired by seed.
+
+    While a run is under way only the seeds count at which all methods are done, if there are such.
+    """
+    done: dict[int, set[str]] = {}
+    for row in rows:
+        done.setdefault(row["seed"], set()).add(row["method"])
+    everyone = set().union(*done.values())
+    seeds = {seed for seed, names in done.items() if names == everyone} or set(done)
+    rows = [row for row in rows if row["seed"] in seeds]
+    chosen = best(rows, seeds, part)
     if len(chosen) < 2:
         return None
     accuracy = by_seed(rows, lambda row: row.get("after", {}).get("test", 0.0))
