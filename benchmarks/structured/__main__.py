@@ -1,0 +1,110 @@
+"""Every structured method of the registry, and Torch-Pruning's, on the same trained networks, budgets and seeds.
+
+    python benchmarks/structured --data FOLDER [--seeds 5] [--methods l1 tp:l1 …] [--networks resnet20] [--out …]
+    python benchmarks/structured --mini        # a miniature on scikit-learn's digits, in minutes
+    python benchmarks/structured --report-only # the tables anew from what the run's folder holds
+
+FOLDER/NAME.npz (fashion_mnist, cifar10) holds the arrays train_x, train_y, test_x, test_y (uint8; NHW or NHWC):
+torchvision.datasets has FashionMNIST and CIFAR10, and numpy.savez writes them. For each seed a quarter-width VGG-11 and
+a ResNet-20 are trained; every method prunes them to 50 % and 30 % of their MACs, and the same short fine-tuning
+follows. Shapes of four methods are trained from scratch as well. Every finished cell is a folder of its own in the
+run's folder, so a killed run goes on. Needs `torch-pruning==1.6.1`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+
+import images
+import plan
+import results
+import table
+import work
+
+from topiarist.studies import Cell, run_cells
+from topiarist.studies.cells import prepare, unfold, write_json
+from topiarist.studies.progress import Live
+
+HERE = Path(__file__).resolve().parent.parent
+PRELOAD = ("work", "lightning_fabric", "safetensors.torch", "torch_pruning", "scipy.stats")
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="holds fashion_mnist.npz and cifar10.npz")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the run (runs/structured, with --mini runs/structured-mini)"
+    )
+    parser.add_argument("--seeds", type=int, help="how many (5; with --mini 2)")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="ours, and Torch-Pruning's as tp:NAME; all")
+    parser.add_argument("--networks", nargs="+", choices=("vgg11", "resnet20"), help="both by default")
+    parser.add_argument("--images", type=int, help="training images (10,000; on a GPU 50,000)")
+    parser.add_argument("--workers", type=int, default=1, help="cells at a time")
+    parser.add_argument("--threads", type=int, default=1, help="of each worker")
+    parser.add_argument("--limit", type=float, default=60, help="CPU seconds that one pruning may take")
+    parser.add_argument("--mini", action="store_true", help="a miniature on digits")
+    parser.add_argument(
+        "--scratch",
+        nargs="*",
+        metavar="NETWORK",
+        default=["vgg11", "digitsnet"],
+        help="networks with the arms from scratch (vgg11; resnet20 takes an hour more, at 50 %% of the MACs)",
+    )
+    parser.add_argument("--report-only", action="store_true", help="compute nothing")
+    chosen = parser.parse_args()
+    if unknown := sorted(set(chosen.methods or []) - set(plan.everyone())):
+        parser.error(f"there is no method {unknown[0]}: take some of {', '.join(plan.everyone())}")
+    return chosen
+
+
+def main() -> None:
+    chosen = options()
+    out = chosen.out or Path("runs/structured-mini" if chosen.mini else "runs/structured")
+    settings = [
+        setting
+        for setting in plan.settings(chosen.images or _images(), chosen.mini)
+        if not chosen.networks or any(f":{name}" in setting.network for name in chosen.networks)
+    ]
+    names = chosen.methods or plan.everyone()
+    seeds = range(chosen.seeds or (2 if chosen.mini else 5))
+    prepare(out)
+    if not chosen.report_only:
+        for setting in settings:
+            images.prepare(setting, chosen.data, out)
+        write_json(out / "machine.json", table.machine(chosen.workers, chosen.threads))
+        worker = work.Worker(out, chosen.threads, chosen.limit)
+        _run(list(plan.cells(settings, names, seeds)), worker, chosen.workers)
+        asked = [setting for setting in settings if any(f":{name}" in setting.network for name in chosen.scratch)]
+        if asked:
+            wanted = results.scratch_plan(out, asked, names, seeds)
+            _run([cell for _, arms in wanted for cell in arms], worker, chosen.workers)
+    found = results.gather(out, settings, names, seeds)
+    found["machine"] = json.loads((out / "machine.json").read_text())
+    found["cpu_hours"] = sum(_processor(path) for path in (out / "cells").glob("*/result.json")) / 3600
+    command = "python benchmarks/structured --mini" if chosen.mini else "python benchmarks/structured --data FOLDER"
+    stem = (out if chosen.mini or chosen.out else HERE) / "structured"
+    table.write(found, settings, stem, command)
+    print(stem.with_suffix(".md").read_text().partition("\n## ")[2].partition("\n## ")[0])
+
+
+def _run(cells: list[Cell], worker: work.Worker, workers: int) -> None:
+    with Live(len(unfold(cells))) as live:
+        run_cells(cells, worker.out, worker, workers=workers, preload=PRELOAD, progress=live)
+
+
+def _processor(path: Path) -> float:
+    return float(json.loads(path.read_text())["processor_seconds"])
+
+
+def _images() -> int | None:
+    import torch
+
+    return 50_000 if torch.cuda.is_available() else None
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", module="torch_pruning")
+    main()

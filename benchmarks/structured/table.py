@@ -1,0 +1,199 @@
+"""The report: Markdown to read and JSON to reuse, from what the run's folder holds."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from plan import BUDGETS, PEER, SCRATCH, Setting
+from results import Record, against_random, duel, holds
+
+from topiarist.studies import Difference, summarise, verdict
+
+PACKAGES = ("topiarist", "torch-pruning", "torch", "numpy")
+MARGIN = -0.3
+
+
+def machine(workers: int, threads: int) -> dict[str, Any]:
+    """Processor, cores and versions; nothing that names the host."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    versions = {package: importlib.metadata.version(package) for package in PACKAGES}
+    made = {"processor": name or platform.machine(), "cores": os.cpu_count(), "workers": workers, "threads": threads}
+    return {**made, **versions, "python": platform.python_version()}
+
+
+def write(found: dict[str, Any], settings: Iterable[Setting], stem: Path, command: str) -> None:
+    """``STEM.md`` and ``STEM.json``."""
+    settings = tuple(settings)
+    lines = ["# Every structured method, and Torch-Pruning beside them", "", *_about(found, settings, command), ""]
+    lines += ["## Conclusion", "", *_conclusion(found, settings), ""]
+    for setting in settings:
+        for macs in BUDGETS:
+            lines += _table(found, setting, macs)
+    lines += [*_random_table(found), "", *_scratch_table(found, settings)]
+    stem.with_suffix(".md").write_text("\n".join(lines).rstrip() + "\n")
+    stem.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _about(found: dict[str, Any], settings: tuple[Setting, ...], command: str) -> list[str]:
+    head = found["machine"]
+    versions = ", ".join(f"{name} {head[name]}" for name in (*PACKAGES, "python"))
+    seeds = sorted({row["seed"] for row in found["base"]})
+    trained = sorted({row["method"] for row in found["pruned"] if row["extra_epochs"]})
+    lines = [
+        "Accuracy in per cent of the test images, mean ± standard deviation over the seeds "
+        f"{', '.join(map(str, seeds)) or '(none yet)'}. All methods of a seed start from the same trained network, are "
+        "driven to the same MACs (convolutions and linear layers, counted by torch in the same way on both sides) and "
+        "are fine-tuned alike. Names that begin with `tp:` are Torch-Pruning's.",
+        "",
+    ]
+    for setting in settings:
+        lines += [_recipe(setting), ""]
+    return [
+        *lines,
+        f"Methods with sparse training get the same extra epochs on both sides: {', '.join(trained) or 'none'}. "
+        "All that measure see the same training images. `s` is the CPU time of one pruning, sparse training left out: "
+        "ours with tracing and the proof, Torch-Pruning's with tracing. `proof` is the largest relative difference "
+        "between cut and mask in float64, over the seeds.",
+        "",
+        "How Torch-Pruning is driven: importances with their defaults (`group_norm` is its GroupNormPruner, `bn_scale` "
+        "its BNScalePruner, each with its own sparse training), small steps (400 to the whole network) until it keeps "
+        "just under the budget. Its CIFAR scripts rank globally, its other examples locally: both are tried, and "
+        "the one that is better on the held-out images right after pruning goes on. On ResNets whose shortcuts append "
+        "zeros it cuts the first convolution of each block alone, for its graph does not follow that padding. Its "
+        "Hessian importance is given the mean squared gradients that its documentation describes, since "
+        "`accumulate_grad` of 1.6.1 keeps those of the last example only.",
+        "",
+        f"Machine: {head['processor']}, {head['cores']} cores, {head['workers']} workers of {head['threads']} threads; "
+        f"{found['cpu_hours']:.2f} hours of CPU time in all cells. Versions: {versions}. Made by `{command}`.",
+    ]
+
+
+def _recipe(setting: Setting) -> str:
+    def told(recipe: Any) -> str:
+        return ", ".join(f"{key} {value}" for key, value in recipe.items())
+
+    return (
+        f"- {setting.title} on {setting.data}: {setting.images:,} training, {setting.held:,} held-out and "
+        f"{setting.test:,} test images. Training: {told(setting.base)}. Extra epochs: {told(setting.extra)}. "
+        f"Fine-tuning on {setting.tune:,} of the images: {told(setting.finetune)}. Measured on {setting.measure:,}."
+    )
+
+
+def _rows(found: dict[str, Any], setting: Setting, macs: float) -> list[Record]:
+    return [row for row in found["pruned"] if (row["network"], row["budget"]) == (setting.title, macs)]
+
+
+def _conclusion(found: dict[str, Any], settings: tuple[Setting, ...]) -> list[str]:
+    lines = []
+    for setting in settings:
+        for macs in BUDGETS:
+            for part, chosen in (("test", "highest mean on the test images"), ("held", "chosen on held-out images")):
+                if (fight := duel(_rows(found, setting, macs), part)) is not None:
+                    mine, its, difference = fight
+                    lines.append(
+                        f"- {setting.title}, {100 * macs:g} % of MACs, {chosen}: {verdict(mine, its, difference)}; "
+                        f"{_margin(difference)}."
+                    )
+    gains = against_random(found["pruned"])
+    lost = [name for name, gain in gains.items() if gain.mean <= 0 and not name.startswith(PEER)]
+    open_ = [name for name, gain in gains.items() if gain.mean > 0 and not gain.resolved and not name.startswith(PEER)]
+    if gains:
+        told = f"lose to it: {', '.join(lost)}" if lost else "none loses to it"
+        unclear = f"; ahead, but not resolved: {', '.join(open_)}" if open_ else ""
+        lines.append(f"- Right after pruning, on average against random, of our methods {told}{unclear}.")
+    amiss = sorted({row["method"] for row in found["pruned"] if not holds(row)})
+    if amiss:
+        lines.append(f"- Not driven to the budget everywhere (see the tables' notes): {', '.join(amiss)}.")
+    return lines or ["- Nothing can be said yet."]
+
+
+def _margin(difference: Difference) -> str:
+    if difference.low is None:
+        return "one seed gives no interval"
+    below = difference.low < MARGIN
+    return f"the interval {'reaches' if below else 'does not reach'} below {MARGIN} points".replace("-", "−")
+
+
+def _table(found: dict[str, Any], setting: Setting, macs: float) -> list[str]:
+    rows = _rows(found, setting, macs)
+    whole = [row["accuracy"]["test"] for row in found["base"] if row["network"] == setting.title]
+    if not rows:
+        return []
+    heading = f"## {setting.title} on {setting.data}, {100 * macs:g} % of MACs"
+    lines = [heading, "", f"Unpruned: {summarise(whole)}.", ""]
+    lines += ["| method | as pruned | fine-tuned | MACs kept | params kept | s | proof | extra epochs | note |"]
+    lines += ["|---|---:|---:|---:|---:|---:|---:|---:|---|"]
+    groups: dict[str, list[Record]] = {}
+    for row in rows:
+        groups.setdefault(row["method"], []).append(row)
+    return [*lines, *(_line(name, group) for name, group in sorted(groups.items(), key=_rank)), ""]
+
+
+def _rank(item: tuple[str, list[Record]]) -> float:
+    done = [row["after"]["test"] for row in item[1] if "after" in row]
+    return -summarise(done).mean if done else 0.0
+
+
+def _line(name: str, rows: list[Record]) -> str:
+    done = [row for row in rows if "after" in row]
+    notes = {row.get("refused") or row.get("failed") or "" for row in rows}
+    notes |= {f"{row['ranking']} ranking" for row in done if "ranking" in row}
+    notes |= {"finds its widths itself" for row in done if row.get("own")}
+    notes |= {"**above the budget**" for row in done if not holds(row)}
+    if len(done) < len(rows):
+        notes.add(f"{len(done)} of {len(rows)} seeds")
+    cells = ["–"] * 6
+    if done:
+        cells = [
+            *(str(summarise([row[when]["test"] for row in done])) for when in ("before", "after")),
+            *(f"{100 * summarise([row[key] for row in done]).mean:.1f} %" for key in ("macs_kept", "params_kept")),
+            f"{summarise([row['seconds'] for row in done]).mean:.1f}",
+            f"{max(row['proof'] for row in done):.0e}" if "proof" in done[0] else "–",
+        ]
+    note = "; ".join(sorted(filter(None, notes))).replace("|", "/")
+    return f"| {name} | " + " | ".join(cells) + f" | {rows[0]['extra_epochs'] or ''} | {note} |"
+
+
+def _random_table(found: dict[str, Any]) -> list[str]:
+    gains = against_random(found["pruned"])
+    lines = ["## Right after pruning, against random", ""]
+    lines += ["Points above random pruning before fine-tuning, mean over networks and budgets; interval over seeds."]
+    lines += ["", "| method | points | 95 % interval | |", "|---|---:|---|---|"]
+    for name, gain in sorted(gains.items(), key=lambda item: -item[1].mean):
+        ends = "" if gain.low is None or gain.high is None else f"{gain.low:+.1f} to {gain.high:+.1f}"
+        word = "loses" if gain.mean <= 0 else "ahead" if gain.resolved else "ahead, not resolved"
+        lines.append(f"| {name} | {gain.mean:+.1f} | {ends} | {word} |")
+    return lines
+
+
+def _scratch_table(found: dict[str, Any], settings: tuple[Setting, ...]) -> list[str]:
+    lines = ["## From scratch", "", "One training for each distinct shape; equal widths share it.", ""]
+    lines += ["| network | method | MACs kept | Scratch-E | Scratch-B | trainings |", "|---|---|---:|---:|---:|---:|"]
+    for setting in settings:
+        for macs in BUDGETS:
+            for name in SCRATCH:
+                rows = [
+                    row
+                    for row in found["scratch"]
+                    if (row["network"], row["method"], row["macs"]) == (setting.title, name, macs)
+                ]
+                if rows:
+                    lines.append(_scratch_line(setting.title, name, macs, rows))
+    return lines
+
+
+def _scratch_line(title: str, name: str, macs: float, rows: list[Record]) -> str:
+    told, most = [], 0
+    for arm in ("scratch_e", "scratch_b"):
+        distinct = {row["training"]: row[arm]["accuracy"]["test"] for row in rows if arm in row}
+        told.append(str(summarise(list(distinct.values()))) if distinct else "–")
+        most = max(most, len(distinct))
+    return f"| {title} | {name} | {100 * macs:g} % | {' | '.join(told)} | {most} |"
