@@ -15,7 +15,11 @@ from topiarist.methods.thinet import removed, scales
 from topiarist.stats import collect
 from topiarist.surgery import mask
 
-EVERY = {"samples": 10_000, "examples": 10_000, "seed": 0}
+EVERY = (10_000, 10_000, 0)  # samples, examples, seed
+
+
+def grams(graph, stats, samples, examples, seed):
+    return _readers.grams(graph, stats, _readers.Places(samples, examples, seed))
 
 
 def noise(*shape, seed=0):
@@ -61,7 +65,7 @@ def test_contributions_are_those_of_single_units(name):
     model, graph, x = traced(*layers, shape=shape)
     stats = collect(model, graph, [x[:1], x[:0], x[1:]])
     xhat = contributions(model, len(layers) - 1, x, torch.arange(4).repeat_interleave(width))
-    torch.testing.assert_close(_readers.grams(graph, stats, **EVERY)["0"], xhat.T @ xhat)
+    torch.testing.assert_close(grams(graph, stats, *EVERY)["0"], xhat.T @ xhat)
 
 
 def test_both_ways_to_the_gram_matrix_agree():
@@ -90,16 +94,16 @@ def test_several_readers_are_stacked():
     z = model.first(x).relu().detach().flatten(0, 1)
     w = torch.cat([model.left.weight, model.right.weight]).detach()
     xhat = torch.einsum("mc,oc->moc", z, w).flatten(0, 1)
-    found = _readers.grams(graph, collect(model, graph, [x]), **EVERY)
+    found = grams(graph, collect(model, graph, [x]), *EVERY)
     torch.testing.assert_close(found["first"], xhat.T @ xhat)
-    few = {"samples": 2, "examples": 5, "seed": 3}
+    few = (2, 5, 3)
     whole, parts, fewer = (
-        _readers.grams(graph, collect(model, graph, batches), **few)["first"]
+        grams(graph, collect(model, graph, batches), *few)["first"]
         for batches in ([x], [x[:1], x[1:4], x[4:]], [x[:5]])
     )
     torch.testing.assert_close(whole, parts)
     torch.testing.assert_close(whole, fewer)  # the sixth example is not looked at
-    other = _readers.grams(graph, collect(model, graph, [x]), **{**few, "seed": 4})["first"]
+    other = grams(graph, collect(model, graph, [x]), 2, 5, 4)["first"]
     assert not torch.allclose(whole, other)
 
 

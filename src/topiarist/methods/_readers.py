@@ -7,8 +7,10 @@ question about the Gram matrix of those contributions: ThiNet and LASSO regressi
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,19 +42,17 @@ def readers(graph: Graph, model: nn.Module) -> dict[str, dict[str, Slice]]:
     return {name: parts for name, parts in found.items() if parts}
 
 
-def grams(graph: Graph, stats: Stats, *, samples: int, examples: int, seed: int) -> dict[str, Tensor]:
+def grams(graph: Graph, stats: Stats, places: Places) -> dict[str, Tensor]:
     """``G = sum over m of xhat_m xhat_m^T``, with ``xhat_mc`` what unit ``c`` adds to output value ``m``.
 
     The output values are those of all channels at places drawn at random in each reading layer; several layers that
-    read one group are stacked. An example's places depend on the seed, the layer and the example's number alone. One
-    pass over the data in eval mode; what stays in memory is one ``(units, units)`` for each group and reading layer.
+    read one group are stacked. One pass over the data in eval mode; what stays in memory is one ``(units, units)`` for
+    each group and reading layer.
 
     Args:
         graph: the network's groups.
         stats: of the network as it is before the cut, with its data.
-        samples: places drawn in each example, all if there are fewer.
-        examples: examples looked at, at most: the first ones.
-        seed: another seed draws other places.
+        places: where the layers are watched.
 
     Returns:
         Group name → float64 ``(units, units)`` on the CPU; groups that cannot be read at every reader are left out.
@@ -60,35 +60,45 @@ def grams(graph: Graph, stats: Stats, *, samples: int, examples: int, seed: int)
     Raises:
         TopiaristError: there is no data, no group can be read, or what a layer reads is not finite.
     """
+    model, batches = watched(stats)
+    found = readers(graph, model)
+    sums = _Grams(found, places)
+    names = sorted({name for parts in found.values() for name in parts})
+    with hooked(model, names, sums.see), eval_mode(model), torch.no_grad():
+        for inputs in places.batches(batches, model) if names else ():
+            run(model, inputs)
+    return sums.answer() or _refuse()
+
+
+def watched(stats: Stats) -> tuple[nn.Module, Iterable[Any]]:
+    """The model and its data.
+
+    Raises:
+        TopiaristError: one of them is missing.
+    """
     if stats.model is None or stats.batches is None:
         raise TopiaristError(
             "this method watches what layers read: collect its statistics with data, batches of inputs"
         )
-    model = stats.model
-    found = readers(graph, model)
-    sampler = _Sampler(model, found, samples, seed)
-    device = next(iter(model.parameters())).device if found else torch.device("cpu")
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(sampler.hook(name), with_kwargs=True)
-        for name in sorted({name for parts in found.values() for name in parts})
-    ]
+    return stats.model, stats.batches
+
+
+@contextmanager
+def hooked(model: nn.Module, names: Iterable[str], see: Callable[[str, Layer, Tensor, Tensor], None]) -> Iterator[None]:
+    """Shows each call of some layers, while open: its name, the layer, its input and its output."""
+
+    def hook(name: str) -> Any:
+        def show(layer: Any, args: Any, kwargs: Any, output: Tensor) -> None:
+            see(name, layer, (args[0] if args else kwargs["input"]).detach(), output)
+
+        return show
+
+    handles = [model.get_submodule(name).register_forward_hook(hook(name), with_kwargs=True) for name in names]
     try:
-        with eval_mode(model), torch.no_grad():
-            for batch in stats.batches if handles else ():
-                inputs, _ = parted(batch)
-                sampler.size = len(tensors_in(inputs)[0])
-                sampler.used = min(sampler.size, examples - sampler.start)
-                if sampler.size:
-                    run(model, moved(inputs, device))
-                sampler.start += sampler.size
-                if sampler.start >= examples:
-                    break
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    if handles and not sampler.start:
-        raise TopiaristError("there is no batch in the data: pass at least one")
-    return sampler.answer() or _refuse()
 
 
 def scale_inputs(model: nn.Module, group: Group, scales: Tensor) -> None:
@@ -129,51 +139,112 @@ def _refuse() -> Any:
     )
 
 
-@dataclass(eq=False)
-class _Sampler:
-    """Adds up the Gram matrices while the model runs.
+class Drawn(NamedTuple):
+    """Places of one batch in one layer: for each the row of its input and the window on that row, ``(places,)``."""
 
-    A layer's input begins with the axis of examples, or with examples and places in one axis, examples first.
+    row: Tensor
+    at: Tensor
+
+
+@dataclass(eq=False)
+class Places:
+    """Where layers are watched: places drawn at random in each example, and how far the data have gone.
+
+    A layer's input begins with the axis of examples, or with examples and places in one axis, examples first. An
+    example's places depend on the seed, the layer and the example's number alone.
 
     Attributes:
-        model: the network.
-        found: group → layer → slice, as `readers` gives them.
-        samples: places drawn in each example.
-        seed: of the draw.
+        samples: places drawn in each example, all if there are fewer.
+        examples: examples looked at, at most: the first ones.
+        seed: another seed draws other places.
         start: number of the batch's first example.
         size: examples in the batch.
         used: how many of them are looked at.
-        sums: ``(group, layer)`` → ``(units, units)``.
-        strange: layers whose input does not have the examples in front.
     """
 
-    model: nn.Module
-    found: dict[str, dict[str, Slice]]
     samples: int
+    examples: int
     seed: int
     start: int = 0
     size: int = 0
     used: int = 0
+
+    def batches(self, batches: Iterable[Any], model: nn.Module) -> Iterator[Any]:
+        """The inputs of one batch after the other, on the model's device, until enough examples were seen.
+
+        Raises:
+            TopiaristError: there is none.
+        """
+        device = next(iter(model.parameters())).device
+        self.start = 0
+        for batch in batches:
+            inputs, _ = parted(batch)
+            self.size = len(tensors_in(inputs)[0])
+            self.used = min(self.size, self.examples - self.start)
+            if self.size:
+                yield moved(inputs, device)
+            self.start += self.size
+            if self.start >= self.examples:
+                break
+        if not self.start:
+            raise TopiaristError("there is no batch in the data: pass at least one")
+
+    def patches(self, name: str, layer: Layer, x: Tensor) -> tuple[Tensor, Drawn] | None:
+        """What a layer multiplies with its weight at each sampled place, ``(places, inputs, entries)``.
+
+        Returns:
+            The patches and the places; ``None`` where the layer's input does not have the examples in front.
+
+        Raises:
+            TopiaristError: what it reads is not finite.
+        """
+        cells, windows = _windows(layer, x)
+        rows, remainder = divmod(len(cells), self.size)
+        if remainder or not rows:
+            return None
+        drawn = [self._draw(name, self.start + example, rows * len(windows)) for example in range(self.used)]
+        places = torch.stack(drawn).to(x.device)
+        row = places // len(windows) + rows * torch.arange(self.used, device=x.device)[:, None]
+        row, at = row.flatten(), (places % len(windows)).flatten()
+        inputs = torch.arange(cells.shape[1], device=x.device)
+        found = cells[row[:, None, None], inputs[:, None], windows.to(x.device)[at][:, None]]
+        if not found.isfinite().all():
+            raise TopiaristError(f"what {name!r} reads is not finite: check the data and the checkpoint")
+        return found, Drawn(row, at)
+
+    def _draw(self, name: str, example: int, places: int) -> Tensor:
+        if places <= self.samples:
+            return torch.arange(places)
+        chance = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}:{name}:{example}".encode()))
+        return torch.randperm(places, generator=chance)[: self.samples]
+
+
+@dataclass(eq=False)
+class _Grams:
+    """Adds up the Gram matrices while the model runs.
+
+    Attributes:
+        found: group → layer → slice, as `readers` gives them.
+        places: where the layers are watched.
+        sums: ``(group, layer)`` → ``(units, units)``.
+        strange: layers whose input does not have the examples in front.
+    """
+
+    found: dict[str, dict[str, Slice]]
+    places: Places
     sums: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     strange: set[str] = field(default_factory=set)
 
-    def hook(self, name: str) -> Any:
-        """What watches one layer."""
-        slices = {group: parts[name] for group, parts in self.found.items() if name in parts}
-
-        def see(layer: Layer, args: Any, kwargs: Any) -> None:
-            patches = self._patches(name, layer, (args[0] if args else kwargs["input"]).detach())
-            if patches is None:
-                return
-            if not patches.isfinite().all():
-                raise TopiaristError(f"what {name!r} reads is not finite: check the data and the checkpoint")
-            for group, part in slices.items():
-                places = part.positions.to(patches.device)
-                x, w = (_by_unit(values, places) for values in (patches, layer.weight.detach()))
-                sum_ = gram(x, w).cpu()
+    def see(self, name: str, layer: Layer, x: Tensor, _: Tensor) -> None:
+        """Adds what one call of a layer reads."""
+        read = self.places.patches(name, layer, x)
+        if read is None:
+            self.strange.add(name)
+            return
+        for group, parts in self.found.items():
+            if name in parts:
+                sum_ = gram(*(by_unit(values, parts[name]) for values in (read[0], layer.weight.detach()))).cpu()
                 self.sums[group, name] = self.sums[group, name] + sum_ if (group, name) in self.sums else sum_
-
-        return see
 
     def answer(self) -> dict[str, Tensor]:
         """The groups that were seen at every layer that reads them."""
@@ -183,27 +254,6 @@ class _Sampler:
             for group, parts in self.found.items()
             if seen >= parts.keys()
         }
-
-    def _patches(self, name: str, layer: Layer, x: Tensor) -> Tensor | None:
-        """``(places, inputs, entries)``: what the layer multiplies with its weight at each sampled place."""
-        cells, windows = _windows(layer, x)
-        rows, remainder = divmod(len(cells), self.size)
-        if remainder or not rows:
-            self.strange.add(name)
-            return None
-        drawn = [self._draw(name, self.start + example, rows * len(windows)) for example in range(self.used)]
-        places = torch.stack(drawn).to(x.device)
-        at = places % len(windows)
-        row = places // len(windows) + rows * torch.arange(self.used, device=x.device)[:, None]
-        row, at = row.flatten(), at.flatten()
-        inputs = torch.arange(cells.shape[1], device=x.device)
-        return cells[row[:, None, None], inputs[:, None], windows.to(x.device)[at][:, None]]
-
-    def _draw(self, name: str, example: int, places: int) -> Tensor:
-        if places <= self.samples:
-            return torch.arange(places)
-        chance = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}:{name}:{example}".encode()))
-        return torch.randperm(places, generator=chance)[: self.samples]
 
 
 def _windows(layer: Layer, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -228,9 +278,17 @@ def _windows(layer: Layer, x: Tensor) -> tuple[Tensor, Tensor]:
     return x.flatten(2), window
 
 
-def _by_unit(values: Tensor, positions: Tensor) -> Tensor:
+def output_at(layer: Layer, output: Tensor, drawn: Drawn) -> Tensor:
+    """``(places, outputs)`` in float64: a tensor of the shape of a layer's output, at some places."""
+    if isinstance(layer, nn.Linear):
+        return output.detach().reshape(-1, output.shape[-1])[drawn.row].double()
+    batched = output if output.ndim == len(layer.kernel_size) + 2 else output[None]
+    return batched.detach().flatten(2)[drawn.row, :, drawn.at].double()
+
+
+def by_unit(values: Tensor, part: Slice) -> Tensor:
     """``(rows, inputs, ...)`` → float64 ``(rows, units, entries)``."""
-    return values.reshape(*values.shape[:2], -1)[:, positions].flatten(2).double()
+    return values.reshape(*values.shape[:2], -1)[:, part.positions.to(values.device)].flatten(2).double()
 
 
 def gram(x: Tensor, w: Tensor) -> Tensor:

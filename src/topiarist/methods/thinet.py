@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from topiarist.allocation import quota
 from topiarist.errors import TopiaristError
-from topiarist.methods._readers import grams, scale_inputs
+from topiarist.methods._readers import Places, grams, scale_inputs
 from topiarist.methods.base import Method
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class ThiNet(Method):
                 scale_inputs(model, graph[name], scales(gram, keep[name].cpu()))
 
     def _grams(self, graph: Graph, stats: Stats) -> dict[str, Tensor]:
-        return grams(graph, stats, samples=self.samples, examples=self.examples, seed=self.seed)
+        return grams(graph, stats, Places(self.samples, self.examples, self.seed))
 
 
 def removed(gram: Tensor, count: int) -> list[int]:
