@@ -116,9 +116,14 @@ _ELSEWHERE = ("weights", "training", "evaluations")
 
 
 def cross_entropy(output: Any, target: Any) -> Tensor:
-    """Mean cross entropy of the first tensor in the output (its ``logits`` where it has some)."""
+    """Mean cross entropy of the class scores in a model's output."""
+    return F.cross_entropy(class_scores(output), target)
+
+
+def class_scores(output: Any) -> Tensor:
+    """The first tensor in a model's output (its ``logits`` where it has some): ``(N, classes, ...)``."""
     output = output.get("logits", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
-    return F.cross_entropy(tensors_in(output)[0], target)
+    return tensors_in(output)[0]
 
 
 def collect(
@@ -208,11 +213,17 @@ def parted(batch: Any) -> tuple[Any, Any]:
 
 
 def moved(value: Any, device: torch.device) -> Any:
+    """The same value with its tensors on a device."""
+    return mapped(value, lambda tensor: tensor.to(device))
+
+
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same nested value with each of its tensors changed."""
     if isinstance(value, Tensor):
-        return value.to(device)
+        return change(value)
     if isinstance(value, Mapping):
-        return {key: moved(entry, device) for key, entry in value.items()}
-    return type(value)(moved(entry, device) for entry in value) if isinstance(value, tuple | list) else value
+        return {key: mapped(entry, change) for key, entry in value.items()}
+    return type(value)(mapped(entry, change) for entry in value) if isinstance(value, tuple | list) else value
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
