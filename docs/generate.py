@@ -21,7 +21,7 @@ def table() -> str:
     for name in methods.names():
         method = methods.describe(name)
         cells = [f"`{name}`", method["summary"].rstrip("."), method["granularity"], method["target"]]
-        rows.append(f"| {' | '.join([*cells, ', '.join(method['needs']), method['paper']])} |")
+        rows.append(f"| {' | '.join([*cells, ', '.join(method['needs']) or 'nothing', method['paper']])} |")
     return "\n".join(rows) + "\n"
 
 

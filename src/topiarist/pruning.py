@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -158,7 +158,7 @@ def prune(
         raise TopiaristError("nothing in this network can be pruned; `topiarist inspect` says what pins each layer")
     units = graph.weights() if method.granularity == "weight" and not graph.groups[0].of_weights else graph
     trained = _trained(model, units, method, data, recipe, seed, progress)
-    batches = None if data is None else _Batches(data, batch_size, seed)
+    batches = None if data is None else Batches(data, batch_size, seed)
     stats = collect(trained, units, batches, method.needs, steps=steps)
     keep = choose(method, units, stats, wish, cost=partial(cost, units))
     proof = prove(trained, units, keep, example_inputs)
@@ -176,17 +176,22 @@ def prune(
     )
 
 
-class _Batches:
+class Batches:
     """The training batches of a data set, as often as they are asked for.
 
     They come in one and the same random order: data on disks often have one class after the other, and some methods
     look at the first examples only.
+
+    Args:
+        data: the data set.
+        batch_size: examples in a batch.
+        seed: of the order.
     """
 
     def __init__(self, data: Data, batch_size: int, seed: int) -> None:
         self.data, self.batch_size, self.seed = data, batch_size, seed
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self.data.batches("train", self.batch_size, torch.Generator().manual_seed(self.seed))
 
 
@@ -233,4 +238,4 @@ def _repaired(model: nn.Module, graph: Graph, keep: Mapping[str, Tensor], method
     return repaired
 
 
-__all__ = ["Pruned", "prune"]
+__all__ = ["Batches", "Pruned", "prune"]

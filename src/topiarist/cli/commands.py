@@ -13,7 +13,7 @@ from topiarist.cli.inputs import example_inputs, make_source, writable_folder
 from topiarist.cli.pruning import TRAINING, Plan, fit, run, write_json, write_weights
 from topiarist.errors import TopiaristError
 from topiarist.methods.base import Method
-from topiarist.sensitivity import RATIOS
+from topiarist.scan import RATIOS
 from topiarist.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -205,8 +205,8 @@ def sensitivity(
     """
     from topiarist.graph import trace
     from topiarist.report import curves
-    from topiarist.sensitivity import Sensitivity
-    from topiarist.sensitivity import sensitivity as scan
+    from topiarist.scan import Sensitivity
+    from topiarist.scan import sensitivity as scan
 
     writable_folder(out)
     source = make_source(model, data, weights, seed)

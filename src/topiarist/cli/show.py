@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from topiarist.costs import Cost
     from topiarist.graph import Graph
     from topiarist.pruning import Pruned
-    from topiarist.sensitivity import Sensitivity
+    from topiarist.scan import Sensitivity
     from topiarist.stats import Steps
     from topiarist.train import Epoch
 
@@ -53,7 +53,7 @@ def methods(described: Sequence[Mapping[str, Any]]) -> None:
     table = Table("method", "what it does", "cuts", "target", "needs", "paper")
     for method in described:
         row = [method["name"], method["summary"].rstrip("."), method["granularity"], method["target"]]
-        table.add_row(*map(escape, [*row, ", ".join(method["needs"]), method["paper"]]))
+        table.add_row(*map(escape, [*row, ", ".join(method["needs"]) or "nothing", method["paper"]]))
     console().print(table)
     print("`topiarist methods NAME` shows a method's card and flags.")
 
@@ -63,7 +63,7 @@ def card(method: Mapping[str, Any]) -> None:
     print(f"{method['name']}\n\n{method['doc'].rstrip()}\n")
     for name in ("granularity", "target", "allocation", "needs", "roles", "paper"):
         value = method[name]
-        print(f"{name}: {value if isinstance(value, str) else ', '.join(value)}")
+        print(f"{name}: {value if isinstance(value, str) else ', '.join(value) or 'nothing'}")
     print(f"\nFlags:\n  --method {method['name']}")
     for field in method["fields"]:
         print(f"  --method.{field['name']} {field['type']}, default {field['default']}")

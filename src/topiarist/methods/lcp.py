@@ -49,7 +49,7 @@ class LCP(Method):
     been trained on, train on ``data.split(0.1)`` and prune with ``data.held_out(0.1)``.
 
     Cost: one cut and one forward pass of the smaller network over the held-out examples for each candidate with a keep
-    of its own. Memory: the held-out examples and a second copy of the network.
+    of its own; keeps that come again are not judged again. Memory: the held-out examples and one smaller network.
 
     Use it: where the widths matter and minutes are at hand, for instance when norms of layers cannot be compared; then
     fine-tune as usual. Take the form ``"affine"``, its successor LeGR's, where norms differ by orders of magnitude
@@ -108,9 +108,10 @@ class LCP(Method):
                 raise TopiaristError(f"{name} must be at least 1, but got {getattr(self, name)!r}")
         if not (self.steps >= 0 and self.lr > 0):
             raise TopiaristError(f"steps must not be negative and lr positive, but got {self.steps!r} and {self.lr!r}")
-        for name in ("mutated", "safeguard"):
-            if not 0 <= getattr(self, name) < 1 + (name == "mutated"):
-                raise TopiaristError(f"{name} must be a fraction from 0 to 1, but got {getattr(self, name)!r}")
+        if not 0 <= self.mutated <= 1:
+            raise TopiaristError(f"mutated must be a share of the groups, from 0 to 1, but got {self.mutated!r}")
+        if not 0 <= self.safeguard < 1:
+            raise TopiaristError(f"safeguard must be a share from 0 on and below 1, but got {self.safeguard!r}")
 
     def rehearsal(self) -> LCP:
         """The first candidate alone."""
@@ -122,8 +123,8 @@ class LCP(Method):
             raise TopiaristError("lcp needs a budget: give macs, params or ratio, the fraction that stays")
         if budget.floor == 1 and self.safeguard:
             budget = replace(budget, floor=self.safeguard)
-        metric = self._metrics(graph, stats)
         trials = _Trials(self, graph, stats)
+        metric = self._metrics(graph, stats)
         chance = torch.Generator().manual_seed(self.seed)
 
         def keep(genes: Tensor) -> Keep:

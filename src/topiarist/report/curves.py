@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 if TYPE_CHECKING:
-    from topiarist.sensitivity import Point, Sensitivity
+    from topiarist.scan import Point, Sensitivity
 
 _INK, _MUTED, _LINE = "#263238", "#607d8b", "#cfd8dc"
 _NAMES = 9

@@ -17,8 +17,10 @@ from topiarist.graph import Graph
 from topiarist.judge import Verdict, judge
 from topiarist.methods import Method, make
 from topiarist.methods.base import Criterion
+from topiarist.pruning import Batches
 from topiarist.stats import collect
 from topiarist.surgery import copied, masked
+from topiarist.training.accuracy import rehearse
 
 if TYPE_CHECKING:
     from topiarist.data import Data
@@ -117,7 +119,7 @@ def sensitivity(
         A point for each group that the method scores and each ratio.
 
     Raises:
-        TopiaristError: the method scores no units, or a ratio is not a fraction.
+        TopiaristError: the method scores no units, a ratio is not a fraction, or the model does not fit the data.
     """
     method = make(method)
     if not isinstance(method, Criterion):
@@ -125,9 +127,12 @@ def sensitivity(
     widths = sorted({Budget(ratio=ratio).ratio or 0.0 for ratio in ratios}, reverse=True)
     if not widths:
         raise TopiaristError("there is no ratio to scan: give fractions that stay, such as 0.5")
+    if not graph.groups:
+        raise TopiaristError("nothing in this network can be cut; `topiarist inspect` says what pins each layer")
+    rehearse(model, data)
     parts = data.split(held_out, seed)
     rooms = graph.weights() if method.granularity == "weight" and not graph.groups[0].of_weights else graph
-    stats = collect(model, rooms, list(parts.batches("train", batch_size)), method.needs)
+    stats = collect(model, rooms, Batches(parts, batch_size, seed), method.needs)
     scores = method.score(rooms, stats)
     judged = partial(_judged, copied(model), rooms, list(parts.batches("test", batch_size)))
     whole = judged(rooms.full())
