@@ -17,11 +17,11 @@ def table() -> str:
     """A Markdown table with a row for each registered method."""
     from topiarist import methods
 
-    rows = ["| method | what it does | cuts | target | paper |", "|---|---|---|---|---|"]
+    rows = ["| method | what it does | cuts | target | needs | paper |", "|---|---|---|---|---|---|"]
     for name in methods.names():
         method = methods.describe(name)
-        summary = method["summary"].rstrip(".")
-        rows.append(f"| `{name}` | {summary} | {method['granularity']} | {method['target']} | {method['paper']} |")
+        cells = [f"`{name}`", method["summary"].rstrip("."), method["granularity"], method["target"]]
+        rows.append(f"| {' | '.join([*cells, ', '.join(method['needs']) or 'nothing', method['paper']])} |")
     return "\n".join(rows) + "\n"
 
 

@@ -49,6 +49,8 @@ BAD = {
     "bad recipe": (["train", NET, "--data", "digits", "--epochs", "-1"], "epochs"),
     "no weights file": (["inspect", NET, "--input", SHAPE, "--weights", "/no/such.pt"], "/no/such.pt"),
     "weights are a folder": (["inspect", NET, "--input", SHAPE, "--weights", "/"], "no weights file"),
+    "scan without weights": (["sensitivity", NET, "--data", "digits"], "needs --weights"),
+    "scan without data": (["sensitivity", NET, "--weights", "/no/such.pt"], "needs --data"),
     "no study": (["study", "/no/such.yaml"], "/no/such.yaml"),
     "no results": (["report", "/no/such"], "/no/such"),
     "no config": (["inspect", NET, "--config", "/no/such.yaml"], "/no/such.yaml"),

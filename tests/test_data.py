@@ -317,6 +317,17 @@ def test_normalisation_comes_from_the_training_images():
         assert torch.equal(data.example(5), x[:5])
 
 
+def test_what_is_held_out_is_what_a_split_puts_aside():
+    data = Data.of("set", **tensors(60))
+    rest, held = data.split(0.2, seed=3), data.held_out(0.2, seed=3)
+    assert torch.equal(held.train_x, rest.test_x)
+    assert torch.equal(held.train_y, rest.test_y)
+    assert len(held.train_y) + len(rest.train_y) == 60
+    assert torch.equal(held.test_x, data.test_x)
+    assert (held.mean, held.std) == (data.mean, data.std)
+    assert "validation split" in refusal(data.held_out, 1.5)
+
+
 def test_bytes_are_normalised_as_parts_of_255():
     x = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)
     data = Data.of("two", x, torch.tensor([0, 1]), x, torch.tensor([0, 1]))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import runpy
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +17,7 @@ import golden
 import topiarist
 from topiarist import methods
 from topiarist.allocation import Budget, choose
+from topiarist.cli import main
 from topiarist.costs import cost
 from topiarist.errors import TopiaristError
 from topiarist.graph import Group, Slice
@@ -231,6 +234,45 @@ def test_one_new_file_is_a_method(tmp_path, monkeypatch):
         get("empty")
     for name in ("dummy", "empty"):
         monkeypatch.delitem(sys.modules, f"topiarist.methods.{name}")
+
+
+def test_all_that_lists_methods_finds_a_new_file(tmp_path, monkeypatch, capsys):
+    """The command line, the documentation and the tests, which say what is missing: its golden row."""
+    (tmp_path / "dummy.py").write_text(DUMMY)
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    assert main(["methods", "--json"]) == 0
+    listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert listed["dummy"] == json.loads(json.dumps(describe("dummy")))
+    assert listed.keys() == {*GOLDEN, "dummy"}
+    assert main(["methods"]) == 0
+    assert " dummy " in capsys.readouterr().out
+    assert main(["prune", "--method", "dummy", "--help"]) == 0
+    assert "--method.step" in capsys.readouterr().out
+    generate = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "generate.py"))
+    assert "| `dummy` | Scores by place | structure | predefined | weights | none |" in generate["table"]()
+    assert "## dummy\n\n::: topiarist.methods.dummy.Dummy" in generate["cards"]()
+    with pytest.raises(AssertionError, match=r"golden(.|\n)*dummy"):
+        test_the_folder_is_the_registry()
+    for law in (test_scores_have_the_shape_of_the_groups_and_repeat, test_every_method_meets_a_budget):
+        law("dummy")
+    monkeypatch.delitem(sys.modules, "topiarist.methods.dummy")
+
+
+@every_method
+def test_cards_and_tables_show_what_a_method_is(name, capsys):
+    told = describe(name)
+    assert main(["methods", name]) == 0
+    card = capsys.readouterr().out
+    for key in ("granularity", "target", "paper"):
+        assert f"\n{key}: {told[key]}\n" in card
+    needs = ", ".join(told["needs"]) or "nothing"
+    assert f"\nneeds: {needs}\n" in card
+    assert main(["methods"]) == 0
+    rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    start = next(at for at, row in enumerate(rows) if row[0].strip() == name)
+    stop = next((at for at, row in enumerate(rows) if at > start and row[0].strip()), len(rows))
+    cells = [" ".join(" ".join(lines).split()) for lines in zip(*rows[start:stop], strict=True)]
+    assert cells == [name, told["summary"].rstrip("."), told["granularity"], told["target"], needs, told["paper"]]
 
 
 def test_make_takes_names_classes_and_methods():

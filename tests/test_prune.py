@@ -47,6 +47,29 @@ def test_a_budget_is_met_on_every_kind_of_network(name):
     assert distance(call(found.model, case.other), call(found.architecture.apply(model), case.other)) == 0
 
 
+def test_methods_see_the_training_examples_in_one_random_order():
+    """Data on disks have one class after the other; a method that looks at the first examples must see them all."""
+    chance = torch.Generator().manual_seed(0)
+    x, y = torch.randn(60, 1, 4, 4, generator=chance), torch.arange(60) // 20
+    data = topiarist.Data.of("sorted", x, y, x[:3], torch.arange(3))
+    seen = []
+
+    class Looking(type(make("random"))):
+        def score(self, graph, stats):
+            seen.append([torch.cat([labels for _, labels in stats.batches]) for _ in range(2)])
+            return super().score(graph, stats)
+
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    for seed in (0, 0, 1):
+        prune(model, data.example(), Looking(), 0.5, data, seed=seed)
+    (first, again), (repeated, _), (other, _) = seen
+    assert torch.equal(first, again)
+    assert torch.equal(first, repeated)
+    assert not torch.equal(first, other)
+    assert first.bincount().tolist() == [20, 20, 20]
+    assert len(first[:10].unique()) == 3
+
+
 def test_l1_removes_the_filters_of_small_norm():
     model = CASES["chain"].model()
     with torch.no_grad():

@@ -28,6 +28,8 @@ from networks import (
     zeroed,
 )  # fmt: skip
 from topiarist import TopiaristError, cut, mask, prove, trace
+from topiarist.surgery import copied, masked
+from topiarist.survivors import fast_path_off
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -347,6 +349,38 @@ def test_a_full_keep_changes_nothing():
     for keep in ({}, graph.full()):
         assert torch.equal(call(cut(model, graph, keep), case.inputs), call(model, case.inputs))
         assert distance(call(mask(model, graph, keep), case.inputs), call(model, case.inputs)) <= 1e-5
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_masked_for_a_while(name):
+    """The mask itself while it lasts, and afterwards the model as it was, bit by bit."""
+    case = CASES[name]
+    model = case.model()
+    graph = trace(model, case.inputs)
+    before, output = copy.deepcopy(model.state_dict()), flat(call(model, case.inputs))
+    kinds = [type(module) for module in model.modules()]
+    for seed in (0, 1):
+        keep = random_keep(graph, seed)
+        with torch.no_grad(), fast_path_off(), masked(model, graph, keep) as seen:
+            assert seen is model
+            assert distance(call(model, case.inputs), call(mask(copied(model), graph, keep), case.inputs)) == 0
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert [type(module) for module in model.modules()] == kinds
+    assert all(torch.equal(*pair) for pair in zip(flat(call(model, case.inputs)), output, strict=True))
+
+
+def test_a_mask_for_a_while_ends_with_an_error_too():
+    model = CASES["chain"].model()
+    graph = trace(model, images(2))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(RuntimeError), masked(model, graph, random_keep(graph, 0)):
+        model(torch.zeros(1, 7))
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    with (
+        pytest.raises(TopiaristError, match="removes every unit"),
+        masked(model, graph, {"0": torch.zeros(8, dtype=torch.bool)}),
+    ):
+        pass
 
 
 def test_single_weights_are_masked():

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from topiarist.proof import prove as prove
     from topiarist.pruning import Pruned as Pruned
     from topiarist.pruning import prune as prune
+    from topiarist.scan import Sensitivity as Sensitivity
+    from topiarist.scan import sensitivity as sensitivity
     from topiarist.stats import Stats as Stats
     from topiarist.stats import collect as collect
     from topiarist.surgery import cut as cut
@@ -54,6 +56,7 @@ _PUBLIC = {
     "models": ("load_model", "make_model"),
     "proof": ("Proof", "prove"),
     "pruning": ("Pruned", "prune"),
+    "scan": ("Sensitivity", "sensitivity"),
     "stats": ("Stats", "collect"),
     "surgery": ("cut", "mask"),
     "train": ("attach", "evaluate", "fit"),

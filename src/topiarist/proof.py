@@ -19,6 +19,7 @@ from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, regroup
 from topiarist.graph.calls import ModuleStack, converted, run, tensors_in
 from topiarist.surgery import copied, cut, mask
+from topiarist.survivors import fast_path_off
 
 TOLERANCE = 1e-10
 """Largest relative difference between cut and mask in float64."""
@@ -109,17 +110,6 @@ def judge(smaller: Any, masked: Any, original: Any, *, removed: bool) -> Proof:
     else:
         reason = ""
     return Proof(diff, change, not reason, reason)
-
-
-class fast_path_off:  # noqa: N801  (reads as a word in `with`)
-    """Context without torch's fused encoder layers, which bypass the modules' own forward."""
-
-    def __enter__(self) -> None:
-        self.before = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-
-    def __exit__(self, *error: object) -> None:
-        torch.backends.mha.set_fastpath_enabled(self.before)
 
 
 def rehearse(model: nn.Module, graph: Graph, example_inputs: Any, *, seconds: float = 120.0) -> Graph:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from topiarist.graph import Graph, check_finite, trace
 from topiarist.methods import Method, make
 from topiarist.methods.base import Gate, Penalty, Proximal, Repair, Rule, Selector, Soft
 from topiarist.proof import TOLERANCE, Proof, prove
-from topiarist.stats import Stats, collect
+from topiarist.stats import Stats, Steps, collect
 from topiarist.surgery import copied, cut, mask
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def prune(
     batch_size: int = 64,
     seed: int = 0,
     progress: Progress | None = None,
+    steps: Steps | None = None,
 ) -> Pruned:
     """Prunes a network by a method to a budget, and proves the cut.
 
@@ -136,8 +138,9 @@ def prune(
         recipe: trains a copy with the method's penalty before it is scored (Network Slimming); without one the model
             is taken to be trained that way already.
         batch_size: of what is measured.
-        seed: of the training.
+        seed: of the training, and of the order in which a method sees the training examples.
         progress: called after each epoch of that training.
+        steps: called by methods that work for long, with what they do, how many steps are done, and of how many.
 
     Returns:
         The smaller model with its architecture, its proof and its costs.
@@ -155,8 +158,8 @@ def prune(
         raise TopiaristError("nothing in this network can be pruned; `topiarist inspect` says what pins each layer")
     units = graph.weights() if method.granularity == "weight" and not graph.groups[0].of_weights else graph
     trained = _trained(model, units, method, data, recipe, seed, progress)
-    batches = None if data is None else _Batches(data, batch_size)
-    stats = collect(trained, units, batches, method.needs)
+    batches = None if data is None else Batches(data, batch_size, seed)
+    stats = collect(trained, units, batches, method.needs, steps=steps)
     keep = choose(method, units, stats, wish, cost=partial(cost, units))
     proof = prove(trained, units, keep, example_inputs)
     if not math.isfinite(proof.change):
@@ -173,14 +176,23 @@ def prune(
     )
 
 
-class _Batches:
-    """The training batches of a data set, as often as they are asked for."""
+class Batches:
+    """The training batches of a data set, as often as they are asked for.
 
-    def __init__(self, data: Data, batch_size: int) -> None:
-        self.data, self.batch_size = data, batch_size
+    They come in one and the same random order: data on disks often have one class after the other, and some methods
+    look at the first examples only.
 
-    def __iter__(self) -> Any:
-        return self.data.batches("train", self.batch_size)
+    Args:
+        data: the data set.
+        batch_size: examples in a batch.
+        seed: of the order.
+    """
+
+    def __init__(self, data: Data, batch_size: int, seed: int) -> None:
+        self.data, self.batch_size, self.seed = data, batch_size, seed
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.data.batches("train", self.batch_size, torch.Generator().manual_seed(self.seed))
 
 
 def _budget(budget: Budget | Mapping[str, Any] | float | None, method: Method) -> Budget | None:
@@ -226,4 +238,4 @@ def _repaired(model: nn.Module, graph: Graph, keep: Mapping[str, Tensor], method
     return repaired
 
 
-__all__ = ["Pruned", "prune"]
+__all__ = ["Batches", "Pruned", "prune"]

@@ -26,10 +26,24 @@ from topiarist.measures import STATISTICS, Statistic, Watch
 if TYPE_CHECKING:
     from topiarist.graph.graph import Graph
 
-__all__ = ["STATISTICS", "Loss", "Statistic", "Stats", "Watch", "collect", "covariance", "cross_entropy", "merge"]
+__all__ = [
+    "STATISTICS",
+    "Loss",
+    "Statistic",
+    "Stats",
+    "Steps",
+    "Watch",
+    "collect",
+    "covariance",
+    "cross_entropy",
+    "merge",
+]
 
 Loss = Callable[[Any, Any], Tensor]
 """``(output, target)`` → the mean over the examples of the batch, a scalar."""
+
+Steps = Callable[[str, int, int], object]
+"""Called while a method works for long: what it does, how many steps are done, and of how many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +55,19 @@ class Stats:
         sums: ``(group, key)`` → float64 sum over all that was seen; the statistics name their keys.
         model: the model itself, for methods that must run it in their own way.
         batches: the data that was measured, likewise.
+        steps: who wants to know how far a method is that works for long.
     """
 
     tensors: Mapping[str, Tensor]
     sums: Mapping[tuple[str, str], Tensor] = field(default_factory=dict)
     model: nn.Module | None = None
     batches: Iterable[Any] | None = None
+    steps: Steps | None = None
+
+    def tell(self, what: str, done: int, total: int) -> None:
+        """Says how far a method is, to whoever wants to know."""
+        if self.steps is not None:
+            self.steps(what, done, total)
 
     def tensor(self, name: str) -> Tensor:
         """A parameter or buffer, detached.
@@ -116,9 +137,14 @@ _ELSEWHERE = ("weights", "training", "evaluations")
 
 
 def cross_entropy(output: Any, target: Any) -> Tensor:
-    """Mean cross entropy of the first tensor in the output (its ``logits`` where it has some)."""
+    """Mean cross entropy of the class scores in a model's output."""
+    return F.cross_entropy(class_scores(output), target)
+
+
+def class_scores(output: Any) -> Tensor:
+    """The first tensor in a model's output (its ``logits`` where it has some): ``(N, classes, ...)``."""
     output = output.get("logits", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
-    return F.cross_entropy(tensors_in(output)[0], target)
+    return tensors_in(output)[0]
 
 
 def collect(
@@ -128,6 +154,7 @@ def collect(
     needs: Collection[str | Statistic] = frozenset(),
     *,
     loss: Loss = cross_entropy,
+    steps: Steps | None = None,
 ) -> Stats:
     """Measures all that is needed in one pass over the data, in eval mode; the model is left as it was.
 
@@ -139,6 +166,7 @@ def collect(
         needs: names in `STATISTICS` or statistics; ``"weights"``, ``"training"`` and ``"evaluations"`` ask nothing of
             this function.
         loss: mean over the examples of a batch, for statistics that need gradients.
+        steps: handed to the method, which tells it how far it is if it works for long.
 
     Returns:
         The model's tensors and the sums.
@@ -154,7 +182,7 @@ def collect(
         if batches is None:
             raise TopiaristError(f"{wanted[0].name} must be measured: pass data, batches of inputs or (inputs, target)")
         _measure(model, graph, batches, wanted, watch, loss)
-    return Stats(tensors, watch.sums, model, batches)
+    return Stats(tensors, watch.sums, model, batches, steps)
 
 
 def _measure(
@@ -208,11 +236,17 @@ def parted(batch: Any) -> tuple[Any, Any]:
 
 
 def moved(value: Any, device: torch.device) -> Any:
+    """The same value with its tensors on a device."""
+    return mapped(value, lambda tensor: tensor.to(device))
+
+
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same nested value with each of its tensors changed."""
     if isinstance(value, Tensor):
-        return value.to(device)
+        return change(value)
     if isinstance(value, Mapping):
-        return {key: moved(entry, device) for key, entry in value.items()}
-    return type(value)(moved(entry, device) for entry in value) if isinstance(value, tuple | list) else value
+        return {key: mapped(entry, change) for key, entry in value.items()}
+    return type(value)(mapped(entry, change) for entry in value) if isinstance(value, tuple | list) else value
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

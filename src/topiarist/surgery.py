@@ -1,9 +1,10 @@
-"""Surgery: `cut` removes dead positions, `mask` leaves them in place but makes them not exist."""
+"""Surgery: `cut` removes dead positions, `mask` leaves them in place but makes them not exist, `masked` for a while."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, checked_keep
 from topiarist.graph.calls import ALONE, modes_restored
-from topiarist.graph.dropins import describe, swap_in
+from topiarist.graph.dropins import describe, swap_in, swapped_in
 from topiarist.graph.sizes import Attribute, assign
 from topiarist.graph.solution import Correction
 from topiarist.shim import install
+from topiarist.survivors import fast_path_off, install_survivors
 
 
 @dataclass(frozen=True)
@@ -144,21 +146,59 @@ def mask(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
     Returns:
         A new model of the old size.
     """
-    from topiarist.survivors import install_survivors
-
     check_shapes(model, graph.shapes)
     keep = checked_keep(graph, keep)
-    masked = copied(model)
-    tensors = dict(masked.named_parameters()) | dict(masked.named_buffers())
-    with torch.no_grad():
-        for group in graph.groups:
-            gone = ~keep[group.name]
-            for part in group.slices if gone.any() else ():
-                tensor = _tensor(tensors, part.tensor)
-                positions = part.positions[gone].flatten().to(tensor.device)
-                if part.axis is None:
-                    tensor.view(-1).index_fill_(0, positions, 0)
-                else:
-                    tensor.index_fill_(part.axis, positions, 0)
-    install_survivors(masked, graph, keep)
-    return masked
+    made = copied(model)
+    _zero(made, graph, keep)
+    install_survivors(made, graph, keep)
+    return made
+
+
+@contextmanager
+def masked(model: nn.Module, graph: Graph, keep: Keep) -> Iterator[nn.Module]:
+    """What `mask` gives, in the model itself and for the while: many keeps can be tried on one network without copies.
+
+    Afterwards each tensor has its values again, bit by bit. For running the network, not for training it.
+
+    Args:
+        model: the traced model, or one of the same architecture.
+        graph: its graph.
+        keep: as for `cut`.
+
+    Yields:
+        The model, masked.
+    """
+    check_shapes(model, graph.shapes)
+    keep = checked_keep(graph, keep)
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    losing = {part.tensor for group in graph.groups if not keep[group.name].all() for part in group.slices}
+    values = {name: _tensor(tensors, name).detach().clone() for name in losing}
+    forwards = [(module, module.__dict__.get("forward")) for module in model.modules()]
+    with swapped_in(model), fast_path_off():
+        try:
+            _zero(model, graph, keep)
+            install_survivors(model, graph, keep)
+            yield model
+        finally:
+            with torch.no_grad():
+                for name, value in values.items():
+                    tensors[name].copy_(value)
+            for module, forward in forwards:
+                module.__dict__.pop("forward", None)
+                if forward is not None:
+                    module.__dict__["forward"] = forward
+
+
+@torch.no_grad()
+def _zero(model: nn.Module, graph: Graph, keep: Keep) -> None:
+    """Zeroes the dead positions of every slice, in place."""
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    for group in graph.groups:
+        gone = ~keep[group.name]
+        for part in group.slices if gone.any() else ():
+            tensor = _tensor(tensors, part.tensor)
+            positions = part.positions[gone].flatten().to(tensor.device)
+            if part.axis is None:
+                tensor.view(-1).index_fill_(0, positions, 0)
+            else:
+                tensor.index_fill_(part.axis, positions, 0)

@@ -119,3 +119,14 @@ def install_survivors(model: nn.Module, graph: Graph, keep: Keep) -> None:
         owner = model.get_submodule(name)
         period = 1 + max(call for module, call in trace.outputs if module == name)
         owner.__dict__["forward"] = SurvivorForward(owner, table, period)
+
+
+class fast_path_off:  # noqa: N801  (reads as a word in `with`)
+    """Context without torch's fused encoder layers, which bypass the modules' own forward."""
+
+    def __enter__(self) -> None:
+        self.before = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+
+    def __exit__(self, *error: object) -> None:
+        torch.backends.mha.set_fastpath_enabled(self.before)

@@ -21,6 +21,7 @@ COMMANDS = {
     "inspect": "show what a network can lose, what stays, and why",
     "train": "train a network",
     "prune": "prune a network, prove the cut, fine-tune it, write the smaller one",
+    "sensitivity": "scan how accuracy falls as each group alone loses units, and draw it",
     "study": "run the comparison that a YAML file describes",
     "report": "write the report of a study anew",
 }
@@ -46,8 +47,9 @@ def main(words: Sequence[str] | None = None) -> int:
             status = _fail(2, str(error))
         except OSError as error:
             status = _fail_on_file(error)
-        except KeyboardInterrupt:
-            status = _fail(130, "Interrupted; what was finished is kept, and the same command goes on from there.")
+        except KeyboardInterrupt as stop:
+            kept = "Interrupted; what was finished is kept, and the same command goes on from there."
+            status = _fail(130, str(stop) or kept)
     return status
 
 
@@ -76,7 +78,7 @@ def _run(words: list[str]) -> int:
 def _usage() -> str:
     lines = ["Topiarist cuts trained PyTorch networks into smaller shapes, and proves the cut.", ""]
     lines += ["usage: topiarist COMMAND ...", ""]
-    lines += [f"  {name:<9}{told}" for name, told in COMMANDS.items()]
+    lines += [f"  {name:<13}{told}" for name, told in COMMANDS.items()]
     lines += ["", "`topiarist COMMAND --help` tells what a command takes."]
     return "\n".join(lines)
 

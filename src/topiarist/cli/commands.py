@@ -13,6 +13,7 @@ from topiarist.cli.inputs import example_inputs, make_source, writable_folder
 from topiarist.cli.pruning import TRAINING, Plan, fit, run, write_json, write_weights
 from topiarist.errors import TopiaristError
 from topiarist.methods.base import Method
+from topiarist.scan import RATIOS
 from topiarist.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -173,6 +174,60 @@ def prune(
     plan = Plan(source, method, asked, train, _with_epochs(finetune, epochs), seed, out, quiet=json)
     done, result = run(plan, example_inputs(source, input))
     show.pruned(done, result, out, json)
+
+
+def sensitivity(
+    model: str,
+    *,
+    weights: Path,
+    data: str,
+    method: Method | None = None,
+    ratios: tuple[float, ...] = RATIOS,
+    held_out: float = 0.1,
+    seed: int = 0,
+    out: Path = Path("runs/sensitivity"),
+    json: bool = False,
+) -> None:
+    """Scan how accuracy and loss change as each group alone loses units, all others whole, without any training.
+
+    The network is judged by held-out training examples; the test examples are not looked at.
+
+    Args:
+        model: zoo:NAME, torchvision:NAME, timm:NAME or package.module:factory; options as in zoo:vgg11?width=0.25.
+        weights: file of trained weights (safetensors or a PyTorch state dict).
+        data: digits, digits:28, npz:PATH, folder:PATH or torchvision:NAME.
+        method: name of the method that ranks the units of a group; l1 by default.
+        ratios: fractions of a group's units that stay.
+        held_out: share of the training examples that the network is judged by.
+        seed: of the data's split, and of what is held out.
+        out: folder for sensitivity.json, sensitivity.svg and sensitivity.png.
+        json: print the result as JSON.
+    """
+    from topiarist.graph import trace
+    from topiarist.report import curves
+    from topiarist.scan import Sensitivity
+    from topiarist.scan import sensitivity as scan
+
+    writable_folder(out)
+    source = make_source(model, data, weights, seed)
+    assert source.data is not None
+    network, file = source.model(), out / "sensitivity.json"
+    graph = trace(network, source.data.example())
+    with show.steps(quiet=json) as steps:
+
+        def note(found: Sensitivity) -> None:
+            write_json(file, found.to_json())
+            steps("sensitivity", len(found.points), found.total)
+
+        try:
+            found = scan(
+                network, graph, source.data, method or "l1", ratios, held_out=held_out, seed=seed, progress=note
+            )
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(f"Interrupted; the points that were measured are in {file}.") from stop
+    for kind in ("svg", "png"):
+        curves.save(found, file.with_suffix(f".{kind}"))
+    show.sensitivity(found, out, json)
 
 
 def _with_epochs(recipe: Recipe, epochs: int | None) -> Recipe:

@@ -66,11 +66,12 @@ def run(plan: Plan, example: Tensor) -> tuple[Pruned, dict[str, Any]]:
     model = plan.source.model()
     if plan.source.weights is None:
         # A rehearsal: a budget that cannot be met is found before the training, not after it.
-        prune(model, example, plan.method, plan.budget, data=data, seed=plan.seed)
+        prune(model, example, plan.method.rehearsal(), plan.budget, data=data, seed=plan.seed)
         fit(plan.source, model, plan.train, plan.method, plan.seed, plan.out, quiet=plan.quiet)
         write_weights(model, plan.out / "trained.safetensors")
     before = _accuracy(plan, model)
-    done = prune(model, example, plan.method, plan.budget, data=data, seed=plan.seed)
+    with show.steps(plan.quiet) as told:
+        done = prune(model, example, plan.method, plan.budget, data=data, seed=plan.seed, steps=told)
     times = _times(model, done.model, example)
     pruned = _accuracy(plan, done.model)
     finetuned = None
@@ -164,5 +165,7 @@ def write_weights(model: nn.Module, path: Path) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write plain values; what is not finite becomes null."""
-    path.write_text(json.dumps(show.plain(values), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    """Write plain values, all or nothing; what is not finite becomes null."""
+    draft = path.with_name(f".{path.name}.part")
+    draft.write_text(json.dumps(show.plain(values), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    draft.replace(path)

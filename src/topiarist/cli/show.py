@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from topiarist.costs import Cost
     from topiarist.graph import Graph
     from topiarist.pruning import Pruned
+    from topiarist.scan import Sensitivity
+    from topiarist.stats import Steps
     from topiarist.train import Epoch
 
 WIDTH = 120
@@ -48,10 +50,10 @@ def plain(value: Any) -> Any:
 
 def methods(described: Sequence[Mapping[str, Any]]) -> None:
     """A table of methods."""
-    table = Table("method", "what it does", "cuts", "target", "paper")
+    table = Table("method", "what it does", "cuts", "target", "needs", "paper")
     for method in described:
-        row = (method["name"], method["summary"].rstrip("."), method["granularity"], method["target"], method["paper"])
-        table.add_row(*map(escape, row))
+        row = [method["name"], method["summary"].rstrip("."), method["granularity"], method["target"]]
+        table.add_row(*map(escape, [*row, ", ".join(method["needs"]) or "nothing", method["paper"]]))
     console().print(table)
     print("`topiarist methods NAME` shows a method's card and flags.")
 
@@ -59,9 +61,9 @@ def methods(described: Sequence[Mapping[str, Any]]) -> None:
 def card(method: Mapping[str, Any]) -> None:
     """A method's docstring, what kind it is, and its flags with their defaults."""
     print(f"{method['name']}\n\n{method['doc'].rstrip()}\n")
-    for name in ("granularity", "target", "allocation", "needs", "roles"):
+    for name in ("granularity", "target", "allocation", "needs", "roles", "paper"):
         value = method[name]
-        print(f"{name}: {value if isinstance(value, str) else ', '.join(value)}")
+        print(f"{name}: {value if isinstance(value, str) else ', '.join(value) or 'nothing'}")
     print(f"\nFlags:\n  --method {method['name']}")
     for field in method["fields"]:
         print(f"  --method.{field['name']} {field['type']}, default {field['default']}")
@@ -139,6 +141,38 @@ def training(label: str, quiet: bool) -> Iterator[Callable[[int, int, Epoch], No
             bar.update(task, completed=epoch, total=epochs, state=f"{epoch}/{epochs} loss {row.loss:.4f}{accuracy}")
 
         yield told
+
+
+@contextmanager
+def steps(quiet: bool) -> Iterator[Steps]:
+    """A line of progress on stderr for work that says how far it is; hands over what it calls."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns, console=console(stderr=True), transient=True, disable=quiet or not sys.stderr.isatty()
+    ) as bar:
+        task = bar.add_task("", total=None, visible=False)
+
+        def told(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total, visible=True)
+
+        yield told
+
+
+def sensitivity(found: Sensitivity, out: Path, as_json: bool) -> None:
+    """The accuracies of a scan, a line for each group, and where its files are."""
+    if as_json:
+        json(found.to_json())
+        return
+    ratios = list(dict.fromkeys(point.ratio for point in found.points))
+    whole = f"{found.accuracy:.1f} % on {found.examples} held-out training examples"
+    table = Table("group", "units", *(f"{100 * ratio:g} %" for ratio in ratios), title_justify="left")
+    table.title = f"accuracy where one group alone keeps so many units by {found.method}; whole network: {whole}"
+    for name, points in found.groups.items():
+        table.add_row(escape(name), str(points[0].units), *(f"{point.accuracy:.1f}" for point in points))
+    console().print(table)
+    print(f"files: {out}/")
 
 
 def trained(result: Mapping[str, Any], out: Path, as_json: bool) -> None:

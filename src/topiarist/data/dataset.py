@@ -169,6 +169,17 @@ class Data:
             test_y=self.train_y[held],
         )
 
+    def held_out(self, fraction: float, seed: int = 0) -> Data:
+        """The same data with only those training examples that `split` holds out.
+
+        What a method measures and chooses by is then new to a network that was trained on the rest.
+
+        Raises:
+            TopiaristError: as `split`.
+        """
+        held = self.split(fraction, seed)
+        return dataclasses.replace(self, train_x=held.test_x, train_y=held.test_y)
+
     def to(self, device: torch.device | str) -> Data:
         """The same data with its tensors on ``device``."""
         return dataclasses.replace(

@@ -1,0 +1,286 @@
+"""One ranking over all layers, made fair by a compensation for each (Chin et al. 2018), found by evolution."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from topiarist.allocation import Budget, allocate
+from topiarist.errors import TopiaristError
+from topiarist.graph.calls import run, tensors_in
+from topiarist.judge import Verdict, first_examples, judge
+from topiarist.methods.base import Method
+from topiarist.methods.l1 import L1
+from topiarist.methods.taylor import Taylor
+from topiarist.stats import collect, cross_entropy, moved, parted
+from topiarist.surgery import cut, masked
+
+if TYPE_CHECKING:
+    from topiarist.graph.graph import Graph, Keep, Scores
+    from topiarist.stats import Stats
+
+_WORDS = {"form": ("shift", "affine"), "metric": ("l2", "l1", "taylor"), "fitness": ("accuracy", "loss")}
+"""Fields that take one of a few words."""
+
+
+@dataclass(frozen=True)
+class LCP(Method):
+    """Ranks all units together after a compensation for each layer, which evolution finds on held-out examples.
+
+    Formula: ``s_lj = alpha_l * m_lj + beta_l`` for unit ``j`` of group ``l``; the lowest of the whole network go until
+    the budget is met. ``m`` is the squared L2 norm of the filters that produce the unit, their L1 norm, or the Taylor
+    criterion; ``alpha_l = exp(a_l)`` (1 in the form ``"shift"``, the paper's) and ``beta_l = b_l * std(m_l)``. Aging
+    evolution looks for ``a`` and ``b``: the first member is the identity, ``a = b = 0``, those that fill the population
+    have all entries from ``N(0, 1)``; then the best of a random tournament gets a child, a share of whose groups move
+    by ``N(0, (1 - i / (1.25 * candidates))^2)`` (``i`` the number of candidates so far), and the oldest member dies.
+    The best candidate of all is taken: highest accuracy right after pruning, of equal ones lowest loss (or, with the
+    fitness ``"loss"``, the other way round). Needs the model and data with targets. Selects units itself, ``(units,)``
+    for each group that ``m`` scores; others stay whole.
+
+    Data: the first ``examples`` of the batches that it is given, which `topiarist.prune` takes from the training
+    examples in random order; the test examples are never looked at. To judge by examples that the network has not
+    been trained on, train on ``data.split(0.1)`` and prune with ``data.held_out(0.1)``.
+
+    Cost: one cut and one forward pass of the smaller network over the held-out examples for each candidate with a keep
+    of its own; keeps that come again are not judged again. Memory: the held-out examples and one smaller network.
+
+    Use it: where the widths matter and minutes are at hand, for instance when norms of layers cannot be compared; then
+    fine-tune as usual. Take the form ``"affine"``, its successor LeGR's, where norms differ by orders of magnitude
+    between layers, since shifts are drawn in units of each layer's own spread.
+
+    Raises:
+        TopiaristError: a field is out of range, or there is no budget, no data, no target, or nothing left to tune on.
+
+    Paper: Chin, Zhang, Marculescu: "Layer-compensated Pruning for Resource-constrained Convolutional Neural Networks",
+    2018; the constants are those of its successor, Chin, Ding, Zhang, Marculescu: "Towards Efficient Model Compression
+    via Learned Global Ranking", CVPR 2020.
+
+    Attributes:
+        form: ``"shift"`` compensates by ``beta`` alone, ``"affine"`` by ``alpha`` as well (LeGR).
+        metric: ``"l2"`` (squared), ``"l1"`` or ``"taylor"``, which ranks the units within a group.
+        fitness: what candidates are compared by on the held-out examples: ``"accuracy"``, where it is equal the loss,
+            or ``"loss"``.
+        population: members that live at the same time.
+        tournament: members drawn to find a parent among.
+        candidates: members in all, the first population included.
+        mutated: share of the groups that change in a child; one at least.
+        examples: held-out examples that a candidate is judged by.
+        steps: fine-tuning steps before a candidate is judged, on batches behind the held-out examples.
+        lr: learning rate of those steps, by SGD with momentum 0.9.
+        safeguard: share of its units that every group keeps, where the budget has no floor of its own.
+        seed: another seed draws other candidates.
+    """
+
+    target = "automatic"
+    needs = frozenset({"weights", "evaluations"})
+    allocation = "global"
+    paper = (
+        "Chin, Zhang, Marculescu: Layer-compensated Pruning for Resource-constrained Convolutional Neural Networks, "
+        "arXiv 2018"
+    )
+
+    form: Literal["shift", "affine"] = "shift"
+    metric: Literal["l2", "l1", "taylor"] = "l2"
+    fitness: Literal["accuracy", "loss"] = "accuracy"
+    population: int = 64
+    tournament: int = 16
+    candidates: int = 400
+    mutated: float = 0.1
+    examples: int = 512
+    steps: int = 0
+    lr: float = 0.01
+    safeguard: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in _WORDS.items():
+            if getattr(self, name) not in known:
+                raise TopiaristError(f"{name} must be one of {', '.join(known)}, but got {getattr(self, name)!r}")
+        for name in ("population", "tournament", "candidates", "examples"):
+            if not getattr(self, name) >= 1:
+                raise TopiaristError(f"{name} must be at least 1, but got {getattr(self, name)!r}")
+        if not (self.steps >= 0 and self.lr > 0):
+            raise TopiaristError(f"steps must not be negative and lr positive, but got {self.steps!r} and {self.lr!r}")
+        if not 0 <= self.mutated <= 1:
+            raise TopiaristError(f"mutated must be a share of the groups, from 0 to 1, but got {self.mutated!r}")
+        if not 0 <= self.safeguard < 1:
+            raise TopiaristError(f"safeguard must be a share from 0 on and below 1, but got {self.safeguard!r}")
+
+    def rehearsal(self) -> LCP:
+        """The first candidate alone."""
+        return replace(self, candidates=1)
+
+    def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep:
+        """The keep of the best candidate."""
+        if budget is None:
+            raise TopiaristError("lcp needs a budget: give macs, params or ratio, the fraction that stays")
+        if budget.floor == 1 and self.safeguard:
+            budget = replace(budget, floor=self.safeguard)
+        trials = _Trials(self, graph, stats)
+        metric = self._metrics(graph, stats)
+        chance = torch.Generator().manual_seed(self.seed)
+
+        def keep(genes: Tensor) -> Keep:
+            return allocate(graph, compensated(metric, genes), budget, self.allocation)
+
+        def fitness(genes: Tensor, number: int) -> tuple[float, float]:
+            accuracy, loss = trials.judge(keep(genes))
+            stats.tell("lcp: candidates", number + 1, self.candidates)
+            return (accuracy, -loss) if self.fitness == "accuracy" else (-loss, accuracy)
+
+        def draw(parent: Tensor | None, number: int) -> Tensor:
+            return self._draw(len(metric), parent, number, chance)
+
+        best = evolve(
+            draw,
+            fitness,
+            population=self.population,
+            tournament=self.tournament,
+            candidates=self.candidates,
+            chance=chance,
+        )
+        return keep(best)
+
+    def _metrics(self, graph: Graph, stats: Stats) -> Scores:
+        """``m``: group name → ``(units,)``."""
+        if self.metric == "taylor":
+            taylor = Taylor()
+            assert stats.model is not None
+            return taylor.score(graph, collect(stats.model, graph, stats.batches, taylor.needs))
+        norms = L1(p=2 if self.metric == "l2" else 1).score(graph, stats)
+        return {name: norm.double() ** (2 if self.metric == "l2" else 1) for name, norm in norms.items()}
+
+    def _draw(self, groups: int, parent: Tensor | None, number: int, chance: torch.Generator) -> Tensor:
+        """The genes ``(2, groups)`` of a candidate: ``a`` and ``b`` of each group.
+
+        Args:
+            groups: how many there are.
+            parent: whose child it is; without one it belongs to the first population.
+            number: of the candidate, from 0.
+            chance: the source of randomness.
+        """
+        noise = torch.randn(2, groups, generator=chance, dtype=torch.float64)
+        if self.form == "shift":
+            noise[0] = 0
+        if parent is None:
+            return noise if number else torch.zeros_like(noise)
+        changed = torch.randperm(groups, generator=chance)[: max(1, round(self.mutated * groups))]
+        child = parent.clone()
+        child[:, changed] += (1 - number / (1.25 * self.candidates)) * noise[:, changed]
+        return child
+
+
+def compensated(metric: Scores, genes: Tensor) -> Scores:
+    """``s_lj = exp(a_l) * m_lj + b_l * std(m_l)``.
+
+    Args:
+        metric: group name → ``(units,)``.
+        genes: ``(2, groups)``, ``a`` and ``b``.
+    """
+    return {name: a.exp() * m + b * m.std(correction=0) for (name, m), a, b in zip(metric.items(), *genes, strict=True)}
+
+
+def evolve(
+    draw: Callable[[Tensor | None, int], Tensor],
+    fitness: Callable[[Tensor, int], tuple[float, float]],
+    *,
+    population: int,
+    tournament: int,
+    candidates: int,
+    chance: torch.Generator,
+) -> Tensor:
+    """Aging evolution: the best of a random few gets a child, and the oldest of all dies, however good it is.
+
+    Args:
+        draw: ``(parent, number)`` → genes of a candidate; the first population has no parents.
+        fitness: ``(genes, number)`` → what is compared, high = good.
+        fitness: what candidates are compared by on the held-out examples: ``"accuracy"``, where it is equal the loss,
+            or ``"loss"``.
+        population: members that live at the same time.
+        tournament: members among which a parent is looked for.
+        candidates: members in all.
+        chance: the source of randomness.
+
+    Returns:
+        The genes of the best candidate of all, the first of those where several are.
+    """
+    living: deque[tuple[tuple[float, float], Tensor]] = deque(maxlen=population)
+    best: tuple[tuple[float, float], Tensor] | None = None
+    for number in range(candidates):
+        parent = None
+        if number >= population:
+            drawn = torch.randperm(population, generator=chance)[:tournament].tolist()
+            parent = max((living[at] for at in drawn), key=itemgetter(0))[1]
+        genes = draw(parent, number)
+        living.append((fitness(genes, number), genes))
+        if best is None or living[-1][0] > best[0]:
+            best = living[-1]
+    assert best is not None
+    return best[1]
+
+
+class _Trials:
+    """Judges keeps by held-out examples, each keep once.
+
+    Args:
+        method: how many examples and steps.
+        graph: the network's groups.
+        stats: of the network, with the model and its data.
+    """
+
+    def __init__(self, method: LCP, graph: Graph, stats: Stats) -> None:
+        if stats.model is None or stats.batches is None:
+            raise TopiaristError("lcp tries its candidates out: pass data, batches of pairs (inputs, target)")
+        self.method, self.graph, self.model = method, graph, stats.model
+        self.held_out = list(first_examples(stats.batches, method.examples))
+        self.rest = list(islice(_behind(stats.batches, method.examples), method.steps))
+        if method.steps and not self.rest:
+            raise TopiaristError("lcp has no batch behind the held-out examples to tune on: ask for fewer examples")
+        self.known: dict[bytes, Verdict] = {}
+
+    def judge(self, keep: Keep) -> Verdict:
+        """Accuracy and loss of what is left of the network."""
+        key = torch.cat([keep[group.name] for group in self.graph.groups]).numpy().tobytes()
+        if key not in self.known:
+            self.known[key] = self._judge(keep)
+        return self.known[key]
+
+    def _judge(self, keep: Keep) -> Verdict:
+        # The cut network computes what the masked one does in less time, unless it fails: then `prune` finds out why.
+        try:
+            return judge(self._tuned(cut(self.model, self.graph, keep)), self.held_out)
+        except (TopiaristError, RuntimeError):
+            with masked(self.model, self.graph, keep) as model:
+                return judge(model, self.held_out)
+
+    def _tuned(self, small: nn.Module) -> nn.Module:
+        """A few steps of fine-tuning, in place, the same ones for every candidate."""
+        if not self.method.steps:
+            return small
+        trained = [parameter for parameter in small.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=self.method.lr, momentum=0.9)
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.manual_seed(self.method.seed)  # of dropout
+            small.train()
+            for number in range(self.method.steps):
+                inputs, target = parted(self.rest[number % len(self.rest)])
+                device = trained[0].device
+                optimizer.zero_grad()
+                cross_entropy(run(small, moved(inputs, device)), moved(target, device)).backward()
+                optimizer.step()
+        return small
+
+
+def _behind(batches: Iterable[Any], examples: int) -> Iterator[Any]:
+    """The batches that begin behind the first examples."""
+    for batch in batches:
+        if examples <= 0:
+            yield batch
+        examples -= len(tensors_in(parted(batch)[0])[0])
