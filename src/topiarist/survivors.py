@@ -93,7 +93,7 @@ class SurvivorForward:
 def install_survivors(model: nn.Module, graph: Graph, keep: Keep) -> None:
     """Gives the modules whose normalisations lose positions a forward that leaves those out."""
     swap_in(model)
-    dead = graph.solution.dead(keep)
+    dead = graph.dead(keep)
     tables: dict[str, dict[int, dict[int, tuple[str, dict[int, Tensor]]]]] = {}
     for (module, call, number), statistic in graph.solution.trace.statistics.items():
         kept = {a: k for a, v in enumerate(statistic.vectors) if (k := graph.solution.kept(v, dead)) is not None}
