@@ -207,6 +207,8 @@ class Graph:
 
     def weights(self) -> Graph:
         """The same network with one unit per weight: a group for each tensor that a product multiplies with."""
+        if any(group.of_weights for group in self.groups):
+            return self
         multiplied = {c.weight for c in self.solution.contractions if c.weight is not None}
         groups = tuple(
             Group(name, numel, (Slice(name, None, torch.arange(numel).unsqueeze(1), "weight"),))
