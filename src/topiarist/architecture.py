@@ -52,7 +52,7 @@ class Architecture:
     def of(cls, graph: Graph, keep: Keep) -> Architecture:
         """The architecture that a keep of a graph leaves."""
         work = plan(graph, keep)
-        groups = tuple(Group(g.name, g.units, g.slices, g.stage) for g in graph.groups)
+        groups = tuple(Group(g.name, g.units, g.slices, g.stage, blocks=g.blocks) for g in graph.groups)
         return cls(groups, checked_keep(graph, keep), dict(graph.shapes), work.sizes, work.corrections)
 
     @property
@@ -78,7 +78,8 @@ class Architecture:
                 axis[part.positions[gone].flatten()] = False
         for (tensor, dim), axis in alive.items():
             survivors.setdefault(tensor, {})[dim] = torch.nonzero(axis).flatten()
-        return Plan(survivors, self.sizes, self.corrections, zeros)
+        removed = tuple(block for group in self.groups for block in group.removed(self.keep[group.name]))
+        return Plan(survivors, self.sizes, self.corrections, zeros, removed)
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Cuts a model of the old shape; its weights stay where they survive.

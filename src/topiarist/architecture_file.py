@@ -20,12 +20,14 @@ from torch import Tensor
 
 from topiarist.errors import TopiaristError
 from topiarist.graph import Group, Keep, Slice
+from topiarist.graph.blocks import Block, Part
 from topiarist.graph.calls import Ratio
 from topiarist.graph.sizes import Attribute
 from topiarist.graph.solution import Correction
 
 FORMAT = "topiarist.architecture"
-VERSION = 1
+VERSION, WITH_BLOCKS = 1, 2
+"""Files without blocks stay readable for releases that do not know these."""
 LARGEST = 1 << 40
 """No tensor of a network has more elements, no attribute a larger value."""
 POSITIONS = 1 << 28
@@ -52,7 +54,7 @@ def encode(
     """Plain values for `json`; masks as packed bits, positions as runs of (start, count, step)."""
     value: dict[str, Any] = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": WITH_BLOCKS if any(g.blocks for g in groups) else VERSION,
         "groups": [
             {
                 "name": g.name,
@@ -60,6 +62,7 @@ def encode(
                 "stage": g.stage,
                 "kept": _pack(keep[g.name]),
                 "slices": [[s.tensor, s.axis, s.role, None if g.of_weights else _runs(s.positions)] for s in g.slices],
+                **({"blocks": [_plain(block) for block in g.blocks]} if g.blocks else {}),
             }
             for g in groups
         ],
@@ -78,6 +81,10 @@ def encode(
     return {**value, "sha256": _digest(value)}
 
 
+def _plain(block: Block) -> list[Any]:
+    return [block.name, [list(part) for part in block.parts], list(block.tips)]
+
+
 def _digest(value: Mapping[str, Any]) -> str:
     """Of everything but itself, so that a damaged number does not go unnoticed."""
     content = {key: entry for key, entry in value.items() if key != "sha256"}
@@ -92,9 +99,10 @@ def decode(value: Any) -> Parts:
     """
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise TopiaristError("this is not an architecture of topiarist; give the JSON file that prune() wrote")
-    if value.get("version") != VERSION:
+    if value.get("version") not in (VERSION, WITH_BLOCKS):
         raise TopiaristError(
-            f"the architecture has version {value.get('version')!r}, this release reads {VERSION}; upgrade topiarist"
+            f"the architecture has version {value.get('version')!r}, this release reads {VERSION} and {WITH_BLOCKS}; "
+            "upgrade topiarist"
         )
     try:
         if value["sha256"] != _digest(value):
@@ -150,9 +158,23 @@ def _shape(value: Any) -> tuple[int, ...]:
 def _group(entry: Any, shapes: Mapping[str, tuple[int, ...]]) -> Group:
     units = _count(entry["units"], 1)
     slices = tuple(_slice(part, units, shapes) for part in entry["slices"])
-    if not slices:
-        raise ValueError("a group without slices")
-    return Group(_text(entry["name"]), units, slices, _text(entry["stage"]))
+    blocks = tuple(_block(*block) for block in entry.get("blocks", ()))
+    if bool(slices) == bool(blocks) or len(blocks) not in (0, units):
+        raise ValueError("a group whose units are neither slices nor blocks")
+    return Group(_text(entry["name"]), units, slices, _text(entry["stage"]), blocks=blocks)
+
+
+def _block(name: Any, parts: Any, tips: Any) -> Block:
+    found = tuple(Part(_text(module), _flag(end), _count(outputs)) for module, end, outputs in parts)
+    if not all(part.module for part in found):
+        raise ValueError("a block that is the whole network")
+    return Block(_text(name), found, tuple(map(_text, tips)))
+
+
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise TypeError(f"{value!r} where true or false belongs")
+    return value
 
 
 def _slice(part: Any, units: int, shapes: Mapping[str, tuple[int, ...]]) -> Slice:

@@ -29,7 +29,7 @@ def cost(graph: Graph, keep: Keep | None = None) -> Cost:
 
     A product of tensors costs as many MACs as the product of its kept lengths, summed over all products:
     ``MACs = Σ_products Π_axes kept(axis)``, and ``params = Σ_tensors Π_axes kept(axis)``. Where single weights are
-    removed, both count nonzero weights only.
+    removed, both count nonzero weights only. What lies in a removed block counts nothing.
 
     Args:
         graph: of the network.
@@ -40,8 +40,8 @@ def cost(graph: Graph, keep: Keep | None = None) -> Cost:
     """
     keep = keep or {}
     trace = graph.solution.trace
-    structured = {g.name: keep[g.name] for g in graph.groups if g.name in keep and not g.of_weights}
-    dead = graph.solution.dead(structured)
+    dead = graph.dead(keep)
+    removed = [block for g in graph.groups if g.name in keep for block in g.removed(keep[g.name])]
     lengths: dict[int, int] = {}
 
     def kept(axis: int | np.ndarray) -> int:
@@ -56,11 +56,20 @@ def cost(graph: Graph, keep: Keep | None = None) -> Cost:
         for group in graph.groups
         if group.name in keep and group.of_weights
     }
-    macs = sum(prod(kept(f) for f in c.factors) * density.get(c.weight or "", 1.0) for c in trace.contractions)
+
+    def gone(name: str) -> bool:
+        return any(block.holds(name) for block in removed)
+
+    macs = sum(
+        prod(kept(f) for f in c.factors) * density.get(c.weight or "", 1.0)
+        for c in trace.contractions
+        if not gone(c.module)
+    )
     axes = {(name, axis): labels for name, axis, labels in trace.sources}
     params = sum(
         prod(kept(axes.get((name, k), n)) for k, n in enumerate(graph.shapes[name])) * density.get(name, 1.0)
         for name in graph.parameters
+        if not gone(name)
     )
     return Cost(round(macs / trace.batch), round(params))
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, Keep, regroup
-from topiarist.graph.calls import ModuleStack, converted, run, tensors_in
-from topiarist.surgery import copied, cut, mask
+from topiarist.graph import Graph, Keep, checked_keep, regroup
+from topiarist.graph.calls import ModuleStack, changed, converted, run, tensors_in
+from topiarist.surgery import copied, cut, dead_places, mask
 from topiarist.survivors import fast_path_off
 
 TOLERANCE = 1e-10
@@ -31,7 +31,8 @@ class Proof:
 
     Attributes:
         max_rel_diff: max |cut − mask| / max |mask|, over all outputs, in float64.
-        change: max |mask − original| / max |original|: what the mask did.
+        change: max |mask − original| / max |original|: what the mask did; where what is removed was zero before,
+            what it does to noise in its place.
         ok: the difference is within tolerance, the outputs are finite and the mask had an effect.
         reason: what is wrong, in a sentence; empty where `ok`.
     """
@@ -88,7 +89,33 @@ def prove(model: nn.Module, graph: Graph, keep: Keep, example_inputs: Any) -> Pr
         except Exception as error:  # whatever the user's code raises on a wrong shape
             reason = f"the cut network fails: {_first_line(error)}"
             return Proof(math.inf, difference(masked, original), False, reason)
-    return judge(smaller, masked, original, removed=not all(m.all() for m in keep.values()))
+        removed = not all(m.all() for m in keep.values())
+        proof = judge(smaller, masked, original, removed=removed)
+        if removed and proof.max_rel_diff <= TOLERANCE and proof.change < 100 * TOLERANCE:
+            # What is removed was zero before. Neither cut nor mask sees what is in the dead places: noise in them tells
+            # whether the network does, and noise in the input whether it looks at anything at all.
+            noise = changed(inputs, lambda x: x + torch.rand(x.shape, generator=_chance()).to(x))
+            if difference(run(mask(double, graph, keep), noise), masked) >= 100 * TOLERANCE:
+                proof = judge(smaller, masked, run(_noisy(double, graph, keep), inputs), removed=True)
+    return proof
+
+
+def _noisy(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
+    """A copy with noise in the parameters of what a keep removes."""
+    noisy = copied(model)
+    generator = _chance()
+    for name, axis, positions in dead_places(graph, checked_keep(graph, keep)):
+        if name in graph.parameters:
+            tensor = noisy.get_parameter(name)
+            line = tensor.view(-1) if axis is None else tensor
+            noise = torch.rand(line.shape, generator=generator, dtype=torch.float64).add(0.5).to(line)
+            places = positions.to(line.device)
+            line.index_copy_(axis or 0, places, noise.index_select(axis or 0, places))
+    return noisy
+
+
+def _chance() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
 
 
 def _first_line(error: Exception) -> str:
@@ -130,16 +157,40 @@ def rehearse(model: nn.Module, graph: Graph, example_inputs: Any, *, seconds: fl
     deadline = time.monotonic() + seconds
     shaken = non_degenerate(copied(model).double().eval())
     inputs = converted(example_inputs, torch.float64)
+    if graph.of_blocks:
+        return _proved_blocks(shaken, graph, inputs, deadline)
     for seed in (0, 1):
         while True:
             keep = random_keep(graph, seed)
             proof = prove(shaken, graph, keep, inputs)
             if proof.max_rel_diff <= TOLERANCE:
                 break
-            if time.monotonic() > deadline:
-                raise TopiaristError(f"the rehearsal took longer than {seconds:.0f} s; raise `seconds`")
+            _check_time(deadline)
             graph = _pin_culprit(shaken, graph, keep, inputs, proof, deadline)
     return graph
+
+
+def _check_time(deadline: float) -> None:
+    if time.monotonic() > deadline:
+        raise TopiaristError("the rehearsal took longer than its time limit; raise `seconds`")
+
+
+def _proved_blocks(model: nn.Module, graph: Graph, inputs: Any, deadline: float) -> Graph:
+    """The graph with those blocks alone whose removal is proved."""
+    (group,) = graph.groups
+    odd = torch.arange(group.units) % 2 == 1
+    if group.units == 1 or all(prove(model, graph, {group.name: half}, inputs).ok for half in (odd, ~odd)):
+        return graph
+    stays, proved = dict(graph.stays), []
+    for unit, block in enumerate(group.blocks):
+        _check_time(deadline)
+        proof = prove(model, graph, {group.name: torch.arange(group.units) != unit}, inputs)
+        if proof.ok:
+            proved.append(block)
+        else:
+            stays[block.name] = f"its removal cannot be proved: {proof.reason}"
+    groups = (replace(group, units=len(proved), blocks=tuple(proved)),) if proved else ()
+    return replace(graph, groups=groups, stays=stays)
 
 
 def random_keep(graph: Graph, seed: int) -> dict[str, Tensor]:

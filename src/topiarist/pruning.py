@@ -59,7 +59,9 @@ class Pruned:
 
     @property
     def left_alone(self) -> dict[str, str]:
-        """Layer → why it is as wide as it was; layers whose output shrank are left out."""
+        """Layer → why it is as wide as it was; layers whose output shrank are left out. Of blocks, why they stay."""
+        if self.graph.of_blocks:
+            return dict(self.graph.stays)
         cut_axes = {
             (part.tensor, part.axis)
             for group in self.graph.groups
@@ -93,6 +95,9 @@ class Pruned:
         text = io.StringIO()
         console = Console(file=text, width=110)
         console.print(table)
+        for group in self.graph.groups:
+            if gone := [block.name for block in group.removed(self.keep[group.name])]:
+                console.print(f"Blocks removed: {', '.join(gone)}", highlight=False)
         if self.left_alone:
             console.print("Layers left alone:")
             for layer, reason in self.left_alone.items():
@@ -154,9 +159,9 @@ def prune(
     if wish is None and not isinstance(method, (Rule, Selector)):
         raise TopiaristError(f"{method.name} needs a budget: give macs, params or ratio, the fraction that stays")
     graph = trace(model, example_inputs) if graph is None else graph
-    if not graph.groups:
+    units = method.units(graph)
+    if not units.groups:
         raise TopiaristError("nothing in this network can be pruned; `topiarist inspect` says what pins each layer")
-    units = graph.weights() if method.granularity == "weight" and not graph.groups[0].of_weights else graph
     trained = _trained(model, units, method, data, recipe, seed, progress)
     batches = None if data is None else Batches(data, batch_size, seed)
     stats = collect(trained, units, batches, method.needs, steps=steps)

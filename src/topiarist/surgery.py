@@ -6,12 +6,15 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
+from topiarist.branches import remove
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, checked_keep
+from topiarist.graph.blocks import Block
 from topiarist.graph.calls import ALONE, modes_restored
 from topiarist.graph.dropins import describe, swap_in, swapped_in
 from topiarist.graph.sizes import Attribute, assign
@@ -29,12 +32,14 @@ class Plan:
         sizes: attributes and their new values.
         corrections: module → what its shim corrects.
         zeros: tensor → flat bool, False where a weight is set to zero (one unit per weight).
+        removed: residual branches that go.
     """
 
     survivors: Mapping[str, Mapping[int, Tensor]]
     sizes: Mapping[Attribute, int]
     corrections: Mapping[str, Correction]
     zeros: Mapping[str, Tensor]
+    removed: tuple[Block, ...] = ()
 
 
 def plan(graph: Graph, keep: Keep) -> Plan:
@@ -50,10 +55,10 @@ def plan(graph: Graph, keep: Keep) -> Plan:
         for part in group.slices
         if part.axis is None and not keep[group.name].all()
     }
-    structured = {g.name: keep[g.name] for g in graph.groups if not g.of_weights}
-    if all(mask.all() for mask in structured.values()):
-        return Plan({}, {}, {}, zeros)
-    dead = graph.solution.dead(structured)
+    removed = tuple(block for group in graph.groups for block in group.removed(keep[group.name]))
+    if all(keep[group.name].all() for group in graph.groups if group.of_positions):
+        return Plan({}, {}, {}, zeros, removed)
+    dead = graph.dead(keep)
     sizes, open_ = graph.solution.sizes(dead)
     if open_:
         e = open_[0]
@@ -61,14 +66,14 @@ def plan(graph: Graph, keep: Keep) -> Plan:
             f"no attribute gives the size computed at {e.line} in {e.module or 'the model'} after this cut; "
             "graph.check(model, example_inputs) pins what cannot be cut"
         )
-    return Plan(graph.solution.survivors(dead), sizes, graph.solution.corrections(dead), zeros)
+    return Plan(graph.solution.survivors(dead), sizes, graph.solution.corrections(dead), zeros, removed)
 
 
 def cut(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
     """Removes the dead positions of every slice; the given model stays as it is.
 
-    The class of the model and the keys of its state dict stay. Weights of a weight graph cannot be removed one by one:
-    there the cut is the mask.
+    The class of the model and the keys of its state dict stay, but for those of removed blocks. Weights of a weight
+    graph cannot be removed one by one: there the cut is the mask.
 
     Args:
         model: the traced model, or one of the same architecture.
@@ -108,8 +113,9 @@ def carry_out(model: nn.Module, work: Plan) -> nn.Module:
             value = value * work.zeros[name].to(value.device).view(value.shape)
         made[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
     smaller = copied(model, made)
-    if work.survivors:
+    if work.survivors or work.removed:
         swap_in(smaller)
+        remove(smaller, work.removed)
         assign(smaller, work.sizes)
         install(smaller, dict(work.corrections))
         describe(smaller)
@@ -171,7 +177,7 @@ def masked(model: nn.Module, graph: Graph, keep: Keep) -> Iterator[nn.Module]:
     check_shapes(model, graph.shapes)
     keep = checked_keep(graph, keep)
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    losing = {part.tensor for group in graph.groups if not keep[group.name].all() for part in group.slices}
+    losing = {name for name, _, _ in dead_places(graph, keep)}
     values = {name: _tensor(tensors, name).detach().clone() for name in losing}
     forwards = [(module, module.__dict__.get("forward")) for module in model.modules()]
     with swapped_in(model), fast_path_off():
@@ -191,14 +197,24 @@ def masked(model: nn.Module, graph: Graph, keep: Keep) -> Iterator[nn.Module]:
 
 @torch.no_grad()
 def _zero(model: nn.Module, graph: Graph, keep: Keep) -> None:
-    """Zeroes the dead positions of every slice, in place."""
+    """Zeroes the dead places, in place."""
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, axis, positions in dead_places(graph, keep):
+        tensor = _tensor(tensors, name)
+        line = tensor.view(-1) if axis is None else tensor
+        line.index_fill_(axis or 0, positions.to(tensor.device), 0)
+
+
+def dead_places(graph: Graph, keep: Keep) -> Iterator[tuple[str, int | None, Tensor]]:
+    """Where a mask puts zeros: tensor, axis (``None``: in the flattened tensor), positions.
+
+    Of a removed block only the parameters of its tips become zero, so that it adds zeros and nothing else changes.
+    """
     for group in graph.groups:
         gone = ~keep[group.name]
-        for part in group.slices if gone.any() else ():
-            tensor = _tensor(tensors, part.tensor)
-            positions = part.positions[gone].flatten().to(tensor.device)
-            if part.axis is None:
-                tensor.view(-1).index_fill_(0, positions, 0)
-            else:
-                tensor.index_fill_(part.axis, positions, 0)
+        if gone.any():
+            yield from ((part.tensor, part.axis, part.positions[gone].flatten()) for part in group.slices)
+            tips = {tip for block in group.removed(keep[group.name]) for tip in block.tips}
+            for name in graph.parameters if tips else ():
+                if name.rpartition(".")[0] in tips:
+                    yield name, None, torch.arange(prod(graph.shapes[name]))

@@ -109,7 +109,7 @@ class SurvivorForward:
 def install_survivors(model: nn.Module, graph: Graph, keep: Keep) -> None:
     """Gives the modules with operators that would mix in dead positions a forward that leaves those out."""
     swap_in(model)
-    trace, dead = graph.solution.trace, graph.solution.dead(keep)
+    trace, dead = graph.solution.trace, graph.dead(keep)
     tables: dict[str, dict[int, Table]] = {}
     for (module, call, kind, number), statistic in trace.statistics.items():
         kept = {a: k for a, v in enumerate(statistic.vectors) if (k := graph.solution.kept(v, dead)) is not None}

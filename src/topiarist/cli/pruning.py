@@ -117,8 +117,7 @@ def fit(
     assert source.data is not None, "the commands ask for data before they train"
     acts = method is not None and "training" in method.needs
     graph = trace(model, source.data.example()) if acts else None
-    if graph is not None and method is not None and method.granularity == "weight":
-        graph = graph.weights()
+    graph = method.units(graph) if graph is not None and method is not None else graph
     with show.training("training", quiet) as told:
         return train(
             model,

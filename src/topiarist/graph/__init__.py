@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from topiarist.errors import TopiaristError
+from topiarist.graph.blocks import Descent
 from topiarist.graph.calls import ALONE, ModuleStack, modes_restored, run, tensors_in
 from topiarist.graph.dropins import RECURRENT, swapped_in
 from topiarist.graph.graph import Graph, Group, Keep, Pinned, Scores, Site, Slice, checked_keep
@@ -102,11 +103,23 @@ def _listen(model: nn.Module, example_inputs: Any, labels: int, deadline: float)
             for name, buffer in model.named_buffers():
                 if name in buffers and not torch.equal(buffer, buffers[name]):
                     buffer.copy_(buffers[name])
+    _leave_out_leftovers(tracer, model)
     for name, _, source in tracer.sources:
         if name not in tracer.touched:
             tracer.algebra.origins.append(Origin("", name.rpartition(".")[0], ""))
             tracer.algebra.pin(source, "no operator used it")
     return tracer
+
+
+def _leave_out_leftovers(tracer: Tracer, model: nn.Module) -> None:
+    """Buffers that no operator used and no file will hold are no part of the network: what gates left for a score."""
+    spare = {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in model.named_modules()
+        for name in module._non_persistent_buffers_set
+    } - tracer.touched
+    tracer.sources = [source for source in tracer.sources if source[0] not in spare]
+    tracer.shapes = {name: shape for name, shape in tracer.shapes.items() if name not in spare}
 
 
 def _pin_recurrent(tracer: Tracer, model: nn.Module) -> None:
@@ -122,6 +135,8 @@ def _run(tracer: Tracer, model: nn.Module, example_inputs: Any) -> None:
     given = tensors_in(example_inputs)
     tracer.batch = given[0].shape[0] if given and given[0].ndim else 1
     tracer.stack = ModuleStack(model, tracer.entered, tracer.left)
+    tracer.descent = Descent(model)
+    tracer.descent.begin(given)
     tracer.memory = remembering(model)
     listener = Listener(tracer)
     Size.on_number = listener.forgets
@@ -145,6 +160,7 @@ def _run(tracer: Tracer, model: nn.Module, example_inputs: Any) -> None:
             f"the model returns no tensor that can be found in its {type(output).__name__}; let it return tensors, "
             "tuples, lists, dicts or dataclasses of them"
         )
+    tracer.descent.finish(tensors_in(output))
     for tensor in tensors_in(output):
         for vector in tracer.vectors_of(tensor):
             tracer.algebra.pin(vector, "the network's output")
@@ -153,6 +169,7 @@ def _run(tracer: Tracer, model: nn.Module, example_inputs: Any) -> None:
 def _run_training_branch(tracer: Tracer, model: nn.Module, example_inputs: Any) -> None:
     """Lets labels travel through what only runs in training, such as auxiliary classifiers."""
     seen = len(tracer.contractions), dict(tracer.outputs), dict(tracer.inputs), dict(tracer.statistics)
+    descent = tracer.descent
     model.train()
     try:
         _run(tracer, model, example_inputs)
@@ -162,6 +179,7 @@ def _run_training_branch(tracer: Tracer, model: nn.Module, example_inputs: Any) 
         model.eval()
         del tracer.contractions[seen[0] :]
         tracer.outputs, tracer.inputs, tracer.statistics = seen[1], seen[2], seen[3]
+        tracer.descent = descent
 
 
 def regroup(model: nn.Module, solution: Solution, deadline: float) -> Graph:

@@ -216,10 +216,15 @@ def run(model: nn.Module, example_inputs: Any) -> Any:
 
 def converted(example_inputs: Any, dtype: torch.dtype) -> Any:
     """The same inputs with their floating-point tensors in another precision."""
+    return changed(example_inputs, lambda tensor: tensor.to(dtype))
+
+
+def changed(example_inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same inputs with their floating-point tensors changed."""
     if isinstance(example_inputs, Tensor):
-        return example_inputs.to(dtype) if example_inputs.is_floating_point() else example_inputs
+        return change(example_inputs) if example_inputs.is_floating_point() else example_inputs
     if isinstance(example_inputs, dict):
-        return {key: converted(value, dtype) for key, value in example_inputs.items()}
+        return {key: changed(value, change) for key, value in example_inputs.items()}
     if isinstance(example_inputs, (tuple, list)):
-        return type(example_inputs)(converted(value, dtype) for value in example_inputs)
+        return type(example_inputs)(changed(value, change) for value in example_inputs)
     return example_inputs

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from topiarist.errors import TopiaristError
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from topiarist.graph.blocks import Block
     from topiarist.graph.solution import Solution
 
 Keep = Mapping[str, Tensor]
@@ -22,6 +25,10 @@ Keep = Mapping[str, Tensor]
 
 Scores = Mapping[str, Tensor]
 """Group name → float tensor ``(units,)``: high where the unit is worth keeping."""
+
+
+BLOCKS = "blocks"
+"""Name of the group of all residual blocks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,9 +77,10 @@ class Group:
         name: the module that produces the units first, for example ``"layer1.0.conv1"``; where one tensor carries
             several groups a suffix tells them apart (``"attn.qkv:rows"`` are heads, ``"attn.qkv:columns"`` widths).
         units: how many units there are.
-        slices: where they sit; the first one is the tensor that the group is named after.
+        slices: where they sit; the first one is the tensor that the group is named after. None where units are blocks.
         stage: size of the feature map that the units are produced on, for example ``"32x32"``.
         find_sites: yields the `sites`, when they are asked for.
+        blocks: the residual branch that each unit is, in a graph of blocks.
     """
 
     name: str
@@ -80,6 +88,7 @@ class Group:
     slices: tuple[Slice, ...]
     stage: str = ""
     find_sites: Iterable[Site] = field(default=(), repr=False)
+    blocks: tuple[Block, ...] = ()
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
@@ -89,7 +98,16 @@ class Group:
     @property
     def of_weights(self) -> bool:
         """Whether its units are single weights of one tensor."""
-        return self.slices[0].axis is None
+        return bool(self.slices) and self.slices[0].axis is None
+
+    @property
+    def of_positions(self) -> bool:
+        """Whether its units are positions on axes: channels, neurons, heads."""
+        return bool(self.slices) and not self.of_weights
+
+    def removed(self, mask: Tensor) -> tuple[Block, ...]:
+        """The blocks that a keep of this group removes."""
+        return tuple(block for block, stays in zip(self.blocks, mask.tolist(), strict=False) if not stays)
 
     def by_role(self, role: str) -> tuple[Slice, ...]:
         """The slices that play one role (see `Slice`)."""
@@ -97,10 +115,10 @@ class Group:
 
 
 class Pinned(NamedTuple):
-    """An axis of a tensor that stays as it is, and why."""
+    """An axis of a tensor that stays as it is, and why; in a graph of blocks a module, without an axis."""
 
     tensor: str
-    axis: int
+    axis: int | None
     reason: str
 
 
@@ -117,6 +135,7 @@ class Graph:
         parameters: names of the parameters, tied ones once.
         unknown: operators without a rule, which pinned all that they touched.
         solution: the solved trace: what costs, cuts and proofs are computed from.
+        stays: module → why the branch that it adds cannot be removed, in a graph of blocks.
     """
 
     groups: tuple[Group, ...]
@@ -124,6 +143,7 @@ class Graph:
     parameters: tuple[str, ...]
     unknown: tuple[str, ...]
     solution: Solution
+    stays: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         rows = [f"  {group.name}: {group.units} units on {group.stage or 'weights'}" for group in self.groups]
@@ -151,7 +171,9 @@ class Graph:
 
     @property
     def pinned(self) -> tuple[Pinned, ...]:
-        """Every axis that no unit sits on, with the reason."""
+        """Every axis that no unit sits on, with the reason; in a graph of blocks the branches that are no units."""
+        if self.of_blocks or self.stays:
+            return tuple(Pinned(module, None, reason) for module, reason in self.stays.items())
         return self.solution.pinned(self.groups)
 
     def why(self, tensor: str, axis: int = 0) -> str:
@@ -162,8 +184,31 @@ class Graph:
         """The keep that removes nothing."""
         return {group.name: torch.ones(group.units, dtype=torch.bool) for group in self.groups}
 
+    @property
+    def of_blocks(self) -> bool:
+        """Whether its units are residual blocks."""
+        return any(group.blocks for group in self.groups)
+
+    def dead(self, keep: Keep) -> np.ndarray:
+        """Bool over the solution's classes: True where a position goes with a unit that the keep removes."""
+        units = {group.name: keep[group.name] for group in self.groups if group.name in keep and group.of_positions}
+        return self.solution.dead(units)
+
+    def blocks(self) -> Graph:
+        """The same network with one unit per residual branch whose removal leaves the shortcut, all in one group.
+
+        `check` proves that each of them can go; the others are `pinned`, with the reason.
+        """
+        if self.of_blocks:
+            return self
+        blocks, stays = self.solution.trace.descent.branches()
+        groups = (Group(BLOCKS, len(blocks), (), blocks=tuple(blocks)),) if blocks else ()
+        return Graph(groups, self.shapes, self.parameters, self.unknown, self.solution, stays)
+
     def weights(self) -> Graph:
         """The same network with one unit per weight: a group for each tensor that a product multiplies with."""
+        if any(group.of_weights for group in self.groups):
+            return self
         multiplied = {c.weight for c in self.solution.contractions if c.weight is not None}
         groups = tuple(
             Group(name, numel, (Slice(name, None, torch.arange(numel).unsqueeze(1), "weight"),))
@@ -180,7 +225,7 @@ class Graph:
         from topiarist.proof import rehearse
 
         mended = rehearse(model, self, example_inputs)
-        self.groups, self.solution = mended.groups, mended.solution
+        self.groups, self.solution, self.stays = mended.groups, mended.solution, mended.stays
         return self
 
 

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from topiarist.errors import TopiaristError
+from topiarist.graph.blocks import Descent
 from topiarist.graph.calls import ModuleStack, line_of_code, mixing_kind, tensors_in
 from topiarist.graph.dropins import DESCRIBED
 from topiarist.graph.labels import Free, LabelAlgebra, Labels, Origin, Request, Vector, labelled
@@ -82,6 +83,7 @@ class Tracer(TorchDispatchMode):
         held: vectors that tensors carried, by the module that made them.
         unknown: operators without a rule, and how often.
         touched: names of the tensors that an operator used.
+        descent: which calls of modules each tensor descends from, for the blocks.
     """
 
     def __init__(self, model: nn.Module, limit: int, deadline: float) -> None:
@@ -111,6 +113,7 @@ class Tracer(TorchDispatchMode):
         self.call: list[Any] = []
         self.caller = ""
         self.batch = 1
+        self.descent: Descent
         self.stack: ModuleStack
         self.memory: remembering
         self._traced: Any = WeakTensorKeyDictionary()
@@ -242,9 +245,9 @@ class Tracer(TorchDispatchMode):
         name = func.overloadpacket.__name__
         self.algebra.origins.append(Origin(name, self.stack.top, line_of_code()))
         given = tensors_in(args) + tensors_in(kwargs)
-        for tensor in given:
-            if (source := self.of(tensor).source) is not None:
-                self.touched.add(source)
+        sources = [source for tensor in given if (source := self.of(tensor).source) is not None]
+        self.touched.update(sources)
+        self.descent.follow(func, args, kwargs, given, sources, out)
         if given:
             try:
                 known = apply_rule(self, func, args, kwargs, out, given)
@@ -269,10 +272,12 @@ class Tracer(TorchDispatchMode):
 
     def entered(self, name: str, call: int, args: Any) -> None:
         """Hook: remembers what travels into a module."""
+        self.descent.enter(name)
         self.inputs[name, call] = [self.of(tensor) for tensor in tensors_in(args)]
 
     def left(self, name: str, call: int, output: Any) -> None:
         """Hook: remembers what travels out of it, and whether its correctable calls are the same every time."""
+        self.descent.leave(name, output)
         if self.kinds.setdefault(name, self.stack.kinds[-1]) != self.stack.kinds[-1]:
             self.unsteady.add(name)
         self.outputs[name, call] = [self.of(tensor) for tensor in tensors_in(output)]

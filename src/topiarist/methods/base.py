@@ -59,6 +59,10 @@ class Method:
         """A method that refuses what this one refuses, in little time: for methods that search for long."""
         return self
 
+    def units(self, graph: Graph) -> Graph:
+        """What the method works on, of a traced network: its units, or one unit a weight."""
+        return graph.weights() if self.granularity == "weight" else graph
+
 
 @runtime_checkable
 class Criterion(Protocol):
@@ -108,8 +112,9 @@ class Gate(Protocol):
         """A context in which units are multiplied; it yields the module that holds the gates' parameters.
 
         While it is open that module is a submodule of the model, so that the method's penalty and proximal step find
-        it there, with whatever state they keep. Leaving takes it off again, and what the score needs of it stays on
-        the model as buffers with ``persistent=False``: outside the state dict, but seen by ``Stats.tensor``.
+        it there, with whatever state they keep. Leaving takes it off again: multipliers that last go into the
+        parameters, so that the network computes what it did with them, and what the score needs stays on the model as
+        buffers with ``persistent=False``: outside the state dict, but seen by ``Stats.tensor``.
         """
 
 

@@ -52,10 +52,11 @@ class _Bench:
         return _Bench(data, make_model(cell.network, **fitting_options(cell.network, data.input_shape, data.classes)))
 
     def graph(self, cell: Cell) -> Graph:
-        """The units of the unpruned network: structures, or weights where the cell's method prunes those."""
+        """The units of the unpruned network that the cell's method works on."""
         graph = trace(self.make(), self.data.example())
-        sparse = cell.method != "none" and methods.get(cell.method).granularity == "weight"
-        return graph.weights() if sparse else graph
+        if cell.method == "none":
+            return graph
+        return methods.make(cell.method, **cell.settings.get("fields", {})).units(graph)
 
 
 def unpruned(cell: Cell, folder: Path, needs: Folders) -> Result:

@@ -1,0 +1,277 @@
+"""Blocks: residual branches, whose removal leaves the shortcut.
+
+While the network is traced, every tensor remembers which calls of modules it descends from, one bit a call. Where two
+tensors are added and the calls behind one of them are a strict part of those behind the other, the rest of the latter
+is a residual branch: ``x + F(x)``. Its modules can go together; what is said here is structure alone, and the proof
+that a removal computes what it should is that of any cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from topiarist.graph.calls import tensors_in
+
+
+class Part(NamedTuple):
+    """A module of a branch.
+
+    Attributes:
+        module: dotted name.
+        end: its output is the branch's end; the others lie before it.
+        outputs: length of the tuple that it returns, its tensor first; 0 where it returns a tensor.
+    """
+
+    module: str
+    end: bool
+    outputs: int = 0
+
+
+class Block(NamedTuple):
+    """A residual branch that can be removed.
+
+    Attributes:
+        name: the module that adds it to the shortcut; where one module adds several, the largest module in it.
+        parts: the outermost modules that lie within it as a whole, in the order of execution.
+        tips: the modules (parts or within them) whose own parameters come last: the branch is zero where these are.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    tips: tuple[str, ...]
+
+    def holds(self, name: str) -> bool:
+        """Whether a module, or a tensor by its name, lies within the branch."""
+        return any(name == part.module or name.startswith(f"{part.module}.") for part in self.parts)
+
+
+class _Use(NamedTuple):
+    """An operator: the call that ran it, what is behind what it read, the tensors of the model it read, its own bit."""
+
+    call: int
+    behind: int
+    tensors: tuple[str, ...] = ()
+    bit: int = 0
+
+
+class _Sum(NamedTuple):
+    """An addition: when, its bit, the calls behind both sides, the calls that were running and the innermost module."""
+
+    time: int
+    bit: int
+    left: int
+    right: int
+    running: int
+    module: str
+
+
+class Descent:
+    """What each tensor descends from.
+
+    Integers whose bits stand for the input (bit 0), for calls of modules, for operators that read a tensor of the
+    model, and for sums.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        names = {id(module): name for name, module in model.named_modules()}
+        own = {id(parameter): name for name, parameter in model.named_parameters()}
+        modules = dict(model.named_modules())
+        self.within = {n: frozenset(names[id(inner)] for inner in m.modules()) for n, m in modules.items()}
+        self.parameters = {n: tuple(own[id(p)] for p in m.parameters()) for n, m in modules.items()}
+        self.sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        self.owners = [""]
+        self.running = [self._bit("")]
+        self.outputs: dict[str, int] = {}
+        self.uses: list[_Use] = []
+        self.sums: list[_Sum] = []
+        self._behind: Any = WeakTensorKeyDictionary()
+        self._written: dict[int, int] = {}
+
+    def _bit(self, owner: str) -> int:
+        self.owners.append(owner)
+        return 1 << (len(self.owners) - 1)
+
+    def begin(self, inputs: Sequence[Tensor]) -> None:
+        """The network's inputs."""
+        for tensor in inputs:
+            self._behind[tensor] = 1
+
+    def enter(self, name: str) -> None:
+        """A call of a module begins."""
+        self.running.append(self._bit(name))
+
+    def leave(self, name: str, output: Any) -> None:
+        """It ends."""
+        self.running.pop()
+        self.outputs[name] = len(output) if isinstance(output, (tuple, list)) else 0
+
+    def finish(self, outputs: Sequence[Tensor]) -> None:
+        """What the network returns is used once more, by whoever called it."""
+        self.uses += [_Use(self.running[0], self._of(tensor)) for tensor in outputs]
+
+    def _of(self, tensor: Tensor) -> int:
+        found = self._behind.get(tensor, 0) | self._written.get(tensor.untyped_storage()._cdata, 0)
+        return int(found)
+
+    def follow(
+        self, func: Any, args: Any, kwargs: Any, given: Sequence[Tensor], tensors: Sequence[str], out: Any
+    ) -> None:
+        """An operator ran: what it returns descends from what it was given, and from the running call."""
+        behind = 0
+        for tensor in given:
+            behind |= self._of(tensor)
+        bit = self._bit("") if tensors else 0
+        self.uses.append(_Use(self.running[-1], behind, tuple(tensors), bit))
+        after = behind | self.running[-1] | bit
+        results = tensors_in(out)
+        if _adds(func, args, kwargs, results):
+            after |= self._sum(self._of(args[0]), self._of(args[1]))
+        aliases = [returned.alias_info for returned in func._schema.returns]
+        written = any(alias is not None and alias.is_write for alias in aliases)
+        for tensor in results:
+            key = tensor.untyped_storage()._cdata
+            if written:  # whoever shares this memory sees it
+                self._written[key] = self._written.get(key, 0) | after
+            elif all(alias is None for alias in aliases):
+                self._written.pop(key, None)  # fresh memory, perhaps at an old address
+            self._behind[tensor] = after
+
+    def _sum(self, left: int, right: int) -> int:
+        if not left & right & 1:
+            return 0  # one side does not come from the input: a table, a bias, a mask
+        running = 0
+        for bit in self.running:
+            running |= bit
+        bit = self._bit("")
+        self.sums.append(
+            _Sum(len(self.uses) - 1, bit, left, right, running, self.owners[self.running[-1].bit_length() - 1])
+        )
+        return bit
+
+    # what it tells
+
+    def branches(self) -> tuple[list[Block], dict[str, str]]:
+        """The residual branches that can be removed, and for the others the reason, by the module that adds them."""
+        solver = _Branches(self)
+        blocks: list[Block] = []
+        stays: dict[str, str] = {}
+        for s in self.sums:
+            left, right = s.left & ~s.right & ~s.running, s.right & ~s.left & ~s.running
+            sides = [side for side in (left, right) if any(solver.names(side))]
+            if len(sides) == 2:
+                first = next(solver.names(min(sides, key=int.bit_count)))
+                stays[s.module] = f"its shortcut is not the identity, {first} is on it"
+            elif sides:
+                found = solver.block(s, sides[0])
+                if isinstance(found, Block):
+                    blocks.append(found)
+                else:
+                    stays[s.module] = found
+        return _named(blocks, self), stays
+
+
+class _Branches:
+    """Looks for the modules of a branch, given the calls in it."""
+
+    def __init__(self, descent: Descent) -> None:
+        self.descent = descent
+        self.calls: dict[str, int] = {}
+        called = 0
+        for use in descent.uses:
+            owner = descent.owners[use.call.bit_length() - 1]
+            self.calls[owner] = self.calls.get(owner, 0) | use.call
+            called |= use.call
+        self.ran = {owner for owner in descent.owners if owner}
+
+    def names(self, calls: int) -> Iterator[str]:
+        """The modules that calls belong to, in the order of execution."""
+        seen = set()
+        while calls:
+            lowest = calls & -calls
+            calls ^= lowest
+            name = self.descent.owners[lowest.bit_length() - 1]
+            if name and name not in seen:
+                seen.add(name)
+                yield name
+
+    def _of(self, module: str) -> int:
+        """All calls of a module and of those within it in which operators ran."""
+        found = 0
+        for inner in self.descent.within[module]:
+            found |= self.calls.get(inner, 0)
+        return found
+
+    def _whole(self, module: str, branch: int) -> bool:
+        return module in self.ran and not self._of(module) & ~branch
+
+    def block(self, s: _Sum, branch: int) -> Block | str:
+        """The block of a sum, or why there is none."""
+        descent = self.descent
+        modules: dict[str, None] = {}
+        for name in self.names(branch):
+            if not self._whole(name, branch):
+                if any(parameter.rpartition(".")[0] == name for parameter in descent.parameters[name]):
+                    return f"{name} is used outside of the branch as well"
+                continue  # a shared activation function: it stays
+            outer = [name[:at] for at, letter in enumerate(name) if letter == "." and self._whole(name[:at], branch)]
+            modules.setdefault(outer[0] if outer else name)
+        within = frozenset(inner for module in modules for inner in descent.within[module])
+        parameters = {parameter for module in modules for parameter in descent.parameters[module]}
+        if not parameters:
+            return "its branch has no parameters"
+        for time, use in enumerate(descent.uses):
+            inside = bool(use.call & branch)
+            if not inside and parameters.intersection(use.tensors):
+                return "its branch shares parameters with another part of the network"
+            late = time > s.time or not (inside or use.call & s.running)
+            if use.behind & branch and not use.behind & s.bit and late:
+                return "what its branch computes on the way is used elsewhere as well"
+        if any(parameter.rpartition(".")[0] not in within for parameter in parameters):
+            return "its branch shares parameters with another part of the network"
+        tips = self._tips(branch, within)
+        ends = {module for module in modules if descent.within[module] & tips}
+        parts = tuple(Part(module, module in ends, descent.outputs[module]) for module in modules)
+        return Block(s.module, parts, tuple(sorted(tips)))
+
+    def _tips(self, branch: int, within: frozenset[str]) -> frozenset[str]:
+        """The modules with parameters of their own that no other one in the branch reads from."""
+        read: dict[str, int] = {}
+        made: dict[str, int] = {}
+        for use in self.descent.uses:
+            for owner in {tensor.rpartition(".")[0] for tensor in use.tensors if tensor in self.descent.sizes}:
+                if use.call & branch and owner in within:
+                    read[owner] = read.get(owner, 0) | use.behind
+                    made[owner] = made.get(owner, 0) | use.bit
+        return frozenset(
+            tip for tip, bits in made.items() if not any(read[other] & bits for other in read if other != tip)
+        )
+
+
+def _named(blocks: Sequence[Block], descent: Descent) -> list[Block]:
+    """Blocks by names that tell them apart."""
+    places = [block.name for block in blocks]
+
+    def size(part: Part) -> int:
+        return sum(descent.sizes[parameter] for parameter in descent.parameters[part.module])
+
+    return [
+        block._replace(name=max(block.parts, key=size).module)
+        if not block.name or places.count(block.name) > 1
+        else block
+        for block in blocks
+    ]
+
+
+def _adds(func: Any, args: Any, kwargs: Mapping[str, Any], results: Sequence[Tensor]) -> bool:
+    """Whether an operator adds two tensors of one shape."""
+    if func.overloadpacket.__name__ not in ("add", "add_") or kwargs.get("alpha", 1) != 1:
+        return False
+    return (
+        len(args) > 1
+        and all(isinstance(arg, Tensor) and arg.shape == results[0].shape for arg in args[:2])
+        and results[0].is_floating_point()
+    )

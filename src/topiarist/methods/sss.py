@@ -1,0 +1,257 @@
+"""Sparse structure selection: a scale on every block, group or channel, trained to exact zeros (Huang & Wang 2018)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from topiarist.errors import TopiaristError
+from topiarist.methods.base import Method
+
+if TYPE_CHECKING:
+    from topiarist.budget import Budget
+    from topiarist.graph.graph import Graph, Group, Keep, Scores
+    from topiarist.stats import Stats
+
+_KINDS = ("block", "group", "channel")
+_GATES = "sss"
+"""Name of the submodule that holds the scales while the network trains."""
+_LEFT = "_lambda"
+"""What is put to a tensor's name for the buffer that keeps its scales after the training."""
+
+
+@dataclass(frozen=True)
+class SSS(Method):
+    """Trains a scale on every structure; what comes to exactly 0 is removed: residual blocks, groups, or channels.
+
+    Formula: ``L = loss + gamma * sum |lambda|`` with one ``lambda``, at first 1, for each structure: it multiplies a
+    residual branch, ``x + lambda * F(x)``, or what is read of a group of convolutions (of a head) or of a channel.
+    After each step of the optimiser, which does not move them, with the gradient ``g`` at ``lambda`` and the learning
+    rate ``eta``: ``z = S(lambda - eta * g)``, ``v' = z - lambda + momentum * v``,
+    ``lambda' = max(0, z + momentum * v')``, where ``S`` takes ``eta * gamma`` off the absolute value, at most to 0: the
+    paper's accelerated proximal gradient, without weight decay. In the end each scale is multiplied into the
+    parameters that it scaled, so that the network computes the same without it. ``s_j = lambda_j``, without units:
+    ``(units,)`` for the one group of all blocks, or for each group that layers read; 0 where these parameters are 0,
+    and 1 where the network was not trained so. Without a budget all structures of score 0 go, but one of each group
+    stays; with one, the lowest scores go over all groups.
+
+    Cost: the training's own, and a product with the scaled parameters at each step.
+
+    Use it: to let the network find its depth, or the number of groups in each layer, while it trains. ``gamma`` says
+    how much goes; several runs find the one for a size. The scales last while the model lives: of weights that were
+    saved and loaded again only the zeros speak, so use budgets in the same run. No fine-tuning is needed after zeros
+    went.
+
+    Raises:
+        TopiaristError: a field is out of range, the network has no such structures, or the gates are not attached.
+
+    Paper: Huang, Wang: "Data-Driven Sparse Structure Selection for Deep Neural Networks", ECCV 2018.
+
+    Attributes:
+        gamma: strength of the penalty; 0.01 for ResNet-50 in the paper.
+        structure: ``"block"`` (residual branches), ``"group"`` (whole groups of grouped convolutions, whole attention
+            heads) or ``"channel"``.
+        momentum: of the accelerated step.
+    """
+
+    target = "automatic"
+    needs = frozenset({"weights", "training"})
+    allocation = "global"
+    paper = "Huang, Wang: Data-Driven Sparse Structure Selection for Deep Neural Networks, ECCV 2018"
+
+    gamma: float = 0.01
+    structure: Literal["block", "group", "channel"] = "block"
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma < math.inf:
+            raise TopiaristError(
+                f"gamma must be a number from 0 on, the strength of the penalty, but got {self.gamma!r}"
+            )
+        if not 0 <= self.momentum < 1:
+            raise TopiaristError(f"momentum must be at least 0 and below 1, but got {self.momentum!r}")
+        if self.structure not in _KINDS:
+            raise TopiaristError(f"structure must be one of {', '.join(_KINDS)}, but got {self.structure!r}")
+
+    def units(self, graph: Graph) -> Graph:
+        """Residual blocks, or the graph as it is."""
+        return graph.blocks() if self.structure == "block" else graph
+
+    @contextmanager
+    def gates(self, model: nn.Module, graph: Graph) -> Iterator[nn.Module]:
+        """One scale for each structure; in the end they are multiplied into the parameters."""
+        gates = _Gates(model, self._scaled(graph))
+        model.add_module(_GATES, gates)
+        handles = (
+            model.register_forward_pre_hook(gates.open),
+            model.register_forward_hook(gates.close, always_call=True),
+        )
+        try:
+            yield gates
+        finally:
+            for handle in handles:
+                handle.remove()
+            delattr(model, _GATES)
+            gates.fold()
+
+    def proximal(self, model: nn.Module, graph: Graph, lr: float) -> None:
+        """One step of the accelerated proximal gradient, from the point where the gradient was taken."""
+        gates = getattr(model, _GATES, None)
+        if not isinstance(gates, _Gates):
+            raise TopiaristError("sss takes its step on gates: train with topiarist.train.fit or within attach()")
+        old, velocity = gates.point, gates.velocity
+        gradient = torch.zeros_like(old) if gates.scales.grad is None else gates.scales.grad
+        z = old - lr * gradient
+        z = z.sign() * (z.abs() - lr * self.gamma).clamp(min=0)
+        velocity.copy_(z - old + self.momentum * velocity)
+        old.copy_((z + self.momentum * velocity).clamp(min=0))
+        gates.scales.copy_(old)  # whatever the optimiser made of them
+
+    def score(self, graph: Graph, stats: Stats) -> Scores:
+        """``s_j = lambda_j``."""
+        scaled = self._scaled(graph)
+        scales = torch.ones(scaled.total, dtype=torch.float64)
+        alive = torch.zeros(scaled.total, dtype=torch.bool)
+        for name, place in scaled.places.items():
+            here = place.structure >= 0
+            structures = place.structure[here]
+            weight = stats.tensor(name).detach().cpu() != 0
+            others = [axis for axis in range(weight.ndim) if axis != place.axis]
+            used = weight.any() if place.axis is None else weight.sum(others) > 0 if others else weight
+            alive[structures[used[here]]] = True
+            left = stats.tensors.get(name + _LEFT)
+            if left is not None and left.shape == place.structure.shape:
+                scales[structures] = left.double().cpu()[here]
+        scales, units = scales * alive, self.units(graph)
+        return {name: scales[first : first + units[name].units] for name, first in scaled.first.items()}
+
+    def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep | None:
+        """What has not come to 0, where there is no budget; one structure of a group always stays."""
+        if budget is not None:
+            return None
+        keep = dict(graph.full())
+        for name, scales in self.score(graph, stats).items():
+            keep[name] = scales > 0
+            keep[name][scales.argmax()] = True
+        return keep
+
+    def _scaled(self, graph: Graph) -> _Scaled:
+        """The entries of parameters that each structure's scale multiplies."""
+        scaled, graph = _Scaled({}, {}, 0), self.units(graph)
+        for group in graph.groups:
+            scaled = _with_blocks(scaled, graph, group) if group.blocks else self._with_units(scaled, graph, group)
+        if not scaled.total:
+            told = {"block": "residual blocks that can be removed", "group": "groups of convolutions or heads"}
+            raise TopiaristError(
+                f"sss found no {told.get(self.structure, 'channels that layers read')} in this network: "
+                "`topiarist inspect` says what pins them, or choose another structure"
+            )
+        return scaled
+
+    def _with_units(self, scaled: _Scaled, graph: Graph, group: Group) -> _Scaled:
+        """Adds the weights that read a group's units; several of the units' places may lie in one weight."""
+        parts = [part for part in group.by_role("input") if part.tensor in graph.parameters]
+        whole = ":rows" in group.name  # where two factors meet: whole groups of a convolution, whole heads
+        if self.structure == "block" or not parts or whole != (self.structure == "group"):
+            return scaled
+        places = dict(scaled.places)
+        for part in parts:
+            assert part.axis is not None
+            free = torch.full((graph.shapes[part.tensor][part.axis],), -1)
+            index = places[part.tensor].structure.clone() if part.tensor in places else free
+            if places.get(part.tensor, part).axis != part.axis or (index[part.positions] >= 0).any():
+                return scaled  # another group's scale is there already
+            index[part.positions] = (scaled.total + torch.arange(group.units)).unsqueeze(1).expand(part.positions.shape)
+            places[part.tensor] = _Place(part.axis, index)
+        return _Scaled(places, {**scaled.first, group.name: scaled.total}, scaled.total + group.units)
+
+
+class _Place(NamedTuple):
+    """Where scales multiply a tensor: the axis (``None``: all of it), and whose at each position (-1: nobody's)."""
+
+    axis: int | None
+    structure: Tensor
+
+
+class _Scaled(NamedTuple):
+    """What the scales multiply: tensor → places, the number of each group's first structure, how many there are."""
+
+    places: Mapping[str, _Place]
+    first: Mapping[str, int]
+    total: int
+
+
+def _with_blocks(scaled: _Scaled, graph: Graph, group: Group) -> _Scaled:
+    """Adds the last parameters of every block: those of its tips, which make its output as a whole."""
+    places = dict(scaled.places)
+    for number, block in enumerate(group.blocks, scaled.total):
+        for name in graph.parameters:
+            if name.rpartition(".")[0] in block.tips:
+                places[name] = _Place(None, torch.tensor(number))
+    return _Scaled(places, {**scaled.first, group.name: scaled.total}, scaled.total + group.units)
+
+
+class _Gates(nn.Module):
+    """The scales, and the state of their steps; while the model runs, its parameters are seen scaled.
+
+    Attributes:
+        scales: ``(structures,)`` the lambdas, which are where the gradient is taken.
+        point: the same, out of the optimiser's reach.
+        velocity: of the accelerated step.
+    """
+
+    point: Tensor
+    velocity: Tensor
+
+    def __init__(self, model: nn.Module, scaled: _Scaled) -> None:
+        super().__init__()
+        first = model.get_parameter(next(iter(scaled.places)))
+        start = torch.ones(scaled.total, dtype=first.dtype, device=first.device)
+        self.scales = nn.Parameter(start)
+        self.register_buffer("point", start.clone())
+        self.register_buffer("velocity", torch.zeros_like(start))
+        # In a tuple, so that the model's modules do not become modules of the gates.
+        self._owners = tuple((model.get_submodule(name.rpartition(".")[0]), name) for name in scaled.places)
+        self._places = dict(scaled.places)
+
+    def forward(self, x: Any) -> Any:
+        """Hands on what it gets, for models that call all of their submodules in turn."""
+        return x
+
+    def _factor(self, name: str, ndim: int) -> Tensor:
+        """What a parameter is multiplied by, broadcastable to it."""
+        axis, structure = self._places[name]
+        padded = torch.cat([self.scales, self.scales.new_ones(1)])  # the last one for -1
+        factor = padded[structure.to(padded.device)]
+        return factor if axis is None else factor.view([-1 if k == axis else 1 for k in range(ndim)])
+
+    def open(self, *_: Any) -> None:
+        """Hook before the model runs: the scaled values stand in front of the parameters."""
+        for owner, name in self._owners:
+            leaf = name.rpartition(".")[2]
+            parameter = owner._parameters[leaf]
+            assert parameter is not None
+            vars(owner)[leaf] = parameter * self._factor(name, parameter.ndim).to(parameter.dtype)
+
+    def close(self, *_: Any) -> None:
+        """Hook after it: they are gone."""
+        for owner, name in self._owners:
+            vars(owner).pop(name.rpartition(".")[2], None)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Multiplies the parameters by the scales for good, and leaves the scales beside them for the score."""
+        for owner, name in self._owners:
+            leaf = name.rpartition(".")[2]
+            parameter = owner._parameters[leaf]
+            assert parameter is not None
+            factor = self._factor(name, parameter.ndim)
+            parameter.mul_(factor.to(parameter.dtype))
+            left = factor.clone() if self._places[name].axis is None else factor.flatten()
+            owner.register_buffer(leaf + _LEFT, left, persistent=False)
