@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from topiarist.proof import prove as prove
     from topiarist.pruning import Pruned as Pruned
     from topiarist.pruning import prune as prune
+    from topiarist.selectors import add_selectors as add_selectors
     from topiarist.stats import Stats as Stats
     from topiarist.stats import collect as collect
     from topiarist.surgery import cut as cut
@@ -54,6 +55,7 @@ _PUBLIC = {
     "models": ("load_model", "make_model"),
     "proof": ("Proof", "prove"),
     "pruning": ("Pruned", "prune"),
+    "selectors": ("add_selectors",),
     "stats": ("Stats", "collect"),
     "surgery": ("cut", "mask"),
     "train": ("attach", "evaluate", "fit"),

@@ -21,6 +21,7 @@ from torch import Tensor
 from topiarist.errors import TopiaristError
 from topiarist.graph import Group, Keep, Slice
 from topiarist.graph.calls import Ratio
+from topiarist.graph.selector import NAME as SELECTOR
 from topiarist.graph.sizes import Attribute
 from topiarist.graph.solution import Correction
 
@@ -39,6 +40,7 @@ Parts = tuple[
     dict[str, tuple[int, ...]],
     dict[Attribute, int],
     dict[str, Correction],
+    tuple[str, ...],
 ]
 
 
@@ -48,6 +50,7 @@ def encode(
     shapes: Mapping[str, tuple[int, ...]],
     sizes: Mapping[Attribute, int],
     corrections: Mapping[str, Correction],
+    selectors: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Plain values for `json`; masks as packed bits, positions as runs of (start, count, step)."""
     value: dict[str, Any] = {
@@ -73,6 +76,7 @@ def encode(
             }
             for module, c in corrections.items()
         },
+        "selectors": list(selectors),
     }
     return {**value, "sha256": _digest(value)}
 
@@ -111,6 +115,7 @@ def decode(value: Any) -> Parts:
             for module, name, entry, new in value["sizes"]
         }
         corrections = {_text(module): _correction(c) for module, c in value["corrections"].items()}
+        selectors = _selectors(value.get("selectors", []), shapes)  # older files have none
     except (
         KeyError,
         TypeError,
@@ -122,7 +127,7 @@ def decode(value: Any) -> Parts:
         binascii.Error,
     ) as error:
         raise TopiaristError(f"the architecture is damaged ({error}); write it again with prune()") from error
-    return groups, keep, shapes, sizes, corrections
+    return groups, keep, shapes, sizes, corrections, selectors
 
 
 def _text(value: Any) -> str:
@@ -171,6 +176,15 @@ def _slice(part: Any, units: int, shapes: Mapping[str, tuple[int, ...]]) -> Slic
         raise ValueError(f"{total} positions for {units} units in {tensor}")
     places = torch.cat([torch.arange(count) * step + start for start, count, step in runs])
     return Slice(tensor, axis, places.view(units, -1), _text(role))
+
+
+def _selectors(value: Any, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError("selectors that are no list")
+    for name in value:
+        if f"{_text(name)}.{SELECTOR}.indices" not in shapes:
+            raise ValueError(f"no indices for the selector of {name}")
+    return tuple(value)
 
 
 def _correction(value: Any) -> Correction:

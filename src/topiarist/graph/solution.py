@@ -19,6 +19,8 @@ from topiarist.errors import TopiaristError
 from topiarist.graph.calls import Ratio
 from topiarist.graph.labels import Labels, Vector, labelled
 from topiarist.graph.lines import Classes, Rectangles
+from topiarist.graph.selector import NAME as SELECTOR
+from topiarist.graph.selector import ChannelSelector
 from topiarist.graph.sizes import Attribute, Equation, Term, evaluate, kept_length, leaves, solve
 from topiarist.graph.tracer import Contraction, Tracer
 
@@ -58,6 +60,12 @@ class Solution:
     def contractions(self) -> Sequence[Contraction]:
         """The products of the network, for its costs."""
         return self.trace.contractions
+
+    @property
+    def selectors(self) -> list[str]:
+        """Names of the norms that a channel selector follows."""
+        kinds = self.trace.types.items()
+        return [name.removesuffix(f".{SELECTOR}") for name, kind in kinds if kind is ChannelSelector]
 
     def dead(self, keep: Keep) -> np.ndarray:
         """Bool over classes: True where any unit that holds the class is removed."""

@@ -12,7 +12,7 @@ from topiarist.errors import TopiaristError
 from topiarist.methods.base import Method, sum_by_unit
 
 if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph, Group, Scores, Slice
+    from topiarist.graph.graph import Graph, Scores, Slice
     from topiarist.stats import Stats
 
 
@@ -58,29 +58,18 @@ class Slimming(Method):
         """``s_j = |gamma_j|``."""
         scores = {}
         for group in graph.groups:
-            parts = _scales(graph, group)
+            parts = graph.scales(group)
             if parts:
                 total = torch.stack([sum_by_unit(part, stats.tensor(part.tensor).abs()) for part in parts]).sum(0)
                 scores[group.name] = total / sum(part.positions.shape[1] for part in parts)
         return scores or _refuse()
 
 
-def _scales(graph: Graph, group: Group) -> list[Slice]:
-    """The scales of the group's batch norms: those that have running statistics beside them."""
-    return [part for part in group.by_role("scale") if _norm(part.tensor) + "running_mean" in graph.shapes]
-
-
-def _norm(tensor: str) -> str:
-    """``"bn1.weight"`` → ``"bn1."``, ``"weight"`` → ``""``."""
-    head, dot, _ = tensor.rpartition(".")
-    return head + dot
-
-
 def _by_tensor(graph: Graph) -> dict[str, list[Slice]]:
     """Every scale once, whichever groups share it."""
     found: dict[str, list[Slice]] = {}
     for group in graph.groups:
-        for part in _scales(graph, group):
+        for part in graph.scales(group):
             found.setdefault(part.tensor, []).append(part)
     return found or _refuse()
 
