@@ -93,6 +93,7 @@ def test_every_norm_that_reads_a_concatenation_gets_one():
 
 @pytest.mark.parametrize("make", [
     lambda: topiarist.load_model("zoo:resnet20", width=0.25),
+    lambda: topiarist.load_model("zoo:digitsnet", width=0.25, in_channels=3),  # pads a stream with zeros
     lambda: topiarist.load_model("zoo:vgg11", width=0.125, input_size=32),
 ])  # fmt: skip
 def test_plain_and_post_activation_networks_need_none(make):

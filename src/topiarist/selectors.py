@@ -74,12 +74,15 @@ def _useful(plain: Graph, trial: Graph) -> list[str]:
     for group in plain.groups:
         for scale in group.by_role("scale"):
             readers.setdefault(scale.tensor, set()).update(part.tensor for part in group.by_role("input"))
-    found = []
+    selected: dict[str, set[str]] = {}  # norm → weights that read what its selector passes on
+    joined: set[str] = set()  # norms whose outputs meet something else than weights
     for group in trial.groups:
-        index, *others = group.slices
-        if index.role != "index" or any(part.role != "input" for part in others):
-            continue
-        norm = index.tensor.removesuffix(f".{NAME}.indices")
-        if {part.tensor for part in others} != readers.get(f"{norm}.weight", set()):
-            found.append(norm)
-    return found
+        norms = [part.tensor.removesuffix(f".{NAME}.indices") for part in group.by_role("index")]
+        reading = group.by_role("input")
+        if len(norms) > 1 or len(norms) + len(reading) < len(group.slices):
+            joined.update(norms)
+        for norm in norms:
+            selected.setdefault(norm, set()).update(part.tensor for part in reading)
+    return [
+        norm for norm, read in selected.items() if norm not in joined and read != readers.get(f"{norm}.weight", set())
+    ]
