@@ -23,6 +23,9 @@ class Slimming(Method):
     Formula: ``L = loss + lam * sum |gamma|``, whose subgradient at 0 is 0; ``s_j = |gamma_j|``, the mean over its
     scales where a channel passes several batch norms (a residual stream). Needs a network with batch norms, trained
     with the penalty. Returns ``(units,)`` for each group with batch norms, in units of gamma; other groups stay whole.
+    In pre-activation and dense networks declare channel selectors first (``add_selectors``, ``--selectors auto``): then
+    the scales of a norm select the inputs of the layer behind it, as in the paper, and the norm stays whole. For the
+    paper's several passes give ``steps``, with a ``floor`` of 0.5 for its cap on what a layer loses in each.
     The paper's global threshold is the default allocation with a budget's ``ratio``.
 
     Raises:
