@@ -124,7 +124,7 @@ def table(rows: list[dict], options: argparse.Namespace) -> str:
     lines = [
         "# Network Slimming and group lasso on the MLP 784-500-300-10, MNIST",
         "",
-        f"{options.epochs} epochs with the penalty, and as many after pruning; seeds 0 to {options.seeds - 1}; errors in "
+        f"{options.epochs} epochs with the penalty, as many after pruning; seeds 0 to {options.seeds - 1}; errors in "
         "per cent of the 10,000 test images after the last epoch, mean ± standard deviation. One thread on "
         f"{os.cpu_count()} cores ({platform.machine()}), topiarist {topiarist.__version__}, torch {torch.__version__}. "
         "Rerun: `python benchmarks/mlp.py FOLDER`.",

@@ -257,3 +257,17 @@ def test_the_mask_keeps_the_old_size():
     keep = random_keep(graph, 1)
     shapes = {key: value.shape for key, value in model.state_dict().items()}
     assert {key: value.shape for key, value in mask(model, graph, keep).state_dict().items()} == shapes
+
+
+def test_a_selector_of_the_programs_own_is_a_layer_like_any_other():
+    """It is part of the model that makes it, so no architecture declares it."""
+    make = net(
+        lambda n, x: n.b(n.pick(n.a(x)).relu()), lambda: {"a": conv(3, 8), "pick": ChannelSelector(8), "b": conv(8, 4)}
+    )
+    model = shaken(make())
+    graph = trace(model, images(2))
+    assert graph.selectors == ()
+    keep = {"pick": torch.arange(8) % 2 == 0}
+    smaller = cut(model, graph, keep)
+    assert torch.equal(Architecture.of(graph, keep).apply(model)(images(2)), smaller(images(2)))
+    assert smaller.pick.indices.tolist() == [0, 2, 4, 6]

@@ -182,7 +182,7 @@ def _selectors(value: Any, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, 
     if not isinstance(value, list):
         raise TypeError("selectors that are no list")
     for name in value:
-        if f"{_text(name)}.{SELECTOR}.indices" not in shapes:
+        if f"{_text(name)}.{SELECTOR}.indices".lstrip(".") not in shapes:
             raise ValueError(f"no indices for the selector of {name}")
     return tuple(value)
 

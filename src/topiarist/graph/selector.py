@@ -13,6 +13,8 @@ from topiarist.errors import TopiaristError
 
 NAME = "selector"
 """What a selector is called within the norm that it follows."""
+NORM = nn.modules.batchnorm._BatchNorm
+"""What a selector can follow."""
 
 
 class ChannelSelector(nn.Module):
@@ -76,7 +78,7 @@ def declare(model: nn.Module, norms: Collection[str]) -> None:
 
 def is_norm(module: nn.Module | None) -> TypeGuard[nn.modules.batchnorm._BatchNorm]:
     """Whether a selector can follow a module."""
-    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+    return isinstance(module, NORM)
 
 
 def has_selector(module: nn.Module) -> bool:

@@ -20,7 +20,7 @@ from topiarist.graph.calls import Ratio
 from topiarist.graph.labels import Labels, Vector, labelled
 from topiarist.graph.lines import Classes, Rectangles
 from topiarist.graph.selector import NAME as SELECTOR
-from topiarist.graph.selector import ChannelSelector
+from topiarist.graph.selector import NORM, ChannelSelector
 from topiarist.graph.sizes import Attribute, Equation, Term, evaluate, kept_length, leaves, solve
 from topiarist.graph.tracer import Contraction, Tracer
 
@@ -64,8 +64,8 @@ class Solution:
     @property
     def selectors(self) -> list[str]:
         """Names of the norms that a channel selector follows."""
-        kinds = self.trace.types.items()
-        return [name.removesuffix(f".{SELECTOR}") for name, kind in kinds if kind is ChannelSelector]
+        found = [name.rpartition(".") for name, kind in self.trace.types.items() if issubclass(kind, ChannelSelector)]
+        return [norm for norm, _, last in found if last == SELECTOR and issubclass(self.trace.types[norm], NORM)]
 
     def dead(self, keep: Keep) -> np.ndarray:
         """Bool over classes: True where any unit that holds the class is removed."""
