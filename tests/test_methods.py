@@ -390,7 +390,8 @@ def test_slimming_counts_each_scale_once_where_groups_share_it():
         Slice("weight", 0, torch.tensor([[1], [2]]), "scale"),
     ]
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    graph = SimpleNamespace(groups=tuple(Group(f"g{i}", 2, (part,)) for i, part in enumerate(parts)), shapes=shapes)
+    groups = tuple(Group(f"g{i}", 2, (part,)) for i, part in enumerate(parts))
+    graph = SimpleNamespace(groups=groups, shapes=shapes, scales=lambda group: group.by_role("scale"))
     assert make("slimming", lam=1.0).penalty(model, graph) == 6
 
 

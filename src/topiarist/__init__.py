@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from topiarist.pruning import prune as prune
     from topiarist.scan import Sensitivity as Sensitivity
     from topiarist.scan import sensitivity as sensitivity
+    from topiarist.selectors import add_selectors as add_selectors
     from topiarist.stats import Stats as Stats
     from topiarist.stats import collect as collect
     from topiarist.surgery import cut as cut
@@ -57,6 +58,7 @@ _PUBLIC = {
     "proof": ("Proof", "prove"),
     "pruning": ("Pruned", "prune"),
     "scan": ("Sensitivity", "sensitivity"),
+    "selectors": ("add_selectors",),
     "stats": ("Stats", "collect"),
     "surgery": ("cut", "mask"),
     "train": ("attach", "evaluate", "fit"),

@@ -79,7 +79,7 @@ def choose(
     method: Method,
     graph: Graph,
     stats: Stats,
-    budget: Budget | None = None,
+    budget: Budget | Callable[[Collection[str]], Budget] | None = None,
     *,
     cost: Callable[[Keep], Cost] | None = None,
 ) -> Keep:
@@ -89,7 +89,8 @@ def choose(
         method: plays `Selector` or `Criterion`, and perhaps `Rule`.
         graph: the groups that it works on (``graph.weights()`` for methods of granularity ``"weight"``).
         stats: what it needs measured.
-        budget: what may stay; leave it out where the method says so itself.
+        budget: what may stay, perhaps told by the names of the groups that take part; leave it out where the method
+            says so itself.
         cost: as in `allocate`.
 
     Raises:
@@ -100,14 +101,15 @@ def choose(
         raise TopiaristError(f"{method.name} brings a budget of its own with these fields: leave out one of the two")
     budget = budget if rule is None else rule
     if isinstance(method, Selector):
-        keep = method.select(graph, stats, budget)
+        keep = method.select(graph, stats, budget([g.name for g in graph.groups]) if callable(budget) else budget)
         if keep is not None:
             return keep
     if not isinstance(method, Criterion):
         raise TopiaristError(f"{method.name} neither scores units nor selects them: take a method that does")
     if budget is None:
         raise TopiaristError(f"{method.name} needs a budget: give macs, params or ratio, the fraction that stays")
-    return allocate(graph, method.score(graph, stats), budget, method.allocation, cost=cost)
+    scores = method.score(graph, stats)
+    return allocate(graph, scores, budget(scores) if callable(budget) else budget, method.allocation, cost=cost)
 
 
 def quota(graph: Graph, groups: Collection[str], budget: Budget | None) -> dict[str, int]:

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from topiarist.architecture_file import decode, encode
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Group, Keep, check_finite, checked_keep
+from topiarist.graph.selector import declare
 from topiarist.graph.sizes import Attribute
 from topiarist.graph.solution import Correction
-from topiarist.surgery import Plan, carry_out, check_shapes, plan
+from topiarist.surgery import Plan, carry_out, check_shapes, copied, plan
 
 WEIGHTS_FILE, SHAPE_FILE = "model.safetensors", "architecture.json"
 
@@ -40,6 +41,7 @@ class Architecture:
         shapes: of the tensors before the cut, by name.
         sizes: attributes of modules and the values that the cut gives them.
         corrections: module → what its shim corrects.
+        selectors: norms that a channel selector follows.
     """
 
     groups: tuple[Group, ...]
@@ -47,13 +49,15 @@ class Architecture:
     shapes: Mapping[str, tuple[int, ...]]
     sizes: Mapping[Attribute, int]
     corrections: Mapping[str, Correction]
+    selectors: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, graph: Graph, keep: Keep) -> Architecture:
         """The architecture that a keep of a graph leaves."""
         work = plan(graph, keep)
         groups = tuple(Group(g.name, g.units, g.slices, g.stage, blocks=g.blocks) for g in graph.groups)
-        return cls(groups, checked_keep(graph, keep), dict(graph.shapes), work.sizes, work.corrections)
+        shapes = dict(graph.shapes)
+        return cls(groups, checked_keep(graph, keep), shapes, work.sizes, work.corrections, graph.selectors)
 
     @property
     def widths(self) -> dict[str, tuple[int, int]]:
@@ -84,9 +88,13 @@ class Architecture:
     def apply(self, model: nn.Module) -> nn.Module:
         """Cuts a model of the old shape; its weights stay where they survive.
 
+        Channel selectors that it lacks are declared first.
+
         Raises:
             TopiaristError: the model's tensors are not those that were traced.
         """
+        if self.selectors:
+            declare(model := copied(model), self.selectors)
         check_shapes(model, self.shapes)
         return carry_out(model, self.plan())
 
@@ -105,7 +113,7 @@ class Architecture:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json`."""
-        return encode(self.groups, self.keep, self.shapes, self.sizes, self.corrections)
+        return encode(self.groups, self.keep, self.shapes, self.sizes, self.corrections, self.selectors)
 
     @classmethod
     def from_json(cls, value: Any) -> Architecture:

@@ -22,6 +22,7 @@ from topiarist.errors import TopiaristError
 from topiarist.graph import Group, Keep, Slice
 from topiarist.graph.blocks import Block, Part
 from topiarist.graph.calls import Ratio
+from topiarist.graph.selector import NAME as SELECTOR
 from topiarist.graph.sizes import Attribute
 from topiarist.graph.solution import Correction
 
@@ -41,6 +42,7 @@ Parts = tuple[
     dict[str, tuple[int, ...]],
     dict[Attribute, int],
     dict[str, Correction],
+    tuple[str, ...],
 ]
 
 
@@ -50,6 +52,7 @@ def encode(
     shapes: Mapping[str, tuple[int, ...]],
     sizes: Mapping[Attribute, int],
     corrections: Mapping[str, Correction],
+    selectors: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Plain values for `json`; masks as packed bits, positions as runs of (start, count, step)."""
     value: dict[str, Any] = {
@@ -77,6 +80,7 @@ def encode(
             }
             for module, c in corrections.items()
         },
+        "selectors": list(selectors),
     }
     return {**value, "sha256": _digest(value)}
 
@@ -120,6 +124,7 @@ def decode(value: Any) -> Parts:
             for module, name, entry, new in value["sizes"]
         }
         corrections = {_text(module): _correction(c) for module, c in value["corrections"].items()}
+        selectors = _selectors(value.get("selectors", []), shapes)  # older files have none
     except (
         KeyError,
         TypeError,
@@ -131,7 +136,7 @@ def decode(value: Any) -> Parts:
         binascii.Error,
     ) as error:
         raise TopiaristError(f"the architecture is damaged ({error}); write it again with prune()") from error
-    return groups, keep, shapes, sizes, corrections
+    return groups, keep, shapes, sizes, corrections, selectors
 
 
 def _text(value: Any) -> str:
@@ -194,6 +199,15 @@ def _slice(part: Any, units: int, shapes: Mapping[str, tuple[int, ...]]) -> Slic
         raise ValueError(f"{total} positions for {units} units in {tensor}")
     places = torch.cat([torch.arange(count) * step + start for start, count, step in runs])
     return Slice(tensor, axis, places.view(units, -1), _text(role))
+
+
+def _selectors(value: Any, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError("selectors that are no list")
+    for name in value:
+        if f"{_text(name)}.{SELECTOR}.indices".lstrip(".") not in shapes:
+            raise ValueError(f"no indices for the selector of {name}")
+    return tuple(value)
 
 
 def _correction(value: Any) -> Correction:

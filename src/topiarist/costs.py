@@ -52,7 +52,7 @@ def cost(graph: Graph, keep: Keep | None = None) -> Cost:
         return lengths[id(axis)]
 
     density = {
-        group.slices[0].tensor: int(keep[group.name].count_nonzero()) / group.units
+        group.slices[0].tensor: int(keep[group.name].count_nonzero()) / prod(graph.shapes[group.slices[0].tensor])
         for group in graph.groups
         if group.name in keep and group.of_weights
     }

@@ -18,11 +18,12 @@ from topiarist.allocation import Budget, choose
 from topiarist.architecture import Architecture
 from topiarist.costs import Cost, cost
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, check_finite, trace
+from topiarist.graph import Graph, Keep, check_finite, trace
 from topiarist.methods import Method, make
-from topiarist.methods.base import Gate, Penalty, Proximal, Repair, Rule, Selector, Soft
+from topiarist.methods.base import Repair, Rule, Selector
 from topiarist.proof import TOLERANCE, Proof, prove
-from topiarist.stats import Stats, Steps, collect
+from topiarist.stats import OnStep, Stats, collect
+from topiarist.steps import Told, Wish, acts, check_steps, in_steps, kept_after
 from topiarist.surgery import copied, cut, mask
 
 if TYPE_CHECKING:
@@ -125,12 +126,19 @@ def prune(
     *,
     graph: Graph | None = None,
     recipe: Recipe | None = None,
+    steps: int = 1,
+    schedule: str | None = None,
+    between: Recipe | None = None,
     batch_size: int = 64,
     seed: int = 0,
     progress: Progress | None = None,
-    steps: Steps | None = None,
+    on_step: OnStep | None = None,
 ) -> Pruned:
     """Prunes a network by a method to a budget, and proves the cut.
+
+    In several steps each one scores what the step before left and cuts some more; with a recipe ``between`` them the
+    network trains on (iterative pruning), with ``recipe`` it trains before each cut in the method's way (multi-pass
+    Network Slimming). What all steps keep is one keep of the network that was given.
 
     Args:
         model: any trained `torch.nn.Module`; it stays as it is.
@@ -141,11 +149,16 @@ def prune(
         data: needed by methods that measure or train.
         graph: the model's graph, where it was traced before (options of `trace` go there).
         recipe: trains a copy with the method's penalty before it is scored (Network Slimming); without one the model
-            is taken to be trained that way already.
+            is taken to be trained that way already. With several steps, before each of them.
+        steps: how many cuts; a budget's ``floor`` below 1 is a fraction of what each of them finds.
+        schedule: what stays after each step: ``"linear"`` (equally much goes each time), ``"cubic"`` (most goes early,
+            Zhu & Gupta 2017); the method's own where it has one and none is named, else linear.
+        between: trains the network between two steps, in the method's way where no ``recipe`` does so before them;
+            weights that were removed stay zero.
         batch_size: of what is measured.
         seed: of the training, and of the order in which a method sees the training examples.
-        progress: called after each epoch of that training.
-        steps: called by methods that work for long, with what they do, how many steps are done, and of how many.
+        progress: called after each epoch, counted through all trainings.
+        on_step: called by methods that work for long, with what they do, how many steps are done, and of how many.
 
     Returns:
         The smaller model with its architecture, its proof and its costs.
@@ -155,6 +168,8 @@ def prune(
     """
     method = make(method)
     wish = _budget(budget, method)
+    trains = (recipe is not None and acts(method)) or (between is not None and steps != 1)
+    check_steps(method, steps, schedule, trains=trains, data=data)
     check_finite(model)
     if wish is None and not isinstance(method, (Rule, Selector)):
         raise TopiaristError(f"{method.name} needs a budget: give macs, params or ratio, the fraction that stays")
@@ -162,23 +177,96 @@ def prune(
     units = method.units(graph)
     if not units.groups:
         raise TopiaristError("nothing in this network can be pruned; `topiarist inspect` says what pins each layer")
-    trained = _trained(model, units, method, data, recipe, seed, progress)
-    batches = None if data is None else Batches(data, batch_size, seed)
-    stats = collect(trained, units, batches, method.needs, steps=steps)
-    keep = choose(method, units, stats, wish, cost=partial(cost, units))
-    proof = prove(trained, units, keep, example_inputs)
-    if not math.isfinite(proof.change):
-        raise TopiaristError(proof.reason or "the network's outputs are not finite on the example input")
-    if not proof.max_rel_diff <= TOLERANCE:  # pin what cannot be proved, and choose again
-        units.check(trained, example_inputs)
-        keep = choose(method, units, stats, wish, cost=partial(cost, units))
-        proof = prove(trained, units, keep, example_inputs)
-        if not proof.max_rel_diff <= TOLERANCE:
-            raise TopiaristError(f"the cut cannot be proved: {proof.reason}; exclude its groups from the budget")
-    smaller = cut(_repaired(trained, units, keep, method, stats), units, keep)
+    told = Told.of(progress, method, recipe, between, steps)
+    if steps > 1 and isinstance(method, Rule) and method.budget(units) is not None:
+        raise TopiaristError(
+            f"{method.name} has the widths of one cut in its fields: leave steps out, or give a budget"
+        )
+    work = _Work(method, units, example_inputs, data, recipe, between, batch_size, seed, told, on_step)
+    if steps == 1:
+        trained = work.train(model, units, units.full(), 1)
+        keep, proof, smaller = work.once(trained, units, wish)
+    else:
+        kept = kept_after(method, schedule, steps)
+        trained, keep = in_steps(model, units, wish, method.allocation, kept, steps, work)
+        proof, smaller = prove(trained, units, keep, example_inputs), cut(trained, units, keep)
+        _check(proof)
     return Pruned(
         smaller, Architecture.of(units, keep), proof, cost(units), cost(units, keep), units, keep, method, trained
     )
+
+
+def _check(proof: Proof) -> None:
+    if not proof.max_rel_diff <= TOLERANCE:
+        raise TopiaristError(f"the cut cannot be proved: {proof.reason}; exclude its groups from the budget")
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """What is done in each step; the fields are the arguments of `prune`, and the units of its graph."""
+
+    method: Method
+    units: Graph
+    example_inputs: Any
+    data: Data | None
+    recipe: Recipe | None
+    between: Recipe | None
+    batch_size: int
+    seed: int
+    told: Told
+    on_step: OnStep | None
+
+    def once(self, model: nn.Module, units: Graph, wish: Budget | Wish) -> tuple[dict[str, Tensor], Proof, nn.Module]:
+        """Measures, scores, allocates, proves, repairs and cuts; what cannot be proved is pinned, and chosen again."""
+        batches = None if self.data is None else Batches(self.data, self.batch_size, self.seed)
+        stats = collect(model, units, batches, self.method.needs, on_step=self.on_step)
+        for attempt in (1, 2):
+            keep = dict(choose(self.method, units, stats, wish, cost=partial(cost, units)))
+            proof = prove(model, units, keep, self.example_inputs)
+            if not math.isfinite(proof.change):
+                raise TopiaristError(proof.reason or "the network's outputs are not finite on the example input")
+            if attempt == 1 and not proof.max_rel_diff <= TOLERANCE:
+                units.check(model, self.example_inputs)
+            else:
+                break
+        _check(proof)
+        return keep, proof, cut(_repaired(model, units, keep, self.method, stats), units, keep)
+
+    def step(self, model: nn.Module, graph: Graph, held: Keep, wish: Wish, step: int) -> tuple[nn.Module, Keep]:
+        """One of several steps: trains the method's way, then cuts."""
+        keep, _, smaller = self.once(self.train(model, graph, held, step), graph, wish)
+        return smaller, keep
+
+    def trace(self, model: nn.Module, graph: Graph) -> Graph:
+        """Traces the smaller network as the original one was."""
+        return trace(model, self.example_inputs, rectangles=graph.solution.rectangles)
+
+    def train(self, model: nn.Module, graph: Graph, held: Keep, step: int) -> nn.Module:
+        """A copy trained the method's way, where a recipe says how."""
+        if self.recipe is None or not acts(self.method):
+            return model
+        return self._fit(copied(model), graph, held, step, self.recipe, self.method)
+
+    def rest(self, model: nn.Module, graph: Graph, held: Keep, step: int) -> nn.Module:
+        """Trains the smaller network on, where a recipe says how: the method's way, if it does not train before."""
+        if self.between is None:
+            return model
+        method = self.method if self.recipe is None and acts(self.method) else None
+        return self._fit(model, graph, held, step, self.between, method)
+
+    def _fit(
+        self, model: nn.Module, graph: Graph, held: Keep, step: int, recipe: Recipe, method: Method | None
+    ) -> nn.Module:
+        """Trains in place; weights that are gone stay zero, and units that are gone are not there."""
+        if self.data is None:
+            raise TopiaristError(f"{self.method.name} is to train the network: give data")
+        from topiarist.train import fit
+
+        sparse = self.units.groups[0].of_weights
+        graph, keep = (self.units, held) if sparse else (graph, None)
+        seed = self.seed + step - 1
+        fit(model, self.data, recipe, seed=seed, method=method, graph=graph, keep=keep, progress=self.told)
+        return model
 
 
 class Batches:
@@ -209,27 +297,6 @@ def _budget(budget: Budget | Mapping[str, Any] | float | None, method: Method) -
         except TypeError as error:
             raise TopiaristError(f"a budget has the fields of topiarist.Budget: {error}") from error
     return Budget(ratio=budget) if method.granularity == "weight" else Budget(macs=budget)
-
-
-def _trained(
-    model: nn.Module,
-    graph: Graph,
-    method: Method,
-    data: Data | None,
-    recipe: Recipe | None,
-    seed: int,
-    progress: Progress | None,
-) -> nn.Module:
-    """A copy trained the method's way, where a recipe says how."""
-    if recipe is None or not isinstance(method, (Penalty, Proximal, Gate, Soft)):
-        return model
-    if data is None:
-        raise TopiaristError(f"{method.name} trains the network in its own way; give data")
-    from topiarist.train import fit
-
-    copy = copied(model)
-    fit(copy, data, recipe, seed=seed, method=method, graph=graph, progress=progress)
-    return copy
 
 
 def _repaired(model: nn.Module, graph: Graph, keep: Mapping[str, Tensor], method: Method, stats: Stats) -> nn.Module:

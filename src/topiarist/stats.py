@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 __all__ = [
     "STATISTICS",
     "Loss",
+    "OnStep",
     "Statistic",
     "Stats",
-    "Steps",
     "Watch",
     "collect",
     "covariance",
@@ -42,7 +42,7 @@ __all__ = [
 Loss = Callable[[Any, Any], Tensor]
 """``(output, target)`` → the mean over the examples of the batch, a scalar."""
 
-Steps = Callable[[str, int, int], object]
+OnStep = Callable[[str, int, int], object]
 """Called while a method works for long: what it does, how many steps are done, and of how many."""
 
 
@@ -55,19 +55,19 @@ class Stats:
         sums: ``(group, key)`` → float64 sum over all that was seen; the statistics name their keys.
         model: the model itself, for methods that must run it in their own way.
         batches: the data that was measured, likewise.
-        steps: who wants to know how far a method is that works for long.
+        on_step: who wants to know how far a method is that works for long.
     """
 
     tensors: Mapping[str, Tensor]
     sums: Mapping[tuple[str, str], Tensor] = field(default_factory=dict)
     model: nn.Module | None = None
     batches: Iterable[Any] | None = None
-    steps: Steps | None = None
+    on_step: OnStep | None = None
 
     def tell(self, what: str, done: int, total: int) -> None:
         """Says how far a method is, to whoever wants to know."""
-        if self.steps is not None:
-            self.steps(what, done, total)
+        if self.on_step is not None:
+            self.on_step(what, done, total)
 
     def tensor(self, name: str) -> Tensor:
         """A parameter or buffer, detached.
@@ -154,7 +154,7 @@ def collect(
     needs: Collection[str | Statistic] = frozenset(),
     *,
     loss: Loss = cross_entropy,
-    steps: Steps | None = None,
+    on_step: OnStep | None = None,
 ) -> Stats:
     """Measures all that is needed in one pass over the data, in eval mode; the model is left as it was.
 
@@ -166,7 +166,7 @@ def collect(
         needs: names in `STATISTICS` or statistics; ``"weights"``, ``"training"`` and ``"evaluations"`` ask nothing of
             this function.
         loss: mean over the examples of a batch, for statistics that need gradients.
-        steps: handed to the method, which tells it how far it is if it works for long.
+        on_step: handed to the method, which tells it how far it is if it works for long.
 
     Returns:
         The model's tensors and the sums.
@@ -182,7 +182,7 @@ def collect(
         if batches is None:
             raise TopiaristError(f"{wanted[0].name} must be measured: pass data, batches of inputs or (inputs, target)")
         _measure(model, graph, batches, wanted, watch, loss)
-    return Stats(tensors, watch.sums, model, batches, steps)
+    return Stats(tensors, watch.sums, model, batches, on_step)
 
 
 def _measure(

@@ -50,7 +50,9 @@ def plan(graph: Graph, keep: Keep) -> Plan:
     """
     keep = checked_keep(graph, keep)
     zeros = {
-        part.tensor: keep[group.name]
+        part.tensor: torch.ones(prod(graph.shapes[part.tensor]), dtype=torch.bool).index_fill_(
+            0, part.positions[~keep[group.name]].flatten(), False
+        )
         for group in graph.groups
         for part in group.slices
         if part.axis is None and not keep[group.name].all()

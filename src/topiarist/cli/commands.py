@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from topiarist.budget import Budget
 from topiarist.cli import show
 from topiarist.cli.inputs import example_inputs, make_source, writable_folder
-from topiarist.cli.pruning import TRAINING, Plan, fit, run, write_json, write_weights
+from topiarist.cli.pruning import TRAINING, Plan, Stepwise, fit, run, write_json, write_weights
 from topiarist.errors import TopiaristError
 from topiarist.methods.base import Method
 from topiarist.scan import RATIOS
@@ -144,6 +144,10 @@ def prune(
     train: Recipe = Recipe.paper(),  # noqa: B008
     finetune: Recipe = Recipe.finetune(),  # noqa: B008
     epochs: int | None = None,
+    steps: int = 1,
+    step_epochs: int = 1,
+    schedule: str | None = None,
+    selectors: str | None = None,
     seed: int = 0,
     out: Path = Path("runs/prune"),
     json: bool = False,
@@ -160,6 +164,10 @@ def prune(
         train: how the network is trained where no weights are given.
         finetune: how the pruned network is trained on.
         epochs: short for --finetune.epochs.
+        steps: how many times the network is pruned a little, each time on what the time before left.
+        step_epochs: epochs of training between two steps, otherwise as --finetune says.
+        schedule: linear or cubic, how much goes in each step; by default the method's own, else linear.
+        selectors: auto, or a glob on names of batch norms: what reads them loses inputs that others need.
         seed: of everything random.
         out: folder for result.json, model.safetensors and architecture.json.
         json: print the result as JSON.
@@ -171,7 +179,10 @@ def prune(
         raise TopiaristError("Fine-tuning needs --data DATA: name the data set, or leave --epochs out.")
     source = make_source(model, data, weights, seed)
     asked = budget if budget != Budget() else None
-    plan = Plan(source, method, asked, train, _with_epochs(finetune, epochs), seed, out, quiet=json)
+    stepwise = Stepwise(steps, step_epochs, schedule)
+    plan = Plan(
+        source, method, asked, train, _with_epochs(finetune, epochs), stepwise, selectors, seed, out, quiet=json
+    )
     done, result = run(plan, example_inputs(source, input))
     show.pruned(done, result, out, json)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,21 @@ TRAINING, FINE_TUNING = "train.ckpt", "finetune.ckpt"
 
 
 @dataclass(frozen=True)
+class Stepwise:
+    """In how many steps a network is pruned.
+
+    Attributes:
+        steps: cuts.
+        epochs: of training between two of them.
+        schedule: how much goes in each.
+    """
+
+    steps: int = 1
+    epochs: int = 1
+    schedule: str | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is to be pruned and how.
 
@@ -33,6 +48,8 @@ class Plan:
         budget: how much stays; ``None`` leaves it to the method's own rule.
         train: recipe for a network without weights.
         finetune: recipe for the pruned network.
+        stepwise: in how many steps it is pruned.
+        selectors: the norms that a channel selector shall follow, if any.
         seed: of everything random.
         out: the folder for the results.
         quiet: show no progress.
@@ -43,9 +60,18 @@ class Plan:
     budget: Budget | None
     train: Recipe
     finetune: Recipe
+    stepwise: Stepwise
+    selectors: str | None
     seed: int
     out: Path
     quiet: bool
+
+    def model(self, example: Tensor) -> nn.Module:
+        """The network to prune, with its selectors."""
+        from topiarist.selectors import add_selectors
+
+        model = self.source.model()
+        return model if self.selectors is None else add_selectors(model, self.selectors, example)
 
 
 def run(plan: Plan, example: Tensor) -> tuple[Pruned, dict[str, Any]]:
@@ -60,18 +86,16 @@ def run(plan: Plan, example: Tensor) -> tuple[Pruned, dict[str, Any]]:
         and null where there is no data.
     """
     from topiarist.architecture import save
-    from topiarist.pruning import prune
 
     data = plan.source.data
-    model = plan.source.model()
+    model = plan.model(example)
     if plan.source.weights is None:
         # A rehearsal: a budget that cannot be met is found before the training, not after it.
-        prune(model, example, plan.method.rehearsal(), plan.budget, data=data, seed=plan.seed)
+        _prune(plan, model, example, rehearsal=True)
         fit(plan.source, model, plan.train, plan.method, plan.seed, plan.out, quiet=plan.quiet)
-        write_weights(model, plan.out / "trained.safetensors")
+        write_weights(_plain(plan, model), plan.out / "trained.safetensors")
     before = _accuracy(plan, model)
-    with show.steps(plan.quiet) as told:
-        done = prune(model, example, plan.method, plan.budget, data=data, seed=plan.seed, steps=told)
+    done = _prune(plan, model, example)
     times = _times(model, done.model, example)
     pruned = _accuracy(plan, done.model)
     finetuned = None
@@ -85,6 +109,8 @@ def run(plan: Plan, example: Tensor) -> tuple[Pruned, dict[str, Any]]:
         "method": plan.method.name,
         "fields": asdict(plan.method),
         "budget": None if plan.budget is None else asdict(plan.budget),
+        "steps": plan.stepwise.steps,
+        "selectors": list(done.architecture.selectors),
         "kept": {name: list(counts) for name, counts in done.architecture.widths.items()},
         "macs": {"before": done.before.macs, "after": done.after.macs},
         "params": {"before": done.before.params, "after": done.after.params},
@@ -97,6 +123,43 @@ def run(plan: Plan, example: Tensor) -> tuple[Pruned, dict[str, Any]]:
     for checkpoint in (TRAINING, FINE_TUNING):  # kept to here, so that an interrupted run goes on where it was
         (plan.out / checkpoint).unlink(missing_ok=True)
     return done, result
+
+
+def _prune(plan: Plan, model: nn.Module, example: Tensor, *, rehearsal: bool = False) -> Pruned:
+    """Prune a network, in one step or in several; a rehearsal does not train between them."""
+    from topiarist.pruning import prune
+
+    how = plan.stepwise
+    between = None
+    if plan.source.data is not None and how.steps > 1 and how.epochs and not rehearsal:
+        between = replace(plan.finetune, epochs=how.epochs)
+    method = plan.method.rehearsal() if rehearsal else plan.method
+    with (
+        show.training("between the steps", plan.quiet or between is None) as told,
+        show.steps(plan.quiet or rehearsal or between is not None) as on_step,
+    ):
+        return prune(
+            model,
+            example,
+            method,
+            plan.budget,
+            data=plan.source.data,
+            steps=how.steps,
+            schedule=how.schedule,
+            between=between,
+            seed=plan.seed,
+            progress=told,
+            on_step=on_step,
+        )
+
+
+def _plain(plan: Plan, model: nn.Module) -> nn.Module:
+    """The network without its selectors, which pass on everything as long as it is whole."""
+    if plan.selectors is None:
+        return model
+    plain = plan.source.make()
+    plain.load_state_dict({key: value for key, value in model.state_dict().items() if key in plain.state_dict()})
+    return plain
 
 
 def _times(before: nn.Module, after: nn.Module, example: Tensor) -> dict[str, float]:

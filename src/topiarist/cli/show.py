@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from topiarist.graph import Graph
     from topiarist.pruning import Pruned
     from topiarist.scan import Sensitivity
-    from topiarist.stats import Steps
+    from topiarist.stats import OnStep
     from topiarist.train import Epoch
 
 WIDTH = 120
@@ -144,7 +144,7 @@ def training(label: str, quiet: bool) -> Iterator[Callable[[int, int, Epoch], No
 
 
 @contextmanager
-def steps(quiet: bool) -> Iterator[Steps]:
+def steps(quiet: bool) -> Iterator[OnStep]:
     """A line of progress on stderr for work that says how far it is; hands over what it calls."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

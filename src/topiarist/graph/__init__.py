@@ -22,6 +22,7 @@ from topiarist.graph.grouping import emptiable, group
 from topiarist.graph.labels import Origin
 from topiarist.graph.lines import Rectangles, solve_lines
 from topiarist.graph.listener import Listener
+from topiarist.graph.selector import exposed
 from topiarist.graph.sizes import Equation, Size, remembering
 from topiarist.graph.solution import Solution
 from topiarist.graph.tracer import Tracer
@@ -91,7 +92,7 @@ def _listen(model: nn.Module, example_inputs: Any, labels: int, deadline: float)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with swapped_in(model), modes_restored(model):
+        with swapped_in(model), modes_restored(model), exposed():
             tracer = Tracer(model, labels, deadline)
             _pin_recurrent(tracer, model)
             _run(tracer, model, example_inputs)

@@ -41,7 +41,8 @@ class Slice:
         positions: int64 ``(units, k)``; row ``u`` lists the places of unit ``u`` on that axis.
         role: what the tensor does with the unit: ``"output"`` (a weight that produces it: its filter), ``"input"`` (a
             weight that reads it), ``"bias"``, ``"scale"`` and ``"shift"`` (a normalisation's affine part),
-            ``"statistic"`` (running mean or variance), ``"weight"`` (the unit is this weight) or ``"other"``.
+            ``"statistic"`` (running mean or variance), ``"index"`` (the numbers by which a channel selector picks it),
+            ``"weight"`` (the unit is this weight) or ``"other"``.
     """
 
     tensor: str
@@ -170,6 +171,24 @@ class Graph:
         return {stage: tuple(names) for stage, names in found.items()}
 
     @property
+    def selectors(self) -> tuple[str, ...]:
+        """The norms that a declared channel selector follows."""
+        return tuple(self.solution.selectors)
+
+    def scales(self, group: Group) -> tuple[Slice, ...]:
+        """Where a group's units are scaled by a batch norm.
+
+        That is the group's own scales; behind a channel selector those that it picks, of a norm that stays whole.
+        """
+        gathers = self.solution.trace.gathers
+        own = tuple(part for part in group.by_role("scale") if f"{_head(part.tensor)}running_mean" in self.shapes)
+        return own + tuple(
+            Slice(gathers[part.tensor].scale, 0, gathers[part.tensor].picked[part.positions], "scale")
+            for part in group.by_role("index")
+            if part.tensor in gathers
+        )
+
+    @property
     def pinned(self) -> tuple[Pinned, ...]:
         """Every axis that no unit sits on, with the reason; in a graph of blocks the branches that are no units."""
         if self.of_blocks or self.stays:
@@ -227,6 +246,12 @@ class Graph:
         mended = rehearse(model, self, example_inputs)
         self.groups, self.solution, self.stays = mended.groups, mended.solution, mended.stays
         return self
+
+
+def _head(tensor: str) -> str:
+    """``"bn1.weight"`` → ``"bn1."``, ``"weight"`` → ``""``."""
+    head, dot, _ = tensor.rpartition(".")
+    return head + dot
 
 
 def checked_keep(graph: Graph, keep: Keep) -> dict[str, Tensor]:

@@ -188,7 +188,7 @@ class _Marks:
         self.produced = np.full(tracer.algebra.count, len(self.marks))
         for time in range(len(self.marks) - 1, -1, -1):
             self.first[self.marks[time].labels] = time
-            if self.marks[time].role == "output":
+            if self.marks[time].role in ("output", "index"):
                 self.produced[self.marks[time].labels] = time
 
     def role(self, label: int) -> str:
@@ -203,7 +203,7 @@ class _Marks:
 
 def _names(leads: Sequence[tuple[str, bool]]) -> list[str]:
     """Names after the first tensor; groups that share one are told apart as rows and columns, and by number."""
-    plain = [tensor.removesuffix(".weight") for tensor, _ in leads]
+    plain = [tensor.removesuffix(".weight").removesuffix(".indices") for tensor, _ in leads]
     sided = [f"{name}:{'columns' if column else 'rows'}" for name, (_, column) in zip(plain, leads, strict=True)]
     seen: dict[str, int] = defaultdict(int)
     result = []

@@ -163,6 +163,8 @@ def batch_norm(t: Tracer, c: Call) -> None:
     shifted = c.get("bias")
     elsewhere = any(labelled(v) for d, v in enumerate(vectors) if d != 1)  # dead there becomes the shift
     t.put(c.outputs[0], vectors, c.traced.zero if shifted is None else t.of(shifted).zero and not elsewhere)
+    if isinstance(scale := c.get("weight"), Tensor):
+        t.scaled(c.outputs[0], t.of(scale).source)
 
 
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm")

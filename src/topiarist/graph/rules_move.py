@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from topiarist.graph.calls import line_of_code
 from topiarist.graph.labels import Free, Request, Vector, labelled
 from topiarist.graph.rules import Call, rule
-from topiarist.graph.tracer import Tracer
+from topiarist.graph.tracer import Gather, Tracer
 
 
 @rule(
@@ -216,6 +217,8 @@ def index(t: Tracer, c: Call) -> None:
     chosen = [(d, i) for d, i in enumerate(c["indices"]) if i is not None]
     if any(i.dtype in (torch.bool, torch.uint8) for _, i in chosen):
         raise ValueError("indexed by a mask")
+    if len(chosen) == 1 and chosen[0][1].ndim == 1:
+        return gather(t, c, *chosen[0])
     for dim, picked in chosen:
         t.algebra.pin(c.vectors[dim], "indexed by position")
         for vector in t.vectors_of(picked):
@@ -225,14 +228,31 @@ def index(t: Tracer, c: Call) -> None:
     rest: list[Vector] = [v for d, v in enumerate(c.vectors) if d not in dims]
     at = dims[0] if dims == list(range(dims[0], dims[-1] + 1)) else 0
     t.put(c.out, rest[:at] + new + rest[at:], c.traced.zero)
+    return None
 
 
 @rule("index_select")
 def index_select(t: Tracer, c: Call) -> None:
-    vectors, dim = c.vectors, c["dim"] % c.x.ndim
-    t.algebra.pin(vectors[dim], "indexed by position")
-    vectors[dim] = None
-    t.put(c.out, vectors, c.traced.zero)
+    gather(t, c, c["dim"] % c.x.ndim, c["index"])
+
+
+def gather(t: Tracer, c: Call, dim: int, picked: Tensor) -> None:
+    """``out[k] = x[picked[k]]``: what is read by number stays; what is picked goes with the numbers in the buffer.
+
+    The picked positions are not zero where they are dead, since the mask says nothing about what they pick.
+    """
+    vectors, source = c.vectors, t.of(picked).source
+    numbers = t.vectors_of(picked)[0]
+    if source is None:  # numbers that were computed: nothing says that they stay in range in a mask
+        t.algebra.pin(numbers, "used as an index")
+        numbers = None
+    t.algebra.pin(vectors[dim], f"read by number (picked by {source})" if source else "indexed by position")
+    vectors[dim] = numbers
+    t.put(c.out, vectors, c.traced.zero and not labelled(numbers))
+    if source is not None:
+        t.mark(numbers, "index", "x".join(map(str, c.out.shape[2:])) or "1")
+        if c.traced.scale is not None and dim == 1:
+            t.gathers[source] = Gather(c.traced.scale, picked.detach().clone())
 
 
 @rule("embedding")

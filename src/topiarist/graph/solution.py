@@ -19,6 +19,8 @@ from topiarist.errors import TopiaristError
 from topiarist.graph.calls import Ratio
 from topiarist.graph.labels import Labels, Vector, labelled
 from topiarist.graph.lines import Classes, Rectangles
+from topiarist.graph.selector import NAME as SELECTOR
+from topiarist.graph.selector import NORM, ChannelSelector
 from topiarist.graph.sizes import Attribute, Equation, Length, Term, evaluate, kept_length, leaves, solve
 from topiarist.graph.tracer import Contraction, Tracer
 
@@ -65,6 +67,12 @@ class Solution:
     def contractions(self) -> Sequence[Contraction]:
         """The products of the network, for its costs."""
         return self.trace.contractions
+
+    @property
+    def selectors(self) -> list[str]:
+        """Names of the norms that a channel selector follows."""
+        found = [name.rpartition(".") for name, kind in self.trace.types.items() if issubclass(kind, ChannelSelector)]
+        return [norm for norm, _, last in found if last == SELECTOR and issubclass(self.trace.types[norm], NORM)]
 
     def dead(self, keep: Keep) -> np.ndarray:
         """Bool over classes: True where any unit that holds the class is removed."""

@@ -32,11 +32,13 @@ class Traced(NamedTuple):
         vectors: one for each axis.
         zero: its dead positions hold zeros in the masked network.
         source: the parameter or buffer that it is, or is a part of, perhaps seen with its axes moved.
+        scale: the parameter that has just scaled its channels, where a batch norm put it out.
     """
 
     vectors: tuple[Vector, ...]
     zero: bool = False
     source: str | None = None
+    scale: str | None = None
 
 
 class Contraction(NamedTuple):
@@ -55,6 +57,13 @@ class Statistic(NamedTuple):
 
     kind: str
     vectors: tuple[Vector, ...]
+
+
+class Gather(NamedTuple):
+    """Channels picked by the numbers in a buffer: which parameter scales them, and the numbers."""
+
+    scale: str
+    picked: Tensor
 
 
 class Mark(NamedTuple):
@@ -80,6 +89,7 @@ class Tracer(TorchDispatchMode):
         squeezes: by module and call, the axes that went where no axis was named, and the vectors that must not.
         unsteady: modules whose correctable calls differ between calls or modes, so that no shim can count them.
         parts: vectors of split axes, which no unit may empty.
+        gathers: by the buffer that holds the numbers, what was picked right behind a batch norm.
         held: vectors that tensors carried, by the module that made them.
         unknown: operators without a rule, and how often.
         touched: names of the tensors that an operator used.
@@ -108,6 +118,7 @@ class Tracer(TorchDispatchMode):
         self.marks: list[Mark] = []
         self.held: dict[str, list[Labels]] = defaultdict(list)
         self.parts: list[Labels] = []
+        self.gathers: dict[str, Gather] = {}
         self.touched: set[str] = set()
         self.types = {name: type(module) for name, module in model.named_modules()}
         self.call: list[Any] = []
@@ -153,6 +164,10 @@ class Tracer(TorchDispatchMode):
         self._traced[tensor] = Traced(tuple(sent), zero, source)
         top = self.stack.top
         self.held[top] += [v for v in sent if labelled(v)]
+
+    def scaled(self, tensor: Tensor, scale: str | None) -> None:
+        """Notes which parameter has just scaled the channels of a tensor."""
+        self._traced[tensor] = self.of(tensor)._replace(scale=scale)
 
     def soil(self, tensor: Tensor) -> None:
         """An operator wrote into a tensor what is not zero at dead positions: nothing on its storage is any more."""

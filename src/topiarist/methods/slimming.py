@@ -12,7 +12,7 @@ from topiarist.errors import TopiaristError
 from topiarist.methods.base import Method, sum_by_unit
 
 if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph, Group, Scores, Slice
+    from topiarist.graph.graph import Graph, Scores, Slice
     from topiarist.stats import Stats
 
 
@@ -23,6 +23,9 @@ class Slimming(Method):
     Formula: ``L = loss + lam * sum |gamma|``, whose subgradient at 0 is 0; ``s_j = |gamma_j|``, the mean over its
     scales where a channel passes several batch norms (a residual stream). Needs a network with batch norms, trained
     with the penalty. Returns ``(units,)`` for each group with batch norms, in units of gamma; other groups stay whole.
+    In pre-activation and dense networks declare channel selectors first (``add_selectors``, ``--selectors auto``): then
+    the scales of a norm select the inputs of the layer behind it, as in the paper, and the norm stays whole. For the
+    paper's several passes give ``steps``, with a ``floor`` of 0.5 for its cap on what a layer loses in each.
     The paper's global threshold is the default allocation with a budget's ``ratio``.
 
     Raises:
@@ -59,29 +62,18 @@ class Slimming(Method):
         """``s_j = |gamma_j|``."""
         scores = {}
         for group in graph.groups:
-            parts = _scales(graph, group)
+            parts = graph.scales(group)
             if parts:
                 total = torch.stack([sum_by_unit(part, stats.tensor(part.tensor).abs()) for part in parts]).sum(0)
                 scores[group.name] = total / sum(part.positions.shape[1] for part in parts)
         return scores or _refuse()
 
 
-def _scales(graph: Graph, group: Group) -> list[Slice]:
-    """The scales of the group's batch norms: those that have running statistics beside them."""
-    return [part for part in group.by_role("scale") if _norm(part.tensor) + "running_mean" in graph.shapes]
-
-
-def _norm(tensor: str) -> str:
-    """``"bn1.weight"`` → ``"bn1."``, ``"weight"`` → ``""``."""
-    head, dot, _ = tensor.rpartition(".")
-    return head + dot
-
-
 def _by_tensor(graph: Graph) -> dict[str, list[Slice]]:
     """Every scale once, whichever groups share it."""
     found: dict[str, list[Slice]] = {}
     for group in graph.groups:
-        for part in _scales(graph, group):
+        for part in graph.scales(group):
             found.setdefault(part.tensor, []).append(part)
     return found or _refuse()
 

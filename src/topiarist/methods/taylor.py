@@ -11,6 +11,7 @@ from torch import Tensor
 
 from topiarist.costs import cost
 from topiarist.errors import TopiaristError
+from topiarist.methods._schedules import linear
 from topiarist.methods.base import Method
 
 if TYPE_CHECKING:
@@ -84,9 +85,7 @@ class Taylor(Method):
 
     def kept(self, step: int, steps: int, target: float) -> float:
         """``1 - (1 - target) * step / steps``."""
-        if not 1 <= step <= steps:
-            raise TopiaristError(f"step must be from 1 to the number of steps, {steps}, but got {step!r}")
-        return target + (1 - target) * (steps - step) / steps  # the same, and just the target at last
+        return linear(step, steps, target)
 
 
 def _normalised(values: Tensor) -> Tensor:

@@ -80,7 +80,10 @@ def pruned(cell: Cell, folder: Path, needs: Folders) -> Result:
     chance = {"seed": seed} if "seed" in (entry.name for entry in fields(methods.get(cell.method))) else {}
     method = methods.make(cell.method, **{**chance, **cell.settings["fields"]})
     budget = Budget(**cell.budget) if cell.budget else None
-    done = prune(model, bench.data.example(), method, budget, data=bench.data, seed=seed)
+    stepwise = {key: cell.settings[key] for key in ("steps", "schedule") if key in cell.settings}
+    between = Recipe(**cell.settings["between"]) if "between" in cell.settings else None
+    example = bench.data.example()
+    done = prune(model, example, method, budget, data=bench.data, seed=seed, between=between, **stepwise)
     save(done.model, done.architecture, folder)
     return {
         "accuracy": evaluate(done.model, bench.data),

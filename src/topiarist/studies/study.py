@@ -12,6 +12,7 @@ import yaml
 from topiarist import methods
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
+from topiarist.steps import check_steps
 from topiarist.studies.cells import Cell
 from topiarist.training.recipe import Recipe
 
@@ -25,6 +26,9 @@ ARMS = {
 }
 """Arm → what tables call it. ``unpruned`` and ``pruned`` are always there, for the others build on them."""
 
+STEPS = ("steps", "step_epochs", "schedule")
+"""What a pruning may say of its steps: how many, epochs of training between two of them, how much goes in each."""
+
 SCRATCH_SEED = 1_000_003
 """Added to the seed wherever a network starts anew: from the seed itself it would start from the trained network's own
 initial weights, which is another experiment (a lottery ticket's)."""
@@ -32,16 +36,17 @@ initial weights, which is another experiment (a lottery ticket's)."""
 
 @dataclass(frozen=True)
 class Pruning:
-    """A method with its fields and the budget that it prunes to."""
+    """A method with its fields and the budget that it prunes to, perhaps in several steps (see `STEPS`)."""
 
     method: str
     budget: Mapping[str, Any]
     fields: Mapping[str, Any] = field(default_factory=dict)
+    steps: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
-        """The method and, where they were set, its fields."""
-        settings = ", ".join(f"{key} {value}" for key, value in self.fields.items())
+        """The method and, where they were set, its fields and steps."""
+        settings = ", ".join(f"{key} {value}" for key, value in [*self.fields.items(), *self.steps.items()])
         return f"{self.method} ({settings})" if settings else self.method
 
     @property
@@ -114,8 +119,10 @@ class Study:
         for recipe in (self.recipe, self.finetune):
             _make(Recipe, recipe, "recipe")
         for pruning in self.prunings:
-            methods.make(pruning.method, **pruning.fields)
+            method = methods.make(pruning.method, **pruning.fields)
             _make(Budget, pruning.budget, "budget")
+            _make(Recipe, self._steps(pruning).get("between", {}), "recipe")
+            check_steps(method, pruning.steps.get("steps", 1), pruning.steps.get("schedule"))
 
     @staticmethod
     def of(settings: Mapping[str, Any]) -> Study:
@@ -168,7 +175,7 @@ class Study:
             "network": list(self.networks),
             "data": list(self.data),
             "prunings": [
-                {"method": entry.method, "budget": dict(entry.budget), "fields": dict(entry.fields)}
+                {"method": entry.method, "budget": dict(entry.budget), "fields": dict(entry.fields), **entry.steps}
                 for entry in self.prunings
             ],
             "seeds": list(self.seeds),
@@ -179,8 +186,9 @@ class Study:
         }
 
     def label(self, pruning: Pruning) -> str:
-        """What tables call a pruning: its method, with the fields where those tell it from another one."""
-        alike = all(other.fields == pruning.fields for other in self.prunings if other.method == pruning.method)
+        """What tables call a pruning: its method, with fields and steps where those tell it from another one."""
+        settings = (pruning.fields, pruning.steps)
+        alike = all((one.fields, one.steps) == settings for one in self.prunings if one.method == pruning.method)
         return pruning.method if alike else pruning.label
 
     def rows(self) -> Iterator[Row]:
@@ -223,7 +231,7 @@ class Study:
             # the budget alone says what the widths are: one network serves all methods
             return cell({**scratch, "cap": self.cap}, budget=pruning.budget)
         settings, need = {
-            "pruned": ({"fields": dict(pruning.fields), "seed": seed}, "unpruned"),
+            "pruned": ({"fields": dict(pruning.fields), "seed": seed, **self._steps(pruning)}, "unpruned"),
             "finetune": ({"recipe": dict(self.finetune), "seed": seed}, "pruned"),
             "scratch_e": (scratch, "pruned"),
             "scratch_b": ({**scratch, "cap": self.cap}, "pruned"),
@@ -231,6 +239,11 @@ class Study:
         }[arm]
         needed = self._cell(network, data, pruning, need, seed)
         return cell(settings, needed, method=pruning.method, budget=pruning.budget)
+
+    def _steps(self, pruning: Pruning) -> dict[str, Any]:
+        """How a pruning goes in several steps, and how the network trains between them."""
+        between = {**self.finetune, "epochs": pruning.steps.get("step_epochs", 1)}
+        return {**pruning.steps, "between": between} if pruning.steps else {}
 
 
 def latency_cell(cell: Cell) -> Cell:
@@ -249,13 +262,16 @@ def _list(value: Any) -> list[Any]:
 
 
 def _prunings(entry: Any) -> Iterator[Pruning]:
-    if not isinstance(entry, Mapping) or not {"method"} <= set(entry) <= {"method", "budget", "fields"}:
-        raise TopiaristError(f"The pruning {entry!r} must have the key 'method', and may have 'budget' and 'fields'.")
+    known = {"method", "budget", "fields", *STEPS}
+    if not isinstance(entry, Mapping) or not {"method"} <= set(entry) <= known:
+        others = ", ".join(("'budget'", "'fields'", *map(repr, STEPS)))
+        raise TopiaristError(f"The pruning {entry!r} must have the key 'method', and may have {others}.")
     for budget in _list(entry.get("budget") or {}):
         for method in _list(entry["method"]):
             if not isinstance(budget, Mapping):
                 raise TopiaristError(f"The budget {budget!r} must be a mapping, for example {{macs: 0.5}}.")
-            yield Pruning(str(method), dict(budget), dict(entry.get("fields") or {}))
+            steps = {key: entry[key] for key in STEPS if entry.get(key) is not None}
+            yield Pruning(str(method), dict(budget), dict(entry.get("fields") or {}), steps)
 
 
 def _make(kind: Any, values: Mapping[str, Any], name: str) -> Any:

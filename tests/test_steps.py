@@ -1,0 +1,262 @@
+"""Pruning in several steps: the keeps of all steps are one keep of the original network, proved like any other."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import topiarist
+from networks import CASES, Net, call, conv, distance, images, shaken
+from topiarist import Budget, Recipe, TopiaristError, add_selectors, prune
+from topiarist.methods import make, names
+from topiarist.methods._schedules import SCHEDULES, cubic, linear
+from topiarist.studies import Study, run
+from topiarist.zoo.preresnet import PreBasic, PreResNet
+
+WIDE = ["chain", "residual", "dense", "grouped", "channel shuffle", "attention", "multi-head", "encoder layer"]
+WIDE += ["literal attention", "tied weights", "split"]
+RECIPE = Recipe(epochs=1, lr=0.02, schedule="constant")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return topiarist.load_data("digits")
+
+
+def digitsnet(seed=0):
+    torch.manual_seed(seed)
+    return topiarist.load_model("zoo:digitsnet", width=0.5)
+
+
+def kept(found):
+    return {name: mask.tolist() for name, mask in found.keep.items()}
+
+
+# schedules
+
+
+@given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 50), st.floats(0, 1))
+def test_a_schedule_falls_to_the_target(name, steps, target):
+    fractions = [SCHEDULES[name](step, steps, target) for step in range(1, steps + 1)]
+    assert fractions[-1] == target
+    assert all(a >= b for a, b in pairwise(fractions))
+    assert all(target <= f <= 1 for f in fractions)
+
+
+def test_known_values_of_the_schedules():
+    assert [linear(n, 4, 0.2) for n in (1, 2, 3, 4)] == pytest.approx([0.8, 0.6, 0.4, 0.2])
+    # Zhu & Gupta: sparsity s_f + (s_i - s_f) (1 - t)^3 with s_i = 0 and s_f = 0.8
+    assert [1 - cubic(n, 4, 0.2) for n in (1, 2, 3, 4)] == pytest.approx([0.4625, 0.7, 0.7875, 0.8])
+    for name in SCHEDULES:
+        for step in (0, 4):
+            with pytest.raises(TopiaristError, match="step"):
+                SCHEDULES[name](step, 3, 0.5)
+
+
+# composition
+
+
+@pytest.mark.parametrize("budget", [{"params": 0.5}, {"ratios": {"*": 0.5}}])
+@pytest.mark.parametrize("name", WIDE)
+def test_the_steps_are_one_cut_of_the_network_that_was_given(name, budget):
+    case = CASES[name]
+    model = case.model()
+    found = prune(model, case.inputs, "random", budget, steps=3)
+    assert found.proof.max_rel_diff <= 1e-10, found.proof.reason
+    again = found.architecture.apply(found.trained)
+    assert torch.equal(call(again, case.inputs), call(found.model, case.inputs))
+    for key, value in model.state_dict().items():  # nothing trained, so only the keep tells the two apart
+        assert torch.equal(found.trained.state_dict()[key], value), key
+    if "params" in budget:
+        assert 0.1 * found.before.params < found.after.params <= 0.5 * found.before.params
+    else:
+        assert all(int(k.sum()) == max(1, len(k) // 2) for k in found.keep.values())
+
+
+@pytest.mark.parametrize("schedule", [None, "cubic"])
+@pytest.mark.parametrize("budget", [
+    {"ratio": 0.4}, {"macs": 0.4}, {"params": 0.4}, {"ratio": 0.55, "exclude": ["layer1*"]},
+    {"macs": 0.4, "ratios": {"layer2.0.conv1": 0.5}}, {"ratio": 0.4, "allocation": "uniform"},
+])  # fmt: skip
+def test_steps_without_training_keep_what_one_cut_keeps(budget, schedule):
+    """Scales do not change when others go, so Network Slimming in steps must come to the very same network."""
+    torch.manual_seed(0)
+    x = images(2, size=8)
+    model = add_selectors(shaken(PreResNet(3, 4, [4, 6, 8], 2, PreBasic, 5)), "auto", x)
+    once, steps = (prune(model, x, "slimming", budget, steps=n, schedule=schedule) for n in (1, 4))
+    assert kept(once) == kept(steps)
+    assert torch.equal(once.model(x), steps.model(x))
+
+
+@pytest.mark.parametrize("budget", [0.3, {"ratio": 0.3, "exclude": ["0.weight"]}, {"ratios": {"3*": 0.2, "0*": 0.5}}])
+def test_steps_without_training_keep_the_weights_that_one_cut_keeps(budget):
+    model = CASES["chain"].model()
+    once, steps = (prune(model, images(2), "magnitude", budget, steps=n) for n in (1, 3))
+    assert kept(once) == kept(steps)
+    assert all(torch.equal(a, b) for a, b in zip(once.model.parameters(), steps.model.parameters(), strict=True))
+    assert once.after == steps.after
+
+
+def test_a_floor_is_a_share_of_what_each_step_finds():
+    """The multi-pass cap: no layer loses more than half of what it has in one pass, whatever it loses in all."""
+    model = CASES["chain"].model()
+    with torch.no_grad():
+        model[1].weight.mul_(1e-3)  # the layer of 8 has lower scales than the one of 6
+    budget = Budget(ratio=8 / 14, floor=0.5)
+    widths = [prune(model, images(2), "slimming", budget, steps=n).architecture.widths for n in (1, 2)]
+    assert widths[0] == {"0": (4, 8), "3": (4, 6)}
+    assert widths[1] == {"0": (3, 8), "3": (5, 6)}  # 8, 5 (3 of 14 are to go), 3 (half of 5, rounded up)
+    with pytest.raises(TopiaristError, match="floor"):
+        prune(model, images(2), "slimming", {"ratio": 0.3, "floor": 0.5})
+
+
+def test_groups_that_come_down_to_one_unit_stay_there():
+    model = CASES["chain"].model()
+    found = prune(model, images(2), "l1", {"ratios": {"0": 0}}, steps=3)
+    assert int(found.keep["0"].sum()) == 1
+    assert bool(found.keep["3"].all())
+    assert found.proof.ok
+
+
+def test_the_graph_with_its_options_is_followed():
+    case = CASES["attention"]
+    model = case.model()
+    graph = topiarist.trace(model, case.inputs, rectangles="rows")
+    found = prune(model, case.inputs, "random", {"ratio": 0.4}, graph=graph, steps=2)
+    assert set(found.keep) == {"qkv"}
+    assert found.model.heads < 3
+
+
+# training between the steps
+
+
+@pytest.mark.parametrize("method", [name for name in names() if make(name).granularity == "structure"])
+def test_every_method_goes_in_steps(method, digits):
+    chosen = make(method)
+    budget = None if method == "pfa" else {"macs": 0.5}
+    found = prune(digitsnet(), digits.example(), chosen, budget, digits.subset(256), steps=2, between=RECIPE)
+    assert found.proof.ok
+    assert distance(found.architecture.apply(found.trained)(digits.example()), found.model(digits.example())) == 0
+    assert budget is None or found.after.macs <= 0.5 * found.before.macs
+
+
+def test_prune_retrain_prune(digits):
+    """Han et al.: what is gone stays gone, and what is left is retrained and pruned again."""
+    model = digitsnet()
+    found = prune(model, digits.example(), "magnitude", 0.1, digits, steps=3, between=RECIPE)
+    first = prune(model, digits.example(), "magnitude", 0.7).keep
+    alive = sum(int(k.sum()) for k in found.keep.values())
+    assert alive == int(0.1 * sum(k.numel() for k in found.keep.values()))
+    for name, mask in found.keep.items():
+        assert not bool((mask & ~first[name]).any()), "the first step's weights never come back"
+        weight = found.model.get_parameter(name)
+        assert bool((weight.flatten()[~mask] == 0).all())
+        changed = weight.flatten()[mask] != model.get_parameter(name).flatten()[mask]
+        assert bool(changed.float().mean() > 0.9), "the survivors were trained on"
+    assert kept(found) != kept(prune(model, digits.example(), "magnitude", 0.1)), "and so others of them survive"
+    assert found.after.params == sum(int(p.count_nonzero()) for p in found.model.parameters())
+
+
+def test_the_same_seed_gives_the_same_keep(digits):
+    runs = [
+        prune(
+            digitsnet(), digits.example(), "taylor", {"ratio": 0.5}, digits.subset(256), steps=3, between=RECIPE, seed=s
+        )
+        for s in (0, 0, 1)
+    ]
+    assert kept(runs[0]) == kept(runs[1])
+    assert all(torch.equal(a, b) for a, b in zip(runs[0].model.parameters(), runs[1].model.parameters(), strict=True))
+    assert kept(runs[0]) != kept(runs[2])
+
+
+def test_a_method_trains_its_way_before_every_step(digits):
+    rows = []
+    found = prune(
+        digitsnet(), digits.example(), make("slimming", lam=0.01), {"ratio": 0.4}, digits.subset(256), steps=2,
+        recipe=Recipe(epochs=2, lr=0.02), between=RECIPE, progress=lambda *row: rows.append(row[:2]),
+    )  # fmt: skip
+    assert rows == [(n, 5) for n in (1, 2, 3, 4, 5)]
+    assert found.proof.ok
+
+
+def test_a_schedule_of_the_methods_own_counts(digits):
+    asked = []
+
+    class Slow(type(make("l1"))):
+        def kept(self, step, steps, target):
+            asked.append((step, steps, target))
+            return linear(step, steps, target)
+
+    model = digitsnet()
+    prune(model, digits.example(), Slow(), {"macs": 0.5}, steps=2)
+    assert asked == [(1, 2, 0.5), (2, 2, 0.5)]
+    prune(model, digits.example(), Slow(), {"macs": 0.5}, steps=2, schedule="cubic")
+    assert len(asked) == 2
+
+
+def test_the_given_model_stays_as_it_is(digits):
+    model = digitsnet()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    prune(model, digits.example(), "l1", 0.5, digits.subset(256), steps=2, between=RECIPE)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+# errors
+
+
+@pytest.mark.parametrize(("options", "told"), [
+    ({"steps": 0}, "steps"), ({"steps": 1.5}, "steps"), ({"steps": True}, "steps"), ({"schedule": "slow"}, "schedule"),
+    ({"steps": 2, "between": RECIPE}, "give data"),
+])  # fmt: skip
+def test_steps_that_cannot_be(options, told):
+    with pytest.raises(TopiaristError, match=told) as error:
+        prune(CASES["chain"].model(), images(2), "l1", 0.5, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_a_preset_is_one_cut():
+    model = topiarist.load_model("zoo:resnet56", width=0.25)
+    with pytest.raises(TopiaristError, match="one cut"):
+        prune(model, images(1, size=32), make("l1", preset="resnet56-A"), steps=2)
+
+
+def test_what_cannot_be_proved_is_pinned_in_every_step():
+    inner = Net(lambda n, x: n.b(n.a(x) * 2 if n.a(x).shape[1] > 7 else n.a(x)), a=conv(3, 8), b=conv(8, 5, 1))
+    model = shaken(Net(lambda n, x: n.last(n.after(n.inner(x))), inner=inner, after=conv(5, 6), last=conv(6, 4)))
+    found = prune(model, images(2), "l1", {"ratio": 0.5}, steps=2)
+    assert found.proof.max_rel_diff <= 1e-10
+    assert int(found.keep["after"].sum()) == 3
+    assert found.model.inner.a.weight.shape == (8, 3, 3, 3)
+
+
+# studies
+
+STUDY = {
+    "network": "zoo:digitsnet?width=0.25", "data": "digits", "seeds": [0], "arms": [], "recipe": {"epochs": 1},
+    "finetune": {"epochs": 4, "lr": 0.01, "schedule": "constant"},
+}  # fmt: skip
+
+
+def test_a_study_compares_one_cut_with_several(tmp_path):
+    one = {"method": "magnitude", "budget": {"ratio": 0.2}}
+    several = {**one, "steps": 2, "step_epochs": 1, "schedule": "cubic"}
+    study = Study.of({**STUDY, "prunings": [one, several]})
+    assert Study.of(study.as_json()) == study
+    assert [study.label(pruning) for pruning in study.prunings] == [
+        "magnitude", "magnitude (steps 2, step_epochs 1, schedule cubic)",
+    ]  # fmt: skip
+    alone = {cell.key for cell in Study.of({**STUDY, "prunings": [one]}).cells()}
+    assert alone < {cell.key for cell in study.cells()}, "what a study of one cut has computed is found again"
+    results = run(study, tmp_path, quiet=True)
+    assert results["failed"] == {}
+    rows = [row for row in results["rows"] if row["arm"] == "pruned"]
+    assert rows[0]["params"] == rows[1]["params"]
+    assert rows[1]["accuracy"] != rows[0]["accuracy"]
+
+
+@pytest.mark.parametrize("more", [{"steps": 0}, {"schedule": "slow"}, {"steps": 2, "step_epochs": -1}, {"stops": 2}])
+def test_a_study_with_steps_that_cannot_be(more):
+    with pytest.raises(TopiaristError):
+        Study.of({**STUDY, "prunings": [{"method": "l1", "budget": {"macs": 0.5}, **more}]})
