@@ -81,6 +81,10 @@ class LCP(Method):
     target = "automatic"
     needs = frozenset({"weights", "evaluations"})
     allocation = "global"
+    formula = (
+        r"\text{remove the lowest } s_{lj} + \beta_l \text{ of all layers}, \qquad \beta^* = "
+        r"\arg\max_{\beta} \mathrm{fitness}(\text{network pruned by } \beta)"
+    )
     paper = (
         "Chin, Zhang, Marculescu: Layer-compensated Pruning for Resource-constrained Convolutional Neural Networks, "
         "arXiv 2018"

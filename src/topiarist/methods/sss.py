@@ -63,6 +63,10 @@ class SSS(Method):
     target = "automatic"
     needs = frozenset({"weights", "training"})
     allocation = "global"
+    formula = (
+        r"z = S_{\eta \gamma}(\lambda - \eta g), \qquad v \leftarrow z - \lambda_{\mathrm{old}} + \mu v, "
+        r"\qquad \lambda \leftarrow (z + \mu v)_+"
+    )
     paper = "Huang, Wang: Data-Driven Sparse Structure Selection for Deep Neural Networks, ECCV 2018"
 
     gamma: float = 0.01
