@@ -70,6 +70,23 @@ def test_a_card_and_the_help_show_each_flag(name: str, capsys: pytest.CaptureFix
         assert f"--method.{field['name']}" in shown
 
 
+@pytest.mark.parametrize("name", methods.names())
+def test_cards_and_tables_show_what_a_method_is(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    told = methods.describe(name)
+    assert run("methods", name) == 0
+    card = capsys.readouterr().out
+    for key in ("granularity", "target", "paper"):
+        assert f"\n{key}: {told[key]}\n" in card
+    needs = ", ".join(told["needs"]) or "nothing"
+    assert f"\nneeds: {needs}\n" in card
+    assert run("methods") == 0
+    rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    start = next(at for at, row in enumerate(rows) if row[0].strip() == name)
+    stop = next((at for at, row in enumerate(rows) if at > start and row[0].strip()), len(rows))
+    cells = [" ".join(" ".join(lines).split()) for lines in zip(*rows[start:stop], strict=True)]
+    assert cells == [name, told["summary"].rstrip("."), told["granularity"], told["target"], needs, told["paper"]]
+
+
 def test_start_is_quick() -> None:
     """Help needs no torch, a list of methods nothing heavier than torch."""
     code = """if True:

@@ -265,23 +265,6 @@ def test_all_that_lists_methods_finds_a_new_file(tmp_path, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "topiarist.methods.dummy")
 
 
-@every_method
-def test_cards_and_tables_show_what_a_method_is(name, capsys):
-    told = describe(name)
-    assert main(["methods", name]) == 0
-    card = capsys.readouterr().out
-    for key in ("granularity", "target", "paper"):
-        assert f"\n{key}: {told[key]}\n" in card
-    needs = ", ".join(told["needs"]) or "nothing"
-    assert f"\nneeds: {needs}\n" in card
-    assert main(["methods"]) == 0
-    rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
-    start = next(at for at, row in enumerate(rows) if row[0].strip() == name)
-    stop = next((at for at, row in enumerate(rows) if at > start and row[0].strip()), len(rows))
-    cells = [" ".join(" ".join(lines).split()) for lines in zip(*rows[start:stop], strict=True)]
-    assert cells == [name, told["summary"].rstrip("."), told["granularity"], told["target"], needs, told["paper"]]
-
-
 def test_make_takes_names_classes_and_methods():
     method = make("l1", p=2)
     assert method == get("l1")(p=2)
