@@ -1,13 +1,15 @@
 """Two networks on two data sets: do L1 and slimming beat random pruning, and what are the inherited weights worth?
 
-    python benchmarks/mnist.py FOLDER [--out runs/mnist] [--train 10000] [--workers 2]
+    python benchmarks/mnist.py FOLDER [--out runs/mnist] [--train 10000] [--workers 2] [--many-seeds]
 
 FOLDER holds ``mnist.npz`` and ``fashion_mnist.npz`` with the arrays ``train_x``, ``train_y``, ``test_x``, ``test_y``
 (uint8; `torchvision.datasets` has both sets, and `numpy.savez` writes them). LeNet-5 with batch norm (slimming needs
 its scales) and a quarter-width VGG-11 train for 3 epochs on a subset, at 3 seeds; random, L1 and slimming keep 70 %
-and 50 % of the MACs; every arm follows. What a criterion is worth before fine-tuning varies much from seed to seed, so
-that question is asked of LeNet-5, which is quick, with ten seeds. Resumable: run it again after an interruption. Writes
-``mnist.md`` and ``mnist.json`` beside this script.
+and 50 % of the MACs; every arm follows. Resumable: run it again after an interruption. Writes ``mnist.md`` and
+``mnist.json`` beside this script.
+
+What a criterion is worth before fine-tuning varies much from seed to seed. ``--many-seeds`` asks only that, of LeNet-5,
+which is quick, with ten seeds; it writes ``mnist_seeds.md`` and ``mnist_seeds.json``.
 """
 
 from __future__ import annotations
@@ -81,18 +83,25 @@ def against_random(found: dict[tuple[str, str], dict[str, dict]], method: str, g
     )
 
 
-def pruned_rows(parts: list[dict]) -> dict[tuple[str, str], dict[str, dict]]:
-    rows = [row for results in parts for row in results["rows"] if row["arm"] == "pruned"]
-    return {(row["method"], row["goal"]): {"pruned": row} for row in rows}
-
-
 def many_seeds(title: str, parts: list[dict]) -> list[str]:
     """Only what the networks are worth right after pruning."""
-    found = pruned_rows(parts)
-    lines = [f"## {title}, as pruned, {MANY} seeds", "", "| method | MACs kept | as pruned |", "|---|---|---|"]
+    found = {(r["method"], r["goal"]): {"pruned": r} for part in parts for r in part["rows"] if r["arm"] == "pruned"}
+    lines = [f"## {title}", "", "| method | MACs kept | as pruned |", "|---|---|---|"]
     lines += [f"| {method} | {goal} | {cell(arms['pruned'])} |" for (method, goal), arms in found.items()]
     sentences = [against_random(found, method, goal) for method, goal in found if method != "random"]
     return [*lines, "", *(f"- {sentence}" for sentence in sentences), ""]
+
+
+def head(options: argparse.Namespace, seeds: int, minutes: float) -> list[str]:
+    return [
+        "# Random, L1 and slimming on small images",
+        "",
+        f"{options.train:,} training images, 3 epochs (fine-tuning 1), {seeds} seeds; accuracy in per cent of the test "
+        f"set, mean ± standard deviation. {minutes:.0f} minutes since the last start, with {options.workers} workers of "
+        f"one thread on {os.cpu_count()} cores ({platform.machine()}), topiarist {topiarist.__version__}, torch "
+        f"{torch.__version__}. Rerun: `python benchmarks/mnist.py FOLDER{' --many-seeds' if options.many_seeds else ''}`.",
+        "",
+    ]
 
 
 def main() -> None:
@@ -101,33 +110,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/mnist"))
     parser.add_argument("--train", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--many-seeds", action="store_true", help="only LeNet-5 as pruned, ten seeds")
     options = parser.parse_args()
-    begin = time.time()
+    begin, name_out = time.time(), "mnist_seeds" if options.many_seeds else "mnist"
     sections, everything = [], {}
     for (title, network), name in PAIRS:
+        if options.many_seeds and network != LENET[1]:
+            continue
         data, heading = f"npz:{options.folder / name}.npz?train={options.train}", f"{title} on {name}"
         out = options.out / f"{name}-{network[4:9]}"
+        seeds, later = (MANY, []) if options.many_seeds else (3, ["finetune", "scratch_e", "scratch_b", "uniform"])
         parts = [
-            run(study(network, data, heading, macs, arms), out, workers=options.workers)
-            for macs, arms in zip(SHARES, ([], ["finetune", "scratch_e", "scratch_b", "uniform"]), strict=True)
+            run(study(network, data, heading, macs, arms, seeds), out, workers=options.workers)
+            for macs, arms in zip(SHARES, ([], later), strict=True)
         ]
-        sections += table(heading, parts)
+        sections += (many_seeds if options.many_seeds else table)(heading, parts)
         everything[heading] = [{**row, "data": name} for results in parts for row in results["rows"]]
-        if network == LENET[1]:
-            more = [run(study(network, data, heading, macs, [], MANY), out, workers=options.workers) for macs in SHARES]
-            sections += many_seeds(heading, more)
-            everything[f"{heading}, {MANY} seeds"] = [{**row, "data": name} for part in more for row in part["rows"]]
-        head = [
-            "# Random, L1 and slimming on small images",
-            "",
-            f"{options.train:,} training images, 3 epochs (fine-tuning 1), seeds 0, 1, 2; accuracy in per cent of the "
-            f"test set, mean ± standard deviation. {(time.time() - begin) / 60:.0f} minutes since the last start, with "
-            f"{options.workers} workers of one thread on {os.cpu_count()} cores ({platform.machine()}), topiarist "
-            f"{topiarist.__version__}, torch {torch.__version__}. Rerun: `python benchmarks/mnist.py FOLDER`.",
-            "",
-        ]
-        (HERE / "mnist.md").write_text("\n".join(head + sections))
-        (HERE / "mnist.json").write_text(json.dumps(everything, indent=1) + "\n")
+        top = head(options, seeds, (time.time() - begin) / 60)
+        (HERE / f"{name_out}.md").write_text("\n".join(top + sections))
+        (HERE / f"{name_out}.json").write_text(json.dumps(everything, indent=1) + "\n")
 
 
 if __name__ == "__main__":
