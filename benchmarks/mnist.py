@@ -93,13 +93,14 @@ def many_seeds(title: str, parts: list[dict]) -> list[str]:
 
 
 def head(options: argparse.Namespace, seeds: int, minutes: float) -> list[str]:
+    command = f"python benchmarks/mnist.py FOLDER{' --many-seeds' if options.many_seeds else ''}"
     return [
         "# Random, L1 and slimming on small images",
         "",
         f"{options.train:,} training images, 3 epochs (fine-tuning 1), {seeds} seeds; accuracy in per cent of the test "
-        f"set, mean ± standard deviation. {minutes:.0f} minutes since the last start, with {options.workers} workers of "
-        f"one thread on {os.cpu_count()} cores ({platform.machine()}), topiarist {topiarist.__version__}, torch "
-        f"{torch.__version__}. Rerun: `python benchmarks/mnist.py FOLDER{' --many-seeds' if options.many_seeds else ''}`.",
+        f"set, mean ± standard deviation. {minutes:.0f} minutes since the last start, with {options.workers} worker(s) "
+        f"of one thread on {os.cpu_count()} cores ({platform.machine()}), topiarist {topiarist.__version__}, torch "
+        f"{torch.__version__}. Rerun: `{command}`.",
         "",
     ]
 
