@@ -170,16 +170,10 @@ def _group(entry: Any, shapes: Mapping[str, tuple[int, ...]]) -> Group:
 
 
 def _block(name: Any, parts: Any, tips: Any) -> Block:
-    found = tuple(Part(_text(module), _flag(end), _count(outputs)) for module, end, outputs in parts)
+    found = tuple(Part(_text(module), _count(outputs)) for module, outputs in parts)
     if not all(part.module for part in found):
         raise ValueError("a block that is the whole network")
     return Block(_text(name), found, tuple(map(_text, tips)))
-
-
-def _flag(value: Any) -> bool:
-    if type(value) is not bool:
-        raise TypeError(f"{value!r} where true or false belongs")
-    return value
 
 
 def _slice(part: Any, units: int, shapes: Mapping[str, tuple[int, ...]]) -> Slice:

@@ -16,9 +16,11 @@ _PLAIN = (int, float, str, tuple, list, type(None))
 
 
 class Removed(nn.Module):
-    """Nothing, in place of a module: hands on the first tensor that it gets, or zeros like it at the branch's end.
+    """Nothing, in place of a module: zeros like the first tensor that it gets.
 
-    It keeps the plain attributes of the module, and ``None`` for its parameters, for code that looks at them.
+    Zeros throughout the branch, not only at its end: a tensor that was handed on would be the shortcut itself, which
+    code that works in place must not touch. It keeps the plain attributes of the module, and ``None`` for its
+    parameters, for code that looks at them.
     """
 
     def __init__(self, module: nn.Module, part: Part) -> None:
@@ -28,18 +30,13 @@ class Removed(nn.Module):
         vars(self).update(plain)
         for name, _ in module.named_parameters(recurse=False):
             self.register_parameter(name, None)
-        self.end, self.outputs = part.end, part.outputs
+        self.outputs = part.outputs
         self.train(module.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """A tensor of the first one's shape; in a tuple with ``None`` where the module returned a tuple."""
-        x = tensors_in((args, kwargs))[0]
-        x = torch.zeros_like(x) if self.end else x
-        return (x, *[None] * (self.outputs - 1)) if self.outputs else x
-
-    def extra_repr(self) -> str:
-        """Which of the two it is."""
-        return "zeros" if self.end else "identity"
+        """Zeros; in a tuple with ``None`` where the module returned a tuple."""
+        zeros = torch.zeros_like(tensors_in((args, kwargs))[0])
+        return (zeros, *[None] * (self.outputs - 1)) if self.outputs else zeros
 
 
 def remove(model: nn.Module, blocks: Sequence[Block]) -> None:

@@ -70,7 +70,9 @@ def card(method: Mapping[str, Any]) -> None:
 
 
 def graph(found: Graph, cost: Cost, as_json: bool) -> None:
-    """The groups of a graph, and what is pinned in it."""
+    """The groups of a graph, its residual blocks, and what is pinned in it."""
+    blocks = [block for group in found.blocks().groups for block in group.blocks]
+    stays = found.blocks().stays
     if as_json:
         groups = [
             {
@@ -85,6 +87,8 @@ def graph(found: Graph, cost: Cost, as_json: bool) -> None:
         values = {
             "groups": groups,
             "pinned": pinned,
+            "blocks": [{"name": block.name, "modules": [part.module for part in block.parts]} for block in blocks],
+            "blocks_pinned": dict(stays),
             "unknown": found.unknown,
             "macs": cost.macs,
             "params": cost.params,
@@ -99,12 +103,19 @@ def graph(found: Graph, cost: Cost, as_json: bool) -> None:
         carriers = list(dict.fromkeys(part.tensor for part in group.slices))
         table.add_row(escape(group.name), str(group.units), group.stage, _some(carriers))
     out.print(table)
-    stays: dict[str, list[str]] = {}
+    if blocks:
+        removable = Table("residual block", "modules that go with it")
+        for block in blocks:
+            removable.add_row(escape(block.name), _some([part.module for part in block.parts]))
+        out.print(removable)
+    for name, reason in stays.items():
+        out.print(f"The block {escape(name)} stays: {escape(reason)}.")
+    pinned_by: dict[str, list[str]] = {}
     for entry in found.pinned:
-        stays.setdefault(entry.reason.partition(" (in ")[0], []).append(f"{entry.tensor}:{entry.axis}")
-    if stays:
+        pinned_by.setdefault(entry.reason.partition(" (in ")[0], []).append(f"{entry.tensor}:{entry.axis}")
+    if pinned_by:
         reasons = Table("stays as it is, since it is", "axes", "tensor:axis")
-        for reason, places in stays.items():
+        for reason, places in pinned_by.items():
             reasons.add_row(escape(reason), str(len(places)), _some(places))
         out.print(reasons)
         out.print("`--why NAME` explains one of them; `--json` lists them all.")

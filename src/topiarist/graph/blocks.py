@@ -22,12 +22,10 @@ class Part(NamedTuple):
 
     Attributes:
         module: dotted name.
-        end: its output is the branch's end; the others lie before it.
         outputs: length of the tuple that it returns, its tensor first; 0 where it returns a tensor.
     """
 
     module: str
-    end: bool
     outputs: int = 0
 
 
@@ -159,16 +157,18 @@ class Descent:
         solver = _Branches(self)
         blocks: list[Block] = []
         stays: dict[str, str] = {}
-        for s in self.sums:
+        inside = 0  # the bits of all branches found: sums within them are nobody's shortcut
+        for s in reversed(self.sums):
             left, right = s.left & ~s.right & ~s.running, s.right & ~s.left & ~s.running
             sides = [side for side in (left, right) if any(solver.names(side))]
-            if len(sides) == 2:
+            if len(sides) == 2 and not s.bit & inside:
                 first = next(solver.names(min(sides, key=int.bit_count)))
                 stays[s.module] = f"its shortcut is not the identity, {first} is on it"
-            elif sides:
+            elif len(sides) == 1:
                 found = solver.block(s, sides[0])
                 if isinstance(found, Block):
-                    blocks.append(found)
+                    blocks.insert(0, found)
+                    inside |= sides[0]
                 else:
                     stays[s.module] = found
         return _named(blocks, self), stays
@@ -233,8 +233,7 @@ class _Branches:
         if any(parameter.rpartition(".")[0] not in within for parameter in parameters):
             return "its branch shares parameters with another part of the network"
         tips = self._tips(branch, within)
-        ends = {module for module in modules if descent.within[module] & tips}
-        parts = tuple(Part(module, module in ends, descent.outputs[module]) for module in modules)
+        parts = tuple(Part(module, descent.outputs[module]) for module in modules)
         return Block(s.module, parts, tuple(sorted(tips)))
 
     def _tips(self, branch: int, within: frozenset[str]) -> frozenset[str]:
