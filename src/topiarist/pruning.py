@@ -22,7 +22,7 @@ from topiarist.methods import Method, make
 from topiarist.methods.base import Gate, Penalty, Proximal, Repair, Rule, Selector, Soft
 from topiarist.proof import TOLERANCE, Proof, prove
 from topiarist.stats import Stats, collect
-from topiarist.surgery import copied, cut, mask
+from topiarist.surgery import copied, cut, mask, with_values
 
 if TYPE_CHECKING:
     from topiarist.data import Data
@@ -221,9 +221,7 @@ def _repaired(model: nn.Module, graph: Graph, keep: Mapping[str, Tensor], method
         return model
     masked = mask(model, graph, keep)
     method.repair(masked, graph, keep, stats)
-    repaired = copied(model)
-    repaired.load_state_dict(masked.state_dict())
-    return repaired
+    return with_values(model, masked)
 
 
 __all__ = ["Pruned", "prune"]
