@@ -24,7 +24,7 @@ from topiarist.methods.base import Repair, Rule, Selector
 from topiarist.proof import TOLERANCE, Proof, prove
 from topiarist.stats import OnStep, Stats, collect
 from topiarist.steps import Told, Wish, acts, check_steps, in_steps, kept_after
-from topiarist.surgery import copied, cut, mask
+from topiarist.surgery import copied, cut, mask, with_values
 
 if TYPE_CHECKING:
     from topiarist.data import Data
@@ -305,9 +305,7 @@ def _repaired(model: nn.Module, graph: Graph, keep: Mapping[str, Tensor], method
         return model
     masked = mask(model, graph, keep)
     method.repair(masked, graph, keep, stats)
-    repaired = copied(model)
-    repaired.load_state_dict(masked.state_dict())
-    return repaired
+    return with_values(model, masked)
 
 
 __all__ = ["Batches", "Pruned", "prune"]

@@ -134,6 +134,13 @@ def copied(model: nn.Module, replaced: dict[int, object] | None = None) -> nn.Mo
         raise TopiaristError(f"the model cannot be copied ({error}); detach tensors stored in it first") from error
 
 
+def with_values(model: nn.Module, other: nn.Module) -> nn.Module:
+    """A copy of a model with the tensors of another one that has the same: a masked model's, after a repair."""
+    made = copied(model)
+    made.load_state_dict(other.state_dict())
+    return made
+
+
 def _tensor(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in tensors:
         raise TopiaristError(f"the model has no tensor {name!r}; it is not the one that was traced")

@@ -101,16 +101,16 @@ def hooked(model: nn.Module, names: Iterable[str], see: Callable[[str, Layer, Te
             handle.remove()
 
 
-def scale_inputs(model: nn.Module, group: Group, scales: Tensor) -> None:
-    """Multiplies the weights that read a group, each unit's by its scale, in place.
+def scale_inputs(model: nn.Module, parts: Iterable[Slice], scales: Tensor) -> None:
+    """Multiplies weights that read a group, each unit's by its scale, in place.
 
     Args:
         model: the masked model.
-        group: one that `grams` has an answer for.
+        parts: where the units sit in these weights, on their second axis.
         scales: ``(units,)``.
     """
     with torch.no_grad():
-        for part in group.by_role("input"):
+        for part in parts:
             weight = model.get_parameter(part.tensor)
             factor = torch.ones(weight.shape[1], dtype=torch.float64)
             factor[part.positions] = scales.cpu()[:, None]

@@ -82,7 +82,7 @@ class ThiNet(Method):
             return
         for name, gram in self._grams(graph, stats).items():
             if not keep[name].all():
-                scale_inputs(model, graph[name], scales(gram, keep[name].cpu()))
+                scale_inputs(model, graph[name].by_role("input"), scales(gram, keep[name].cpu()))
 
     def _grams(self, graph: Graph, stats: Stats) -> dict[str, Tensor]:
         return grams(graph, stats, Places(self.samples, self.examples, self.seed))
