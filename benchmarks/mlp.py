@@ -55,8 +55,8 @@ class Entry:
 
 
 ENTRIES = (
-    Entry("slimming", {}, (1e-5, 1e-4, 1e-3), Budget(ratios={"*": 0.2}), 1.49, 84.4),
-    Entry("group_lasso", {"kind": "channel"}, (1e-5, 1e-4, 1e-3), Budget(params=0.16), 1.53, 83.5),
+    Entry("slimming", {}, (1e-5, 1e-4, 1e-3, 3e-3, 1e-2), Budget(ratios={"*": 0.2}), 1.49, 84.4),
+    Entry("group_lasso", {"kind": "channel"}, (1e-5, 1e-4, 1e-3, 3e-3), Budget(params=0.16), 1.53, 83.5),
 )
 
 

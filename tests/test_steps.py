@@ -132,7 +132,7 @@ def test_the_graph_with_its_options_is_followed():
 # training between the steps
 
 
-@pytest.mark.parametrize("method", [name for name in names() if make(name).granularity == "structure"])
+@pytest.mark.parametrize("method", [n for n in names() if make(n).granularity == "structure" and n != "sss"])
 def test_every_method_goes_in_steps(method, digits):
     chosen = make(method)
     budget = None if method == "pfa" else {"macs": 0.5}
@@ -140,6 +140,11 @@ def test_every_method_goes_in_steps(method, digits):
     assert found.proof.ok
     assert distance(found.architecture.apply(found.trained)(digits.example()), found.model(digits.example())) == 0
     assert budget is None or found.after.macs <= 0.5 * found.before.macs
+
+
+def test_whole_blocks_go_in_one_cut(digits):
+    with pytest.raises(TopiaristError, match="leave steps out"):
+        prune(make_model("zoo:resnet20")(), torch.randn(2, 3, 32, 32), "sss", 0.5, steps=2)
 
 
 def test_prune_retrain_prune(digits):

@@ -182,6 +182,8 @@ def prune(
         raise TopiaristError(
             f"{method.name} has the widths of one cut in its fields: leave steps out, or give a budget"
         )
+    if steps > 1 and units.groups[0].blocks:
+        raise TopiaristError(f"{method.name} removes whole blocks in one cut: leave steps out")
     work = _Work(method, units, example_inputs, data, recipe, between, batch_size, seed, told, on_step)
     if steps == 1:
         trained = work.train(model, units, units.full(), 1)
