@@ -3,11 +3,11 @@
     python benchmarks/reconstruction.py FOLDER [--out runs/reconstruction] [--seeds 3] [--workers 2]
 
 FOLDER holds ``fashion_mnist.npz`` with the arrays ``train_x``, ``train_y``, ``test_x``, ``test_y`` (uint8;
-`torchvision.datasets` has the set, and `numpy.savez` writes it). A quarter-width VGG-11 trains for 3 epochs on a subset.
-Then each layer loses 30 %, 50 % and 70 % of its channels, first alone, then together with all others, and the output
-of the layer that reads it is compared with the original network's on 500 test images: ``|Y - Y'|^2 / |Y|^2`` over the
-outputs that stay. Nothing is fine-tuned. Resumable: networks and rows that are there already are not made again. Writes ``reconstruction.md`` and
-``reconstruction.json`` beside this script.
+`torchvision.datasets` has the set, and `numpy.savez` writes it). A quarter-width VGG-11 trains for 3 epochs on a
+subset. Then each layer loses 30 %, 50 % and 70 % of its channels, first alone, then together with all others, and the
+output of the layer that reads it is compared with the original network's on 500 test images: ``|Y - Y'|^2 / |Y|^2``
+over the outputs that stay. Nothing is fine-tuned. Resumable: networks and rows that are there already are not made
+again. Writes ``reconstruction.md`` and ``reconstruction.json`` beside this script.
 """
 
 from __future__ import annotations
@@ -168,27 +168,32 @@ def verdict(found: list[dict[str, Any]], together: bool) -> list[str]:
 
 
 def page(found: list[dict[str, Any]], options: argparse.Namespace) -> str:
-    seconds = {arm: cell([r["seconds"] for r in found if r["case"] == "*" and r["arm"] == arm]) for arm in ARMS}
+    seconds = {
+        arm: statistics.mean(row["seconds"] for row in found if row["case"] == "*" and row["arm"] == arm)
+        for arm in ARMS
+    }
     return "\n".join([
         "# Reconstruction: the next layer's outputs when channels go",
         "",
-        f"Relative squared error |Y − Y'|² / |Y|² of the layer that reads the pruned one, over the outputs that it keeps, on {EXAMPLES:,} test images of "
-        f"fashion_mnist, mean ± standard deviation over {options.seeds} networks: quarter-width VGG-11, "
-        f"{options.train:,} training images, 3 epochs. `random` and `l1` only select. `thinet` and `lasso` select and "
-        "repair, on {EXAMPLES:,} training images; `l1, refitted` is L1's selection with the least squares of `lasso`. Nothing "
-        f"is fine-tuned. {platform.machine()}, {os.cpu_count()} cores, topiarist {topiarist.__version__}, torch "
-        f"{torch.__version__}, python {platform.python_version()}. Rerun: `python benchmarks/reconstruction.py FOLDER`.",
+        "Relative squared error |Y − Y'|² / |Y|² of the layer that reads the pruned one, over the outputs that it "
+        f"keeps, on {EXAMPLES} test images of fashion_mnist, mean ± standard deviation over {options.seeds} networks: "
+        f"quarter-width VGG-11, {options.train:,} training images, 3 epochs. `random` and `l1` only select. `thinet` "
+        f"and `lasso` select and repair, on {EXAMPLES} training images; `l1, refitted` is L1's selection with the "
+        f"least squares of `lasso`. Nothing is fine-tuned. {options.workers} workers of one thread on {os.cpu_count()} "
+        f"cores ({platform.machine()}), topiarist {topiarist.__version__}, torch {torch.__version__}. Rerun: "
+        "`python benchmarks/reconstruction.py FOLDER`.",
         "",
         "## Each layer alone",
         "",
         *table(found, together=False),
         "## All layers together",
         "",
-        "What a layer reads is wrong already; only `lasso` works from front to back on what is left of the network.",
+        "What a layer reads is wrong already. The least squares of `lasso` and `l1, refitted` go from front to "
+        "back and make up for that; `thinet` measures all layers in the original network.",
         "",
         *table(found, together=True),
         "CPU seconds to select and repair all layers: "
-        + ", ".join(f"{arm} {told}" for arm, told in seconds.items())
+        + ", ".join(f"{arm} {told:.1f}" for arm, told in seconds.items())
         + ".",
         "",
     ])  # fmt: skip

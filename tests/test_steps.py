@@ -12,6 +12,7 @@ from networks import CASES, Net, call, conv, distance, images, shaken
 from topiarist import Budget, Recipe, TopiaristError, add_selectors, prune
 from topiarist.methods import make, names
 from topiarist.methods._schedules import SCHEDULES, cubic, linear
+from topiarist.models import make_model
 from topiarist.studies import Study, run
 from topiarist.zoo.preresnet import PreBasic, PreResNet
 
