@@ -288,6 +288,29 @@ def test_the_papers_networks_lose_any_of_their_identity_blocks(name, tmp_path):
     assert {k: v.shape for k, v in built.state_dict().items()} == {k: v.shape for k, v in smaller.state_dict().items()}
 
 
+class Nested(nn.Module):
+    """A branch around a block that is a branch itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.last = Plain(), conv(8, 8)
+
+    def forward(self, x):
+        return x + self.last(self.inner(x))
+
+
+@pytest.mark.parametrize("stays", [(1, 0, 1, 1), (0, 1, 1, 1), (0, 0, 1, 1), (1, 0, 0, 0)])
+def test_branches_within_branches_go_in_any_combination(stays):
+    model = around(Nested())
+    graph = trace(model, X).blocks()
+    names = ["one.inner", "one", "two.inner", "two"]
+    assert [block.name for block in graph["blocks"].blocks] == names
+    keep = {"blocks": torch.tensor(stays, dtype=torch.bool)}
+    proof = prove(model, graph, keep, X)
+    assert proof.ok, proof.reason
+    assert cost(graph, keep).params == sum(p.numel() for p in cut(model, graph, keep).parameters())
+
+
 def test_blocks_and_channels_are_cut_in_turn():
     model = around(Plain())
     graph = trace(model, X).blocks()
