@@ -36,7 +36,9 @@ def card(method: dict[str, Any], path: str) -> str:
     """One method's card; the equation becomes MathML, which browsers render without a script."""
     from latex2mathml.converter import convert
 
-    equation = f'<div class="equation">{convert(method["formula"], display="block")}</div>'
+    equation = ""
+    if method["formula"]:
+        equation = f'<div class="equation">{convert(method["formula"], display="block")}</div>'
     target = {"predefined": "the user chooses the widths", "automatic": "the method finds the widths"}[method["target"]]
     facts = [
         f"**{method['target'].capitalize()}**: {target}.",

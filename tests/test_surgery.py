@@ -369,6 +369,18 @@ def test_masked_for_a_while(name):
     assert all(torch.equal(*pair) for pair in zip(flat(call(model, case.inputs)), output, strict=True))
 
 
+def test_two_masks_in_turn_are_one():
+    model = CASES["layer norm"].model()
+    inputs = CASES["layer norm"].inputs
+    graph = trace(model, inputs)
+    first, second = (random_keep(graph, seed, 99) for seed in (3, 4))
+    both = {name: first[name] & second[name] for name in first}
+    both = {name: k if k.any() else first[name] for name, k in both.items()}
+    second = {name: both[name] | ~first[name] for name in first}
+    twice = call(mask(mask(model, graph, first), graph, second), inputs)
+    assert distance(twice, call(mask(model, graph, both), inputs)) == 0
+
+
 def test_a_mask_for_a_while_ends_with_an_error_too():
     model = CASES["chain"].model()
     graph = trace(model, images(2))

@@ -96,6 +96,9 @@ class SurvivorForward:
     def __init__(self, module: nn.Module, tables: dict[int, Table], period: int) -> None:
         self.module, self.tables, self.period, self.calls = module, tables, period, 0
         self.inner = module.__dict__.get("forward")  # a shim, or a forward of the instance's own
+        if isinstance(self.inner, SurvivorForward):  # masked before: what survives has survived both
+            self.tables = {call: _both(tables.get(call, {}), self.inner.tables.get(call, {})) for call in range(period)}
+            self.inner = self.inner.inner
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the module's forward; dead positions take no part in what mixes positions."""
@@ -104,6 +107,16 @@ class SurvivorForward:
         with _Surviving(table):
             forward = self.inner or type(self.module).forward.__get__(self.module)
             return forward(*args, **kwargs)
+
+
+def _both(new: Table, old: Table) -> Table:
+    """Of every operator what survives two masks."""
+    found: Table = {}
+    for place in {*new, *old}:
+        here, there = new.get(place, {}), old.get(place, {})
+        common = {axis: k[torch.isin(k, there[axis])] for axis, k in here.items() if axis in there}
+        found[place] = {**there, **here, **common}
+    return found
 
 
 def install_survivors(model: nn.Module, graph: Graph, keep: Keep) -> None:

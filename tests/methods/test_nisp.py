@@ -117,7 +117,7 @@ def test_importance_knows_neither_data_nor_signs_nor_biases(make_model, shape):
     final = data(model.head.in_features).abs()
     scores = _propagated(model, graph, x[:1], final)
     assert all((values >= 0).all() and (values > 0).any() for values in scores.values())
-    assert scores.keys() in ({"query", "up"}, {"stem", "inner"})
+    assert scores.keys() in ({"embed", "query", "up"}, {"stem", "inner"})
     other = copy.deepcopy(model)
     with torch.no_grad():
         for index, (name, parameter) in enumerate(other.named_parameters()):

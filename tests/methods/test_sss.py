@@ -153,13 +153,14 @@ def test_a_strong_penalty_gives_exact_zeros_which_are_removed_without_a_budget(s
     # Weaker where there are many channels: a group without any would leave a network that is blind to its input.
     model, method, graph, optimizer = gated(structure, gamma=0.15 if structure == "channel" else 0.6)
     with attach(method, model, optimizer, graph):
-        for _ in range(12):
+        for _ in range(22 if structure == "channel" else 12):
             step(model, optimizer)
         assert (model.sss.scales == 0).sum() > 1
         assert (model.sss.scales >= 0).all()
     wanted = model(X.double())
     done = prune(model, X.double(), method)
-    assert done.proof.ok, done.proof.reason
+    # Channels scaled by exactly 0 are nothing already, so that there the mask changes nothing.
+    assert done.proof.max_rel_diff <= 1e-10, done.proof.reason
     assert done.after.params < done.before.params
     assert all(kept.any() for kept in done.keep.values())
     scores = method.score(done.graph, collect(model, done.graph))

@@ -48,7 +48,7 @@ class Method:
     target: ClassVar[Literal["predefined", "automatic"]] = "predefined"
     needs: ClassVar[frozenset[str | Statistic]] = frozenset({"weights"})
     allocation: ClassVar[Allocation] = "uniform"
-    formula: ClassVar[str]
+    formula: ClassVar[str] = ""
     paper: ClassVar[str]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
