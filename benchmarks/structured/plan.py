@@ -21,6 +21,8 @@ TRAINING_ROLES = {"penalty", "proximal", "gate", "soft"}
 FIELDS: Mapping[str, Callable[[float | None], dict[str, Any]]] = {
     # The extra epochs are few: at the paper's 1e-4 the scales would hardly move. Torch-Pruning's gets the same.
     "slimming": lambda macs: {"lam": 1e-3},
+    # The successor's form: a shift alone cannot bridge layers whose norms differ in size.
+    "lcp": lambda macs: {"form": "affine"},
     # Its rate is a part of the target: MACs go with the square of the widths.
     "sfp": lambda macs: {"rate": round(macs**0.5, 2)} if macs else {},
 }
