@@ -167,10 +167,10 @@ def test_reasons_name_what_pins():
         graph.why("nonsense")
 
 
-def test_sorting_channels_pins_them():
-    graph = trace(net(lambda n, x: n.b(n.a(x).sort(1)[0]), lambda: {"a": conv(3, 8), "b": conv(8, 4)})(), images(1))
+def test_softmax_over_channels_pins_them():
+    graph = trace(net(lambda n, x: n.b(n.a(x).softmax(1)), lambda: {"a": conv(3, 8), "b": conv(8, 4)})(), images(1))
     assert widths(graph) == {}
-    assert "sort" in graph.why("a.weight")
+    assert "softmax" in graph.why("a.weight")
 
 
 def test_parameters_that_nothing_uses_are_pinned():

@@ -273,3 +273,22 @@ def test_a_selector_of_the_programs_own_is_a_layer_like_any_other():
     smaller = cut(model, graph, keep)
     assert torch.equal(Architecture.of(graph, keep).apply(model)(images(2)), smaller(images(2)))
     assert smaller.pick.indices.tolist() == [0, 2, 4, 6]
+
+
+def test_a_bias_picked_by_number_stays_as_long_as_the_sequence():
+    """Relative positions: a table of biases, picked by a buffer for each pair of places that attend to each other."""
+
+    def program(net, x):
+        q, k, v = (part(x).unflatten(-1, (3, 4)).transpose(1, 2) for part in (net.q, net.k, net.v))
+        bias = net.table[net.pairs.view(-1)].view(5, 5, 3).permute(2, 0, 1)
+        return net.proj(F.scaled_dot_product_attention(q, k, v, bias[None]).transpose(1, 2).flatten(2))
+
+    parts = {name: nn.Linear(6, 12) for name in "qkv"}
+    pairs = nn.Buffer((torch.arange(5)[:, None] - torch.arange(5)) + 4)
+    model = shaken(Net(program, **parts, proj=nn.Linear(12, 6), table=nn.Parameter(torch.randn(9, 3)), pairs=pairs))
+    x = torch.randn(2, 5, 6)
+    graph = trace(model, x)
+    assert not any(part.tensor == "pairs" for group in graph.groups for part in group.slices)
+    assert graph.groups
+    for seed in range(4):
+        assert prove(model, graph, random_keep(graph, seed), x).ok

@@ -1,4 +1,4 @@
-"""What mixes positions mixes the survivors: means, softmaxes and norms that a network computes by hand."""
+"""What mixes positions mixes the survivors: means, variances and norms that a network computes by hand."""
 
 import pytest
 import torch
@@ -39,8 +39,6 @@ def old(*sizes):
 
 V = "parametrizations.weight.original1"
 CASES = {
-    "softmax over channels": (lambda n, x: n.last(n.b(n.a(x).softmax(1)).relu()), convs, {"a": 8, "b": 5}),
-    "log softmax, exponential": (lambda n, x: n.last(n.b(n.a(x).log_softmax(1).exp())), convs, {"a": 8, "b": 5}),
     "root mean square": (
         lambda n, x: n.last(n.b((y := n.a(x)) * torch.rsqrt(y.pow(2).mean(1, keepdim=True) + 1e-6))),
         convs, {"a": 8, "b": 5}),
@@ -81,19 +79,18 @@ def test_cut_is_mask_where_positions_are_mixed_by_hand(name):
                 assert distance(smaller(given), masked(given)) <= 1e-10, (seed, most)
 
 
-def test_a_mask_takes_the_softmax_of_survivors():
-    """Three channels with the values 0, ln 2 and 5: without the last the first two share 1 as 1 : 2."""
-    first = nn.Linear(1, 3, bias=False)
-    last = nn.Linear(3, 1, bias=False)
+def test_a_mask_takes_the_mean_of_survivors():
+    """Three channels with the values 1, 2 and 6: without the last the mean is 1.5, and 1.5 · (1 + 2) goes out."""
+    first, last = nn.Linear(1, 3, bias=False), nn.Linear(3, 1, bias=False)
     with torch.no_grad():
-        first.weight.copy_(torch.tensor([[0.0], [0.6931471805599453], [5.0]]))
-        last.weight.copy_(torch.tensor([[1.0, 10.0, 100.0]]))
-    model = Net(lambda n, x: n.last(n.first(x).softmax(-1)), first=first, last=last).double()
-    x = torch.ones(1, 1).double()
+        first.weight.copy_(torch.tensor([[1.0], [2.0], [6.0]]))
+        last.weight.fill_(1)
+    model = Net(lambda n, x: n.last((y := n.first(x)) * y.mean(-1, keepdim=True)), first=first, last=last)
+    x = torch.ones(1, 1)
     graph = trace(model, x)
     keep = {"first": torch.tensor([True, True, False])}
     for smaller in (mask(model, graph, keep), cut(model, graph, keep)):
-        assert smaller(x).item() == pytest.approx(1 / 3 + 20 / 3, rel=1e-6)
+        assert smaller(x).item() == 4.5
 
 
 def test_a_variance_of_a_single_value_is_never_asked_for():

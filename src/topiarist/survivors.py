@@ -1,7 +1,7 @@
 """What a mask does beyond zeroed parameters: operators that mix positions leave the dead ones out.
 
-A layer norm over 768 features of which 200 are zero is not a layer norm over 568. In a masked model norms, means and
-softmaxes gather the survivors and scatter what they make of them back among zeros; products sum over survivors only.
+A layer norm over 768 features of which 200 are zero is not a layer norm over 568. In a masked model norms gather
+the survivors and scatter what they make of them back among zeros; reductions and products run over survivors only.
 """
 
 from __future__ import annotations
@@ -46,8 +46,6 @@ def over_survivors(func: Any, args: Any, kwargs: Any, kind: str, kept: dict[int,
         return func(*args[:at], filled, *args[at + 1 :], **kwargs)
     if kind == "reduction":
         return func(gathered(args[0], kept), *args[1:], **kwargs)
-    if kind == "softmax":
-        return scattered(func(gathered(args[0], kept), *args[1:], **kwargs), kept, args[0].shape)
     if kind == "weight norm":
         out, norms = func(gathered(args[0], kept), gathered(args[1], kept), *args[2:], **kwargs)
         return scattered(out, kept, args[0].shape), norms

@@ -170,9 +170,8 @@ def line_of_code() -> str:
 NORMS = {"native_layer_norm": "layer", "_fused_rms_norm": "layer", "rms_norm": "layer", "native_group_norm": "group"}
 REDUCING = {"mean", "sum", "amax", "amin", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm", "prod"}
 REDUCING |= {"logsumexp"}
-SOFTMAX = {"_softmax", "_log_softmax", "_safe_softmax", "softmax"}
 PRODUCTS = {"convolution", "mm", "addmm", "bmm", "baddbmm", "mv", "dot", "addmv"}
-MIXING = NORMS | dict.fromkeys(REDUCING, "reduction") | dict.fromkeys(SOFTMAX, "softmax")
+MIXING = NORMS | dict.fromkeys(REDUCING, "reduction")
 MIXING |= dict.fromkeys(PRODUCTS, "product") | {"_weight_norm_interface": "weight norm"}
 
 

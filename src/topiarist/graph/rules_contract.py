@@ -125,12 +125,14 @@ def attention(t: Tracer, c: Call) -> None:
     width = summed(t, q[-1], k[-1], query, key)
     outer = [t.algebra.unify(t.algebra.unify(q[d], k[d]), v[d]) for d in range(query.ndim - 2)]
     bias = c.get("attn_mask", c.get("attn_bias"))
+    sequence = [q[-2], k[-2], v[-2]]
     if isinstance(bias, Tensor):
+        sequence += t.vectors_of(bias)[-2:]
         for d in range(bias.ndim - 2):
             axis = query.ndim - bias.ndim + d
             if bias.shape[d] > 1:
                 outer[axis] = t.algebra.unify(outer[axis], t.vectors_of(bias)[d])
-    for axis in (q[-2], k[-2], v[-2]):
+    for axis in sequence:
         t.algebra.pin(axis, "the sequence that attention runs over")
     around = list(zip(query.shape[:-2], outer, strict=True))
     for inner, vector in ((query.shape[-1], width), (value.shape[-1], v[-1])):

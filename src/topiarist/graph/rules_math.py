@@ -8,7 +8,7 @@ from math import prod
 
 from torch import Tensor
 
-from topiarist.graph.calls import REDUCING, SOFTMAX, in_training
+from topiarist.graph.calls import REDUCING, in_training
 from topiarist.graph.labels import Free, Vector, labelled
 from topiarist.graph.rules import Call, rule
 from topiarist.graph.tracer import Tracer
@@ -123,20 +123,16 @@ def _survivable(c: Call, dims: Sequence[int], axis: int) -> bool:
     return rest > taken or (axis == moving[0] and rest * prod(c.x.shape[d] for d in moving[1:]) > taken)
 
 
-@rule(*SOFTMAX, "cumsum", "sort", "topk", "glu")
+@rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "cumsum", "sort", "topk", "glu")
 def mixing(t: Tracer, c: Call) -> None:
     if c.name == "glu":
         raise ValueError("halves of a gated unit")
     dim = c["dim"] % c.x.ndim
+    t.algebra.pin(c.vectors[dim], f"{c.name.strip('_')} over the axis depends on every position")
     vectors = c.vectors
-    if c.name in SOFTMAX and not isinstance(vectors[dim], Free):
-        t.mixes("softmax", [v if d == dim else None for d, v in enumerate(vectors)])
-    else:
-        t.algebra.pin(vectors[dim], f"{c.name} over the axis depends on every position")
-        vectors[dim] = None
-    elsewhere = any(labelled(v) for d, v in enumerate(vectors) if d != dim)
+    vectors[dim] = None
     for out in c.outputs:
-        t.put(out, vectors, labelled(vectors[dim]) and not elsewhere)
+        t.put(out, vectors)
 
 
 @rule("_weight_norm_interface")
