@@ -133,7 +133,8 @@ def main() -> None:
             f"cifar10, {options.train:,} training images, {options.epochs} epochs at rate 0.1 with two drops, seed 0; "
             "accuracy in per cent of the test set, right before and right after the cut, without fine-tuning; the last "
             "column is the largest relative difference of the outputs of cut and mask, in float64. "
-            f"{seconds / 60:.0f} minutes of one thread ({platform.machine()}), topiarist {topiarist.__version__}, "
+            f"{seconds / 60:.0f} minutes of one thread since the last start of each training "
+            f"({platform.machine()}), topiarist {topiarist.__version__}, "
             f"torch {torch.__version__}. Rerun: `python benchmarks/sparse_structure.py FOLDER`.",
             "",
         ]

@@ -150,17 +150,23 @@ def test_steps_are_the_papers_whatever_the_optimiser(structure, kind):
 
 @every_structure
 def test_a_strong_penalty_gives_exact_zeros_which_are_removed_without_a_budget(structure):
-    # Weaker where there are many channels: a group without any would leave a network that is blind to its input.
-    model, method, graph, optimizer = gated(structure, gamma=0.15 if structure == "channel" else 0.6)
+    model, method, graph, optimizer = gated(structure, gamma=0.15)
     with attach(method, model, optimizer, graph):
-        for _ in range(22 if structure == "channel" else 12):
+        scored = method.score(graph, collect(model, graph))
+        # From different places, so that some of them, and not all, arrive at 0.
+        start = torch.cat([torch.linspace(0.2, 2, group.units) for group in graph.groups if group.name in scored])
+        with torch.no_grad():
+            model.sss.point.copy_(start)
+            model.sss.scales.copy_(start)
+        for _ in range(12):
             step(model, optimizer)
-        assert (model.sss.scales == 0).sum() > 1
+        zeros = model.sss.scales == 0
+        assert zeros.any()
+        assert not zeros.all()
         assert (model.sss.scales >= 0).all()
     wanted = model(X.double())
     done = prune(model, X.double(), method)
-    # Channels scaled by exactly 0 are nothing already, so that there the mask changes nothing.
-    assert done.proof.max_rel_diff <= 1e-10, done.proof.reason
+    assert done.proof.ok, done.proof.reason  # what was removed is noise for the proof, or it would be blind
     assert done.after.params < done.before.params
     assert all(kept.any() for kept in done.keep.values())
     scores = method.score(done.graph, collect(model, done.graph))
