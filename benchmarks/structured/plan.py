@@ -18,15 +18,17 @@ CAP = 2.0  # Scratch-B trains for at most twice the epochs
 PEER = "tp:"  # begins the names of Torch-Pruning's methods
 TRAINING_ROLES = {"penalty", "proximal", "gate", "soft"}
 
-FIELDS: Mapping[str, Callable[[float | None], dict[str, Any]]] = {
+FIELDS: Mapping[str, Callable[[str, float | None], dict[str, Any]]] = {
     # The extra epochs are few: at the paper's 1e-4 the scales would hardly move. Torch-Pruning's gets the same.
-    "slimming": lambda macs: {"lam": 1e-3},
+    "slimming": lambda network, macs: {"lam": 1e-3},
     # The successor's form: a shift alone cannot bridge layers whose norms differ in size.
-    "lcp": lambda macs: {"form": "affine"},
+    "lcp": lambda network, macs: {"form": "affine"},
     # Its rate is a part of the target: MACs go with the square of the widths.
-    "sfp": lambda macs: {"rate": round(macs**0.5, 2)} if macs else {},
+    "sfp": lambda network, macs: {"rate": round(macs**0.5, 2)} if macs else {},
+    # Blocks, where there are some that can go.
+    "sss": lambda network, macs: {"structure": "channel"} if "vgg" in network else {},
 }
-"""Method → fields that differ from its defaults, at a budget; all other methods run with their defaults."""
+"""Method → fields that differ from its defaults, for a network at a budget; all others run with their defaults."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,9 @@ def trains(method: str) -> bool:
     return bool(TRAINING_ROLES & set(methods.describe(method)["roles"]))
 
 
-def fields(method: str, macs: float | None) -> dict[str, Any]:
-    """The fields of one of our methods at a budget, where they are not its defaults."""
-    return FIELDS[method](macs) if method in FIELDS else {}
+def fields(method: str, network: str, macs: float | None) -> dict[str, Any]:
+    """The fields of one of our methods for a network at a budget, where they are not its defaults."""
+    return FIELDS[method](network, macs) if method in FIELDS else {}
 
 
 def base(setting: Setting, seed: int) -> Cell:
@@ -141,7 +143,7 @@ def base(setting: Setting, seed: int) -> Cell:
 def pruned(setting: Setting, method: str, macs: float, seed: int) -> Cell:
     """A method at a budget: pruned and fine-tuned."""
     start = base(setting, seed)
-    chosen = {} if method.startswith(PEER) else fields(method, macs)
+    chosen = {} if method.startswith(PEER) else fields(method, setting.network, macs)
     if trains(method):
         # One sparse training serves all budgets, unless the fields are the budget's.
         told = {"recipe": dict(setting.extra), "fields": chosen}
