@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.budget import Allocation, Budget
+from topiarist.errors import TopiaristError
 
 if TYPE_CHECKING:
     from topiarist.graph.graph import Graph, Keep, Scores, Slice
@@ -57,6 +58,10 @@ class Method:
 
     def rehearsal(self) -> Method:
         """A method that refuses what this one refuses, in little time: for methods that search for long."""
+        return self
+
+    def in_training(self, examples: int, steps: int) -> Method:
+        """The method where ``examples`` are trained on for so many ``steps``: for what its fields leave open."""
         return self
 
     def units(self, graph: Graph) -> Graph:
@@ -163,3 +168,16 @@ def sum_by_unit(part: Slice, values: Tensor) -> Tensor:
 def as_mapping(value: float | Mapping[str, float]) -> Mapping[str, float]:
     """One number for all groups, or glob pattern → number, as glob pattern → number."""
     return value if isinstance(value, Mapping) else {"*": value}
+
+
+def checked_examples(examples: int | None, needed_by: str = "") -> int:
+    """How many training examples there are, of a method that spreads a penalty over them.
+
+    Raises:
+        TopiaristError: it is no positive number, or unknown and needed.
+    """
+    if examples is None and needed_by:
+        raise TopiaristError(f"{needed_by} spreads its penalty over the training examples: say how many, examples=...")
+    if examples is not None and examples < 1:
+        raise TopiaristError(f"examples must be how many are trained on, or left out, but got {examples!r}")
+    return examples or 1

@@ -48,7 +48,7 @@ def fit(
     devices: int | str = 1,
     precision: Any = "32-true",
 ) -> History:
-    """Train a classifier in place by SGD on the cross-entropy.
+    """Train a classifier in place on the cross-entropy, by SGD or Adam as the recipe says.
 
     The same seed gives the same weights, to the bit on a CPU with the same number of threads. With a checkpoint the
     state is stored after every epoch, and a call that finds one goes on from there to the result of an undisturbed run.
@@ -81,6 +81,8 @@ def fit(
     """
     recipe = recipe or Recipe.paper()
     method = make(method) if isinstance(method, str) else method
+    if method is not None and (examples := len(data.train_y)):
+        method = method.in_training(examples, recipe.epochs * -(-examples // recipe.batch_size))
     fabric = _fabric(accelerator, devices, precision)
     origin = device_of(model)
     try:
@@ -262,13 +264,17 @@ def _optimizer(model: nn.Module, recipe: Recipe, fabric: Fabric) -> torch.optim.
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise TopiaristError("the model has no parameter that requires a gradient: there is nothing to train")
+    fused = fabric.device.type == "cpu"  # one call for all tensors; small networks are bound by calls
+    if recipe.optimizer == "adam":
+        betas = (recipe.momentum, 0.999)
+        return torch.optim.Adam(trained, lr=recipe.lr, betas=betas, weight_decay=recipe.weight_decay, fused=fused)
     return torch.optim.SGD(
         trained,
         lr=recipe.lr,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
         nesterov=recipe.nesterov,
-        fused=fabric.device.type == "cpu",  # one call for all tensors; small networks are bound by calls
+        fused=fused,
     )
 
 
