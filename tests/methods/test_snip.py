@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 import topiarist
 from topiarist.allocation import Budget, choose
+from topiarist.data import Data
 from topiarist.errors import TopiaristError
 from topiarist.methods import make
 from topiarist.stats import collect
@@ -72,6 +73,21 @@ def test_a_pruned_weight_is_the_first_to_go():
     with torch.no_grad():
         model[4].weight[:, ::2] = 0
     assert (scores(model)["4.weight"].view(3, 36)[:, ::2] == 0).all()
+
+
+def test_steps_score_what_is_left_anew():
+    model = network()
+    data = Data("drawn", X.float(), Y, X.float(), Y, 3, (0.0, 0.0), (1.0, 1.0))
+    pruned = topiarist.prune(model.float(), data.train_x[:1], "snip", 0.25, data, steps=2)
+    first = topiarist.prune(model, data.train_x[:1], "snip", 0.625, data)
+    weights = [model.get_parameter(name) for name in pruned.keep]
+    stats = collect(first.model, first.graph, [(data.normalise(X.float()), Y)], make("snip").needs)
+    again = make("snip").score(first.graph, stats)
+    total = sum(weight.numel() for weight in weights)
+    floor = torch.cat(list(again.values())).sort(descending=True).values[int(0.25 * total) - 1]
+    for name, kept in pruned.keep.items():
+        assert torch.equal(kept, again[name] >= floor)
+        assert not (kept & ~first.keep[name]).any()
 
 
 def test_missing_and_vanishing_gradients_are_told():

@@ -126,6 +126,13 @@ def test_merges_agree_with_loops_over_the_whole_matrix(normalised, left):
     torch.testing.assert_close(pruned.model[0].weight, model[0].weight[alive])
 
 
+def test_merging_in_steps_goes_on_where_it_stopped():
+    model, x = linear(nn.ReLU(), units=9)
+    once, steps = (topiarist.prune(model, x[:1], "srinivas_babu", {"ratios": {"0": 1 / 3}}, steps=n) for n in (1, 3))
+    assert torch.equal(once.keep["0"], steps.keep["0"])
+    torch.testing.assert_close(steps.model(x), once.model(x))
+
+
 def test_merging_beats_plain_removal_of_the_same_units():
     torch.manual_seed(0)
     model, x = linear(nn.ReLU(), units=40)

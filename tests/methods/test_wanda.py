@@ -10,6 +10,7 @@ from torch.nn import functional as F
 import topiarist
 from networks import Net
 from topiarist.allocation import Budget, allocate, choose
+from topiarist.data import Data
 from topiarist.errors import TopiaristError
 from topiarist.methods import make
 from topiarist.methods.wanda import in_rows
@@ -91,6 +92,18 @@ def test_a_global_budget_says_how_much_each_layer_keeps():
     assert {name: int(kept.sum()) for name, kept in keep.items()} == {n: int(k.sum()) for n, k in ranked.items()}
     whole = choose(make("wanda"), graph, stats, Budget(ratio=0.4, exclude=("0.*",)))
     assert whole["0.weight"].all()
+
+
+def test_steps_that_score_what_is_left_keep_equally_many_in_every_row():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 6, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(54, 7)).double()
+    x, y = draw(20, 2, 5, 5).float(), torch.arange(20) % 7
+    data = Data("drawn", x, y, x, y, 7, (0.0, 0.0), (1.0, 1.0))
+    pruned = topiarist.prune(model.float(), x[:1], "wanda", 0.3, data, steps=3)
+    for name, kept in pruned.keep.items():
+        rows = kept.view(pruned.graph.shapes[name][0], -1).sum(1)
+        assert kept.sum() == int(0.3 * len(kept))
+        assert rows.max() - rows.min() <= 1
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 7, 11, 12])

@@ -15,7 +15,7 @@ from topiarist.measures import Watch
 from topiarist.methods.base import Method, single_weights
 
 if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph, Scores
+    from topiarist.graph.graph import Graph, Group, Scores
     from topiarist.stats import Stats
 
 
@@ -79,11 +79,10 @@ class Snip(Method):
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
         """``|g w| / sum |g w|``; how many examples the gradient is a sum of makes no difference."""
-        weights = {group.name: single_weights(group, stats) for group in graph.groups}
         felt = {
-            name: (stats.sum(name, "weight-gradients.sum") * w.cpu()).abs()
-            for name, w in weights.items()
-            if (name, "weight-gradients.sum") in stats.sums
+            group.name: (single_weights(group, stats).cpu() * _slopes(group, stats)).abs()
+            for group in graph.groups
+            if not group.of_weights or (group.name, "weight-gradients.sum") in stats.sums
         }
         if not felt:
             raise TopiaristError(
@@ -93,3 +92,7 @@ class Snip(Method):
         if total == 0:
             raise TopiaristError("the loss feels no weight of this network: initialise it anew, or take magnitude")
         return {name: values / total for name, values in felt.items()}
+
+
+def _slopes(group: Group, stats: Stats) -> Tensor:
+    return stats.sum(group.name, "weight-gradients.sum")[group.slices[0].positions[:, 0]]

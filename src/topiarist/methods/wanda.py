@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -105,7 +107,8 @@ class Wanda(Method):
         for name in seen:
             norms = stats.sum(name, "input-energies.sum").sqrt()
             rows = graph.shapes[name][0] // len(norms)
-            scores[name] = weights[name].cpu().abs() * norms.repeat_interleave(rows, 0).flatten()
+            norms = norms.repeat_interleave(rows, 0).flatten()
+            scores[name] = weights[name].cpu().abs() * norms[graph[name].slices[0].positions[:, 0]]
         return scores
 
     def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep | None:
@@ -114,8 +117,14 @@ class Wanda(Method):
             return None
         scores = self.score(graph, stats)
         keep = allocate(graph, scores, budget, self.allocation)
-        rows = {name: values.view(graph.shapes[name][0], -1) for name, values in scores.items()}
-        return {**keep, **{name: in_rows(values, int(keep[name].sum())).flatten() for name, values in rows.items()}}
+        return {**keep, **{name: _in_rows(graph, name, s, int(keep[name].sum())) for name, s in scores.items()}}
+
+
+def _in_rows(graph: Graph, name: str, scores: Tensor, count: int) -> Tensor:
+    """Bool ``(units,)``; weights that are no units any more, gone in an earlier step, are the last of their rows."""
+    shape, places = graph.shapes[name], graph[name].slices[0].positions[:, 0]
+    whole = torch.full((prod(shape),), -math.inf, dtype=scores.dtype).index_copy_(0, places, scores)
+    return in_rows(whole.view(shape[0], -1), count).flatten()[places]
 
 
 def in_rows(scores: Tensor, count: int) -> Tensor:
