@@ -21,6 +21,7 @@ from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, check_finite, trace
 from topiarist.methods import Method, make
 from topiarist.methods.base import Repair, Rule, Selector
+from topiarist.patterns import misfits
 from topiarist.proof import TOLERANCE, Proof, prove
 from topiarist.stats import OnStep, Stats, collect
 from topiarist.steps import Told, Wish, acts, check_steps, in_steps, kept_after
@@ -46,6 +47,7 @@ class Pruned:
         keep: group name → bool ``(units,)``.
         method: with its hyper-parameters.
         trained: the model that was cut: the given one, or its copy trained with the method's penalty.
+        pattern: ``"N:M"``, where the budget asked for one.
     """
 
     model: nn.Module
@@ -57,6 +59,7 @@ class Pruned:
     keep: Mapping[str, Tensor]
     method: Method
     trained: nn.Module
+    pattern: str | None = None
 
     @property
     def left_alone(self) -> dict[str, str]:
@@ -71,6 +74,7 @@ class Pruned:
         }
         reasons = {(p.tensor, p.axis): p.reason for p in self.graph.pinned}
         known = {(part.tensor, part.axis) for group in self.graph.groups for part in group.slices}
+        odd = misfits(self.graph, [name for name, axis in known if axis is None], self.pattern) if self.pattern else {}
         found: dict[str, str] = {}
         for name in self.graph.parameters:
             shape = self.graph.shapes[name]
@@ -80,7 +84,7 @@ class Pruned:
             whole = (name, None)
             if whole in known:
                 if whole not in cut_axes:
-                    found[name] = "keeps every weight"
+                    found[name] = odd.get(name, "keeps every weight")
             elif whole not in cut_axes and axes and not any((name, a) in cut_axes for a in axes[:1]):
                 axis = axes[0]
                 found[name.removesuffix(".weight")] = reasons.get((name, axis), "the budget keeps every unit")
@@ -193,9 +197,8 @@ def prune(
         trained, keep = in_steps(model, units, wish, method.allocation, kept, steps, work)
         proof, smaller = prove(trained, units, keep, example_inputs), cut(trained, units, keep)
         _check(proof)
-    return Pruned(
-        smaller, Architecture.of(units, keep), proof, cost(units), cost(units, keep), units, keep, method, trained
-    )
+    shape, pattern = Architecture.of(units, keep), wish.pattern if wish is not None else None
+    return Pruned(smaller, shape, proof, cost(units), cost(units, keep), units, keep, method, trained, pattern)
 
 
 def _check(proof: Proof) -> None:

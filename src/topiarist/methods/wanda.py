@@ -78,6 +78,7 @@ class Wanda(Method):
     A budget says how many weights a tensor keeps, uniformly unless it asks for a global allocation, which ranks all
     scores to find that number. Of ``k`` weights, each of ``r`` rows keeps ``floor(k / r)``; the ``k mod r`` that are
     left go to the rows whose next weight has the highest score, so that the budget is met to one weight.
+    A pattern, such as 2:4, compares within its blocks alone.
 
     Cost: one forward pass over the data, and one number for each weight of a row.
 
@@ -113,7 +114,7 @@ class Wanda(Method):
 
     def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep | None:
         """The highest scores of each row, as many in each as in the others."""
-        if budget is None:
+        if budget is None or budget.pattern is not None:
             return None
         scores = self.score(graph, stats)
         keep = allocate(graph, scores, budget, self.allocation)
