@@ -53,7 +53,8 @@ class Snip(Method):
     Formula: ``s_k = |g_k w_k| / sum over all weights of |g w|`` with ``g = dL/dw`` and ``L`` the mean loss of the
     examples; ``|g_k w_k| = |dL/dc_k|`` for a switch ``c_k = 1`` on the weight. One threshold for the whole network.
     Needs data with targets. Returns float64 ``(units,)`` for each weight tensor that the loss reaches, without a unit,
-    all together 1; biases and other parameters stay whole.
+    all together 1; biases and other parameters stay whole. As all that is measured, the gradients are those in eval
+    mode: batch norms use their running statistics, which are 0 and 1 before any training.
 
     Cost: one forward and one backward pass over the data, and one number for each weight.
 
