@@ -55,7 +55,7 @@ def misfits(graph: Graph, names: Iterable[str], pattern: str) -> dict[str, str]:
     for name in names:
         axis = graph.input_axis(name)
         if axis is None:
-            found[name] = "has no axis of inputs"
+            found[name] = "has no axis of several inputs"
         elif graph[name].units != prod(graph.shapes[name]):
             found[name] = "has lost weights before"
         elif graph.shapes[name][axis] % m:
