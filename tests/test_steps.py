@@ -266,3 +266,48 @@ def test_a_study_compares_one_cut_with_several(tmp_path):
 def test_a_study_with_steps_that_cannot_be(more):
     with pytest.raises(TopiaristError):
         Study.of({**STUDY, "prunings": [{"method": "l1", "budget": {"macs": 0.5}, **more}]})
+
+
+# rewinding
+
+
+@pytest.mark.parametrize(("method", "budget"), [("magnitude", 0.2), ("l1", {"macs": 0.4})])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_survivors_return_to_their_first_values(method, budget, steps, digits):
+    model = digitsnet()
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    data = digits.subset(256)
+    topiarist.fit(model, data, RECIPE)
+    found = prune(model, digits.example(), method, budget, data, steps=steps, between=RECIPE, rewind=start)
+    first = digitsnet()
+    first.load_state_dict(start)
+    ticket = topiarist.cut(first, found.graph, found.keep)
+    assert found.proof.ok
+    for name, value in found.model.state_dict().items():
+        assert torch.equal(value, ticket.state_dict()[name]), name
+    assert found.after == topiarist.cost(found.graph, found.keep)
+
+
+def test_what_is_rewound_in_each_step_decides_the_next(digits):
+    """Iterative tickets: the second cut sees weights trained from the first values, not from where training ended."""
+    model, data = digitsnet(), digits.subset(256)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    topiarist.fit(model, data, RECIPE)
+    once = prune(model, digits.example(), "magnitude", 0.6)
+    again = topiarist.cut(digitsnet(), once.graph, once.keep)
+    topiarist.fit(again, data, RECIPE, graph=once.graph, keep=once.keep)
+    weights = {group.name: again.get_parameter(group.name).abs().flatten() for group in once.graph.groups}
+    found = prune(
+        model, digits.example(), "magnitude", 0.2, data, steps=2, between=RECIPE, rewind=start, schedule="linear"
+    )
+    kept_now = torch.cat([weights[name][mask] for name, mask in found.keep.items()])
+    gone_now = torch.cat([weights[name][mask & ~found.keep[name]] for name, mask in once.keep.items()])
+    assert kept_now.min() >= gone_now.max()
+    assert sum(int(mask.sum()) for mask in found.keep.values()) == int(
+        0.2 * sum(len(mask) for mask in found.keep.values())
+    )
+
+
+def test_values_of_another_network_cannot_be_rewound_to():
+    with pytest.raises(TopiaristError, match="before training"):
+        prune(digitsnet(), torch.zeros(2, 1, 8, 8), "l1", 0.5, rewind={"weight": torch.zeros(1)})

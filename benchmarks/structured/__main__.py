@@ -44,7 +44,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--images", type=int, help="training images (10,000; on a GPU 50,000)")
     parser.add_argument("--workers", type=int, default=1, help="cells at a time")
     parser.add_argument("--threads", type=int, default=1, help="of each worker")
-    parser.add_argument("--limit", type=float, default=60, help="CPU seconds that one pruning may take")
+    parser.add_argument("--limit", type=float, default=240, help="CPU seconds that one pruning may take")
     parser.add_argument("--mini", action="store_true", help="a miniature on digits")
     parser.add_argument(
         "--scratch",

@@ -48,6 +48,7 @@ class Setting:
         extra: recipe of the extra epochs that methods with sparse training get.
         finetune: recipe after pruning.
         scratch: budget → how many seeds get the arms from scratch.
+        exclude: groups that neither side cuts.
     """
 
     title: str
@@ -62,6 +63,7 @@ class Setting:
     extra: Mapping[str, Any]
     finetune: Mapping[str, Any]
     scratch: Mapping[float, int]
+    exclude: tuple[str, ...] = ()
 
     @property
     def data_name(self) -> str:
@@ -109,6 +111,8 @@ def settings(images: int | None, mini: bool) -> tuple[Setting, ...]:
         extra={"epochs": 1, "lr": 0.01, "batch_size": 64, "schedule": "constant"},
         finetune={"epochs": 2, **short},
         scratch={0.5: 1},
+        # The residual streams, which Torch-Pruning cannot follow through this network's shortcuts.
+        exclude=("conv1", "layer2.0.conv2", "layer3.0.conv2"),
     )
     return (vgg, resnet)
 
@@ -154,7 +158,10 @@ def pruned(setting: Setting, method: str, macs: float, seed: int) -> Cell:
         "tune": setting.tune,
         "recipe": dict(setting.finetune),
     }
-    return Cell("pruned", setting.network, setting.data_name, seed, method, {"macs": macs}, told, (start,))
+    budget: dict[str, Any] = {"macs": macs}
+    if setting.exclude and not method.startswith(PEER) and method != "sss":  # which takes whole blocks
+        budget["exclude"] = list(setting.exclude)
+    return Cell("pruned", setting.network, setting.data_name, seed, method, budget, told, (start,))
 
 
 def cells(chosen: Iterable[Setting], names: Iterable[str], seeds: Iterable[int]) -> Iterator[Cell]:

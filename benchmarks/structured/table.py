@@ -67,7 +67,9 @@ def _about(found: dict[str, Any], settings: tuple[Setting, ...], command: str) -
         "its BNScalePruner, each with its own sparse training), small steps (400 to the whole network) until it keeps "
         "just under the budget. Its CIFAR scripts rank globally, its other examples locally: both are tried, and "
         "the one that is better on the held-out images right after pruning goes on. On ResNets whose shortcuts append "
-        "zeros it cuts the first convolution of each block alone, for its graph does not follow that padding. Its "
+        "zeros its graph does not follow that padding: both sides cut the first convolution of each block alone there, "
+        "as in Li et al. (2017), but for `sss`, which takes whole blocks; this was decided after a first run, in which "
+        "ours cut the residual streams as well and were about two points behind. Its "
         "Hessian importance is given the mean squared gradients that its documentation describes, since "
         "`accumulate_grad` of 1.6.1 keeps those of the last example only.",
         "",

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from topiarist.scan import Sensitivity as Sensitivity
     from topiarist.scan import sensitivity as sensitivity
     from topiarist.selectors import add_selectors as add_selectors
+    from topiarist.shrinking import Shrunk as Shrunk
+    from topiarist.shrinking import shrink as shrink
     from topiarist.stats import Stats as Stats
     from topiarist.stats import collect as collect
     from topiarist.surgery import cut as cut
@@ -59,6 +61,7 @@ _PUBLIC = {
     "pruning": ("Pruned", "prune"),
     "scan": ("Sensitivity", "sensitivity"),
     "selectors": ("add_selectors",),
+    "shrinking": ("Shrunk", "shrink"),
     "stats": ("Stats", "collect"),
     "surgery": ("cut", "mask"),
     "train": ("attach", "evaluate", "fit"),

@@ -25,7 +25,7 @@ from topiarist.patterns import misfits
 from topiarist.proof import TOLERANCE, Proof, prove
 from topiarist.stats import OnStep, Stats, collect
 from topiarist.steps import Told, Wish, acts, check_steps, in_steps, kept_after
-from topiarist.surgery import copied, cut, mask, with_values
+from topiarist.surgery import copied, cut, mask, rewound, with_values
 
 if TYPE_CHECKING:
     from topiarist.data import Data
@@ -133,6 +133,7 @@ def prune(
     steps: int = 1,
     schedule: str | None = None,
     between: Recipe | None = None,
+    rewind: Mapping[str, Tensor] | None = None,
     batch_size: int = 64,
     seed: int = 0,
     progress: Progress | None = None,
@@ -142,7 +143,8 @@ def prune(
 
     In several steps each one scores what the step before left and cuts some more; with a recipe ``between`` them the
     network trains on (iterative pruning), with ``recipe`` it trains before each cut in the method's way (multi-pass
-    Network Slimming). What all steps keep is one keep of the network that was given.
+    Network Slimming). What all steps keep is one keep of the network that was given. With ``rewind`` the survivors
+    return to earlier values after each cut: iterative magnitude pruning for lottery tickets (Frankle & Carbin 2019).
 
     Args:
         model: any trained `torch.nn.Module`; it stays as it is.
@@ -159,6 +161,8 @@ def prune(
             Zhu & Gupta 2017); the method's own where it has one and none is named, else linear.
         between: trains the network between two steps, in the method's way where no ``recipe`` does so before them;
             weights that were removed stay zero.
+        rewind: state dict of the network as it was before training, or early in it: what survives a cut gets these
+            values, buffers too, and the model that comes back has them, ready to be trained.
         batch_size: of what is measured.
         seed: of the training, and of the order in which a method sees the training examples.
         progress: called after each epoch, counted through all trainings.
@@ -181,6 +185,7 @@ def prune(
     units = method.units(graph)
     if not units.groups:
         raise TopiaristError("nothing in this network can be pruned; `topiarist inspect` says what pins each layer")
+    start = None if rewind is None else rewound(model, rewind)
     told = Told.of(progress, method, recipe, between, steps)
     if steps > 1 and isinstance(method, Rule) and method.budget(units) is not None:
         raise TopiaristError(
@@ -188,10 +193,11 @@ def prune(
         )
     if steps > 1 and units.groups[0].blocks:
         raise TopiaristError(f"{method.name} removes whole blocks in one cut: leave steps out")
-    work = _Work(method, units, example_inputs, data, recipe, between, batch_size, seed, told, on_step)
+    work = _Work(method, units, example_inputs, data, recipe, between, start, batch_size, seed, told, on_step)
     if steps == 1:
         trained = work.train(model, units, units.full(), 1)
         keep, proof, smaller = work.once(trained, units, wish)
+        smaller = work.again(smaller, keep)
     else:
         kept = kept_after(method, schedule, steps)
         trained, keep = in_steps(model, units, wish, method.allocation, kept, steps, work)
@@ -216,6 +222,7 @@ class _Work:
     data: Data | None
     recipe: Recipe | None
     between: Recipe | None
+    start: nn.Module | None
     batch_size: int
     seed: int
     told: Told
@@ -251,6 +258,10 @@ class _Work:
         if self.recipe is None or not acts(self.method):
             return model
         return self._fit(copied(model), graph, held, step, self.recipe, self.method)
+
+    def again(self, model: nn.Module, held: Keep) -> nn.Module:
+        """The smaller network with the values to which it is rewound, if any."""
+        return model if self.start is None else cut(self.start, self.units, held)
 
     def rest(self, model: nn.Module, graph: Graph, held: Keep, step: int) -> nn.Module:
         """Trains the smaller network on, where a recipe says how: the method's way, if it does not train before."""

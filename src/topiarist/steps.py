@@ -40,6 +40,9 @@ class Work(Protocol):
     def step(self, model: nn.Module, graph: Graph, held: Keep, wish: Wish, step: int) -> tuple[nn.Module, Keep]:
         """Trains a network the method's way and prunes it; the smaller one, and what it keeps of the graph."""
 
+    def again(self, model: nn.Module, held: Keep) -> nn.Module:
+        """The smaller network with the values to which it is rewound; itself, where it is not."""
+
     def rest(self, model: nn.Module, graph: Graph, held: Keep, step: int) -> nn.Module:
         """Trains the smaller network before the next step."""
 
@@ -131,6 +134,7 @@ def in_steps(
         wish = None if budget is None else _Share(budget, allocation, partial(kept, step), graph, keep, left)
         small, chosen = work.step(small, left.graph, keep, wish, step)
         keep = dict(chosen) if step == 1 else composed(graph, keep, left.graph, chosen)
+        small = work.again(small, keep)
         if step == steps:
             break
         left = Left.of(graph, keep, small, work)

@@ -141,6 +141,24 @@ def with_values(model: nn.Module, other: nn.Module) -> nn.Module:
     return made
 
 
+def rewound(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of a model with other values in all of its parameters and buffers: its own, before it was trained.
+
+    Raises:
+        TopiaristError: the values are not of this model.
+    """
+    made = copied(model)
+    try:
+        made.load_state_dict(values)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        told = " ".join(str(error).split())
+        raise TopiaristError(
+            f"the network cannot be rewound to these values: {told}; give model.state_dict() as it was before training "
+            "(copied: state_dict() itself changes with the model)"
+        ) from error
+    return made
+
+
 def _tensor(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in tensors:
         raise TopiaristError(f"the model has no tensor {name!r}; it is not the one that was traced")
