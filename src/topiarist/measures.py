@@ -60,7 +60,7 @@ class Statistic(Protocol):
         """Hooks itself into the model, to add to the sums of each group; the hooks are removed after the data."""
 
 
-_ACTIVATIONS = frozenset(name for name, found in vars(nn.modules.activation).items() if isinstance(found, type)) - {
+ACTIVATIONS = frozenset(name for name, found in vars(nn.modules.activation).items() if isinstance(found, type)) - {
     "Module", "Parameter", "Tensor", "MultiheadAttention", "Softmax", "Softmax2d", "LogSoftmax", "Softmin",
 }  # fmt: skip
 
@@ -91,7 +91,7 @@ def _response_site(group: Group, leaves: set[str]) -> Site | None:
             if produced:
                 break
             produced = True
-        if site.kind in _ACTIVATIONS:
+        if site.kind in ACTIVATIONS:
             return site
         if found is None or site.module in leaves:
             found = site

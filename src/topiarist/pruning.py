@@ -22,6 +22,7 @@ from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, check_finite, trace
 from topiarist.methods import Method, make
 from topiarist.methods.base import Repair, Rule, Selector
+from topiarist.patterns import misfits
 from topiarist.proof import TOLERANCE, Proof, prove
 from topiarist.stats import OnStep, Statistic, Stats, collect
 from topiarist.steps import Told, Wish, acts, check_steps, in_steps, kept_after
@@ -48,6 +49,7 @@ class Pruned:
         method: with its hyper-parameters.
         trained: the model that was cut: the given one, or its copy trained with the method's penalty.
         repair: the method that gave what was left new values, if any did.
+        pattern: ``"N:M"``, where the budget asked for one.
     """
 
     model: nn.Module
@@ -60,6 +62,7 @@ class Pruned:
     method: Method
     trained: nn.Module
     repair: Method | None = None
+    pattern: str | None = None
 
     @property
     def left_alone(self) -> dict[str, str]:
@@ -74,6 +77,7 @@ class Pruned:
         }
         reasons = {(p.tensor, p.axis): p.reason for p in self.graph.pinned}
         known = {(part.tensor, part.axis) for group in self.graph.groups for part in group.slices}
+        odd = misfits(self.graph, [name for name, axis in known if axis is None], self.pattern) if self.pattern else {}
         found: dict[str, str] = {}
         for name in self.graph.parameters:
             shape = self.graph.shapes[name]
@@ -83,7 +87,7 @@ class Pruned:
             whole = (name, None)
             if whole in known:
                 if whole not in cut_axes:
-                    found[name] = "keeps every weight"
+                    found[name] = odd.get(name, "keeps every weight")
             elif whole not in cut_axes and axes and not any((name, a) in cut_axes for a in axes[:1]):
                 axis = axes[0]
                 found[name.removesuffix(".weight")] = reasons.get((name, axis), "the budget keeps every unit")
@@ -214,8 +218,19 @@ def prune(
         trained, keep = in_steps(model, units, wish, method.allocation, kept, steps, work)
         proof, smaller = prove(trained, units, keep, example_inputs), cut(trained, units, keep)
         _check(proof)
-    before, after = cost(units), cost(units, keep)
-    return Pruned(smaller, Architecture.of(units, keep), proof, before, after, units, keep, method, trained, repairer)
+    return Pruned(
+        model=smaller,
+        architecture=Architecture.of(units, keep),
+        proof=proof,
+        before=cost(units),
+        after=cost(units, keep),
+        graph=units,
+        keep=keep,
+        method=method,
+        trained=trained,
+        repair=repairer,
+        pattern=None if wish is None else wish.pattern,
+    )
 
 
 def _repairer(method: Method, repair: str | Method | None) -> Method | None:
