@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.budget import Allocation, Budget
+from topiarist.errors import TopiaristError
 
 if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph, Keep, Scores, Slice
+    from topiarist.graph.graph import Graph, Group, Keep, Scores, Slice
     from topiarist.stats import Statistic, Stats
 
 
@@ -158,6 +159,18 @@ def sum_by_unit(part: Slice, values: Tensor) -> Tensor:
         others = [axis for axis in range(values.ndim) if axis != part.axis]
         line = values.sum(others) if others else values  # pairwise sums: single precision is enough here
     return line[part.positions].sum(1, dtype=torch.float64)
+
+
+def weights_of(group: Group, stats: Stats) -> Tensor:
+    """A group's weights, one a unit.
+
+    Raises:
+        TopiaristError: its units are not single weights.
+    """
+    part = group.slices[0]
+    if part.axis is not None:
+        raise TopiaristError("this method scores single weights: pass it graph.weights() instead of the graph")
+    return stats.tensor(part.tensor).flatten()[part.positions[:, 0]]
 
 
 def as_mapping(value: float | Mapping[str, float]) -> Mapping[str, float]:
