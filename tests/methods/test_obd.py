@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import topiarist
 from networks import Net
+from topiarist.data import Data
 from topiarist.errors import TopiaristError
 from topiarist.methods import make
 from topiarist.stats import collect
@@ -156,6 +157,25 @@ def test_frozen_networks_are_scored_alike_and_stay_frozen():
     assert not any(parameter.requires_grad for parameter in model.parameters())
     for name, h in before.items():
         torch.testing.assert_close(after[name], h)
+
+
+def test_weights_are_scored_by_their_own_curvature_after_a_cut():
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+    x, y = rand(N, 4, 1, 1).float(), torch.arange(N) % 3
+    data = Data.of("points", x, y, x, y)
+    pruned = topiarist.prune(model, data.example(), "obd", 0.5, data, steps=2)
+    first = topiarist.prune(model, data.example(), "obd", 0.75, data)
+    gone = torch.cat([~keep for keep in first.keep.values()])
+    inputs = data.normalise(x)
+    scores = []
+    for name in pruned.keep:
+        w = first.model.get_parameter(name).detach()
+        scores.append((explicit(first.model, inputs, name) * w.square()).flatten())
+    scores = torch.cat(scores).masked_fill(gone, -1)
+    kept = torch.cat(list(pruned.keep.values()))
+    assert int(kept.sum()) == len(kept) // 2
+    assert scores[kept].min() > scores[~kept].max()
 
 
 def test_what_cannot_be_scored_is_told():

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from topiarist.errors import TopiaristError
 from topiarist.methods._slopes import Slopes, factors, on_slopes
-from topiarist.methods.base import Method, weights_of
+from topiarist.methods.base import Method, places_of, weights_of
 
 if TYPE_CHECKING:
     from topiarist.graph.graph import Graph, Scores
@@ -100,11 +100,12 @@ class OBD(Method):
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
         """``s_k = h_kk w_k^2 / 2``."""
-        weights = {group.name: weights_of(group, stats).double().cpu() for group in graph.groups}
+        weights = {group: weights_of(group, stats).double().cpu() for group in graph.groups}
         key = f"curvature-{self.curvature}.squares"
-        seen = [name for name in weights if (name, key) in stats.sums]
+        seen = [group for group in weights if (group.name, key) in stats.sums]
         if not seen:
             raise TopiaristError(
                 "obd has no curvature of any weight: collect what this method needs, with targets that the loss uses"
             )
-        return {name: stats.mean(name, key) * weights[name].square() / 2 for name in seen}
+        h = {group: stats.mean(group.name, key)[places_of(group)] for group in seen}
+        return {group.name: h[group] * weights[group].square() / 2 for group in seen}
