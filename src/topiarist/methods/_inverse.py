@@ -10,6 +10,9 @@ from topiarist.errors import TopiaristError
 _ROOM = 2**25
 """Numbers that may be in memory at once in copies of the inverse."""
 
+_RTOL = 1e-12
+"""A direction of less curvature than this, against the strongest, is rounding and not data."""
+
 
 def damped(H: Tensor, damping: float) -> Tensor:
     """``H + damping * mean(diag H) I``; the identity where nothing was ever read."""
@@ -24,10 +27,7 @@ def inverse(H: Tensor) -> Tensor:
     Raises:
         TopiaristError: it is not positive definite.
     """
-    factor, info = torch.linalg.cholesky_ex(H)
-    if int(info) or not factor.isfinite().all():
-        raise TopiaristError("the Hessian has no inverse: raise the damping, or pass more data (finite ones)")
-    return torch.cholesky_inverse(factor)
+    return torch.cholesky_inverse(_factor(H))
 
 
 def removals(w: Tensor, H_inv: Tensor, free: Tensor | None = None) -> Tensor:
@@ -53,15 +53,22 @@ def removals(w: Tensor, H_inv: Tensor, free: Tensor | None = None) -> Tensor:
 def _removals(w: Tensor, H_inv: Tensor, free: Tensor) -> Tensor:
     w, inv = w.clone(), H_inv.repeat(len(w), 1, 1)
     row = torch.arange(len(w), device=w.device)
-    stays = free.repeat(len(w), 1)
+    place = torch.arange(len(free), device=w.device).repeat(len(w), 1)  # of what the arrays hold
+    there = torch.ones_like(w, dtype=torch.bool)
     cost = torch.full_like(w, torch.inf)
     level = torch.full_like(w[:, 0], -torch.inf)
-    for _ in range(int(free.sum())):
-        L = torch.where(stays, w.square() / (2 * inv.diagonal(dim1=1, dim2=2)), torch.inf)
+    for gone in range(int(free.sum())):
+        if (
+            2 * (len(free) - gone) <= w.shape[1]
+        ):  # rows and columns that are gone are only worth leaving out by the half
+            left = there.nonzero()[:, 1].view(len(w), -1)
+            w, place, there = (values.gather(1, left) for values in (w, place, there))
+            inv = inv[row[:, None, None], left[:, :, None], left[:, None, :]]
+        L = torch.where(there & free[place], w.square() / (2 * inv.diagonal(dim1=1, dim2=2)), torch.inf)
         q = L.argmin(1)
         level = torch.maximum(L[row, q], torch.nextafter(level, torch.full_like(level, torch.inf)))
-        cost[row, q] = level
-        stays[row, q] = False
+        cost[row, place[row, q]] = level
+        there[row, q] = False
         column = inv[row, :, q]
         scaled = column / inv[row, q, q][:, None]
         w -= w[row, q][:, None] * scaled
@@ -84,8 +91,14 @@ def adjusted(w: Tensor, keep: Tensor, H: Tensor) -> Tensor:
         TopiaristError: ``H_SS`` is not positive definite.
     """
     result = torch.zeros_like(w)
-    factor, info = torch.linalg.cholesky_ex(H[keep][:, keep])
-    if int(info):
-        raise TopiaristError("the Hessian has no inverse: raise the damping, or pass more data")
-    result[keep] = w[keep] + torch.cholesky_solve((H[keep][:, ~keep] @ w[~keep])[:, None], factor)[:, 0]
+    if keep.any():
+        make_up = torch.cholesky_solve((H[keep][:, ~keep] @ w[~keep])[:, None], _factor(H[keep][:, keep]))
+        result[keep] = w[keep] + make_up[:, 0]
     return result
+
+
+def _factor(H: Tensor) -> Tensor:
+    factor, info = torch.linalg.cholesky_ex(H)
+    if int(info) or not factor.diagonal().square().min() > _RTOL * H.diagonal().max():
+        raise TopiaristError("the Hessian has no inverse: raise the damping, or pass more data, all of it finite")
+    return factor

@@ -69,8 +69,8 @@ def on_slopes(
         run: the run over the data.
         see: gets the slopes and ``(N, classes, ...)``, in each row the gradient of that example's loss.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    weights = {group.name: parameters[group.name] for group in graph.weights().groups if group.name in parameters}
+    tensors = tensors_of(model)
+    weights = {group.name: tensors[group.name] for group in graph.weights().groups}
     calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def remember(name: str) -> Any:
@@ -90,6 +90,11 @@ def on_slopes(
     for name, layer in plain_layers(model, weights).items():
         yield layer.register_forward_hook(remember(name), with_kwargs=True)
     yield model.register_forward_hook(finish)
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer under each of its names."""
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
 
 
 def plain_layers(model: nn.Module, weights: Iterable[str]) -> dict[str, Any]:

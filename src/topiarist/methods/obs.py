@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod, sqrt
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from topiarist.allocation import allocate
 from topiarist.budget import matching
 from topiarist.errors import TopiaristError
 from topiarist.methods._inverse import adjusted, damped, inverse, removals
-from topiarist.methods._slopes import Slopes, factors, on_slopes, patches, plain_layers
+from topiarist.methods._slopes import Slopes, factors, on_slopes, patches, plain_layers, tensors_of
 from topiarist.methods.base import Method, places_of
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ class OBS(Method):
 
     hessian: Literal["full", "layer"] = "layer"
     damping: float = 0.01
+    _rehearses: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.hessian not in ("full", "layer"):
@@ -140,6 +141,12 @@ class OBS(Method):
             raise TopiaristError(f"damping must be a number of at least 0, but got {self.damping!r}")
         object.__setattr__(self, "needs", frozenset({GaussNewton() if self.hessian == "full" else Inputs()}))
 
+    def rehearsal(self) -> OBS:
+        """What the size of the weights selects, without repair."""
+        quick = replace(self)
+        object.__setattr__(quick, "_rehearses", True)
+        return quick
+
     def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep:
         """Takes weights away in the order of their removals until the budget is met."""
         if budget is None:
@@ -147,12 +154,17 @@ class OBS(Method):
         weights = self._weights(graph, stats)
         whole = {name for pattern in budget.exclude for name in matching(pattern, [g.name for g in graph.groups])}
         free = {name: w for name, w in weights.items() if name not in whole}
-        costs = self._full(weights, free, stats) if self.hessian == "full" else self._layers(free, stats)
+        if self._rehearses:
+            costs = {name: w.abs().cpu() for name, w in free.items()}
+        else:
+            costs = self._full(weights, free, stats) if self.hessian == "full" else self._layers(free, stats)
         scores = {name: cost[places_of(graph[name])] for name, cost in costs.items()}
         return allocate(graph, scores, budget, self.allocation)
 
     def repair(self, model: nn.Module, graph: Graph, keep: Keep, stats: Stats) -> None:
         """``w_S + H_SS^-1 H_ST w_T``: the sum of all updates."""
+        if self._rehearses:
+            return
         weights = self._weights(graph, stats)
         kept = {name: torch.zeros_like(w, dtype=torch.bool) for name, w in weights.items()}
         for name, whole in kept.items():
@@ -167,10 +179,10 @@ class OBS(Method):
                 for name, w in weights.items()
                 if not kept[name].all()
             }
+        tensors = tensors_of(model)
         with torch.no_grad():
             for name, values in found.items():
-                parameter = model.get_parameter(name)
-                parameter.copy_(values.view(parameter.shape))
+                tensors[name].copy_(values.view(tensors[name].shape))
 
     def _weights(self, graph: Graph, stats: Stats) -> dict[str, Tensor]:
         """Float64, flattened: the tensors that the Hessian is known of.
