@@ -35,11 +35,14 @@ class Watch:
         self._wanted.append((tensor, then))
 
     def backward(self, loss: Tensor) -> None:
-        """Hands out the gradients that were asked for; no ``.grad`` is touched."""
+        """Hands out the gradients that were asked for; no ``.grad`` is touched.
+
+        The graph stays, so that whoever gets one may ask for more.
+        """
         wanted, self._wanted = self._wanted, []
         if not wanted or not loss.requires_grad:
             return
-        gradients = torch.autograd.grad(loss, [tensor for tensor, _ in wanted], allow_unused=True)
+        gradients = torch.autograd.grad(loss, [tensor for tensor, _ in wanted], allow_unused=True, retain_graph=True)
         for (_, then), gradient in zip(wanted, gradients, strict=True):
             if gradient is not None:
                 then(gradient)

@@ -206,6 +206,7 @@ def _measure(
                         raise TopiaristError("gradients need targets: pass batches as pairs (inputs, target)")
                     examples = len(tensors_in(inputs)[0])
                     watch.backward(loss(output, moved(target, device)) * examples)
+                del output  # and the graph with it, before the next batch needs the memory
         finally:
             for handle in handles:
                 handle.remove()

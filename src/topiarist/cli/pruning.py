@@ -17,7 +17,7 @@ from topiarist.models import full_name
 from topiarist.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from topiarist.pruning import Pruned
+    from topiarist.pruned import Pruned
     from topiarist.train import History
 
 TRAINING, FINE_TUNING = "train.ckpt", "finetune.ckpt"

@@ -129,8 +129,15 @@ def _readers(group: Group, model: nn.Module) -> dict[str, Slice]:
 
 
 def _is_read(layer: nn.Module) -> bool:
-    # Subclasses may compute something else with the same weight.
-    return type(layer) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) and getattr(layer, "groups", 1) == 1
+    return is_plain(layer) and getattr(layer, "groups", 1) == 1
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether it is a linear layer or a convolution and nothing more.
+
+    Subclasses may compute something else with the same weight.
+    """
+    return type(layer) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def _refuse() -> Any:
@@ -198,7 +205,7 @@ class Places:
         Raises:
             TopiaristError: what it reads is not finite.
         """
-        cells, under = windows(layer, x)
+        cells, under = windows_of(layer, x)
         rows, remainder = divmod(len(cells), self.size)
         if remainder or not rows:
             return None
@@ -256,7 +263,7 @@ class _Grams:
         }
 
 
-def windows(layer: Layer, x: Tensor) -> tuple[Tensor, Tensor]:
+def windows_of(layer: Layer, x: Tensor) -> tuple[Tensor, Tensor]:
     """A layer's input, and what of it each place of the output reads.
 
     Returns:

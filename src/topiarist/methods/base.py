@@ -161,16 +161,26 @@ def sum_by_unit(part: Slice, values: Tensor) -> Tensor:
     return line[part.positions].sum(1, dtype=torch.float64)
 
 
-def single_weights(group: Group, stats: Stats) -> Tensor:
-    """The weights of a group that has one unit a weight, ``(units,)``.
+def places_of(group: Group) -> Tensor:
+    """Where a group's weights are in its flattened tensor, ``(units,)``: after a cut, those that are left.
 
     Raises:
-        TopiaristError: its units are structures.
+        TopiaristError: its units are not single weights.
     """
-    part = group.slices[0] if group.of_weights else None
-    if part is None:
+    part = group.slices[0]
+    if part.axis is not None:
         raise TopiaristError("this method scores single weights: pass it graph.weights() instead of the graph")
-    return stats.tensor(part.tensor).flatten()[part.positions[:, 0]]
+    return part.positions[:, 0]
+
+
+def weights_of(group: Group, stats: Stats) -> Tensor:
+    """A group's weights, one a unit.
+
+    Raises:
+        TopiaristError: its units are not single weights.
+    """
+    places = places_of(group)
+    return stats.tensor(group.slices[0].tensor).flatten()[places]
 
 
 def as_mapping(value: float | Mapping[str, float]) -> Mapping[str, float]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from topiarist.budget import matching
 from topiarist.errors import TopiaristError
-from topiarist.methods.base import Method, single_weights
+from topiarist.methods.base import Method, weights_of
 
 if TYPE_CHECKING:
     from topiarist.budget import Budget
@@ -54,7 +54,7 @@ class Magnitude(Method):
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
         """``s = |w|``."""
-        return {group.name: single_weights(group, stats).abs() for group in self._layers(graph)}
+        return {group.name: weights_of(group, stats).abs() for group in self._layers(graph)}
 
     def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep | None:
         """``|w| >= q_l * std(w_l)``, if there is a ``q``."""
@@ -66,7 +66,7 @@ class Magnitude(Method):
         quality = {name: q for pattern, q in self._qualities().items() for name in matching(pattern, layers)}
         keep = dict(graph.full())
         for name, q in quality.items():
-            w = single_weights(layers[name], stats)
+            w = weights_of(layers[name], stats)
             keep[name] = w.abs() >= (q * w.std(correction=0)).clamp(max=w.abs().max())
         return keep
 

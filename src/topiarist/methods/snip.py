@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from topiarist.errors import TopiaristError
 from topiarist.measures import Watch
-from topiarist.methods.base import Method, single_weights
+from topiarist.methods.base import Method, weights_of
 
 if TYPE_CHECKING:
     from topiarist.graph.graph import Graph, Group, Scores
@@ -81,7 +81,7 @@ class Snip(Method):
     def score(self, graph: Graph, stats: Stats) -> Scores:
         """``|g w| / sum |g w|``; how many examples the gradient is a sum of makes no difference."""
         felt = {
-            group.name: (single_weights(group, stats).cpu() * _slopes(group, stats)).abs()
+            group.name: (weights_of(group, stats).cpu() * _slopes(group, stats)).abs()
             for group in graph.groups
             if not group.of_weights or (group.name, "weight-gradients.sum") in stats.sums
         }

@@ -15,8 +15,8 @@ from torch.utils.hooks import RemovableHandle
 from topiarist.allocation import allocate
 from topiarist.errors import TopiaristError
 from topiarist.measures import Watch
-from topiarist.methods._readers import Layer, windows
-from topiarist.methods.base import Method, single_weights
+from topiarist.methods._readers import Layer, windows_of
+from topiarist.methods.base import Method, weights_of
 
 if TYPE_CHECKING:
     from topiarist.budget import Budget
@@ -60,7 +60,7 @@ def energies(layer: Layer, x: Tensor) -> Tensor:
 
     A convolution's inputs are the entries of the patches under its kernel, zeros of the padding among them.
     """
-    cells, under = windows(layer, x)
+    cells, under = windows_of(layer, x)
     squares = cells.double().square().sum(0)
     sums = squares[:, under.to(x.device).T].sum(2)  # (inputs, entries)
     return sums.view(getattr(layer, "groups", 1), *layer.weight.shape[1:])
@@ -98,7 +98,7 @@ class Wanda(Method):
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
         """``|W_ij| * ||X_j||``."""
-        weights = {group.name: single_weights(group, stats) for group in graph.groups}
+        weights = {group.name: weights_of(group, stats) for group in graph.groups}
         seen = [name for name in weights if (name, "input-energies.sum") in stats.sums]
         if not seen:
             raise TopiaristError(
