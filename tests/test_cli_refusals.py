@@ -15,6 +15,8 @@ from door import NET, SHAPE, one_sentence, run
 from topiarist.cli import commands
 
 BAD = {
+    "seed too large": (["prune", NET, "--method", "l1", "--data", "digits", "--seed", str(2**64)], "from 0 to"),
+    "negative seed": (["train", NET, "--data", "digits", "--seed", "-1"], "from 0 to"),
     "nothing": ([], "demo, methods"),
     "unknown command": (["prun"], "did you mean prune"),
     "unknown method": (["prune", NET, "--method", "l7", "--data", "digits"], "l1"),

@@ -415,7 +415,7 @@ def test_a_validation_split_takes_from_the_training_examples_only():
 def test_data_checks_itself():
     parts = tensors()
     common = {"classes": 3, "mean": (0.0,), "std": (1.0,)}
-    assert "one number for each channel" in refusal(Data, "set", **parts, **{**common, "mean": (0.0, 0.0)})
+    assert "one finite number for each channel" in refusal(Data, "set", **parts, **{**common, "mean": (0.0, 0.0)})
     assert "must be above 0" in refusal(Data, "set", **parts, **{**common, "std": (0.0,)})
     assert "labels count from 0 to 1" in refusal(Data, "set", **parts, **{**common, "classes": 2})
     assert "augment is 'flip'" in refusal(Data, "set", **parts, **common, augment="flip")

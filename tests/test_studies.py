@@ -303,6 +303,7 @@ def work(cell, folder, needs):
     return {"accuracy": float(cell.seed), "resumed": (folder / "half").exists()}
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has none
     outcome = run_cells(CELLS, OUT, work, workers=int(sys.argv[2]))
     print(json.dumps([len(outcome.reused), len(outcome.finished), outcome.failed]))
 """

@@ -39,6 +39,7 @@ def options() -> argparse.Namespace:
         "--out", type=Path, help="folder of the run (runs/structured, with --mini runs/structured-mini)"
     )
     parser.add_argument("--seeds", type=int, help="how many (5; with --mini 2)")
+    parser.add_argument("--finals", type=int, help="seeds on which the best of each side meet (10; with --mini 3)")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="ours, and Torch-Pruning's as tp:NAME; all")
     parser.add_argument("--networks", nargs="+", choices=("vgg11", "resnet20"), help="both by default")
     parser.add_argument("--images", type=int, help="training images (10,000; on a GPU 50,000)")
@@ -70,6 +71,7 @@ def main() -> None:
     ]
     names = chosen.methods or plan.everyone()
     seeds = range(chosen.seeds or (2 if chosen.mini else 5))
+    more = range(chosen.finals or (3 if chosen.mini else 10))
     prepare(out)
     if not chosen.report_only:
         for setting in settings:
@@ -81,7 +83,19 @@ def main() -> None:
         if asked:
             wanted = results.scratch_plan(out, asked, names, seeds)
             _run([cell for _, arms in wanted for cell in arms], worker, chosen.workers)
+        pairs = list(results.finalists(results.gather(out, settings, names, seeds), settings))
+        _run(
+            [plan.pruned(s, name, macs, n) for n in more for s, macs, *both in pairs for name in both],
+            worker,
+            chosen.workers,
+        )
+        _run(
+            [plan.timed(s, name, macs, seeds[0]) for s in settings for name in names for macs in plan.BUDGETS],
+            worker,
+            1,
+        )
     found = results.gather(out, settings, names, seeds)
+    found["finals"] = results.finals(out, found, settings, more)
     found["machine"] = json.loads((out / "machine.json").read_text())
     found["cpu_hours"] = sum(_processor(path) for path in (out / "cells").glob("*/result.json")) / 3600
     command = "python benchmarks/structured --mini" if chosen.mini else "python benchmarks/structured --data FOLDER"

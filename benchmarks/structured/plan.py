@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import peer
@@ -16,6 +16,7 @@ SCRATCH = ("l1", "slimming", "thinet", "taylor")
 SCRATCH_SEED = 1_000_003  # from the seed itself a network would start from the trained one's own initial weights
 CAP = 2.0  # Scratch-B trains for at most twice the epochs
 PEER = "tp:"  # begins the names of Torch-Pruning's methods
+PAIRS = ("slimming+lasso",)  # the one chooses, the other refits what is left
 TRAINING_ROLES = {"penalty", "proximal", "gate", "soft"}
 
 FIELDS: Mapping[str, Callable[[str, float | None], dict[str, Any]]] = {
@@ -118,8 +119,8 @@ def settings(images: int | None, mini: bool) -> tuple[Setting, ...]:
 
 
 def ours() -> list[str]:
-    """Every structured method of the registry."""
-    return [name for name in methods.names() if methods.get(name).granularity == "structure"]
+    """Every structured method of the registry, and pairs of which one chooses and the other repairs."""
+    return [*(name for name in methods.names() if methods.get(name).granularity == "structure"), *PAIRS]
 
 
 def everyone() -> list[str]:
@@ -131,11 +132,17 @@ def trains(method: str) -> bool:
     """Whether a method takes part in training, so that it gets the extra epochs."""
     if method.startswith(PEER):
         return method.removeprefix(PEER) in peer.TRAINED
-    return bool(TRAINING_ROLES & set(methods.describe(method)["roles"]))
+    return bool(TRAINING_ROLES & set(methods.describe(chooser(method))["roles"]))
+
+
+def chooser(method: str) -> str:
+    """The one of a pair that chooses; of other names the method itself."""
+    return method.partition("+")[0]
 
 
 def fields(method: str, network: str, macs: float | None) -> dict[str, Any]:
     """The fields of one of our methods for a network at a budget, where they are not its defaults."""
+    method = chooser(method)
     return FIELDS[method](network, macs) if method in FIELDS else {}
 
 
@@ -151,7 +158,7 @@ def pruned(setting: Setting, method: str, macs: float, seed: int) -> Cell:
     if trains(method):
         # One sparse training serves all budgets, unless the fields are the budget's.
         told = {"recipe": dict(setting.extra), "fields": chosen}
-        start = Cell("sparse", setting.network, setting.data_name, seed, method, settings=told, needs=(start,))
+        start = Cell("sparse", setting.network, setting.data_name, seed, chooser(method), settings=told, needs=(start,))
     told = {
         "fields": chosen,
         "measure": setting.measure,
@@ -162,6 +169,12 @@ def pruned(setting: Setting, method: str, macs: float, seed: int) -> Cell:
     if setting.exclude and not method.startswith(PEER) and method != "sss":  # which takes whole blocks
         budget["exclude"] = list(setting.exclude)
     return Cell("pruned", setting.network, setting.data_name, seed, method, budget, told, (start,))
+
+
+def timed(setting: Setting, method: str, macs: float, seed: int) -> Cell:
+    """The pruning alone once more, for the seconds that it takes where nothing runs beside it."""
+    cell = pruned(setting, method, macs, seed)
+    return replace(cell, arm="timed", settings={**cell.settings, "recipe": None})
 
 
 def cells(chosen: Iterable[Setting], names: Iterable[str], seeds: Iterable[int]) -> Iterator[Cell]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from plan import BUDGETS, PEER, SCRATCH, Setting, base, pruned, scratch, trains
+from plan import BUDGETS, PEER, SCRATCH, Setting, base, pruned, scratch, timed, trains
 
 from topiarist.studies import Cell, Difference, paired
 from topiarist.studies.cells import finished, result
@@ -48,6 +48,9 @@ def _records(out: Path, setting: Setting, name: str, whole: Record) -> Iterator[
         if told == {"failed": ""}:
             continue  # not tried yet
         told.pop("widths", None)
+        told.pop("prune_seconds", None)  # taken beside other cells
+        if finished(out, clock := timed(setting, name, macs, whole["seed"])):
+            told |= {key: value for key, value in result(out, clock).items() if key == "prune_seconds"}
         if "after" in told:
             told |= {"macs_kept": told.pop("macs") / whole["macs"], "params_kept": told.pop("params") / whole["params"]}
         identity = {"network": setting.title, "method": name, "budget": macs, "seed": whole["seed"]}
@@ -122,6 +125,27 @@ def duel(rows: list[Record], part: str) -> tuple[str, str, Difference] | None:
         return None
     accuracy = by_seed(rows, lambda row: row.get("after", {}).get("test", 0.0))
     return chosen[False], chosen[True], paired(accuracy[chosen[False]], accuracy[chosen[True]])
+
+
+def finalists(found: dict[str, Any], settings: Iterable[Setting]) -> Iterator[tuple[Setting, float, str, str]]:
+    """Our best and its best of each network and budget, which meet on more seeds."""
+    for setting in settings:
+        for macs in BUDGETS:
+            rows = [row for row in found["pruned"] if (row["network"], row["budget"]) == (setting.title, macs)]
+            if rows and (fight := duel(rows, "test")) is not None:
+                yield setting, macs, *fight[:2]
+
+
+def finals(out: Path, found: dict[str, Any], settings: Iterable[Setting], seeds: Iterable[int]) -> list[Record]:
+    """What the finalists did at all seeds, those by which they were chosen too."""
+    seeds, rows = tuple(seeds), []
+    for setting, macs, mine, its in finalists(found, settings):
+        for seed in seeds:
+            if finished(out, cell := base(setting, seed)):
+                whole = {"network": setting.title, "seed": seed, **result(out, cell)}
+                records = (row for name in (mine, its) for row in _records(out, setting, name, whole))
+                rows += [row for row in records if row["budget"] == macs and holds(row)]
+    return rows
 
 
 def against_random(rows: list[Record]) -> dict[str, Difference]:

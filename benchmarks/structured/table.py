@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from plan import BUDGETS, PEER, SCRATCH, Setting
-from results import Record, against_random, duel, holds
+from results import Record, against_random, by_seed, duel, holds
 
-from topiarist.studies import Difference, summarise, verdict
+from topiarist.studies import Difference, paired, summarise, verdict
 
 PACKAGES = ("topiarist", "torch-pruning", "torch", "numpy")
 MARGIN = -0.3
@@ -59,7 +59,8 @@ def _about(found: dict[str, Any], settings: tuple[Setting, ...], command: str) -
     return [
         *lines,
         f"Methods with sparse training get the same extra epochs on both sides: {', '.join(trained) or 'none'}. "
-        "All that measure see the same training images. `s` is the CPU time of one pruning, sparse training left out: "
+        "All that measure see the same training images. `s` is the CPU time of one pruning at the first seed, alone on "
+        "the machine and after a first one, sparse training left out: "
         "ours with tracing and the proof, Torch-Pruning's with tracing. `proof` is the largest relative difference "
         "between cut and mask in float64, over the seeds.",
         "",
@@ -104,6 +105,8 @@ def _conclusion(found: dict[str, Any], settings: tuple[Setting, ...]) -> list[st
                         f"- {setting.title}, {100 * macs:g} % of MACs, {chosen}: {verdict(mine, its, difference)}; "
                         f"{_margin(difference)}."
                     )
+                    if part == "test":
+                        lines += _final(found, setting, macs, mine, its)
     gains = against_random(found["pruned"])
     lost = [name for name, gain in gains.items() if gain.mean <= 0 and not name.startswith(PEER)]
     open_ = [name for name, gain in gains.items() if gain.mean > 0 and not gain.resolved and not name.startswith(PEER)]
@@ -115,6 +118,15 @@ def _conclusion(found: dict[str, Any], settings: tuple[Setting, ...]) -> list[st
     if amiss:
         lines.append(f"- Not driven to the budget everywhere (see the tables' notes): {', '.join(amiss)}.")
     return lines or ["- Nothing can be said yet."]
+
+
+def _final(found: dict[str, Any], setting: Setting, macs: float, mine: str, its: str) -> list[str]:
+    rows = [row for row in found["finals"] if (row["network"], row["budget"]) == (setting.title, macs)]
+    accuracy = by_seed(rows, lambda row: float(row["after"]["test"]))
+    if len(accuracy.get(mine, {}).keys() & accuracy.get(its, {}).keys()) <= len({row["seed"] for row in found["base"]}):
+        return []
+    difference = paired(accuracy[mine], accuracy[its])
+    return [f"  - The same two on {difference.n} seeds: {verdict(mine, its, difference)}; {_margin(difference)}."]
 
 
 def _margin(difference: Difference) -> str:
@@ -157,11 +169,16 @@ def _line(name: str, rows: list[Record]) -> str:
         cells = [
             *(str(summarise([row[when]["test"] for row in done])) for when in ("before", "after")),
             *(f"{100 * summarise([row[key] for row in done]).mean:.1f} %" for key in ("macs_kept", "params_kept")),
-            f"{summarise([row['seconds'] for row in done]).mean:.1f}",
+            _seconds(done),
             f"{max(row['proof'] for row in done):.0e}" if "proof" in done[0] else "–",
         ]
     note = "; ".join(sorted(filter(None, notes))).replace("|", "/")
     return f"| {name} | " + " | ".join(cells) + f" | {rows[0]['extra_epochs'] or ''} | {note} |"
+
+
+def _seconds(rows: list[Record]) -> str:
+    taken = [row["prune_seconds"] for row in rows if "prune_seconds" in row]
+    return f"{summarise(taken).mean:.1f}" if taken else "–"
 
 
 def _random_table(found: dict[str, Any]) -> list[str]:

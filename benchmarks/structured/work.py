@@ -14,7 +14,7 @@ from typing import Any
 import images
 import peer
 import torch
-from plan import PEER
+from plan import PEER, chooser
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -52,8 +52,7 @@ class Worker:
 
     def __call__(self, cell: Cell, folder: Path, needs: tuple[Path, ...]) -> Result:
         torch.set_num_threads(self.threads)
-        step = {"base": base, "sparse": sparse, "pruned": pruned, "scratch_e": scratch, "scratch_b": scratch}[cell.arm]
-        return step(Bench.of(cell, self), folder, *needs)
+        return STEPS[cell.arm](Bench.of(cell, self), folder, *needs)
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,16 @@ class Bench:
 
     def method(self) -> methods.Method:
         """Our method of this cell; the seed decides what is left to chance."""
-        name = self.cell.method
+        return self._seeded(chooser(self.cell.method), self.cell.settings["fields"])
+
+    def repair(self) -> methods.Method | None:
+        """The second of a pair, which repairs what the first one chose."""
+        name = self.cell.method.partition("+")[2]
+        return self._seeded(name, {}) if name else None
+
+    def _seeded(self, name: str, chosen: Mapping[str, Any]) -> methods.Method:
         chance = {"seed": self.cell.seed} if "seed" in {entry.name for entry in fields(methods.get(name))} else {}
-        return methods.make(name, **{**chance, **self.cell.settings["fields"]})
+        return methods.make(name, **{**chance, **chosen})
 
     def train(self, model: nn.Module, recipe: Recipe, *, part: int | None = None, **role: Any) -> dict[str, float]:
         """Trains in place, on ``part`` of the training images; channels last is the quicker layout.
@@ -141,18 +147,9 @@ def sparse(bench: Bench, folder: Path, start: Path) -> Result:
 
 def pruned(bench: Bench, folder: Path, start: Path) -> Result:
     """The pruned network, before and after fine-tuning; or why the method refuses."""
-    model, budget = _start(bench, start), bench.cell.budget
-    measured = bench.data.subset(bench.cell.settings["measure"], seed=bench.cell.seed)
-    try:
-        with limited(bench.limit):
-            if bench.cell.method.startswith(PEER):
-                smaller, told = _by_peer(bench, model, measured, budget["macs"])
-            else:
-                smaller, told = _by_ours(bench, model, measured, budget, folder)
-    except OutOfTimeError:
-        return {"refused": f"it had not finished after {bench.limit:.0f} CPU seconds"}
-    except topiarist.TopiaristError as error:
-        return {"refused": " ".join(str(error).split())}
+    smaller, told = _smaller(bench, folder, start)
+    if smaller is None:
+        return told
     after = {
         "macs": peer.macs(smaller, bench.data.example()),
         "params": sum(parameter.numel() for parameter in smaller.parameters()),
@@ -161,23 +158,46 @@ def pruned(bench: Bench, folder: Path, start: Path) -> Result:
     return {**told, **after, "after": bench.train(smaller, bench.recipe, part=bench.cell.settings["tune"])}
 
 
+def timed(bench: Bench, folder: Path, start: Path) -> Result:
+    """CPU seconds of the pruning alone."""
+    _smaller(bench, folder, start)  # a first time, for all that is loaded and set up then
+    _, told = _smaller(bench, folder, start)
+    return {key: told[key] for key in ("prune_seconds", "refused") if key in told}
+
+
+def _smaller(bench: Bench, folder: Path, start: Path) -> tuple[nn.Module | None, Result]:
+    """The pruned network, and what is to be told of it: why there is none, in the worst case."""
+    model, budget = _start(bench, start), bench.cell.budget
+    measured = bench.data.subset(bench.cell.settings["measure"], seed=bench.cell.seed)
+    try:
+        with limited(bench.limit):
+            if bench.cell.method.startswith(PEER):
+                return _by_peer(bench, model, measured, budget["macs"])
+            return _by_ours(bench, model, measured, budget, folder)
+    except OutOfTimeError:
+        return None, {"refused": f"it had not finished after {bench.limit:.0f} CPU seconds"}
+    except topiarist.TopiaristError as error:
+        return None, {"refused": " ".join(str(error).split())}
+
+
 def _by_ours(
     bench: Bench, model: nn.Module, measured: Data, budget: Mapping[str, Any], folder: Path
 ) -> tuple[nn.Module, Result]:
     method, example = bench.method(), measured.example()
+    told: dict[str, Any] = {"data": measured, "seed": bench.cell.seed, "repair": bench.repair()}
     begin, own = time.process_time(), False
     try:
-        done = topiarist.prune(model, example, method, dict(budget), data=measured, seed=bench.cell.seed)
+        done = topiarist.prune(model, example, method, dict(budget), **told)
     except topiarist.TopiaristError:
         if not isinstance(method, Rule | Selector):
             raise
         # It may take no budget, but find the widths itself.
         begin, own = time.process_time(), True
-        done = topiarist.prune(model, example, method, data=measured, seed=bench.cell.seed)
+        done = topiarist.prune(model, example, method, **told)
     seconds = time.process_time() - begin
     done.architecture.save(folder / "architecture.json")
     widths = {name: kept for name, (kept, _) in done.architecture.widths.items()}
-    return done.model, {"seconds": seconds, "proof": done.proof.max_rel_diff, "widths": widths, "own": own}
+    return done.model, {"prune_seconds": seconds, "proof": done.proof.max_rel_diff, "widths": widths, "own": own}
 
 
 def _by_peer(bench: Bench, model: nn.Module, measured: Data, fraction: float) -> tuple[nn.Module, Result]:
@@ -190,7 +210,7 @@ def _by_peer(bench: Bench, model: nn.Module, measured: Data, fraction: float) ->
         smaller, ranking, seconds = peer.prune(model, measured, name, fraction, score)
     except RuntimeError as error:
         raise topiarist.TopiaristError(f"Torch-Pruning fails: {error}") from error
-    return smaller, {"seconds": seconds, "ranking": ranking}
+    return smaller, {"prune_seconds": seconds, "ranking": ranking}
 
 
 def scratch(bench: Bench, folder: Path) -> Result:
@@ -206,6 +226,11 @@ def scratch(bench: Bench, folder: Path) -> Result:
     model = Architecture.of(graph, keep).build(bench.make)
     accuracy = bench.train(model, recipe)
     return {"accuracy": accuracy, "macs": small.macs, "params": small.params, "epochs": recipe.epochs}
+
+
+STEPS = {
+    "base": base, "sparse": sparse, "pruned": pruned, "timed": timed, "scratch_e": scratch, "scratch_b": scratch
+}  # fmt: skip
 
 
 @contextmanager

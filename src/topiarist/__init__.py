@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from topiarist.models import make_model as make_model
     from topiarist.proof import Proof as Proof
     from topiarist.proof import prove as prove
-    from topiarist.pruning import Pruned as Pruned
+    from topiarist.pruned import Pruned as Pruned
     from topiarist.pruning import prune as prune
     from topiarist.scan import Sensitivity as Sensitivity
     from topiarist.scan import sensitivity as sensitivity
@@ -58,7 +58,8 @@ _PUBLIC = {
     "methods": ("Method",),
     "models": ("load_model", "make_model"),
     "proof": ("Proof", "prove"),
-    "pruning": ("Pruned", "prune"),
+    "pruned": ("Pruned",),
+    "pruning": ("prune",),
     "scan": ("Sensitivity", "sensitivity"),
     "selectors": ("add_selectors",),
     "shrinking": ("Shrunk", "shrink"),

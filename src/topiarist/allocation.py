@@ -19,6 +19,7 @@ from torch import Tensor
 from topiarist.budget import Allocation, Budget, matching
 from topiarist.errors import TopiaristError
 from topiarist.methods.base import Criterion, Method, Rule, Selector
+from topiarist.patterns import in_pattern
 
 if TYPE_CHECKING:
     from topiarist.costs import Cost
@@ -50,7 +51,8 @@ def allocate(
 
     Returns:
         Group name → bool ``(units,)``, True where the unit stays; at least one in every group. The budget is never
-        exceeded, and met within one step (a unit, or ``multiple`` units) of the group cut last.
+        exceeded, and met within one step (a unit, or ``multiple`` units) of the group cut last. A pattern is met in
+        every block of every tensor that it fits.
 
     Raises:
         TopiaristError: the budget asks for nothing or for less than floor, exclusions and pins leave (the sentence
@@ -59,6 +61,8 @@ def allocate(
     if not budget.asks:
         raise TopiaristError("the budget names no amount: give macs, params, ratio or ratios, the fractions that stay")
     _check_scores(graph, scores)
+    if budget.pattern is not None:
+        return in_pattern(graph, scores, budget)
     shares = _shares(graph, scores, budget)
     keep = {group.name: torch.ones(group.units, dtype=torch.bool) for group in graph.groups if group.name in shares}
     free = []

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from topiarist.architecture_file import decode, encode
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Group, Keep, check_finite, checked_keep
+from topiarist.graph.selector import NAME as SELECTOR
 from topiarist.graph.selector import declare
 from topiarist.graph.sizes import Attribute
 from topiarist.graph.solution import Correction
@@ -216,7 +217,9 @@ def load(make_model: Callable[[], nn.Module], path: str | os.PathLike[str]) -> n
     folder = folder.parent if folder.suffix == ".safetensors" else folder
     model = Architecture.load(folder / SHAPE_FILE).apply(make_model())
     file = folder / WEIGHTS_FILE
+    picked = {name: b.clone() for name, b in model.named_buffers() if not b.is_floating_point() and _of_selector(name)}
     try:
+        _check_types(model, file)
         load_tensors(model, str(file))
     except FileNotFoundError as error:
         raise TopiaristError(f"there is no {file}; give the folder that prune() wrote") from error
@@ -226,4 +229,21 @@ def load(make_model: Callable[[], nn.Module], path: str | os.PathLike[str]) -> n
         told = " ".join(str(error).split())[:200]
         raise TopiaristError(f"{file} does not belong to this architecture: {told}") from error
     check_finite(model)
+    for name, indices in picked.items():
+        if not torch.equal(model.get_buffer(name), indices):
+            raise TopiaristError(f"{file} is damaged: {name} is not what the architecture says; write it again")
     return model
+
+
+def _of_selector(name: str) -> bool:
+    return name.endswith(f"{SELECTOR}.indices")
+
+
+def _check_types(model: nn.Module, file: Path) -> None:
+    """Raises where a file holds whole numbers, truth values or complex numbers in the place of weights."""
+    state = model.state_dict()
+    with safetensors.safe_open(str(file), "pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118  (it is no dict)
+            kind = tensors.get_slice(name).get_dtype()
+            if name in state and state[name].is_floating_point() and not kind.startswith(("F", "BF")):
+                raise TopiaristError(f"{file} holds {name} as {kind}, which is no floating-point type; write it again")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -20,7 +21,8 @@ class Budget:
     """How much of the network is kept. Every number is the fraction **kept**, from 0 to 1.
 
     Of ``macs``, ``params`` and ``ratio`` any may be given; all that are given hold. Groups that match ``ratios`` keep
-    just that fraction, whatever else is asked; groups that match ``exclude`` stay whole.
+    just that fraction, whatever else is asked; groups that match ``exclude`` stay whole. A ``pattern`` says it all, but
+    for what is excluded.
 
     Attributes:
         macs: multiply-accumulates of the whole network that may stay, as a fraction of what it has now.
@@ -34,6 +36,8 @@ class Budget:
         multiple: every group that is cut keeps a multiple of this many units, if it has that many (8 or 16 suit
             vector hardware).
         allocation: ``"uniform"``, ``"global"``, or ``None`` for the method's own.
+        pattern: ``"N:M"``, for methods that remove single weights: of each ``M`` in a row along a weight's inputs the
+            ``N`` of highest score stay. Tensors whose inputs ``M`` does not divide stay whole.
 
     Raises:
         TopiaristError: a number is out of range.
@@ -47,6 +51,7 @@ class Budget:
     floor: float = 1
     multiple: int = 1
     allocation: Allocation | None = None
+    pattern: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("macs", "params", "ratio"):
@@ -61,11 +66,28 @@ class Budget:
         object.__setattr__(self, "exclude", patterns)
         object.__setattr__(self, "ratios", dict(self.ratios))
         _check_limits(self.floor, self.multiple, self.allocation)
+        if self.pattern is not None:
+            parsed(self.pattern)
+            if replace(self, exclude=(), pattern=None) != Budget():
+                raise TopiaristError("a pattern says by itself how much stays: give nothing beside it but exclude")
 
     @property
     def asks(self) -> bool:
         """Whether it names any amount at all."""
-        return bool(self.ratios) or any(part is not None for part in (self.macs, self.params, self.ratio))
+        return bool(self.ratios) or any(part is not None for part in (self.macs, self.params, self.ratio, self.pattern))
+
+
+def parsed(pattern: str) -> tuple[int, int]:
+    """``"2:4"`` → ``(2, 4)``.
+
+    Raises:
+        TopiaristError: it is no pattern.
+    """
+    found = re.fullmatch(r"(\d{1,4}):(\d{1,4})", pattern) if isinstance(pattern, str) else None
+    n, m = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 0 < n < m:
+        raise TopiaristError(f"pattern must be N:M, as 2:4 for two of each four weights, but got {pattern!r}")
+    return n, m
 
 
 def matching(pattern: str, names: Collection[str]) -> list[str]:

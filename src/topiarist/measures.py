@@ -35,11 +35,14 @@ class Watch:
         self._wanted.append((tensor, then))
 
     def backward(self, loss: Tensor) -> None:
-        """Hands out the gradients that were asked for; no ``.grad`` is touched."""
+        """Hands out the gradients that were asked for; no ``.grad`` is touched.
+
+        The graph stays, so that whoever gets one may ask for more.
+        """
         wanted, self._wanted = self._wanted, []
         if not wanted or not loss.requires_grad:
             return
-        gradients = torch.autograd.grad(loss, [tensor for tensor, _ in wanted], allow_unused=True)
+        gradients = torch.autograd.grad(loss, [tensor for tensor, _ in wanted], allow_unused=True, retain_graph=True)
         for (_, then), gradient in zip(wanted, gradients, strict=True):
             if gradient is not None:
                 then(gradient)
@@ -60,7 +63,7 @@ class Statistic(Protocol):
         """Hooks itself into the model, to add to the sums of each group; the hooks are removed after the data."""
 
 
-_ACTIVATIONS = frozenset(name for name, found in vars(nn.modules.activation).items() if isinstance(found, type)) - {
+ACTIVATIONS = frozenset(name for name, found in vars(nn.modules.activation).items() if isinstance(found, type)) - {
     "Module", "Parameter", "Tensor", "MultiheadAttention", "Softmax", "Softmax2d", "LogSoftmax", "Softmin",
 }  # fmt: skip
 
@@ -91,7 +94,7 @@ def _response_site(group: Group, leaves: set[str]) -> Site | None:
             if produced:
                 break
             produced = True
-        if site.kind in _ACTIVATIONS:
+        if site.kind in ACTIVATIONS:
             return site
         if found is None or site.module in leaves:
             found = site

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
-from topiarist.allocation import Budget, choose
+from topiarist.allocation import Budget, allocate, choose
 from topiarist.architecture import Architecture
-from topiarist.costs import Cost, cost
+from topiarist.budget import matching
+from topiarist.costs import cost
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, check_finite, trace
 from topiarist.methods import Method, make
 from topiarist.methods.base import Repair, Rule, Selector
 from topiarist.proof import TOLERANCE, Proof, prove
-from topiarist.stats import OnStep, Stats, collect
+from topiarist.pruned import Pruned
+from topiarist.stats import OnStep, Statistic, Stats, collect
 from topiarist.steps import Told, Wish, acts, check_steps, in_steps, kept_after
 from topiarist.surgery import copied, cut, mask, rewound, with_values
 
@@ -30,91 +29,6 @@ if TYPE_CHECKING:
     from topiarist.data import Data
     from topiarist.training.history import Progress
     from topiarist.training.recipe import Recipe
-
-
-@dataclass(frozen=True, eq=False)
-class Pruned:
-    """What pruning gave; `print` shows it as a table.
-
-    Attributes:
-        model: the smaller model, with the weights that survived.
-        architecture: its shape.
-        proof: that the cut computes what the mask does.
-        before: MACs and parameters of the model that was given.
-        after: those of the smaller one (nonzero ones, where single weights were removed).
-        graph: of the model that was given.
-        keep: group name → bool ``(units,)``.
-        method: with its hyper-parameters.
-        trained: the model that was cut: the given one, or its copy trained with the method's penalty.
-    """
-
-    model: nn.Module
-    architecture: Architecture
-    proof: Proof
-    before: Cost
-    after: Cost
-    graph: Graph
-    keep: Mapping[str, Tensor]
-    method: Method
-    trained: nn.Module
-
-    @property
-    def left_alone(self) -> dict[str, str]:
-        """Layer → why it is as wide as it was; layers whose output shrank are left out. Of blocks, why they stay."""
-        if self.graph.of_blocks:
-            return dict(self.graph.stays)
-        cut_axes = {
-            (part.tensor, part.axis)
-            for group in self.graph.groups
-            for part in group.slices
-            if not bool(self.keep[group.name].all())
-        }
-        reasons = {(p.tensor, p.axis): p.reason for p in self.graph.pinned}
-        known = {(part.tensor, part.axis) for group in self.graph.groups for part in group.slices}
-        found: dict[str, str] = {}
-        for name in self.graph.parameters:
-            shape = self.graph.shapes[name]
-            if len(shape) < 2:
-                continue
-            axes = [axis for axis in range(len(shape)) if shape[axis] > 1][:2]
-            whole = (name, None)
-            if whole in known:
-                if whole not in cut_axes:
-                    found[name] = "keeps every weight"
-            elif whole not in cut_axes and axes and not any((name, a) in cut_axes for a in axes[:1]):
-                axis = axes[0]
-                found[name.removesuffix(".weight")] = reasons.get((name, axis), "the budget keeps every unit")
-        return found
-
-    def __str__(self) -> str:
-        table = Table(title=f"{self.method.name}: what each group keeps", title_justify="left")
-        for heading in ("group", "feature map", "kept", "of", "share"):
-            table.add_column(heading, justify="left" if heading in ("group", "feature map") else "right")
-        for group in self.graph.groups:
-            kept = int(self.keep[group.name].sum())
-            table.add_row(group.name, group.stage, f"{kept:,}", f"{group.units:,}", f"{kept / group.units:.0%}")
-        text = io.StringIO()
-        console = Console(file=text, width=110)
-        console.print(table)
-        for group in self.graph.groups:
-            if gone := [block.name for block in group.removed(self.keep[group.name])]:
-                console.print(f"Blocks removed: {', '.join(gone)}", highlight=False)
-        if self.left_alone:
-            console.print("Layers left alone:")
-            for layer, reason in self.left_alone.items():
-                console.print(f"  {layer}: {reason}", highlight=False)
-        for operator in self.graph.unknown:
-            console.print(f"Operator without a rule: {operator} (what it touches is pinned)", highlight=False)
-        for name, old, new in (
-            ("MACs", self.before.macs, self.after.macs),
-            ("parameters", self.before.params, self.after.params),
-        ):
-            console.print(f"{name}: {old:,} → {new:,} ({new / max(old, 1):.1%})", highlight=False)
-        if self.graph.groups and self.graph.groups[0].of_weights:
-            console.print("weights are set to zero, tensors keep their size: MACs and parameters count nonzeros")
-        told = self.proof.reason or "cut and mask agree"
-        console.print(f"proof: {told}; largest relative difference {self.proof.max_rel_diff:.1e} in float64")
-        return text.getvalue().rstrip()
 
 
 def prune(
@@ -125,6 +39,7 @@ def prune(
     data: Data | None = None,
     *,
     graph: Graph | None = None,
+    repair: str | Method | None = None,
     recipe: Recipe | None = None,
     steps: int = 1,
     schedule: str | None = None,
@@ -150,6 +65,8 @@ def prune(
             ones), a mapping gives the fields of `Budget`. Left out where the method brings its own rule.
         data: needed by methods that measure or train.
         graph: the model's graph, where it was traced before (options of `trace` go there).
+        repair: the method that gives what is left new values, instead of the one that chose: ``"lasso"`` after
+            ``"slimming"`` refits by least squares what reads the channels that slimming left.
         recipe: trains a copy with the method's penalty before it is scored (Network Slimming); without one the model
             is taken to be trained that way already. With several steps, before each of them.
         steps: how many cuts; a budget's ``floor`` below 1 is a fraction of what each of them finds.
@@ -171,10 +88,13 @@ def prune(
         TopiaristError: bad input, an impossible budget, or a cut that cannot be proved.
     """
     method = make(method)
+    repairer = _repairer(method, repair)
+    needs = method.needs if repairer is None else method.needs | repairer.needs
     wish = _budget(budget, method)
     trains = (recipe is not None and acts(method)) or (between is not None and steps != 1)
-    check_steps(method, steps, schedule, trains=trains, data=data)
+    check_steps(method, steps, schedule, trains=trains, data=data, recipe=recipe, between=between)
     check_finite(model)
+    _check_data(model, data, needs, trains=trains)
     if wish is None and not isinstance(method, (Rule, Selector)):
         raise TopiaristError(f"{method.name} needs a budget: give macs, params or ratio, the fraction that stays")
     graph = trace(model, example_inputs) if graph is None else graph
@@ -182,6 +102,8 @@ def prune(
     if not units.groups:
         raise TopiaristError("nothing in this network can be pruned; `topiarist inspect` says what pins each layer")
     start = None if rewind is None else rewound(model, rewind)
+    if wish is not None and (trains or steps > 1):
+        _rehearse(method, units, wish, steps)
     told = Told.of(progress, method, recipe, between, steps)
     if steps > 1 and isinstance(method, Rule) and method.budget(units) is not None:
         raise TopiaristError(
@@ -189,7 +111,9 @@ def prune(
         )
     if steps > 1 and units.groups[0].blocks:
         raise TopiaristError(f"{method.name} removes whole blocks in one cut: leave steps out")
-    work = _Work(method, units, example_inputs, data, recipe, between, start, batch_size, seed, told, on_step)
+    work = _Work(
+        method, repairer, needs, units, example_inputs, data, recipe, between, start, batch_size, seed, told, on_step
+    )
     if steps == 1:
         trained = work.train(model, units, units.full(), 1)
         keep, proof, smaller = work.once(trained, units, wish)
@@ -200,8 +124,55 @@ def prune(
         proof, smaller = prove(trained, units, keep, example_inputs), cut(trained, units, keep)
         _check(proof)
     return Pruned(
-        smaller, Architecture.of(units, keep), proof, cost(units), cost(units, keep), units, keep, method, trained
+        model=smaller,
+        architecture=Architecture.of(units, keep),
+        proof=proof,
+        before=cost(units),
+        after=cost(units, keep),
+        graph=units,
+        keep=keep,
+        method=method,
+        trained=trained,
+        repair=repairer,
+        pattern=None if wish is None else wish.pattern,
     )
+
+
+def _repairer(method: Method, repair: str | Method | None) -> Method | None:
+    """Who gives what is left new values: the method that is asked to, or the one that chose, if it does such."""
+    if repair is None:
+        return method if isinstance(method, Repair) else None
+    other = make(repair)
+    if not isinstance(other, Repair):
+        raise TopiaristError(f"{other.name} gives what is left no new values: repair with lasso or thinet")
+    if other.granularity != method.granularity:
+        raise TopiaristError(
+            f"{other.name} repairs where a {other.granularity} goes, and {method.name} removes a {method.granularity}: "
+            "take two of a kind"
+        )
+    return other
+
+
+def _check_data(model: nn.Module, data: Any, needs: Collection[str | Statistic], *, trains: bool) -> None:
+    """Raises where the data is none, or the model fails on it, before anything long begins."""
+    from topiarist.data import Data
+    from topiarist.training.accuracy import rehearse
+
+    if data is not None and not isinstance(data, Data):
+        raise TopiaristError(f"data must be a topiarist.Data, as load_data gives it, but got {type(data).__name__}")
+    if data is not None and (trains or set(needs) - {"weights", "training"}):
+        rehearse(model, data)
+
+
+def _rehearse(method: Method, units: Graph, wish: Budget, steps: int) -> None:
+    """Raises where the budget cannot be met, or names what there is not, before any training."""
+    if method.granularity == "weight" or isinstance(method, Selector):
+        names = dict.fromkeys(group.name for group in units.groups)
+        for pattern in (*wish.ratios, *wish.exclude):
+            matching(pattern, names)
+        return
+    floor = wish.floor if wish.floor >= 1 else wish.floor**steps
+    allocate(units, {g.name: torch.ones(g.units) for g in units.groups}, replace(wish, floor=floor), method.allocation)
 
 
 def _check(proof: Proof) -> None:
@@ -214,6 +185,8 @@ class _Work:
     """What is done in each step; the fields are the arguments of `prune`, and the units of its graph."""
 
     method: Method
+    repairer: Method | None
+    needs: Collection[str | Statistic]
     units: Graph
     example_inputs: Any
     data: Data | None
@@ -228,7 +201,7 @@ class _Work:
     def once(self, model: nn.Module, units: Graph, wish: Budget | Wish) -> tuple[dict[str, Tensor], Proof, nn.Module]:
         """Measures, scores, allocates, proves, repairs and cuts; what cannot be proved is pinned, and chosen again."""
         batches = None if self.data is None else Batches(self.data, self.batch_size, self.seed)
-        stats = collect(model, units, batches, self.method.needs, on_step=self.on_step)
+        stats = collect(model, units, batches, self.needs, on_step=self.on_step)
         for attempt in (1, 2):
             keep = dict(choose(self.method, units, stats, wish, cost=partial(cost, units)))
             proof = prove(model, units, keep, self.example_inputs)
@@ -239,7 +212,7 @@ class _Work:
             else:
                 break
         _check(proof)
-        return keep, proof, cut(_repaired(model, units, keep, self.method, stats), units, keep)
+        return keep, proof, cut(_repaired(model, units, keep, self.repairer, stats), units, keep)
 
     def step(self, model: nn.Module, graph: Graph, held: Keep, wish: Wish, step: int) -> tuple[nn.Module, Keep]:
         """One of several steps: trains the method's way, then cuts."""
@@ -312,13 +285,13 @@ def _budget(budget: Budget | Mapping[str, Any] | float | None, method: Method) -
     return Budget(ratio=budget) if method.granularity == "weight" else Budget(macs=budget)
 
 
-def _repaired(model: nn.Module, graph: Graph, keep: Mapping[str, Tensor], method: Method, stats: Stats) -> nn.Module:
-    """The masked model with new values for what is left, where the method repairs."""
-    if not isinstance(method, Repair):
+def _repaired(model: nn.Module, graph: Graph, keep: Mapping[str, Tensor], by: Method | None, stats: Stats) -> nn.Module:
+    """The masked model with new values for what is left, where a method repairs."""
+    if not isinstance(by, Repair):
         return model
     masked = mask(model, graph, keep)
-    method.repair(masked, graph, keep, stats)
+    by.repair(masked, graph, keep, stats)
     return with_values(model, masked)
 
 
-__all__ = ["Batches", "Pruned", "prune"]
+__all__ = ["Batches", "prune"]

@@ -193,7 +193,7 @@ def _measure(
     device = next((tensor.device for _, tensor in _named_tensors(model)), torch.device("cpu"))
     handles: list[RemovableHandle] = []
     seen = 0
-    with eval_mode(model), torch.enable_grad() if backward else torch.no_grad():
+    with _frozen_again(model), eval_mode(model), torch.enable_grad() if backward else torch.no_grad():
         try:
             for statistic in wanted:
                 handles += statistic.watch(model, graph, watch)
@@ -206,6 +206,7 @@ def _measure(
                         raise TopiaristError("gradients need targets: pass batches as pairs (inputs, target)")
                     examples = len(tensors_in(inputs)[0])
                     watch.backward(loss(output, moved(target, device)) * examples)
+                del output  # and the graph with it, before the next batch needs the memory
         finally:
             for handle in handles:
                 handle.remove()
@@ -269,3 +270,14 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def _frozen_again(model: nn.Module) -> Iterator[None]:
+    """Afterwards the parameters are frozen that were so before, whatever a statistic asked for."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)

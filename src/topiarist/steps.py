@@ -51,13 +51,24 @@ class Work(Protocol):
 
 
 def check_steps(
-    method: Method, steps: int, schedule: str | None, *, trains: bool = False, data: Data | None = None
+    method: Method,
+    steps: int,
+    schedule: str | None,
+    *,
+    trains: bool = False,
+    data: Data | None = None,
+    **recipes: Recipe | None,
 ) -> None:
     """Raises where steps are asked for that cannot be, before any work is done."""
+    from topiarist.training.recipe import Recipe
+
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise TopiaristError(f"steps must be a whole number of at least 1, the cuts to make, but got {steps!r}")
-    if schedule is not None and schedule not in SCHEDULES:
+    if schedule is not None and (not isinstance(schedule, str) or schedule not in SCHEDULES):
         raise TopiaristError(f"there is no schedule {schedule!r}: take {' or '.join(SCHEDULES)}, or leave it out")
+    for what, recipe in recipes.items():
+        if recipe is not None and not isinstance(recipe, Recipe):
+            raise TopiaristError(f"{what} must be a topiarist.Recipe, but got {recipe!r}")
     if trains and data is None:
         raise TopiaristError(f"{method.name} is to train the network: give data")
 
@@ -126,6 +137,8 @@ def in_steps(
     Raises:
         TopiaristError: what a step raises, or a step found units that the original network has not.
     """
+    if budget is not None and budget.pattern is not None:
+        raise TopiaristError("a pattern is cut in one step: leave steps out")
     keep = graph.full()
     small, left = model, Left(graph, {group.name: group.name for group in graph.groups})
     for step in range(1, steps + 1):

@@ -156,6 +156,9 @@ def rewound(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
             f"the network cannot be rewound to these values: {told}; give model.state_dict() as it was before training "
             "(copied: state_dict() itself changes with the model)"
         ) from error
+    for name, tensor in made.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise TopiaristError(f"the values to rewind to are not finite in {name}: give a state dict that trained")
     return made
 
 

@@ -48,7 +48,7 @@ def main(words: Sequence[str] | None = None) -> int:
         except OSError as error:
             status = _fail_on_file(error)
         except KeyboardInterrupt as stop:
-            kept = "Interrupted; what was finished is kept, and the same command goes on from there."
+            kept = "Interrupted; the same command goes on from what was finished (steps of pruning begin anew)."
             status = _fail(130, str(stop) or kept)
     return status
 

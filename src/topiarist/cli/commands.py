@@ -152,6 +152,7 @@ def prune(
     steps: int = 1,
     step_epochs: int = 1,
     schedule: str | None = None,
+    repair: str | None = None,
     selectors: str | None = None,
     seed: int = 0,
     out: Path = Path("runs/prune"),
@@ -172,6 +173,7 @@ def prune(
         steps: how many times the network is pruned a little, each time on what the time before left.
         step_epochs: epochs of training between two steps, otherwise as --finetune says.
         schedule: linear or cubic, how much goes in each step; by default the method's own, else linear.
+        repair: lasso or thinet, to refit what another method left; that method's own repair otherwise.
         selectors: auto, or a glob on names of batch norms: what reads them loses inputs that others need.
         seed: of everything random.
         out: folder for result.json, model.safetensors and architecture.json.
@@ -185,9 +187,8 @@ def prune(
     source = make_source(model, data, weights, seed)
     asked = budget if budget != Budget() else None
     stepwise = Stepwise(steps, step_epochs, schedule)
-    plan = Plan(
-        source, method, asked, train, _with_epochs(finetune, epochs), stepwise, selectors, seed, out, quiet=json
-    )
+    tuned = _with_epochs(finetune, epochs)
+    plan = Plan(source, method, repair, asked, train, tuned, stepwise, selectors, seed, out, quiet=json)
     done, result = run(plan, example_inputs(source, input))
     show.pruned(done, result, out, json)
 

@@ -45,6 +45,12 @@ class Source:
         return model
 
 
+def check_seed(seed: int) -> None:
+    """Raises where a seed is not one that torch takes."""
+    if not 0 <= seed < 2**63:
+        raise TopiaristError(f"The seed is {seed}: give a whole number from 0 to 2^63 - 1.")
+
+
 def make_source(model: str, data: str | None, weights: Path | None, seed: int = 0) -> Source:
     """Find the network and the data that were named; the data's channels, size and classes fit the network to it.
 
@@ -54,6 +60,7 @@ def make_source(model: str, data: str | None, weights: Path | None, seed: int = 
     from topiarist.data import load_data
     from topiarist.models import fitting_options, make_model
 
+    check_seed(seed)
     loaded = None if data is None else load_data(data, seed=seed)
     options = {} if loaded is None else fitting_options(model, loaded.input_shape, loaded.classes)
     return Source(make_model(model, **options), loaded, weights, seed)

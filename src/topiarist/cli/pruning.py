@@ -17,7 +17,7 @@ from topiarist.models import full_name
 from topiarist.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from topiarist.pruning import Pruned
+    from topiarist.pruned import Pruned
     from topiarist.train import History
 
 TRAINING, FINE_TUNING = "train.ckpt", "finetune.ckpt"
@@ -45,6 +45,7 @@ class Plan:
     Attributes:
         source: the network, its weights, its data.
         method: what ranks the units.
+        repair: name of the method that gives what is left new values, if another one does.
         budget: how much stays; ``None`` leaves it to the method's own rule.
         train: recipe for a network without weights.
         finetune: recipe for the pruned network.
@@ -57,6 +58,7 @@ class Plan:
 
     source: Source
     method: Method
+    repair: str | None
     budget: Budget | None
     train: Recipe
     finetune: Recipe
@@ -108,6 +110,7 @@ def run(plan: Plan, example: Tensor) -> tuple[Pruned, dict[str, Any]]:
         "seed": plan.seed,
         "method": plan.method.name,
         "fields": asdict(plan.method),
+        "repair": None if done.repair is None else done.repair.name,
         "budget": None if plan.budget is None else asdict(plan.budget),
         "steps": plan.stepwise.steps,
         "selectors": list(done.architecture.selectors),
@@ -144,6 +147,7 @@ def _prune(plan: Plan, model: nn.Module, example: Tensor, *, rehearsal: bool = F
             method,
             plan.budget,
             data=plan.source.data,
+            repair=plan.repair,
             steps=how.steps,
             schedule=how.schedule,
             between=between,

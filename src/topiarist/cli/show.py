@@ -17,7 +17,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from topiarist.costs import Cost
     from topiarist.graph import Graph
-    from topiarist.pruning import Pruned
+    from topiarist.pruned import Pruned
     from topiarist.scan import Sensitivity
     from topiarist.stats import OnStep
     from topiarist.train import Epoch

@@ -55,9 +55,10 @@ class Data:
             raise TopiaristError(
                 f"{self.name}: test images differ from training images in size or type, make them alike."
             )
-        if not len(self.mean) == len(self.std) == self.train_x.shape[1] or min(self.std) <= 0:
+        fits = len(self.mean) == len(self.std) == self.train_x.shape[1]
+        if not fits or not all(map(math.isfinite, self.mean)) or not all(0 < each < math.inf for each in self.std):
             raise TopiaristError(
-                f"{self.name}: mean and std need one number for each channel, and std must be above 0."
+                f"{self.name}: mean and std need one finite number for each channel, and std must be above 0."
             )
         if self.augment not in _AUGMENTS:
             raise TopiaristError(f"{self.name}: augment is {self.augment!r}, but must be 'crop-flip', 'crop' or None.")

@@ -195,6 +195,17 @@ class Graph:
             return tuple(Pinned(module, None, reason) for module, reason in self.stays.items())
         return self.solution.pinned(self.groups)
 
+    def input_axis(self, tensor: str) -> int | None:
+        """The axis along which a weight reads its inputs, those of one group in a grouped convolution.
+
+        Returns:
+            ``None`` where there is none, or no more than one input.
+        """
+        trace = self.solution.trace
+        read = {int(mark.labels[0]) for mark in trace.marks if mark.role == "input"}
+        axes = [axis for name, axis, labels in trace.sources if name == tensor and int(labels[0]) in read]
+        return axes[0] if len(axes) == 1 else None
+
     def why(self, tensor: str, axis: int = 0) -> str:
         """Explains a pin: the chain of operators that ties an axis to something that must stay."""
         return self.solution.why(tensor, axis)

@@ -129,8 +129,15 @@ def _readers(group: Group, model: nn.Module) -> dict[str, Slice]:
 
 
 def _is_read(layer: nn.Module) -> bool:
-    # Subclasses may compute something else with the same weight.
-    return type(layer) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) and getattr(layer, "groups", 1) == 1
+    return is_plain(layer) and getattr(layer, "groups", 1) == 1
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether it is a linear layer or a convolution and nothing more.
+
+    Subclasses may compute something else with the same weight.
+    """
+    return type(layer) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def _refuse() -> Any:
@@ -198,16 +205,16 @@ class Places:
         Raises:
             TopiaristError: what it reads is not finite.
         """
-        cells, windows = _windows(layer, x)
+        cells, under = windows_of(layer, x)
         rows, remainder = divmod(len(cells), self.size)
         if remainder or not rows:
             return None
-        drawn = [self._draw(name, self.start + example, rows * len(windows)) for example in range(self.used)]
+        drawn = [self._draw(name, self.start + example, rows * len(under)) for example in range(self.used)]
         places = torch.stack(drawn).to(x.device)
-        row = places // len(windows) + rows * torch.arange(self.used, device=x.device)[:, None]
-        row, at = row.flatten(), (places % len(windows)).flatten()
+        row = places // len(under) + rows * torch.arange(self.used, device=x.device)[:, None]
+        row, at = row.flatten(), (places % len(under)).flatten()
         inputs = torch.arange(cells.shape[1], device=x.device)
-        found = cells[row[:, None, None], inputs[:, None], windows.to(x.device)[at][:, None]]
+        found = cells[row[:, None, None], inputs[:, None], under.to(x.device)[at][:, None]]
         if not found.isfinite().all():
             raise TopiaristError(f"what {name!r} reads is not finite: check the data and the checkpoint")
         return found, Drawn(row, at)
@@ -256,7 +263,7 @@ class _Grams:
         }
 
 
-def _windows(layer: Layer, x: Tensor) -> tuple[Tensor, Tensor]:
+def windows_of(layer: Layer, x: Tensor) -> tuple[Tensor, Tensor]:
     """A layer's input, and what of it each place of the output reads.
 
     Returns:

@@ -21,7 +21,7 @@ from topiarist.budget import Allocation, Budget
 from topiarist.errors import TopiaristError
 
 if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph, Keep, Scores, Slice
+    from topiarist.graph.graph import Graph, Group, Keep, Scores, Slice
     from topiarist.stats import Statistic, Stats
 
 
@@ -114,7 +114,7 @@ class Gate(Protocol):
     """Multiplies units while training: L0's hard concrete, sparse variational dropout, structure selection."""
 
     def gates(self, model: nn.Module, graph: Graph) -> AbstractContextManager[nn.Module]:
-        """A context in which units are multiplied; it yields the module that holds the gates' parameters.
+        """A context in which units are multiplied, or noisy; it yields the module that holds the gates' parameters.
 
         While it is open that module is a submodule of the model, so that the method's penalty and proximal step find
         it there, with whatever state they keep. Leaving takes it off again: multipliers that last go into the
@@ -163,6 +163,28 @@ def sum_by_unit(part: Slice, values: Tensor) -> Tensor:
         others = [axis for axis in range(values.ndim) if axis != part.axis]
         line = values.sum(others) if others else values  # pairwise sums: single precision is enough here
     return line[part.positions].sum(1, dtype=torch.float64)
+
+
+def places_of(group: Group) -> Tensor:
+    """Where a group's weights are in its flattened tensor, ``(units,)``: after a cut, those that are left.
+
+    Raises:
+        TopiaristError: its units are not single weights.
+    """
+    part = group.slices[0]
+    if part.axis is not None:
+        raise TopiaristError("this method scores single weights: pass it graph.weights() instead of the graph")
+    return part.positions[:, 0]
+
+
+def weights_of(group: Group, stats: Stats) -> Tensor:
+    """A group's weights, one a unit.
+
+    Raises:
+        TopiaristError: its units are not single weights.
+    """
+    places = places_of(group)
+    return stats.tensor(group.slices[0].tensor).flatten()[places]
 
 
 def as_mapping(value: float | Mapping[str, float]) -> Mapping[str, float]:

@@ -189,6 +189,8 @@ class Path:
         self.top = float(np.abs(self.zy).max())
         values, vectors = np.linalg.eigh(self.zz)
         strong = values > values.max() * 1e-12
+        if not strong.any():
+            raise TopiaristError("lasso saw nothing that varies in what a layer reads: give more samples, or more data")
         root = np.sqrt(values[strong] * len(values[strong]))
         self._design = np.asfortranarray((vectors[:, strong] * root).T)
         self._response = vectors[:, strong].T @ self.zy * len(root) / root

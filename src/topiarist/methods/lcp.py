@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -107,11 +108,13 @@ class LCP(Method):
         for name, known in _WORDS.items():
             if getattr(self, name) not in known:
                 raise TopiaristError(f"{name} must be one of {', '.join(known)}, but got {getattr(self, name)!r}")
-        for name in ("population", "tournament", "candidates", "examples"):
-            if not getattr(self, name) >= 1:
-                raise TopiaristError(f"{name} must be at least 1, but got {getattr(self, name)!r}")
-        if not (self.steps >= 0 and self.lr > 0):
-            raise TopiaristError(f"steps must not be negative and lr positive, but got {self.steps!r} and {self.lr!r}")
+        least = {"population": 1, "tournament": 1, "candidates": 1, "examples": 1, "steps": 0, "seed": 0}
+        for name, least_of_it in least.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or not least_of_it <= value < 2**63:
+                raise TopiaristError(f"{name} must be a whole number, at least {least_of_it}, but got {value!r}")
+        if not 0 < self.lr < math.inf:
+            raise TopiaristError(f"lr must be a finite number above 0, but got {self.lr!r}")
         if not 0 <= self.mutated <= 1:
             raise TopiaristError(f"mutated must be a share of the groups, from 0 to 1, but got {self.mutated!r}")
         if not 0 <= self.safeguard < 1:

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
-
 from topiarist.budget import matching
 from topiarist.errors import TopiaristError
-from topiarist.methods.base import Method
+from topiarist.methods.base import Method, weights_of
 
 if TYPE_CHECKING:
     from topiarist.budget import Budget
@@ -56,7 +54,7 @@ class Magnitude(Method):
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
         """``s = |w|``."""
-        return {group.name: _weights(group, stats).abs() for group in self._layers(graph)}
+        return {group.name: weights_of(group, stats).abs() for group in self._layers(graph)}
 
     def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep | None:
         """``|w| >= q_l * std(w_l)``, if there is a ``q``."""
@@ -68,7 +66,7 @@ class Magnitude(Method):
         quality = {name: q for pattern, q in self._qualities().items() for name in matching(pattern, layers)}
         keep = dict(graph.full())
         for name, q in quality.items():
-            w = _weights(layers[name], stats)
+            w = weights_of(layers[name], stats)
             keep[name] = w.abs() >= (q * w.std(correction=0)).clamp(max=w.abs().max())
         return keep
 
@@ -84,11 +82,3 @@ class Magnitude(Method):
         if self.quality is None:
             return {}
         return self.quality if isinstance(self.quality, Mapping) else {"*": self.quality}
-
-
-def _weights(group: Group, stats: Stats) -> Tensor:
-    """The group's weights, one a unit."""
-    part = group.slices[0]
-    if part.axis is not None:
-        raise TopiaristError("magnitude scores single weights: pass it graph.weights() instead of the graph")
-    return stats.tensor(part.tensor).flatten()[part.positions[:, 0]]

@@ -57,7 +57,7 @@ class VarDrop(Method):
     scores do. Biases are neither noisy nor pruned.
 
     Cost: each product of the training is computed twice, for mean and variance, and each weight has a second parameter
-    with its own state in the optimiser: about twice the time and memory of the plain training.
+    with its own state in the optimiser: twice the memory of the weights, and over twice the time.
 
     Use it: for the sparsest networks, where there is time to train. Use Adam, as the paper does: the pull on a variance
     is of size ``1 / N``, which steps in proportion to the gradient hardly feel. Start from a trained network where

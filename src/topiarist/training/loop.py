@@ -19,6 +19,7 @@ from topiarist.methods import make
 from topiarist.methods.base import Method, Soft
 from topiarist.training import checkpoint as checkpoints
 from topiarist.training.accuracy import accuracy, class_scores, device_of, mode, rehearse
+from topiarist.training.dropout import corrected_dropout
 from topiarist.training.history import Epoch, History, Progress
 from topiarist.training.hooks import attach
 from topiarist.training.recipe import Recipe
@@ -48,7 +49,7 @@ def fit(
     devices: int | str = 1,
     precision: Any = "32-true",
 ) -> History:
-    """Train a classifier in place on the cross-entropy, by SGD or Adam as the recipe says.
+    """Train a classifier in place on the cross-entropy, by SGD or as the recipe says.
 
     The same seed gives the same weights, to the bit on a CPU with the same number of threads. With a checkpoint the
     state is stored after every epoch, and a call that finds one goes on from there to the result of an undisturbed run.
@@ -63,7 +64,8 @@ def fit(
         method: a method, or its name, whose training-time roles are attached (see `attach`); soft pruning also acts
             before the first epoch and after each one.
         graph: the model's graph; needed with ``keep`` and with a method that acts in training.
-        keep: group name → bool ``(units,)`` of ``graph.weights()``; what it removes stays zero.
+        keep: group name → bool ``(units,)`` of ``graph.weights()``; what it removes stays zero, and dropout before
+            layers that have lost weights is lowered with them (Han et al. 2015, see `corrected_dropout`).
         checkpoint: file to store the training in and to resume from.
         progress: called after each epoch as ``progress(epoch, epochs, row)``.
         evaluate_every: the test accuracy is measured after every so many epochs, and after the last; 0: after the last.
@@ -90,7 +92,11 @@ def fit(
         optimizer = _optimizer(model, recipe, fabric)
         with mode(model, training=True), torch.random.fork_rng(devices=_cuda(fabric)):
             torch.manual_seed(seed)
-            with attach(method, model, optimizer, graph, keep):
+            example = data.example().to(fabric.device)
+            with (
+                attach(method, model, optimizer, graph, keep) as attached,
+                corrected_dropout(model, example, attached.dead),
+            ):
                 module, wrapped = fabric.setup(model, optimizer)  # after the gates, so that it sees their parameters
                 generator = torch.Generator().manual_seed(seed)
                 run = _Run(fabric, module, wrapped, model, optimizer, generator, data, recipe)
@@ -264,18 +270,22 @@ def _optimizer(model: nn.Module, recipe: Recipe, fabric: Fabric) -> torch.optim.
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise TopiaristError("the model has no parameter that requires a gradient: there is nothing to train")
-    fused = fabric.device.type == "cpu"  # one call for all tensors; small networks are bound by calls
     if recipe.optimizer == "adam":
         betas = (recipe.momentum, 0.999)
-        return torch.optim.Adam(trained, lr=recipe.lr, betas=betas, weight_decay=recipe.weight_decay, fused=fused)
+        return torch.optim.Adam(trained, recipe.lr, betas, weight_decay=recipe.weight_decay, fused=_fused(fabric))
     return torch.optim.SGD(
         trained,
         lr=recipe.lr,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
         nesterov=recipe.nesterov,
-        fused=fused,
+        fused=_fused(fabric),
     )
+
+
+def _fused(fabric: Fabric) -> bool:
+    """One call for all tensors: small networks are bound by calls."""
+    return bool(fabric.device.type == "cpu")
 
 
 def _cuda(fabric: Fabric) -> list[int]:

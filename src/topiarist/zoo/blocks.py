@@ -59,6 +59,17 @@ def check(in_channels: int, classes: int, width: float, input_size: Size, smalle
     return size[0], size[1]
 
 
+def check_rate(dropout: float) -> float:
+    """The rate of a dropout, which it gives back.
+
+    Raises:
+        TopiaristError: it is not from 0 to below 1.
+    """
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise TopiaristError(f"dropout is {dropout!r}, but must be a rate from 0 to below 1.")
+    return float(dropout)
+
+
 class Network(nn.Module):
     """A network of the zoo: it can draw its weights anew, also after a cut, for its new widths (see `initialise`)."""
 

@@ -1,0 +1,99 @@
+"""Weights whose connection the loss feels least go first, before any training (Lee et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from topiarist.errors import TopiaristError
+from topiarist.measures import Watch
+from topiarist.methods.base import Method, weights_of
+
+if TYPE_CHECKING:
+    from topiarist.graph.graph import Graph, Group, Scores
+    from topiarist.stats import Stats
+
+
+@dataclass(frozen=True)
+class WeightGradients:
+    """The gradient of the loss with respect to each single weight, summed over the examples.
+
+    Keys, one group for each parameter among ``graph.weights()``: ``weight-gradients.sum`` ``(units,)``.
+    """
+
+    name: str = "weight-gradients"
+    gradients: bool = True
+
+    def watch(self, model: nn.Module, graph: Graph, run: Watch) -> Iterable[RemovableHandle]:
+        """Asks for the gradients before each batch, of frozen weights as well."""
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        weights = {group.name: parameters[group.name] for group in graph.weights().groups if group.name in parameters}
+        for weight in weights.values():
+            weight.requires_grad_()
+
+        def ask(module: nn.Module, args: Any) -> None:
+            for name, weight in weights.items():
+                run.gradient(weight, then(name))
+
+        def then(name: str) -> Callable[[Tensor], None]:
+            return lambda gradient: run.add(name, "weight-gradients.sum", gradient.flatten())
+
+        yield model.register_forward_pre_hook(ask)
+
+
+@dataclass(frozen=True)
+class Snip(Method):
+    """Scores a weight by how much the loss feels its connection, at the values it starts from.
+
+    Formula: ``s_k = |g_k w_k| / sum over all weights of |g w|`` with ``g = dL/dw`` and ``L`` the mean loss of the
+    examples; ``|g_k w_k| = |dL/dc_k|`` for a switch ``c_k = 1`` on the weight. One threshold for the whole network.
+    Needs data with targets. Returns float64 ``(units,)`` for each weight tensor that the loss reaches, without a unit,
+    all together 1; biases and other parameters stay whole. As all that is measured, the gradients are those in eval
+    mode: batch norms use their running statistics, which are 0 and 1 before any training.
+
+    Cost: one forward and one backward pass over the data, and one number for each weight.
+
+    Use it: on a network as it was initialised, with the variance of its responses kept from layer to layer, and one
+    batch of a few examples of every class; then train what is left. Not on a network trained to the end, where ``g`` is
+    0 on average, nor for very few weights, when whole layers go.
+
+    Raises:
+        TopiaristError: the gradients were not measured, all of them vanish, or the graph is not one of weights.
+
+    Paper: Lee, Ajanthan, Torr: "SNIP: Single-shot Network Pruning based on Connection Sensitivity", ICLR 2019.
+    """
+
+    granularity = "weight"
+    target = "automatic"
+    needs = frozenset({WeightGradients()})
+    allocation = "global"
+    formula = (
+        r"s_k = \frac{|g_k\, w_k|}{\sum_l |g_l\, w_l|}, \qquad "
+        r"g_k = \frac{\partial}{\partial w_k} \frac{1}{N} \sum_{n=1}^{N} L_n"
+    )
+    paper = "Lee, Ajanthan, Torr: SNIP: Single-shot Network Pruning based on Connection Sensitivity, ICLR 2019"
+
+    def score(self, graph: Graph, stats: Stats) -> Scores:
+        """``|g w| / sum |g w|``; how many examples the gradient is a sum of makes no difference."""
+        felt = {
+            group.name: (weights_of(group, stats).cpu() * _slopes(group, stats)).abs()
+            for group in graph.groups
+            if not group.of_weights or (group.name, "weight-gradients.sum") in stats.sums
+        }
+        if not felt:
+            raise TopiaristError(
+                "snip has no gradients of any weight: collect what the method needs, on pairs (inputs, target)"
+            )
+        total = torch.stack([values.sum() for values in felt.values()]).sum()
+        if total == 0:
+            raise TopiaristError("the loss feels no weight of this network: initialise it anew, or take magnitude")
+        return {name: values / total for name, values in felt.items()}
+
+
+def _slopes(group: Group, stats: Stats) -> Tensor:
+    return stats.sum(group.name, "weight-gradients.sum")[group.slices[0].positions[:, 0]]

@@ -1,0 +1,143 @@
+"""Small weights on small inputs go first, in every row alike (Sun et al. 2024)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from topiarist.allocation import allocate
+from topiarist.errors import TopiaristError
+from topiarist.measures import Watch
+from topiarist.methods._readers import Layer, windows_of
+from topiarist.methods.base import Method, weights_of
+
+if TYPE_CHECKING:
+    from topiarist.budget import Budget
+    from topiarist.graph.graph import Graph, Keep, Scores
+    from topiarist.stats import Stats
+
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class InputEnergies:
+    """Sums over examples and places of the square of what each weight of a layer is multiplied with.
+
+    Keys, one group for each weight of linear layers and convolutions among ``graph.weights()``:
+    ``input-energies.sum``, in the weight's own shape but with one row for each group of a convolution.
+    """
+
+    name: str = "input-energies"
+    gradients: bool = False
+
+    def watch(self, model: nn.Module, graph: Graph, run: Watch) -> Iterable[RemovableHandle]:
+        """Adds up at each call of a layer, a tied weight's over all its layers."""
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        weights = [group.name for group in graph.weights().groups if group.name in parameters]
+        names = {id(parameters[name]): name for name in weights}
+        for layer in model.modules():
+            # Subclasses may compute something else with the same weight.
+            if type(layer) in _LAYERS and id(layer.weight) in names:
+                yield layer.register_forward_hook(_adding(run, names[id(layer.weight)]), with_kwargs=True)
+
+
+def _adding(run: Watch, name: str) -> Any:
+    def see(layer: Any, args: Any, kwargs: Any, output: Tensor) -> None:
+        run.add(name, "input-energies.sum", energies(layer, (args[0] if args else kwargs["input"]).detach()))
+
+    return see
+
+
+def energies(layer: Layer, x: Tensor) -> Tensor:
+    """``sum over examples and places of x_j^2`` of each input ``j`` of a layer, ``(groups, inputs, *kernel)``.
+
+    A convolution's inputs are the entries of the patches under its kernel, zeros of the padding among them.
+    """
+    cells, under = windows_of(layer, x)
+    squares = cells.double().square().sum(0)
+    sums = squares[:, under.to(x.device).T].sum(2)  # (inputs, entries)
+    return sums.view(getattr(layer, "groups", 1), *layer.weight.shape[1:])
+
+
+@dataclass(frozen=True)
+class Wanda(Method):
+    """Scores a weight by its absolute value times the norm of its input, and compares within each output's row.
+
+    Formula: ``s_ij = |W_ij| * ||X_j||_2`` with ``X_j`` all values of the input ``j`` over examples and places; for a
+    convolution ``j`` is an entry of the patch under the kernel, a channel at an offset. Of each row ``W_i`` the weights
+    with the lowest scores go, equally many in every row. Needs inputs without targets. Returns float64 ``(units,)`` for
+    each weight tensor of the linear layers and convolutions that the data run through; others stay whole.
+
+    A budget says how many weights a tensor keeps, uniformly unless it asks for a global allocation, which ranks all
+    scores to find that number. Of ``k`` weights, each of ``r`` rows keeps ``floor(k / r)``; the ``k mod r`` that are
+    left go to the rows whose next weight has the highest score, so that the budget is met to one weight.
+    A pattern, such as 2:4, compares within its blocks alone.
+
+    Cost: one forward pass over the data, and one number for each weight of a row.
+
+    Use it: on large trained networks, of transformers above all, with a few examples and no training afterwards, from
+    a half of the weights upwards. Not for very few weights, nor where each layer should find its own share.
+
+    Raises:
+        TopiaristError: nothing was measured, the graph is not one of weights, or `allocate` refuses the budget.
+
+    Paper: Sun, Liu, Bair, Kolter: "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024.
+    """
+
+    granularity = "weight"
+    needs = frozenset({InputEnergies()})
+    formula = r"s_{ij} = |W_{ij}| \, \| X_j \|_2, \qquad \text{compared within each row } i"
+    paper = "Sun, Liu, Bair, Kolter: A Simple and Effective Pruning Approach for Large Language Models, ICLR 2024"
+
+    def score(self, graph: Graph, stats: Stats) -> Scores:
+        """``|W_ij| * ||X_j||``."""
+        weights = {group.name: weights_of(group, stats) for group in graph.groups}
+        seen = [name for name in weights if (name, "input-energies.sum") in stats.sums]
+        if not seen:
+            raise TopiaristError(
+                "wanda saw no input of a linear layer or convolution: collect what it needs on data, or take magnitude"
+            )
+        scores = {}
+        for name in seen:
+            norms = stats.sum(name, "input-energies.sum").sqrt()
+            rows = graph.shapes[name][0] // len(norms)
+            norms = norms.repeat_interleave(rows, 0).flatten()
+            scores[name] = weights[name].cpu().abs() * norms[graph[name].slices[0].positions[:, 0]]
+        return scores
+
+    def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep | None:
+        """The highest scores of each row, as many in each as in the others."""
+        if budget is None or budget.pattern is not None:
+            return None
+        scores = self.score(graph, stats)
+        keep = allocate(graph, scores, budget, self.allocation)
+        return {**keep, **{name: _in_rows(graph, name, s, int(keep[name].sum())) for name, s in scores.items()}}
+
+
+def _in_rows(graph: Graph, name: str, scores: Tensor, count: int) -> Tensor:
+    """Bool ``(units,)``; weights that are no units any more, gone in an earlier step, are the last of their rows."""
+    shape, places = graph.shapes[name], graph[name].slices[0].positions[:, 0]
+    whole = torch.full((prod(shape),), -math.inf, dtype=scores.dtype).index_copy_(0, places, scores)
+    return in_rows(whole.view(shape[0], -1), count).flatten()[places]
+
+
+def in_rows(scores: Tensor, count: int) -> Tensor:
+    """Bool ``(rows, columns)``, True for ``count`` entries: the highest of each row, as many in each as in the others.
+
+    Where ``count`` is no multiple of the rows, those keep one more whose next entry is the highest.
+    """
+    each, more = divmod(count, len(scores))
+    order = scores.argsort(stable=True, dim=1, descending=True)
+    keep = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order[:, :each], True)
+    if more:
+        following = scores.gather(1, order[:, each : each + 1])[:, 0]
+        lucky = following.argsort(stable=True, descending=True)[:more]
+        keep[lucky, order[lucky, each]] = True
+    return keep

@@ -1,0 +1,137 @@
+"""How Python callers are told no: before anything long begins, in one sentence, and never by a wrong network."""
+
+import dataclasses
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import topiarist
+from networks import images, shaken
+from topiarist import Data, Recipe, TopiaristError, add_selectors, prune
+from topiarist.methods import make
+from topiarist.zoo.preresnet import PreBasic, PreResNet
+
+RECIPE = Recipe(epochs=2, lr=0.02, schedule="constant")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return topiarist.load_data("digits").subset(128)
+
+
+def net():
+    torch.manual_seed(0)
+    return topiarist.load_model("zoo:digitsnet", width=0.5)
+
+
+def untrained(*_):
+    raise AssertionError("it trained before it refused")
+
+
+@pytest.mark.parametrize("budget", [
+    {"ratios": {"zz": 0.5}}, {"macs": 0.5, "exclude": "zz"}, {"macs": 1e-9}, {"macs": 0.5, "floor": 80},
+])  # fmt: skip
+@pytest.mark.parametrize("method", ["slimming", "sfp", "group_lasso"])
+def test_a_budget_that_cannot_be_is_refused_before_the_training(method, budget, digits):
+    with pytest.raises(TopiaristError):
+        prune(net(), digits.example(), method, budget, digits, recipe=RECIPE, progress=untrained)
+
+
+def test_the_least_that_can_stay_is_told_of_the_network_that_was_given(digits):
+    told = []
+    for steps in (1, 4):
+        with pytest.raises(TopiaristError, match=r"budget keeps 0.001 of") as error:
+            prune(net(), digits.example(), "l1", 0.001, digits, steps=steps, between=RECIPE, progress=untrained)
+        told.append(str(error.value))
+    assert told[0] == told[1]
+
+
+def test_a_floor_of_each_step_may_go_below_the_floor_of_one(digits):
+    found = prune(net(), digits.example(), "l1", {"params": 0.3, "floor": 0.7}, steps=4)
+    assert found.proof.ok
+    with pytest.raises(TopiaristError, match=r"floor|at least|least"):
+        prune(net(), digits.example(), "l1", {"params": 0.3, "floor": 0.7})
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_values_to_rewind_to_must_be_finite(steps, digits):
+    start = {
+        name: torch.full_like(v, torch.nan) if v.is_floating_point() else v for name, v in net().state_dict().items()
+    }
+    with pytest.raises(TopiaristError, match="rewind to are not finite"):
+        prune(net(), digits.example(), "l1", 0.5, digits, steps=steps, between=RECIPE, rewind=start, progress=untrained)
+
+
+@pytest.mark.parametrize("method", ["taylor", "fisher", "apoz", "lasso", "thinet", "lcp", "nisp", "pfa"])
+def test_data_that_does_not_fit_the_model_is_refused_at_once(method, digits):
+    wide = Data.of("wide", torch.rand(40, 3, 8, 8), torch.arange(40) % 10, torch.rand(10, 3, 8, 8), torch.arange(10))
+    many = Data.of("many", torch.rand(40, 1, 8, 8), torch.arange(40) % 20, torch.rand(10, 1, 8, 8), torch.arange(10))
+    with pytest.raises(TopiaristError, match="fails on examples of 'wide'"):
+        prune(net(), digits.example(), method, 0.5, wide)
+    with pytest.raises(TopiaristError, match="10 classes and 'many' has 20"):
+        prune(net(), digits.example(), method, 0.5, many)
+    with pytest.raises(TopiaristError, match=r"topiarist.Data"):
+        prune(net(), digits.example(), method, 0.5, "digits")
+    with pytest.raises(TopiaristError, match=r"'digits'|digits"):
+        prune(net().double(), digits.example().double(), method, 0.5, digits)
+
+
+@pytest.mark.parametrize("field", [{"mean": (torch.nan,)}, {"std": (torch.nan,)}, {"std": (torch.inf,)}])
+def test_normalisation_must_be_finite(field, digits):
+    with pytest.raises(TopiaristError, match="finite"):
+        dataclasses.replace(digits, **field)
+
+
+@pytest.mark.parametrize("recipes", [{"recipe": {"epochs": 1}}, {"between": {"epochs": 1}}, {"between": "x"}])
+def test_a_recipe_is_a_recipe(recipes, digits):
+    for steps in (1, 2):
+        with pytest.raises(TopiaristError, match=r"topiarist\.Recipe"):
+            prune(net(), digits.example(), "l1", 0.5, digits, steps=steps, **recipes)
+
+
+def test_lasso_needs_something_that_varies(digits):
+    with pytest.raises(TopiaristError, match="more samples"):
+        prune(net(), digits.example(), make("lasso", samples=1, examples=1), 0.5, digits)
+
+
+@pytest.mark.parametrize(
+    "field", [{"steps": 1.5}, {"population": torch.inf}, {"seed": 2**64}, {"seed": "x"}, {"lr": torch.inf}]
+)
+def test_fields_of_layer_compensation(field):
+    with pytest.raises(TopiaristError, match=next(iter(field))):
+        make("lcp", **field)
+
+
+@pytest.fixture
+def selected(tmp_path):
+    def fresh():
+        torch.manual_seed(0)
+        return PreResNet(3, 4, [4, 6, 8], 2, PreBasic, 5)
+
+    x = images(2, size=8)
+    found = prune(add_selectors(shaken(fresh()), "auto", x), x, "slimming", 0.5)
+    topiarist.save(found.model, found.architecture, tmp_path)
+    return fresh, tmp_path / "model.safetensors"
+
+
+@pytest.mark.parametrize("damage", [lambda i: i.flip(0), torch.zeros_like, lambda i: i + 1000])
+def test_indices_of_selectors_must_be_those_of_the_architecture(damage, selected):
+    fresh, file = selected
+    tensors = load_file(file)
+    picked = [name for name in tensors if name.endswith("indices") and len(tensors[name]) > 1]
+    assert picked
+    topiarist.load(fresh, file)
+    save_file({**tensors, picked[0]: damage(tensors[picked[0]])}, file)
+    with pytest.raises(TopiaristError, match="not what the architecture says"):
+        topiarist.load(fresh, file)
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.complex64])
+def test_weights_in_a_file_are_floating_point(kind, selected):
+    fresh, file = selected
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith("weight"))
+    save_file({**tensors, name: tensors[name].to(kind)}, file)
+    with pytest.raises(TopiaristError, match="no floating-point type"):
+        topiarist.load(fresh, file)
