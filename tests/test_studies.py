@@ -18,7 +18,7 @@ from topiarist.models import fitting_options, make_model
 from topiarist.studies import DEMO, Cell, Study, gather, run, run_cells
 from topiarist.studies.cells import finished, folder, result, unfold
 from topiarist.studies.statistics import Difference, paired, summarise, verdict
-from topiarist.studies.study import SCRATCH_SEED
+from topiarist.studies.study import SCRATCH_SEED, Pruning
 
 # ---------------------------------------------------------------- statistics
 
@@ -127,6 +127,12 @@ def test_needs_come_first_and_once():
     b, c = cell("b", a), cell("c", a)
     d = cell("d", b, c)
     assert [each.arm for each in unfold([d, c])] == ["a", "b", "c", "d"]
+
+
+def test_a_field_may_say_what_is_pruned():
+    units, weights = (Pruning("l0", {"ratio": 0.5}, fields) for fields in ({}, {"granularity": "weight"}))
+    assert (units.granularity, weights.granularity) == ("structure", "weight")
+    assert (units.goal, weights.goal) == ("50 % of units", "50 % of weights")
 
 
 def test_the_demo_shares_what_can_be_shared():

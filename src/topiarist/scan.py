@@ -131,7 +131,7 @@ def sensitivity(
         raise TopiaristError("nothing in this network can be cut; `topiarist inspect` says what pins each layer")
     rehearse(model, data)
     parts = data.split(held_out, seed)
-    rooms = graph.weights() if method.granularity == "weight" and not graph.groups[0].of_weights else graph
+    rooms = method.units(graph)
     stats = collect(model, rooms, Batches(parts, batch_size, seed), method.needs)
     scores = method.score(rooms, stats)
     judged = partial(_judged, copied(model), rooms, list(parts.batches("test", batch_size)))

@@ -13,7 +13,7 @@ from topiarist.training.history import Epoch, History, Progress
 from topiarist.training.hooks import Attached, attach
 from topiarist.training.initialise import reinitialise
 from topiarist.training.loop import fit
-from topiarist.training.recipe import Recipe, constant, cosine, scratch_b, scratch_e, step
+from topiarist.training.recipe import Recipe, constant, cosine, linear, scratch_b, scratch_e, step
 
 __all__ = [
     "Attached",
@@ -26,6 +26,7 @@ __all__ = [
     "cosine",
     "evaluate",
     "fit",
+    "linear",
     "reinitialise",
     "scratch_b",
     "scratch_e",

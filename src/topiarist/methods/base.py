@@ -60,6 +60,10 @@ class Method:
         """A method that refuses what this one refuses, in little time: for methods that search for long."""
         return self
 
+    def in_training(self, examples: int, steps: int) -> Method:
+        """The method where ``examples`` are trained on for so many ``steps``: for what its fields leave open."""
+        return self
+
     def units(self, graph: Graph) -> Graph:
         """What the method works on, of a traced network: its units, or one unit a weight."""
         return graph.weights() if self.granularity == "weight" else graph
@@ -186,3 +190,16 @@ def weights_of(group: Group, stats: Stats) -> Tensor:
 def as_mapping(value: float | Mapping[str, float]) -> Mapping[str, float]:
     """One number for all groups, or glob pattern → number, as glob pattern → number."""
     return value if isinstance(value, Mapping) else {"*": value}
+
+
+def checked_examples(examples: int | None, needed_by: str = "") -> int:
+    """How many training examples there are, of a method that spreads a penalty over them.
+
+    Raises:
+        TopiaristError: it is no positive number, or unknown and needed.
+    """
+    if examples is None and needed_by:
+        raise TopiaristError(f"{needed_by} spreads its penalty over the training examples: say how many, examples=...")
+    if examples is not None and examples < 1:
+        raise TopiaristError(f"examples must be how many are trained on, or left out, but got {examples!r}")
+    return examples or 1

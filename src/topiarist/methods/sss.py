@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
+from topiarist.methods._multipliers import Multipliers, Place, Scaled, multiplied
 from topiarist.methods.base import Method
 
 if TYPE_CHECKING:
@@ -87,22 +87,9 @@ class SSS(Method):
         """Residual blocks, or the graph as it is."""
         return graph.blocks() if self.structure == "block" else graph
 
-    @contextmanager
-    def gates(self, model: nn.Module, graph: Graph) -> Iterator[nn.Module]:
+    def gates(self, model: nn.Module, graph: Graph) -> AbstractContextManager[nn.Module]:
         """One scale for each structure; in the end they are multiplied into the parameters."""
-        gates = _Gates(model, self._scaled(graph))
-        model.add_module(_GATES, gates)
-        handles = (
-            model.register_forward_pre_hook(gates.open),
-            model.register_forward_hook(gates.close, always_call=True),
-        )
-        try:
-            yield gates
-        finally:
-            for handle in handles:
-                handle.remove()
-            delattr(model, _GATES)
-            gates.fold()
+        return multiplied(model, _GATES, _Gates(model, self._scaled(graph)), _LEFT)
 
     def proximal(self, model: nn.Module, graph: Graph, lr: float) -> None:
         """One step of the accelerated proximal gradient, from the point where the gradient was taken."""
@@ -120,20 +107,8 @@ class SSS(Method):
     def score(self, graph: Graph, stats: Stats) -> Scores:
         """``s_j = lambda_j``."""
         scaled = self._scaled(graph)
-        scales = torch.ones(scaled.total, dtype=torch.float64)
-        alive = torch.zeros(scaled.total, dtype=torch.bool)
-        for name, place in scaled.places.items():
-            here = place.structure >= 0
-            structures = place.structure[here]
-            weight = stats.tensor(name).detach().cpu() != 0
-            others = [axis for axis in range(weight.ndim) if axis != place.axis]
-            used = weight.any() if place.axis is None else weight.sum(others) > 0 if others else weight
-            alive[structures[used[here]]] = True
-            left = stats.tensors.get(name + _LEFT)
-            if left is not None and left.shape == place.structure.shape:
-                scales[structures] = left.double().cpu()[here]
-        scales, units = scales * alive, self.units(graph)
-        return {name: scales[first : first + units[name].units] for name, first in scaled.first.items()}
+        scales = scaled.left(stats, _LEFT, default=1.0) * scaled.alive(stats)
+        return scaled.by_group(self.units(graph), scales)
 
     def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep | None:
         """What has not come to 0, where there is no budget; one structure of a group always stays."""
@@ -145,11 +120,15 @@ class SSS(Method):
             keep[name][scales.argmax()] = True
         return keep
 
-    def _scaled(self, graph: Graph) -> _Scaled:
+    def _scaled(self, graph: Graph) -> Scaled:
         """The entries of parameters that each structure's scale multiplies."""
-        scaled, graph = _Scaled({}, {}, 0), self.units(graph)
+        scaled, graph = Scaled({}, {}, 0), self.units(graph)
         for group in graph.groups:
-            scaled = _with_blocks(scaled, graph, group) if group.blocks else self._with_units(scaled, graph, group)
+            whole = ":rows" in group.name  # where two factors meet: whole groups of a convolution, whole heads
+            if group.blocks:
+                scaled = _with_blocks(scaled, graph, group)
+            elif self.structure != "block" and whole == (self.structure == "group"):
+                scaled = scaled.with_units(graph, group)
         if not scaled.total:
             told = {"block": "residual blocks that can be removed", "group": "groups of convolutions or heads"}
             raise TopiaristError(
@@ -158,51 +137,19 @@ class SSS(Method):
             )
         return scaled
 
-    def _with_units(self, scaled: _Scaled, graph: Graph, group: Group) -> _Scaled:
-        """Adds the weights that read a group's units; several of the units' places may lie in one weight."""
-        parts = [part for part in group.by_role("input") if part.tensor in graph.parameters]
-        whole = ":rows" in group.name  # where two factors meet: whole groups of a convolution, whole heads
-        if self.structure == "block" or not parts or whole != (self.structure == "group"):
-            return scaled
-        places = dict(scaled.places)
-        for part in parts:
-            assert part.axis is not None
-            free = torch.full((graph.shapes[part.tensor][part.axis],), -1)
-            index = places[part.tensor].structure.clone() if part.tensor in places else free
-            if places.get(part.tensor, part).axis != part.axis or (index[part.positions] >= 0).any():
-                return scaled  # another group's scale is there already
-            index[part.positions] = (scaled.total + torch.arange(group.units)).unsqueeze(1).expand(part.positions.shape)
-            places[part.tensor] = _Place(part.axis, index)
-        return _Scaled(places, {**scaled.first, group.name: scaled.total}, scaled.total + group.units)
 
-
-class _Place(NamedTuple):
-    """Where scales multiply a tensor: the axis (``None``: all of it), and whose at each position (-1: nobody's)."""
-
-    axis: int | None
-    structure: Tensor
-
-
-class _Scaled(NamedTuple):
-    """What the scales multiply: tensor → places, the number of each group's first structure, how many there are."""
-
-    places: Mapping[str, _Place]
-    first: Mapping[str, int]
-    total: int
-
-
-def _with_blocks(scaled: _Scaled, graph: Graph, group: Group) -> _Scaled:
+def _with_blocks(scaled: Scaled, graph: Graph, group: Group) -> Scaled:
     """Adds the last parameters of every block: those of its tips, which make its output as a whole."""
     places = dict(scaled.places)
     for number, block in enumerate(group.blocks, scaled.total):
         for name in graph.parameters:
             if name.rpartition(".")[0] in block.tips:
-                places[name] = _Place(None, torch.tensor(number))
-    return _Scaled(places, {**scaled.first, group.name: scaled.total}, scaled.total + group.units)
+                places[name] = Place(None, torch.tensor(number))
+    return Scaled(places, {**scaled.first, group.name: scaled.total}, scaled.total + group.units)
 
 
-class _Gates(nn.Module):
-    """The scales, and the state of their steps; while the model runs, its parameters are seen scaled.
+class _Gates(Multipliers):
+    """The scales, and the state of their steps.
 
     Attributes:
         scales: ``(structures,)`` the lambdas, which are where the gradient is taken.
@@ -213,49 +160,18 @@ class _Gates(nn.Module):
     point: Tensor
     velocity: Tensor
 
-    def __init__(self, model: nn.Module, scaled: _Scaled) -> None:
-        super().__init__()
+    def __init__(self, model: nn.Module, scaled: Scaled) -> None:
+        super().__init__(model, scaled)
         first = model.get_parameter(next(iter(scaled.places)))
         start = torch.ones(scaled.total, dtype=first.dtype, device=first.device)
         self.scales = nn.Parameter(start)
         self.register_buffer("point", start.clone())
         self.register_buffer("velocity", torch.zeros_like(start))
-        # In a tuple, so that the model's modules do not become modules of the gates.
-        self._owners = tuple((model.get_submodule(name.rpartition(".")[0]), name) for name in scaled.places)
-        self._places = dict(scaled.places)
 
-    def forward(self, x: Any) -> Any:
-        """Hands on what it gets, for models that call all of their submodules in turn."""
-        return x
+    def multipliers(self) -> Tensor:
+        """The lambdas."""
+        return self.scales
 
-    def _factor(self, name: str, ndim: int) -> Tensor:
-        """What a parameter is multiplied by, broadcastable to it."""
-        axis, structure = self._places[name]
-        padded = torch.cat([self.scales, self.scales.new_ones(1)])  # the last one for -1
-        factor = padded[structure.to(padded.device)]
-        return factor if axis is None else factor.view([-1 if k == axis else 1 for k in range(ndim)])
-
-    def open(self, *_: Any) -> None:
-        """Hook before the model runs: the scaled values stand in front of the parameters."""
-        for owner, name in self._owners:
-            leaf = name.rpartition(".")[2]
-            parameter = owner._parameters[leaf]
-            assert parameter is not None
-            vars(owner)[leaf] = parameter * self._factor(name, parameter.ndim).to(parameter.dtype)
-
-    def close(self, *_: Any) -> None:
-        """Hook after it: they are gone."""
-        for owner, name in self._owners:
-            vars(owner).pop(name.rpartition(".")[2], None)
-
-    @torch.no_grad()
-    def fold(self) -> None:
-        """Multiplies the parameters by the scales for good, and leaves the scales beside them for the score."""
-        for owner, name in self._owners:
-            leaf = name.rpartition(".")[2]
-            parameter = owner._parameters[leaf]
-            assert parameter is not None
-            factor = self._factor(name, parameter.ndim)
-            parameter.mul_(factor.to(parameter.dtype))
-            left = factor.clone() if self._places[name].axis is None else factor.flatten()
-            owner.register_buffer(leaf + _LEFT, left, persistent=False)
+    def final(self) -> tuple[Tensor, Tensor]:
+        """The lambdas, which are the score as well."""
+        return self.scales, self.scales

@@ -22,6 +22,7 @@ from topiarist.budget import Budget
 from topiarist.costs import cost, latency
 from topiarist.data import Data, load_data
 from topiarist.graph import Graph, trace
+from topiarist.methods import Method
 from topiarist.models import fitting_options, make_model
 from topiarist.pruning import prune
 from topiarist.studies.cells import Cell, write_json
@@ -56,7 +57,7 @@ class _Bench:
         graph = trace(self.make(), self.data.example())
         if cell.method == "none":
             return graph
-        return methods.make(cell.method, **cell.settings.get("fields", {})).units(graph)
+        return _method(cell).units(graph)
 
 
 def unpruned(cell: Cell, folder: Path, needs: Folders) -> Result:
@@ -191,9 +192,15 @@ def _recipe(cell: Cell) -> Recipe:
     return Recipe(**cell.settings["recipe"])
 
 
+def _method(cell: Cell) -> Method:
+    """The cell's method, with the fields of the pruning that it belongs to."""
+    told = (each.settings["fields"] for each in (cell, *cell.needs) if "fields" in each.settings)
+    return methods.make(cell.method, **next(told, {}))
+
+
 def _mask(bench: _Bench, cell: Cell, folder: Path) -> dict[str, Any]:
     """What keeps pruned weights at zero in training; nothing for a structure, whose units are gone."""
-    if methods.get(cell.method).granularity != "weight":
+    if _method(cell).granularity != "weight":
         return {}
     return {"graph": bench.graph(cell), "keep": Architecture.load(folder / SHAPE_FILE).keep}
 

@@ -52,7 +52,7 @@ class Pruning:
     @property
     def granularity(self) -> str:
         """``"structure"`` or ``"weight"``."""
-        return str(methods.get(self.method).granularity)
+        return methods.make(self.method, **self.fields).granularity
 
     @property
     def goal(self) -> str:
