@@ -82,12 +82,13 @@ def decode(data: bytes, count: int, word_lengths: Ints) -> Ints:
     while len(found) < count:
         if at >= total:
             raise DamagedError("words that end too soon")
-        first = at
-        ranks = np.searchsorted(starts, _windows(padded, first, min(first + _CHUNK, total)), side="right") - 1
+        ranks = np.searchsorted(starts, _windows(padded, at, min(at + _CHUNK, total)), side="right") - 1
         table, sizes = ranks.tolist(), used[ranks].tolist()
-        while at - first < len(table) and len(found) < count:
-            found.append(table[at - first])
-            at += sizes[at - first]
+        offset, end = 0, len(table)
+        while offset < end and len(found) < count:
+            found.append(table[offset])
+            offset += sizes[offset]
+        at += offset
     if (at + 7) // 8 != len(data):
         raise DamagedError("words that end too late" if at < total else "words that end too soon")
     return order[np.array(found, dtype=np.int64)]
