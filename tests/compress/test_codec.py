@@ -75,10 +75,10 @@ def test_the_symbols_take_hardly_more_than_their_entropy(shape: tuple[int, ...],
     symbols = torch.unique(value, return_counts=True)[1].double()
     bound = float(-(symbols * (symbols / value.numel()).log2()).sum()) / 8
     assert report.bound == pytest.approx(bound, rel=1e-12)
-    assert report.rows[0].coding == "dense"
+    assert report.rows[0].coding in ("dense", "gaps")
     assert bound * 0.999 < report.payload < bound * 1.01
-    # the model of the symbols (31 counts), lengths and checksum are the rest
-    assert report.bytes < report.payload + report.rows[0].codebook + 64
+    # the model (counts of values and gaps), lengths and checksum are the rest
+    assert report.bytes < report.payload + report.rows[0].codebook + 100
 
 
 def test_a_mask_with_empty_columns_takes_less_than_symbols_by_themselves_can() -> None:

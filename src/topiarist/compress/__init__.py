@@ -13,7 +13,7 @@ from topiarist.compress.clusters import Clusters, cluster
 from topiarist.compress.container import MAX_BYTES
 from topiarist.compress.files import load, load_architecture, load_model, pack, save, unpack
 from topiarist.compress.report import Report, Row
-from topiarist.compress.sharing import Shared, share
+from topiarist.compress.sharing import Shared, share, share_state
 
 __all__ = [
     "MAX_BYTES",
@@ -28,5 +28,6 @@ __all__ = [
     "pack",
     "save",
     "share",
+    "share_state",
     "unpack",
 ]

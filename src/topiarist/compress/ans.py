@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 WIDEST = 1 << 23
 """The largest alphabet of a uniform model."""
 _EIGHTHS = np.array([round(2 ** (i / 8) * 2**20) for i in range(8)], dtype=np.int64)
-"""2^(i/8) in units of 2^-20."""
+"""2^(i/8), times 2^20."""
 _FINENESS, _POWERS, _LEVELS = (1, 2, 4, 8), (0, 1, 2, 3), 256
 
 
@@ -124,20 +124,20 @@ class Histogram:
     """
 
     def __init__(self, counts: Ints) -> None:
-        logs = np.log2(np.maximum(counts, 1))
+        logs, total = np.log2(np.maximum(counts, 1)), int(counts.sum())
         self.side, self.payload = np.inf, np.inf
         for f, fineness in enumerate(_FINENESS):
-            levels = np.where(counts > 0, 1 + np.rint(fineness * logs), 0).astype(np.int64)
+            levels = (np.rint(fineness * logs) + 1).astype(np.int64) * (counts > 0)
             top = int(levels.max())
             weights = _weights(levels, fineness)
-            payload = code_length(counts, weights)
-            steps = np.diff(levels, prepend=0) % (top + 1)
-            uses = np.bincount(steps, minlength=top + 1)
-            for t, power in enumerate(_POWERS):
-                side = code_length(uses, _closeness(top, power)) + np.log2(len(_FINENESS) * len(_POWERS) * _LEVELS)
-                if payload + side < self.payload + self.side:
-                    self.weights, self.payload, self.side = weights, payload, side
-                    self._code = (f, t, top, steps)
+            payload = total * (np.log2(weights.sum()) - 20) - float(counts @ np.maximum(levels - 1, 0)) / fineness
+            steps = np.concatenate((levels[:1], levels[1:] - levels[:-1])) % (top + 1)
+            sides = _closeness_bits(top) @ np.bincount(steps, minlength=top + 1)
+            t = int(sides.argmin())
+            if payload + sides[t] < self.payload + self.side:
+                self.weights, self.payload, self.side = weights, float(payload), float(sides[t])
+                self._code = (f, t, top, steps)
+        self.side += np.log2(len(_FINENESS) * len(_POWERS) * _LEVELS)
 
     @property
     def bits(self) -> float:
@@ -183,3 +183,10 @@ def _closeness(top: int, power: int) -> Floats:
     steps = np.arange(top + 1, dtype=np.float64)
     near = 1 + np.minimum(steps, top + 1 - steps)
     return 1 / np.multiply.reduce([near] * power) if power else np.ones(top + 1)
+
+
+@lru_cache(maxsize=1024)
+def _closeness_bits(top: int) -> Floats:
+    """Bits of each step, for each power: ``(powers, steps)``."""
+    weights = np.stack([_closeness(top, power) for power in _POWERS])
+    return np.log2(weights.sum(axis=1, keepdims=True)) - np.log2(weights)

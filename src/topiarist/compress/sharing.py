@@ -134,24 +134,49 @@ def share(
         Huffman Coding, ICLR 2016.
     """
     made = copied(model)
-    labels, losses = {}, {}
-    for name, width in _widths(made, bits).items():
-        labels[name], losses[name] = _share(made.get_parameter(name), width, init, steps, seed)
+    labels, losses = _share_all(dict(made.named_parameters()), bits, init, steps, seed)
     return Shared(made, labels, losses)
 
 
-def _widths(model: nn.Module, bits: int | Mapping[str, int] | None) -> dict[str, int]:
-    """The bits of each parameter that is to be shared."""
-    parameters = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
+def share_state(
+    state: Mapping[str, Tensor],
+    bits: int | Mapping[str, int] | None = None,
+    init: Init = "linear",
+    *,
+    steps: int = 1000,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Shares the weights in a state dict, as `share` does those of a model.
+
+    Returns:
+        A new state dict; tied tensors stay tied.
+    """
+    made: dict[int, Tensor] = {}
+    copies = {name: made.setdefault(id(value), value.detach().clone()) for name, value in state.items()}
+    _share_all(copies, bits, init, steps, seed)
+    return copies
+
+
+def _share_all(
+    parameters: Mapping[str, Tensor], bits: int | Mapping[str, int] | None, init: Init, steps: int, seed: int
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Share weights in place; labels and losses by name."""
+    found = {
+        name: _share(parameters[name], width, init, steps, seed) for name, width in _widths(parameters, bits).items()
+    }
+    return {name: labels for name, (labels, _) in found.items()}, {name: loss for name, (_, loss) in found.items()}
+
+
+def _widths(tensors: Mapping[str, Tensor], bits: int | Mapping[str, int] | None) -> dict[str, int]:
+    """The bits of each parameter that is to be shared; of tied ones the first name counts."""
+    first = {id(value): name for name, value in reversed(list(tensors.items()))}
+    parameters = {n: p for n, p in tensors.items() if p.is_floating_point() and first[id(p)] == n}
     if isinstance(bits, Mapping):
-        found = {}
-        for name in parameters:
-            glob = next((glob for glob in bits if fnmatchcase(name, glob)), None)
-            if glob is not None:
-                found[name] = bits[glob]
+        globs = {name: next((glob for glob in bits if fnmatchcase(name, glob)), None) for name in parameters}
         idle = [glob for glob in bits if not any(fnmatchcase(name, glob) for name in parameters)]
         if idle:
             raise TopiaristError(f"bits are given for {idle[0]!r}, which fits no parameter: {', '.join(parameters)}")
+        found = {name: bits[glob] for name, glob in globs.items() if glob is not None}
     else:
         weights = {name: p.ndim for name, p in parameters.items() if p.ndim > 1}
         default = {name: CONVOLUTION_BITS if axes > 2 else LINEAR_BITS for name, axes in weights.items()}
