@@ -343,10 +343,10 @@ def test_the_file_tells_blocks_and_older_files_do_not():
         value = copy.deepcopy(stored)
         value["groups"][0]["blocks"] = damage
         del value["sha256"]
-        from topiarist.architecture_file import _digest
+        from topiarist.architecture_file import digest
 
         with pytest.raises(TopiaristError, match="damaged"):
-            Architecture.from_json({**value, "sha256": _digest(value)})
+            Architecture.from_json({**value, "sha256": digest(value)})
 
 
 def test_a_budget_is_met_by_whole_blocks():

@@ -143,9 +143,9 @@ def test_files_from_before_there_were_selectors_still_load():
 
 
 def signed(value):
-    from topiarist.architecture_file import _digest
+    from topiarist.architecture_file import digest
 
-    return {**value, "sha256": _digest(value)}
+    return {**value, "sha256": digest(value)}
 
 
 def test_two_cuts_in_turn_select_among_the_selected():

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
 import pytest
 import torch
@@ -173,10 +172,10 @@ def test_scratch_arms_spend_what_they_say() -> None:
         {"momentum": 1.0},
         {"weight_decay": -1e-4},
         {"nesterov": True, "momentum": 0.0},
-        {"nesterov": True, "optimizer": "adam"},
-        {"optimizer": "lion"},
         {"batch_size": 0},
         {"schedule": "quadratic"},
+        {"optimizer": "lbfgs"},
+        {"nesterov": True, "optimizer": "adam"},
         {"milestones": (0.5, 75)},
         {"gamma": 0.0},
     ],
@@ -190,20 +189,20 @@ def test_a_recipe_refuses_what_cannot_be(change: dict[str, object]) -> None:
 # The loop
 
 
-OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
-    "sgd": lambda each: torch.optim.SGD(each, lr=0.05, momentum=0.9, weight_decay=1e-4, fused=True),
-    "adam": lambda each: torch.optim.Adam(each, lr=0.05, betas=(0.9, 0.999), weight_decay=1e-4, fused=True),
-}
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_fit_is_a_plain_loop(data: Data, name: Literal["sgd", "adam"]) -> None:
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("sgd", lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-4, fused=True)),
+        ("adam", lambda p: torch.optim.Adam(p, lr=0.05, betas=(0.9, 0.999), weight_decay=1e-4, fused=True)),
+    ],
+)
+def test_fit_is_a_plain_loop(data: Data, name: str, make: Callable[..., torch.optim.Optimizer]) -> None:
     ours, plain = net(), net()
     history = fit(ours, data, replace(QUICK, optimizer=name), seed=7)
 
     torch.manual_seed(7)
     generator = torch.Generator().manual_seed(7)
-    optimizer = OPTIMIZERS[name](plain.parameters())
+    optimizer = make(plain.parameters())
     losses, lengths = [], []
     for epoch in range(4):
         for group in optimizer.param_groups:

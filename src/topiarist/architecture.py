@@ -128,7 +128,7 @@ class Architecture:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the JSON file."""
         text = json.dumps(self.to_json(), separators=(",", ":"))
-        _atomically(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        atomically(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Architecture:
@@ -146,7 +146,7 @@ class Architecture:
         return cls.from_json(value)
 
 
-def _atomically(path: Path, write: Callable[[Path], object]) -> None:
+def atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Writes under a temporary name, then renames: a file is whole or not there."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +198,7 @@ def write_tensors(model: nn.Module, path: Path) -> None:
         except safetensors.SafetensorError as error:
             raise OSError(str(error)) from error
 
-    _atomically(path, write)
+    atomically(path, write)
 
 
 def load(make_model: Callable[[], nn.Module], path: str | os.PathLike[str]) -> nn.Module:

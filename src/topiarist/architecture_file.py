@@ -82,14 +82,14 @@ def encode(
         },
         "selectors": list(selectors),
     }
-    return {**value, "sha256": _digest(value)}
+    return {**value, "sha256": digest(value)}
 
 
 def _plain(block: Block) -> list[Any]:
     return [block.name, [list(part) for part in block.parts], list(block.tips)]
 
 
-def _digest(value: Mapping[str, Any]) -> str:
+def digest(value: Mapping[str, Any]) -> str:
     """Of everything but itself, so that a damaged number does not go unnoticed."""
     content = {key: entry for key, entry in value.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -109,7 +109,7 @@ def decode(value: Any) -> Parts:
             "upgrade topiarist"
         )
     try:
-        if value["sha256"] != _digest(value):
+        if value["sha256"] != digest(value):
             raise ValueError("its checksum is wrong")
         shapes = {_text(name): _shape(shape) for name, shape in value["shapes"].items()}
         if not isinstance(value["groups"], list):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from topiarist.budget import Budget
 from topiarist.cli import show
@@ -249,6 +249,67 @@ def sensitivity(
 
 def _with_epochs(recipe: Recipe, epochs: int | None) -> Recipe:
     return recipe if epochs is None else replace(recipe, epochs=epochs)
+
+
+def compress(
+    weights: Path,
+    *,
+    bits: int | dict[str, int] | Literal["paper"] | None = None,
+    init: Literal["linear", "density", "random"] = "linear",
+    half: bool = False,
+    mode: Literal["ans", "paper"] = "ans",
+    bare: bool = False,
+    model: str | None = None,
+    data: str | None = None,
+    finetune: Recipe = Recipe.finetune(),  # noqa: B008  a frozen value
+    epochs: int | None = None,
+    seed: int = 0,
+    out: Path = Path("runs/compress/model.tpcf"),
+    json: bool = False,
+) -> None:
+    """Share the weights of a network, train the centroids on, and write one small file (Deep Compression).
+
+    Args:
+        weights: the folder that prune wrote, or a file of weights (safetensors, or a PyTorch state dict).
+        bits: of a weight: a number, paper (8 for convolutions, 5 for linear layers), or {glob: number}; else all stay.
+        init: how the centroids start.
+        half: round codebooks, biases and all else of 32 bits to 16 bits.
+        mode: ans is near the entropy; paper is the format of Han et al., for comparison.
+        bare: leave the architecture out, which the folder may have: then the network is made in its small shape.
+        model: the network before pruning, as for prune; only needed with data.
+        data: data set on which the centroids are trained and the accuracy is measured, as for prune.
+        finetune: how the centroids are trained.
+        epochs: short for --finetune.epochs.
+        seed: of everything random.
+        out: the file.
+        json: print the result as JSON.
+    """
+    from topiarist.cli.compression import Wish, run
+
+    if (model is None) != (data is None):
+        raise TopiaristError("Training the centroids takes --model MODEL and --data DATA: give both or neither.")
+    source = None if model is None else make_source(model, data, None, seed)
+    writable_folder(out.parent)
+    wish = Wish(weights, bits, init, half, mode, bare, _with_epochs(finetune, epochs), seed, out)
+    report, result = run(wish, source, quiet=json)
+    show.compressed(report, result, out, json)
+
+
+def decompress(
+    file: Path, *, max_bytes: int | None = None, out: Path = Path("runs/decompress"), json: bool = False
+) -> None:
+    """Read a compressed network, and write its tensors and, where it has one, its shape.
+
+    Args:
+        file: what compress wrote.
+        max_bytes: memory that reading may take; 4 GiB by default.
+        out: folder for model.safetensors and architecture.json.
+        json: print the result as JSON.
+    """
+    from topiarist.cli.compression import restore
+
+    writable_folder(out)
+    show.decompressed(restore(file, max_bytes, out), out, json)
 
 
 def study(file: Path, *, out: Path | None = None, workers: int = 1, json: bool = False) -> int:

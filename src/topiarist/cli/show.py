@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from topiarist.compress import Report
     from topiarist.costs import Cost
     from topiarist.graph import Graph
     from topiarist.pruned import Pruned
@@ -208,3 +209,24 @@ def pruned(done: Pruned, result: Mapping[str, Any], out: Path, as_json: bool) ->
         print(f"accuracy: {', '.join(measured)}")
     print(f"files: {out}/")
     print(f'to load them: topiarist.load(topiarist.make_model("{result["model"]}"), "{out}")')
+
+
+def compressed(report: Report, result: Mapping[str, Any], out: Path, as_json: bool) -> None:
+    """What each tensor of a compressed network takes, and what the network can do."""
+    if as_json:
+        json(result)
+        return
+    print(report)
+    measured = [f"{when} {value:.2f} %" for when, value in result["accuracy"].items() if value is not None]
+    if measured:
+        print(f"accuracy: {', '.join(measured)}")
+    print(f"file: {out}")
+
+
+def decompressed(result: Mapping[str, Any], out: Path, as_json: bool) -> None:
+    """What came out of a compressed network."""
+    if as_json:
+        json(result)
+        return
+    print(f"{result['tensors']} tensors, {result['bytes']:,} bytes")
+    print(f"files: {out}/")

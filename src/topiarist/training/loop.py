@@ -49,7 +49,7 @@ def fit(
     devices: int | str = 1,
     precision: Any = "32-true",
 ) -> History:
-    """Train a classifier in place on the cross-entropy, by SGD or as the recipe says.
+    """Train a classifier in place on the cross-entropy, by SGD or Adam as the recipe says.
 
     The same seed gives the same weights, to the bit on a CPU with the same number of threads. With a checkpoint the
     state is stored after every epoch, and a call that finds one goes on from there to the result of an undisturbed run.
@@ -270,22 +270,18 @@ def _optimizer(model: nn.Module, recipe: Recipe, fabric: Fabric) -> torch.optim.
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise TopiaristError("the model has no parameter that requires a gradient: there is nothing to train")
+    fused = fabric.device.type == "cpu"  # one call for all tensors; small networks are bound by calls
     if recipe.optimizer == "adam":
         betas = (recipe.momentum, 0.999)
-        return torch.optim.Adam(trained, recipe.lr, betas, weight_decay=recipe.weight_decay, fused=_fused(fabric))
+        return torch.optim.Adam(trained, lr=recipe.lr, betas=betas, weight_decay=recipe.weight_decay, fused=fused)
     return torch.optim.SGD(
         trained,
         lr=recipe.lr,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
         nesterov=recipe.nesterov,
-        fused=_fused(fabric),
+        fused=fused,
     )
-
-
-def _fused(fabric: Fabric) -> bool:
-    """One call for all tensors: small networks are bound by calls."""
-    return bool(fabric.device.type == "cpu")
 
 
 def _cuda(fabric: Fabric) -> list[int]:

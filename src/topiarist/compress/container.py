@@ -1,0 +1,204 @@
+"""The file: what it holds and in which order; written in one piece, read with every size checked before it is used.
+
+4 bytes   ``TPCF``
+1 byte    version
+varint    bytes of the header, stored
+varint    bytes of the header, inflated; 0 where it is stored as it is
+header    varint: number of tensors; for each of them
+              varint: bytes of its name; the name (UTF-8); byte: type; byte: coding; varint: axes;
+              varint: each axis; varint: bytes of its blob
+          then, of each further text: varint: bytes of its name; the name; varint: bytes; the text
+blobs     of the tensors, in the same order
+4 bytes   CRC-32 of all before it, little-endian
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from topiarist.compress.ans import DamagedError
+from topiarist.compress.coding import Blob, Coding, decode
+from topiarist.compress.octets import DTYPES, Memory, Source, deflated, varint
+from topiarist.compress.paper import decode_paper
+from topiarist.errors import TopiaristError
+
+MAGIC, VERSION = b"TPCF", 1
+MAX_BYTES = 1 << 32
+"""Memory that reading may take unless the caller says otherwise: 4 GiB."""
+_TENSORS, _AXES, _HEADER = 1 << 20, 64, 1 << 28
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the header says of a tensor.
+
+    Attributes:
+        name: its key in the state dict.
+        dtype: of its values.
+        shape: its axes.
+        coding: how it is stored.
+        length: bytes of its blob.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    coding: Coding
+    length: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tensor in memory."""
+        return 0 if self.coding is Coding.ALIAS else prod(self.shape) * self.dtype.itemsize
+
+
+def write(tensors: Mapping[str, tuple[Tensor, Blob]], texts: Mapping[str, str]) -> tuple[bytes, int]:
+    """A file's bytes, and how many of them are header, checksum and all else that is no blob."""
+    header = bytearray(varint(len(tensors)))
+    for name, (tensor, blob) in tensors.items():
+        header += _text(name) + bytes([_dtype(name, tensor), blob.coding])
+        header += b"".join(map(varint, (tensor.ndim, *tensor.shape, len(blob.data))))
+    for name, text in texts.items():
+        header += _text(name) + _text(text)
+    small = deflated(bytes(header))
+    kept, size = (bytes(header), 0) if small is None else (small, len(header))
+    head = MAGIC + bytes([VERSION]) + varint(len(kept)) + varint(size) + kept
+    data = head + b"".join(blob.data for _, blob in tensors.values())
+    return data + zlib.crc32(data).to_bytes(4, "little"), len(head) + 4
+
+
+def _text(text: str) -> bytes:
+    data = text.encode("utf-8")
+    return varint(len(data)) + data
+
+
+def _dtype(name: str, tensor: Tensor) -> int:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.dtype not in DTYPES:
+        kind = tensor.dtype if tensor.layout == torch.strided else tensor.layout
+        raise TopiaristError(
+            f"{name} is a tensor of {kind} on {tensor.device}, which has no place in a file: make it dense"
+        )
+    return DTYPES.index(tensor.dtype)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file whose header has been read and whose checksum is right; its tensors are not decoded yet.
+
+    Attributes:
+        entries: its tensors.
+        texts: further texts in it, by name.
+        blobs: the bytes of the tensors, by name.
+        memory: what decoding may still use.
+    """
+
+    entries: tuple[Entry, ...]
+    texts: Mapping[str, str]
+    blobs: Mapping[str, memoryview]
+    memory: Memory
+
+    @classmethod
+    def read(cls, data: bytes, max_bytes: int = MAX_BYTES) -> File:
+        """Read a header and check everything that it says against the data and the memory.
+
+        Raises:
+            TopiaristError: this is no such file, it is damaged, of an unknown version, or too large.
+        """
+        if data[:4] != MAGIC:
+            raise TopiaristError("this is no compressed network: give a file that topiarist compress wrote")
+        if len(data) > 4 and data[4] != VERSION:
+            raise TopiaristError(
+                f"this compressed network has version {data[4]}, this release reads {VERSION}: upgrade topiarist"
+            )
+        memory = Memory(max_bytes)
+        memory.need(2 * len(data), "the file")
+        try:
+            if len(data) < 11 or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
+                raise DamagedError("its checksum is wrong")
+            source = Source(memoryview(data)[5:-4], memory)
+            stored, size = source.varint(), source.varint(_HEADER)
+            header = source.inflated(stored, size, "the header") if size else source.take(stored)
+            memory.need(128 * len(header), "the header", keep=True)  # each byte may become a Python object
+            entries, texts = _header(Source(memoryview(header), memory))
+            blobs = {entry.name: _slice(source, entry.length) for entry in entries}
+            if source.left:
+                raise DamagedError("it is longer than its tensors")
+        except (DamagedError, UnicodeDecodeError, zlib.error) as error:
+            raise damaged(error) from error
+        for entry in entries:
+            memory.need(entry.size, entry.name, keep=True)
+        return cls(entries, texts, blobs, memory)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors.
+
+        Raises:
+            TopiaristError: one is damaged, or takes more memory than is allowed.
+        """
+        found: dict[str, Tensor] = {}
+        for entry in self.entries:
+            try:
+                found[entry.name] = self._tensor(entry, found)
+            except (DamagedError, zlib.error) as error:
+                raise damaged(error, entry.name) from error
+        return found
+
+    def _tensor(self, entry: Entry, before: Mapping[str, Tensor]) -> Tensor:
+        source = Source(self.blobs[entry.name], self.memory)
+        if entry.coding is Coding.ALIAS:
+            at = source.varint()
+            tensor = before[self.entries[at].name] if at < len(before) else torch.empty(0)
+            if tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype:
+                raise DamagedError("it is to be another tensor, which differs")
+        elif entry.coding is Coding.PAPER:
+            tensor = decode_paper(source, entry.dtype, entry.shape, prod(entry.shape), entry.name)
+        else:
+            tensor = decode(source, entry.coding, entry.dtype, entry.shape, entry.name)
+        if source.left:
+            raise DamagedError("it has bytes left over")
+        return tensor
+
+
+def damaged(error: Exception, name: str = "") -> TopiaristError:
+    """The one sentence for everything that cannot have been written."""
+    what = f"the tensor {name!r} of this compressed network" if name else "this compressed network"
+    return TopiaristError(f"{what} is damaged ({error}): compress it again, or copy the file again")
+
+
+def _header(source: Source) -> tuple[tuple[Entry, ...], dict[str, str]]:
+    entries = tuple(_entry(source) for _ in range(source.varint(_TENSORS)))
+    texts = {}
+    while source.left:
+        name = _read_text(source)
+        texts[name] = _read_text(source)
+    if len({entry.name for entry in entries}) < len(entries):
+        raise DamagedError("two tensors of one name")
+    return entries, texts
+
+
+def _entry(source: Source) -> Entry:
+    name, dtype, coding = _read_text(source), source.byte(), source.byte()
+    if dtype >= len(DTYPES) or coding not in list(Coding):
+        raise DamagedError(f"{name!r} has an unknown type or coding")
+    shape = tuple(source.varint() for _ in range(source.varint(_AXES)))
+    if prod(max(axis, 1) for axis in shape) > 1 << 44:
+        raise DamagedError(f"{name!r} is too large for any machine")
+    return Entry(name, DTYPES[dtype], shape, Coding(coding), source.varint())
+
+
+def _read_text(source: Source) -> str:
+    return source.take(source.varint()).decode("utf-8")
+
+
+def _slice(source: Source, length: int) -> memoryview:
+    start = source.at
+    if length > source.left:
+        raise DamagedError("it ends too soon")
+    source.at += length
+    return source.data[start : source.at]

@@ -1,0 +1,106 @@
+"""What a file takes, tensor by tensor, and what it could not take less than."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from topiarist.compress.coding import Blob, Coding
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor of a file.
+
+    Attributes:
+        name: its key.
+        shape: its axes.
+        coding: how it is stored.
+        bytes: all of its blob: codebook, model, symbols.
+        weights: values in it.
+        nonzero: those that are not zero; 0 where the tensor is stored as it is.
+        codes: distinct nonzero values in its codebook; 0 without one.
+        payload: bytes of the symbols alone.
+        bound: bytes of their entropy: what no code of single symbols goes below.
+        codebook: bytes of the codebook.
+        extra: what the paper's mode counts.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    coding: str
+    bytes: int
+    weights: int
+    nonzero: int
+    codes: int
+    payload: float
+    bound: float
+    codebook: int
+    extra: dict[str, float]
+
+    @classmethod
+    def of(cls, name: str, shape: tuple[int, ...], blob: Blob) -> Row:
+        """A row of the report."""
+        payload, bound = blob.payload / 8, blob.bound / 8
+        counts = (len(blob.data), blob.weights, blob.nonzero, blob.codes, payload, bound, blob.codebook)
+        return cls(name, shape, blob.coding.name.lower(), *counts, dict(blob.extra))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a whole file takes; every byte counts.
+
+    Attributes:
+        rows: its tensors.
+        overhead: bytes of the header, the checksum, and the architecture where there is one.
+        original: bytes of the network in 32 bits a value before anything was cut from it.
+    """
+
+    rows: tuple[Row, ...]
+    overhead: int
+    original: int
+
+    @property
+    def bytes(self) -> int:
+        """The whole file."""
+        return self.overhead + sum(row.bytes for row in self.rows)
+
+    @property
+    def dense(self) -> int:
+        """Bytes of the stored network in 32 bits a value, tied tensors once."""
+        return 4 * sum(row.weights for row in self.rows if row.coding != Coding.ALIAS.name.lower())
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller the file is than the original network in 32 bits a value."""
+        return self.original / self.bytes
+
+    @property
+    def payload(self) -> float:
+        """Bytes of the symbols of all tensors with a codebook."""
+        return sum(row.payload for row in self.rows)
+
+    @property
+    def bound(self) -> float:
+        """Bytes of the entropy of these symbols."""
+        return sum(row.bound for row in self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json`."""
+        totals = {"bytes": self.bytes, "overhead": self.overhead, "dense": self.dense, "original": self.original}
+        rates = {"ratio": self.ratio, "payload": self.payload, "bound": self.bound}
+        return {**totals, **rates, "tensors": [{**vars(row), "shape": list(row.shape)} for row in self.rows]}
+
+    def __str__(self) -> str:
+        wide = max([len(row.name) for row in self.rows], default=6)
+        lines = [
+            f"{'tensor':<{wide}}  {'coding':<7} {'nonzero of values':>23} {'codes':>5} {'bytes':>11} {'entropy':>11}"
+        ]
+        for row in self.rows:
+            counts = f"{row.nonzero:,} of {row.weights:,}" if row.nonzero else f"{row.weights:,}"
+            entropy = f"{row.bound:,.0f}" if row.codes else ""
+            lines.append(
+                f"{row.name:<{wide}}  {row.coding:<7} {counts:>23} {row.codes or '':>5} {row.bytes:>11,} {entropy:>11}"
+            )
+        told = f"{self.bytes:,} bytes, of which {self.overhead:,} are header and checksum"
+        return "\n".join([*lines, f"{told}; {self.ratio:.1f} times smaller than {self.original:,} bytes in 32 bits"])

@@ -1,0 +1,202 @@
+"""Weight sharing: each layer's nonzero weights become few distinct values, which train on as such."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from topiarist.compress.clusters import Init, cluster
+from topiarist.errors import TopiaristError
+from topiarist.surgery import copied
+
+CONVOLUTION_BITS, LINEAR_BITS = 8, 5
+"""Bits of a weight in the paper's networks."""
+MOST_BITS = 12
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """A network whose layers have few distinct weights.
+
+    Attributes:
+        model: the network.
+        labels: parameter → int64 of its shape: 0 for a zero, else 1 + the number of the weight's centroid.
+        losses: parameter → Σ (weight - centroid)², as sharing left it.
+    """
+
+    model: nn.Module
+    labels: Mapping[str, Tensor]
+    losses: Mapping[str, float]
+
+    @contextmanager
+    def tied(self) -> Iterator[nn.Module]:
+        """Trains the centroids: while this is open, all weights of a centroid move as one, and zeros stay.
+
+        A centroid's gradient is the sum of those of its weights, ∂L/∂C_k = Σ_{i: label i = k} ∂L/∂w_i: each weight gets
+        that sum as its own gradient, so whatever an optimiser does to one of them it does to all. It works in any loop
+        and with any optimiser that treats each weight alone; weight decay acts on a centroid as on a weight.
+
+        Yields:
+            The model.
+
+        Raises:
+            TopiaristError: the model has lost a parameter, or its zeros moved (an optimiser kept their momentum: make a
+                new one).
+        """
+        parameters = dict(self.model.named_parameters())
+        if missing := self.labels.keys() - parameters.keys():
+            raise TopiaristError(f"the model has no parameter {min(missing)!r} any more: share its weights again")
+        with ExitStack() as stack:
+            for name, labels in self.labels.items():
+                stack.callback(parameters[name].register_hook(_Summed(labels)).remove)
+            try:
+                yield self.model
+            finally:
+                for name, labels in self.labels.items():
+                    _tie(parameters[name], labels)
+
+    def centroids(self) -> dict[str, Tensor]:
+        """Parameter → its centroids as they are now, ``(k,)``."""
+        parameters = dict(self.model.named_parameters())
+        return {name: _centroids(parameters[name].detach(), labels) for name, labels in self.labels.items()}
+
+
+class _Summed:
+    """A gradient's hook: the sum over each centroid's weights in place of their own gradients, 0 for zeros."""
+
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels.flatten()
+        self.count = int(self.labels.max()) + 1 if labels.numel() else 1
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        self.labels = self.labels.to(gradient.device)
+        sums = torch.zeros(self.count, dtype=torch.float64, device=gradient.device)
+        sums.index_add_(0, self.labels, gradient.detach().flatten().double())
+        sums[0] = 0
+        return sums.to(gradient.dtype)[self.labels].view_as(gradient)
+
+
+def _centroids(weights: Tensor, labels: Tensor) -> Tensor:
+    """The value of one weight of each centroid: they are all the same."""
+    flat = labels.flatten().cpu()
+    found = torch.zeros(int(flat.max()) + 1 if len(flat) else 1, dtype=weights.dtype)
+    return found.index_copy_(0, flat, weights.flatten().cpu())[1:]
+
+
+@torch.no_grad()
+def _tie(weights: Tensor, labels: Tensor) -> None:
+    """Make the weights of a centroid equal to the last bit: vector units may round some of them differently."""
+    table = torch.cat([torch.zeros(1, dtype=weights.dtype), _centroids(weights, labels)])
+    tied = table[labels.cpu()].to(weights.device)
+    if weights.isfinite().all() and not torch.allclose(weights, tied, rtol=1e-3, atol=1e-6):
+        raise TopiaristError(
+            "weights of one centroid moved apart: make the optimiser anew before centroids are trained"
+        )
+    weights.copy_(tied)
+
+
+def share(
+    model: nn.Module,
+    bits: int | Mapping[str, int] | None = None,
+    init: Init = "linear",
+    *,
+    steps: int = 1000,
+    seed: int = 0,
+) -> Shared:
+    """Shares the weights of each layer: k-means over its nonzero weights, each of which becomes its centroid.
+
+    A layer with b bits has 2^b - 1 centroids and zero, so that b bits tell a weight. Zeros stay zero; biases and the
+    parameters of norms stay as they are.
+
+    Args:
+        model: usually pruned; it stays as it is.
+        bits: of a weight, 1 to 12: one number for all parameters with at least two axes; or glob → number, where the
+            first that fits a parameter's name counts, those that none fits stay, and a bias may be named too; by
+            default the paper's 8 for convolutions and 5 for linear layers.
+        init: first centroids, see `topiarist.compress.cluster`.
+        steps: of Lloyd's algorithm, at most.
+        seed: of ``init="random"``.
+
+    Returns:
+        A new model, the assignment of its weights, and what it cost.
+
+    Raises:
+        TopiaristError: bits out of range, a glob that fits no parameter, or weights that are not finite.
+
+    Paper:
+        Han, Mao, Dally: Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization and
+        Huffman Coding, ICLR 2016.
+    """
+    made = copied(model)
+    labels, losses = _share_all(dict(made.named_parameters()), bits, init, steps, seed)
+    return Shared(made, labels, losses)
+
+
+def share_state(
+    state: Mapping[str, Tensor],
+    bits: int | Mapping[str, int] | None = None,
+    init: Init = "linear",
+    *,
+    steps: int = 1000,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Shares the weights in a state dict, as `share` does those of a model.
+
+    Returns:
+        A new state dict; tied tensors stay tied.
+    """
+    made: dict[int, Tensor] = {}
+    copies = {name: made.setdefault(id(value), value.detach().clone()) for name, value in state.items()}
+    _share_all(copies, bits, init, steps, seed)
+    return copies
+
+
+def _share_all(
+    parameters: Mapping[str, Tensor], bits: int | Mapping[str, int] | None, init: Init, steps: int, seed: int
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Share weights in place; labels and losses by name."""
+    found = {
+        name: _share(parameters[name], width, init, steps, seed) for name, width in _widths(parameters, bits).items()
+    }
+    return {name: labels for name, (labels, _) in found.items()}, {name: loss for name, (_, loss) in found.items()}
+
+
+def _widths(tensors: Mapping[str, Tensor], bits: int | Mapping[str, int] | None) -> dict[str, int]:
+    """The bits of each parameter that is to be shared; of tied ones the first name counts."""
+    first = {id(value): name for name, value in reversed(list(tensors.items()))}
+    parameters = {n: p for n, p in tensors.items() if p.is_floating_point() and first[id(p)] == n}
+    if isinstance(bits, Mapping):
+        globs = {name: next((glob for glob in bits if fnmatchcase(name, glob)), None) for name in parameters}
+        idle = [glob for glob in bits if not any(fnmatchcase(name, glob) for name in parameters)]
+        if idle:
+            raise TopiaristError(f"bits are given for {idle[0]!r}, which fits no parameter: {', '.join(parameters)}")
+        found = {name: bits[glob] for name, glob in globs.items() if glob is not None}
+    else:
+        weights = {name: p.ndim for name, p in parameters.items() if p.ndim > 1}
+        default = {name: CONVOLUTION_BITS if axes > 2 else LINEAR_BITS for name, axes in weights.items()}
+        found = default if bits is None else dict.fromkeys(weights, bits)
+    for name, width in found.items():
+        if type(width) is not int or not 1 <= width <= MOST_BITS:
+            raise TopiaristError(f"{name} cannot have {width!r} bits: give a whole number from 1 to {MOST_BITS}")
+    return found
+
+
+@torch.no_grad()
+def _share(parameter: Tensor, bits: int, init: Init, steps: int, seed: int) -> tuple[Tensor, float]:
+    """Share the weights of one parameter in place; their labels, and the squared error."""
+    flat = parameter.detach().flatten().cpu().to(torch.float64).numpy()
+    positions = np.flatnonzero(flat)
+    found = cluster(flat[positions], (1 << bits) - 1, init, steps=steps, seed=seed)
+    centroids = torch.from_numpy(found.centroids).to(parameter.dtype)
+    values, codes = torch.unique(centroids, return_inverse=True)  # two may round to one; none may round to zero
+    table = torch.where(values == 0, torch.finfo(parameter.dtype).tiny, values)
+    labels = torch.zeros(len(flat), dtype=torch.int64)
+    labels[positions] = 1 + codes[torch.from_numpy(found.labels)]
+    parameter.copy_(torch.cat([table.new_zeros(1), table])[labels].view_as(parameter))
+    return labels.view_as(parameter), found.losses[-1]
