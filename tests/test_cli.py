@@ -245,6 +245,21 @@ def test_single_weights_stay_zero_in_fine_tuning(weights: Path, tmp_path: Path) 
     assert 0 < kept <= 0.1
 
 
+def test_what_is_dead_can_go(weights: Path, tmp_path: Path) -> None:
+    """At one weight in two hundred most channels are dead: the file holds a smaller network of the same outputs."""
+    words = ["--weights", weights, "--method", "magnitude", "--budget.ratio", 0.005, "--input", SHAPE, "--out"]
+    assert run("prune", NET, *words, tmp_path / "sparse") == 0
+    assert run("prune", NET, *words, tmp_path / "small", "--shrink") == 0
+    told = json.loads((tmp_path / "small" / "result.json").read_text())["shrunk"]
+    assert told["proof"]["max_rel_diff"] <= told["drift"] + 1e-10
+    sparse, small = (topiarist.load(topiarist.make_model(NET), tmp_path / name) for name in ("sparse", "small"))
+    assert sum(p.numel() for p in small.parameters()) == told["params"] < sum(p.numel() for p in sparse.parameters())
+    x = torch.rand(4, 1, 8, 8)
+    torch.testing.assert_close(small.eval()(x), sparse.eval()(x))
+    assert run("prune", NET, "--weights", weights, "--method", "l1", "--budget.macs", 0.5, "--input", SHAPE,
+               "--shrink", "--out", tmp_path / "no") == 2  # fmt: skip
+
+
 def test_without_data_nothing_is_measured(weights: Path, tmp_path: Path) -> None:
     words = ["--method", "random", "--budget.ratio", 0.5, "--input", SHAPE, "--out", tmp_path]
     assert run("prune", NET, "--weights", weights, *words) == 0

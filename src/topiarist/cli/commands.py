@@ -154,6 +154,7 @@ def prune(
     schedule: str | None = None,
     repair: str | None = None,
     selectors: str | None = None,
+    shrink: bool = False,
     seed: int = 0,
     out: Path = Path("runs/prune"),
     json: bool = False,
@@ -175,6 +176,7 @@ def prune(
         schedule: linear or cubic, how much goes in each step; by default the method's own, else linear.
         repair: lasso or thinet, to refit what another method left; that method's own repair otherwise.
         selectors: auto, or a glob on names of batch norms: what reads them loses inputs that others need.
+        shrink: of single weights: remove the channels and neurons that are dead in the end, and prove it.
         seed: of everything random.
         out: folder for result.json, model.safetensors and architecture.json.
         json: print the result as JSON.
@@ -188,7 +190,7 @@ def prune(
     asked = budget if budget != Budget() else None
     stepwise = Stepwise(steps, step_epochs, schedule)
     tuned = _with_epochs(finetune, epochs)
-    plan = Plan(source, method, repair, asked, train, tuned, stepwise, selectors, seed, out, quiet=json)
+    plan = Plan(source, method, repair, asked, train, tuned, stepwise, selectors, shrink, seed, out, quiet=json)
     done, result = run(plan, example_inputs(source, input))
     show.pruned(done, result, out, json)
 

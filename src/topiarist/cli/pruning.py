@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from topiarist.budget import Budget
 from topiarist.cli import show
 from topiarist.cli.inputs import Source
+from topiarist.errors import TopiaristError
 from topiarist.methods.base import Method
 from topiarist.models import full_name
 from topiarist.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from topiarist.pruned import Pruned
+    from topiarist.shrinking import Shrunk
     from topiarist.train import History
 
 TRAINING, FINE_TUNING = "train.ckpt", "finetune.ckpt"
@@ -51,6 +53,7 @@ class Plan:
         finetune: recipe for the pruned network.
         stepwise: in how many steps it is pruned.
         selectors: the norms that a channel selector shall follow, if any.
+        shrink: remove the channels and neurons that zero weights left dead.
         seed: of everything random.
         out: the folder for the results.
         quiet: show no progress.
@@ -64,6 +67,7 @@ class Plan:
     finetune: Recipe
     stepwise: Stepwise
     selectors: str | None
+    shrink: bool
     seed: int
     out: Path
     quiet: bool
@@ -88,7 +92,10 @@ def run(plan: Plan, example: Tensor) -> tuple[Pruned, dict[str, Any]]:
         and null where there is no data.
     """
     from topiarist.architecture import save
+    from topiarist.shrinking import shrink
 
+    if plan.shrink and plan.method.granularity != "weight":
+        raise TopiaristError(f"{plan.method.name} leaves nothing dead, for it cuts units: leave --shrink out")
     data = plan.source.data
     model = plan.model(example)
     if plan.source.weights is None:
@@ -103,7 +110,9 @@ def run(plan: Plan, example: Tensor) -> tuple[Pruned, dict[str, Any]]:
     finetuned = None
     if data is not None and plan.finetune.epochs:
         finetuned = _finetune(plan, done, example).accuracy
-    save(done.model, done.architecture, plan.out)
+    shrunk = shrink(done.model, example) if plan.shrink else None
+    last = done if shrunk is None else shrunk
+    save(last.model, last.architecture, plan.out)
     result = {
         "model": full_name(plan.source.make),
         "data": None if data is None else data.name,
@@ -117,6 +126,7 @@ def run(plan: Plan, example: Tensor) -> tuple[Pruned, dict[str, Any]]:
         "kept": {name: list(counts) for name, counts in done.architecture.widths.items()},
         "macs": {"before": done.before.macs, "after": done.after.macs},
         "params": {"before": done.before.params, "after": done.after.params},
+        "shrunk": None if shrunk is None else _shrunk(shrunk),
         "latency_ms": times,
         "accuracy": {"before": before, "pruned": pruned, "finetuned": finetuned},
         "proof": asdict(done.proof),
@@ -155,6 +165,17 @@ def _prune(plan: Plan, model: nn.Module, example: Tensor, *, rehearsal: bool = F
             progress=told,
             on_step=on_step,
         )
+
+
+def _shrunk(shrunk: Shrunk) -> dict[str, Any]:
+    """What shrinking left: units of each group, costs of the dense network of that shape, and the proof."""
+    return {
+        "kept": {name: list(counts) for name, counts in shrunk.architecture.widths.items()},
+        "macs": shrunk.after.macs,
+        "params": shrunk.after.params,
+        "drift": shrunk.drift,
+        "proof": asdict(shrunk.proof),
+    }
 
 
 def _plain(plan: Plan, model: nn.Module) -> nn.Module:

@@ -203,6 +203,9 @@ def pruned(done: Pruned, result: Mapping[str, Any], out: Path, as_json: bool) ->
         return
     print(done)
     latency, accuracy = result["latency_ms"], result["accuracy"]
+    if (small := result["shrunk"]) is not None:
+        sizes = f"{small['macs']:,} MACs and {small['params']:,} parameters"
+        print(f"shrunk to a dense network of {sizes}; its outputs moved by {small['drift']:.0e} at most")
     print(f"latency of one example: {latency['before']:.3f} → {latency['after']:.3f} ms")
     measured = [f"{when} {value:.2f} %" for when, value in accuracy.items() if value is not None]
     if measured:

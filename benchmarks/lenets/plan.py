@@ -1,0 +1,174 @@
+"""What is compared: networks, recipes, what is tried on held-out images, and the cells that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from topiarist.studies import Cell
+
+HELD = "mnist-held"  # 50,000 training images, and the other 10,000 as its test images
+WHOLE = "mnist"
+
+TRAIN = {"lr": 0.05, "batch_size": 128, "schedule": "cosine", "augment": False}
+ADAM = {"optimizer": "adam", "lr": 1.2e-3, "batch_size": 128, "schedule": "constant", "augment": False}
+
+
+@dataclass(frozen=True)
+class Network:
+    """One of the two LeNets.
+
+    Attributes:
+        name: in the zoo.
+        title: in the tables.
+        epochs: of the dense training, between two of the steps of pruning, and after the last.
+        tried: what the held-out images choose from: dropout, weight decay.
+        kept: glob pattern of a layer → fraction of its weights that Han et al. (2015) keep.
+        bits: glob pattern of a layer → bits of its codebook in Deep Compression.
+        errors: of the papers, per cent: dense, magnitude, Deep Compression.
+        rates: of the papers: weights by magnitude, bytes by Deep Compression.
+    """
+
+    name: str
+    title: str
+    epochs: tuple[int, int, int]
+    tried: tuple[tuple[float, float], ...]
+    kept: Mapping[str, float]
+    bits: Mapping[str, int]
+    errors: tuple[float, float, float]
+    rates: tuple[float, float]
+
+
+NETWORKS = (
+    Network(
+        name="lenet300",
+        title="LeNet-300-100",
+        epochs=(40, 8, 40),
+        tried=((0.2, 1e-4), (0.2, 5e-4), (0.4, 1e-4), (0.4, 5e-4)),
+        kept={"layers.1.*": 0.08, "layers.4.*": 0.09, "layers.7.*": 0.26},
+        bits={"*": 5},
+        errors=(1.64, 1.59, 1.58),
+        rates=(12, 40),
+    ),
+    Network(
+        name="lenet5",
+        title="LeNet-5",
+        epochs=(20, 5, 20),
+        tried=((0.3, 1e-4), (0.3, 5e-4)),
+        kept={"conv1.*": 0.66, "conv2.*": 0.12, "fc1.*": 0.08, "fc2.*": 0.19},
+        bits={"conv*": 6, "fc*": 4},
+        errors=(0.80, 0.77, 0.74),
+        rates=(12, 39),
+    ),
+)
+STEPS = 4
+TICKETS = {7: 21.0, 9: 13.4, 15: 3.5}  # rounds → per cent of the weights that are left
+TICKET_EPOCHS = 8
+MERGED = (0.9, 0.7, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1)  # of the neurons, that stay
+DELETED = (0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.12, 0.1, 0.08, 0.06, 0.05, 0.04)  # of the weights, that stay
+SURGEONS = ("magnitude", "obd", "obs")
+SURGEON_IMAGES = 2000
+
+
+def dense(network: Network, data: str, seed: int, dropout: float, decay: float) -> Cell:
+    """The trained network."""
+    told = {"recipe": {"epochs": network.epochs[0], "weight_decay": decay, **TRAIN}, "dropout": dropout}
+    return Cell("dense", network.name, data, seed, settings=told)
+
+
+def sparse(network: Network, data: str, seed: int, dropout: float, decay: float) -> Cell:
+    """Magnitude pruning in steps, trained on between them and in the end."""
+    between, last = ({"epochs": n, "weight_decay": decay, **TRAIN, "lr": 0.02} for n in network.epochs[1:])
+    told = {"between": between, "recipe": last, "dropout": dropout, "steps": STEPS}
+    start = dense(network, data, seed, dropout, decay)
+    return Cell("sparse", network.name, data, seed, "magnitude", {"ratios": dict(network.kept)}, told, (start,))
+
+
+def shared(network: Network, data: str, seed: int, dropout: float, decay: float) -> Cell:
+    """The sparse network with shared weights that train on, in one file."""
+    told = {"bits": dict(network.bits), "recipe": {"epochs": 6, "weight_decay": 0.0, **TRAIN, "lr": 2e-4}}
+    start = sparse(network, data, seed, dropout, decay)
+    return Cell("shared", network.name, data, seed, "magnitude", settings={**told, "dropout": dropout}, needs=(start,))
+
+
+def choices(network: Network) -> list[Cell]:
+    """What is tried at seed 0 on the held-out images, in the order of ``network.tried``."""
+    return [sparse(network, HELD, 0, *tried) for tried in network.tried]
+
+
+def surgeons(network: Network, seed: int, chosen: tuple[float, float]) -> Cell:
+    """Error against weights deleted, without training afterwards: magnitude, OBD and OBS on one network."""
+    told = {"methods": list(SURGEONS), "kept": list(DELETED), "images": SURGEON_IMAGES, "dropout": chosen[0]}
+    return Cell("deleted", network.name, HELD, seed, settings=told, needs=(dense(network, HELD, seed, *chosen),))
+
+
+def merged(network: Network, seed: int, chosen: tuple[float, float]) -> Cell:
+    """Error against neurons merged, without data, beside the same cuts without merging."""
+    told = {"kept": list(MERGED), "dropout": chosen[0]}
+    return Cell("merged", network.name, WHOLE, seed, settings=told, needs=(dense(network, WHOLE, seed, *chosen),))
+
+
+def tickets(network: Network, seed: int) -> Cell:
+    """Iterative magnitude pruning with the survivors rewound, against the same masks with other initial weights."""
+    told = {"recipe": {"epochs": TICKET_EPOCHS, "weight_decay": 0.0, **ADAM}, "rounds": sorted(TICKETS), "rate": 0.8}
+    return Cell("tickets", network.name, WHOLE, seed, settings=told)
+
+
+def gated(network: Network, method: str, seed: int, told: Mapping[str, Any]) -> Cell:
+    """A network trained with random gates or noise, pruned by them."""
+    return Cell("gated", network.name, WHOLE, seed, method, settings=dict(told))
+
+
+GATED: Mapping[str, tuple[tuple[str, dict[str, Any]], ...]] = {
+    "lenet300": (
+        (
+            "vardrop",
+            {
+                "dropout": 0.0,
+                "fields": {},
+                "recipe": {**ADAM, "lr": 1e-3, "epochs": 200, "weight_decay": 0.0, "schedule": "linear"}
+                | {"milestones": [0.5]},
+            },
+        ),
+    ),
+    "lenet5": (
+        (
+            "vardrop",
+            {
+                "dropout": 0.0,
+                "fields": {},
+                "recipe": {**ADAM, "lr": 1e-3, "epochs": 200, "weight_decay": 0.0, "schedule": "linear"}
+                | {"milestones": [0.0]},
+            },
+        ),
+        (
+            "l0",
+            {
+                "dropout": 0.0,
+                "fields": {"lam": 0.1},
+                "recipe": {**ADAM, "lr": 1e-3, "epochs": 200, "weight_decay": 0.0, "schedule": "linear"}
+                | {"milestones": [0.5]},
+            },
+        ),
+    ),
+}
+"""Network → methods that train 200 epochs, with one seed."""
+
+
+def first(networks: Iterable[Network]) -> Iterator[Cell]:
+    """What is needed for the choices."""
+    for network in networks:
+        yield from choices(network)
+
+
+def rest(network: Network, seeds: Iterable[int], chosen: tuple[float, float]) -> Iterator[Cell]:
+    """All that follows a choice."""
+    for seed in seeds:
+        yield shared(network, WHOLE, seed, *chosen)
+        yield merged(network, seed, chosen)
+        if network.name == "lenet300":
+            yield surgeons(network, seed, chosen)
+            yield tickets(network, seed)
+    for method, told in GATED[network.name]:
+        yield gated(network, method, 0, told)

@@ -1,0 +1,190 @@
+"""The report: what the finished cells say, as plain values and as Markdown."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import plan
+import torch
+from plan import Network
+
+import topiarist
+from topiarist.studies import Cell, paired, summarise, verdict
+from topiarist.studies.cells import finished, result
+
+Found = dict[str, Any]
+WITHIN = 0.1
+"""Points of error that a deletion may cost, on held-out images."""
+
+
+def gather(network: Network, out: Path, seeds: Iterable[int], chosen: tuple[float, float] | None) -> Found:
+    """Arm → seed → result of the finished cells; and what was tried and chosen."""
+    seeds = tuple(seeds)
+    tried = [result(out, cell)["error"] if finished(out, cell) else None for cell in plan.choices(network)]
+    found: Found = {"tried": [list(each) for each in network.tried], "held_errors": tried, "chosen": chosen}
+    if chosen is None:
+        return found
+
+    def all_of(make: Any) -> dict[str, Any]:
+        cells: dict[str, Cell] = {str(seed): make(seed) for seed in seeds}
+        return {seed: result(out, cell) for seed, cell in cells.items() if finished(out, cell)}
+
+    found["dense"] = all_of(lambda seed: plan.dense(network, plan.WHOLE, seed, *chosen))
+    found["sparse"] = all_of(lambda seed: plan.sparse(network, plan.WHOLE, seed, *chosen))
+    found["shared"] = all_of(lambda seed: plan.shared(network, plan.WHOLE, seed, *chosen))
+    found["merged"] = all_of(lambda seed: plan.merged(network, seed, chosen))
+    found["deleted"] = all_of(lambda seed: plan.surgeons(network, seed, chosen))
+    found["tickets"] = all_of(lambda seed: plan.tickets(network, seed))
+    for method, told in plan.GATED[network.name]:
+        cell = plan.gated(network, method, 0, told)
+        if finished(out, cell):
+            found[method] = result(out, cell)
+    return found
+
+
+def report(found: Mapping[str, Found], workers: int, threads: int) -> str:
+    """All tables."""
+    lines = [
+        "# Unstructured methods on MNIST's LeNets",
+        "",
+        "Error in per cent of the 10,000 test images, mean ± standard deviation over the seeds, beside the published "
+        "number. Dropout and weight decay were chosen at seed 0 by the error of the pruned network on 10,000 training "
+        "images held out for it; everything else was fixed beforehand. "
+        f"{workers} worker of {threads} thread on {os.cpu_count()} cores ({platform.machine()}); topiarist "
+        f"{topiarist.__version__}, torch {torch.__version__}, Python {platform.python_version()}. Made by "
+        "`python benchmarks/lenets FOLDER`.",
+        "",
+    ]
+    lines += ["## Magnitude, Deep Compression, random gates", ""]
+    lines += [
+        "| network | method | seeds | weights left | rate | error | published |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for network in plan.NETWORKS:
+        lines += _pipeline(network, found[network.name])
+    for network in plan.NETWORKS:
+        here = found[network.name]
+        for arm, make in (("deleted", _deleted), ("merged", _merged), ("tickets", _tickets)):
+            if here.get(arm):
+                lines += ["", *make(network, here[arm])]
+    lines += ["", "## Chosen on held-out images", ""]
+    for network in plan.NETWORKS:
+        here = found[network.name]
+        told = "; ".join(
+            f"dropout {dropout:g}, weight decay {decay:g}: {'–' if error is None else f'{error:.2f} %'}"
+            for (dropout, decay), error in zip(here["tried"], here["held_errors"], strict=True)
+        )
+        lines.append(f"- {network.title}: {told}.")
+    return "\n".join([*lines, ""])
+
+
+def _pipeline(network: Network, found: Found) -> list[str]:
+    lines = []
+    dense, magnitude, shared = network.errors
+
+    def line(method: str, rows: list[Found], left: str, rate: str, published: str) -> None:
+        errors = str(summarise([row["error"] for row in rows]))
+        lines.append(f"| {network.title} | {method} | {len(rows)} | {left} | {rate} | {errors} | {published} |")
+
+    if rows := list(found.get("dense", {}).values()):
+        line("dense", rows, "100 %", "1×", f"{dense} %")
+    if rows := list(found.get("sparse", {}).values()):
+        left = summarise([row["kept"] for row in rows]).mean
+        line(
+            "magnitude",
+            rows,
+            f"{100 * left:.2f} %",
+            f"{1 / left:.1f}× weights",
+            f"{magnitude} % at {network.rates[0]}×",
+        )
+    if rows := list(found.get("shared", {}).values()):
+        left = summarise([row["kept"] for row in rows]).mean
+        told = f"{shared} % at {network.rates[1]}×"
+        for mode, title in (("paper", "Deep Compression, the paper's format"), ("ans", "Deep Compression, default")):
+            size = summarise([row[f"{mode}_bytes"] for row in rows]).mean
+            rate = rows[0]["dense_bytes"] / size
+            line(title, rows, f"{100 * left:.2f} %", f"{rate:.1f}× bytes ({size:,.0f} B, whole file)", told)
+    for method, told in (("vardrop", VARDROP[network.name]), ("l0", L0.get(network.name, ""))):
+        if method in found:
+            row = found[method]
+            widths = "-".join(str(kept) for kept in row["widths"].values()) if method == "l0" else ""
+            rate = f"{1 / row['kept']:.1f}× weights" + (f", widths {widths}" if widths else "")
+            line(method, [row], f"{100 * row['kept']:.2f} %", rate, told)
+    return lines
+
+
+VARDROP = {"lenet300": "1.92 % at 68×", "lenet5": "0.75 % at 280×"}
+L0 = {"lenet5": "0.9 % at 20-25-45-462"}
+
+
+def _deleted(network: Network, rows: Mapping[str, Found]) -> list[str]:
+    lines = [f"## Weights deleted without training: {network.title}", ""]
+    lines += [
+        f"Trained on 50,000 images, {len(rows)} seeds; curvature from {plan.SURGEON_IMAGES:,} of them. OBS works layer "
+        "by layer. Test error by the fraction of weights that stays; dense "
+        f"{summarise([row['dense'][1] for row in rows.values()])}.",
+        "",
+        "| method | " + " | ".join(f"{100 * kept:g} %" for kept in plan.DELETED) + " |",
+        "|---|" + "---:|" * len(plan.DELETED),
+    ]
+    for name in plan.SURGEONS:
+        means = [summarise([row["test"][name][at] for row in rows.values()]).mean for at in range(len(plan.DELETED))]
+        lines.append(f"| {name} | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
+    lines += ["", f"Most that can go at no more than {WITHIN} points on the held-out images:", ""]
+    for name in plan.SURGEONS:
+        least = [_least(row, name) for row in rows.values()]
+        deleted = summarise([100 * (1 - plan.DELETED[at]) for at in least])
+        rise = [row["test"][name][at] - row["dense"][1] for row, at in zip(rows.values(), least, strict=True)]
+        lines.append(f"- {name}: {deleted} % of the weights deleted; test error {summarise(rise)} points above dense.")
+    return lines
+
+
+def _least(row: Found, name: str) -> int:
+    """Where the fewest weights stay at an error that was asked for; at all that are denser it holds as well."""
+    fine = [error <= row["dense"][0] + WITHIN for error in row["held"][name]]
+    return max(0, (fine.index(False) if False in fine else len(fine)) - 1)
+
+
+def _merged(network: Network, rows: Mapping[str, Found]) -> list[str]:
+    lines = [f"## Neurons merged without data: {network.title}", ""]
+    dense = summarise([row["dense"] for row in rows.values()])
+    lines += [
+        f"{len(rows)} seeds, no data, no training afterwards. Test error by the fraction of neurons that stays"
+        f"{'' if network.name == 'lenet300' else ' in the linear layers'}; dense {dense}. `merged` is Srinivas & "
+        "Babu's method, `cut` the same neurons merely removed.",
+        "",
+        "| neurons kept | parameters kept | merged | cut | l1 | random |",
+        "|---:|---:|---:|---:|---:|---:|",
+    ]
+    for at, kept in enumerate(plan.MERGED):
+        left = summarise([row["merged"][at][0] for row in rows.values()]).mean
+        errors = [
+            str(summarise([row[arm][at][1] for row in rows.values()])) for arm in ("merged", "cut", "l1", "random")
+        ]
+        lines.append(f"| {100 * kept:g} % | {100 * left:.1f} % | {' | '.join(errors)} |")
+    left = summarise([100 * row["mode"][0] for row in rows.values()])
+    error = summarise([row["mode"][1] for row in rows.values()])
+    return [*lines, "", f"Cut where the mode of the saliencies says: {left} % of the parameters stay, error {error}."]
+
+
+def _tickets(network: Network, rows: Mapping[str, Found]) -> list[str]:
+    lines = [f"## Lottery tickets: {network.title}", ""]
+    lines += [
+        f"{len(rows)} seeds, {plan.TICKET_EPOCHS} epochs of Adam a round, a fifth of the weights a round; dense "
+        f"{summarise([row['dense'] for row in rows.values()])}.",
+        "",
+        "| weights left | rewound | other initial weights | difference |",
+        "|---:|---:|---:|---|",
+    ]
+    for number in sorted(plan.TICKETS):
+        key = str(number)
+        arms = {arm: {int(s): row[arm][key] for s, row in rows.items()} for arm in ("ticket", "other")}
+        left = summarise([100 * row["left"][key] for row in rows.values()]).mean
+        told = verdict("rewound", "other initial weights", paired(arms["other"], arms["ticket"]))
+        cells = (f"{left:.1f} %", *(str(summarise(list(arm.values()))) for arm in arms.values()), told)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines

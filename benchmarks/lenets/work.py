@@ -1,0 +1,224 @@
+"""What fills a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import topiarist
+from topiarist import Budget, Recipe, compress, evaluate, fit, prune
+from topiarist.data import Data
+from topiarist.methods import make
+from topiarist.studies import Cell
+
+Result = dict[str, Any]
+MODEL = "model.safetensors"
+OTHER = 1_000_003  # from a seed to the one that draws other initial weights
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Computes cells (see `topiarist.studies.cells.Work`).
+
+    Attributes:
+        folder: holds ``mnist.npz``.
+        threads: of each process.
+    """
+
+    folder: Path
+    threads: int
+
+    def __call__(self, cell: Cell, folder: Path, needs: tuple[Path, ...]) -> Result:
+        torch.set_num_threads(self.threads)
+        whole = topiarist.load_data(f"npz:{self.folder / 'mnist.npz'}")
+        data = whole.split(1 / 6) if cell.data.endswith("held") else whole
+        result = STEPS[cell.arm](Bench(cell, data, whole, folder), *needs)
+        for checkpoint in folder.glob("*.ckpt"):  # which were kept until here, so that a killed cell goes on
+            checkpoint.unlink()
+        return result
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A cell, its data (with held-out images for tests, where choices are made), the whole data, and its folder."""
+
+    cell: Cell
+    data: Data
+    whole: Data
+    folder: Path
+
+    def model(self, start: Path | None = None, shift: int = 0) -> nn.Module:
+        """The network, with the weights of another cell or new ones."""
+        torch.manual_seed(self.cell.seed + shift)
+        model = topiarist.load_model(f"zoo:{self.cell.network}", dropout=self.cell.settings.get("dropout", 0.0))
+        if start is not None:
+            model.load_state_dict(load_file(start / MODEL))
+        return model
+
+    def recipe(self, name: str = "recipe") -> Recipe:
+        return Recipe(**self.cell.settings[name])
+
+    def fit(self, model: nn.Module, recipe: Recipe, name: str = "only", **more: Any) -> None:
+        path = self.folder / f"{name}.ckpt"
+        fit(model, self.data, recipe, seed=self.cell.seed, checkpoint=path, evaluate_every=0, **more)
+
+    def error(self, model: nn.Module, data: Data | None = None) -> float:
+        """Per cent of the test images."""
+        return round(100 - evaluate(model, data or self.data), 4)
+
+    def keep(self, model: nn.Module, result: Result) -> Result:
+        """Stores the weights."""
+        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, self.folder / MODEL)
+        return result
+
+
+def dense(bench: Bench) -> Result:
+    """The dense network."""
+    model = bench.model()
+    bench.fit(model, bench.recipe())
+    return bench.keep(model, {"error": bench.error(model)})
+
+
+def sparse(bench: Bench, start: Path) -> Result:
+    """Pruned in steps, and trained on with the mask."""
+    cell = bench.cell
+    model = bench.model(start)
+    done = prune(
+        model, bench.data.example(), cell.method, dict(cell.budget), bench.data,
+        steps=cell.settings["steps"], between=bench.recipe("between"), seed=cell.seed,
+    )  # fmt: skip
+    pruned = bench.error(done.model)
+    bench.fit(done.model, bench.recipe(), graph=done.graph, keep=done.keep)
+    return bench.keep(
+        done.model, {"pruned": pruned, "error": bench.error(done.model), **weights(done.model, bench.cell.network)}
+    )
+
+
+def shared(bench: Bench, start: Path) -> Result:
+    """Deep Compression of a sparse network: the file in the paper's format and in ours."""
+    model = bench.model(start)
+    many = compress.share(model, bits=bench.cell.settings["bits"])
+    before = bench.error(many.model)
+    with many.tied():
+        bench.fit(many.model, bench.recipe())
+    return {
+        "before": before,
+        "error": bench.error(many.model),
+        **files(bench, many.model),
+        **weights(many.model, bench.cell.network),
+    }
+
+
+def files(bench: Bench, model: nn.Module) -> Result:
+    """Bytes of the whole file, what is in it, and proof that it is the network again."""
+    total = 4 * sum(value.numel() for value in topiarist.load_model(f"zoo:{bench.cell.network}").state_dict().values())
+    found: Result = {"dense_bytes": total}
+    for mode in ("ans", "paper"):
+        path = bench.folder / f"{mode}.tpcf"
+        compress.save(model, path, mode=mode)
+        back = compress.load(path)
+        assert all(torch.equal(back[name], value) for name, value in model.state_dict().items())
+        found[f"{mode}_bytes"] = path.stat().st_size
+    return found
+
+
+def deleted(bench: Bench, start: Path) -> Result:
+    """Per cent wrong of the held-out and of the test images, by method and fraction kept, with no training after."""
+    model, told = bench.model(start), bench.cell.settings
+    measured = bench.data.subset(told["images"], seed=bench.cell.seed)
+    found: Result = {"held": {}, "test": {}, "dense": [bench.error(model), bench.error(model, bench.whole)]}
+    for name in told["methods"]:
+        curve = [prune(model, bench.data.example(), name, kept, measured).model for kept in told["kept"]]
+        found["held"][name] = [bench.error(each) for each in curve]
+        found["test"][name] = [bench.error(each, bench.whole) for each in curve]
+    return found
+
+
+def merged(bench: Bench, start: Path) -> Result:
+    """Per cent wrong and weights left, by fraction of neurons kept; merged, and the same neurons merely cut."""
+    model = bench.model(start)
+    total = sum(p.numel() for p in model.parameters())
+
+    def curve(method: str, repaired: bool) -> list[tuple[float, float]]:
+        rows = []
+        for kept in bench.cell.settings["kept"]:
+            budget = Budget(ratio=kept, exclude=() if bench.cell.network == "lenet300" else ("conv*",))
+            done = prune(model, bench.data.example(), method, budget)
+            smaller = done.model if repaired else topiarist.cut(model, done.graph, done.keep)
+            rows.append((sum(p.numel() for p in smaller.parameters()) / total, bench.error(smaller)))
+        return rows
+
+    alone = prune(model, bench.data.example(), "srinivas_babu")
+    return {
+        "dense": bench.error(model),
+        "merged": curve("srinivas_babu", True),
+        "cut": curve("srinivas_babu", False),
+        "l1": curve("l1", False),
+        "random": curve("random", False),
+        "mode": (sum(p.numel() for p in alone.model.parameters()) / total, bench.error(alone.model)),
+    }
+
+
+def tickets(bench: Bench) -> Result:
+    """Per cent wrong by round: the rewound ticket, and its mask on other initial weights."""
+    told = bench.cell.settings
+    model = bench.model()
+    values = {name: value.clone() for name, value in model.state_dict().items()}
+    last = [name for name, value in values.items() if value.ndim > 1][-1]
+    bench.fit(model, bench.recipe(), "dense")
+    found: Result = {"dense": bench.error(model), "ticket": {}, "other": {}, "left": {}}
+    for number in range(1, max(told["rounds"]) + 1):
+        # The last layer loses half as much each time, as in the paper.
+        slow = (1 + told["rate"]) / 2
+        budget = {"ratios": {"*": told["rate"] ** number, last: slow**number}}
+        done = prune(model, bench.data.example(), "magnitude", budget, rewind=values)
+        model = done.model
+        masked = {"graph": done.graph, "keep": done.keep}
+        bench.fit(model, bench.recipe(), f"ticket{number}", **masked)
+        if number in told["rounds"]:
+            other = bench.model(shift=OTHER)
+            bench.fit(other, bench.recipe(), f"other{number}", **masked)
+            found["ticket"][number], found["other"][number] = bench.error(model), bench.error(other)
+            found["left"][number] = weights(model, bench.cell.network)["kept"]
+    return found
+
+
+def gated(bench: Bench) -> Result:
+    """Trained with gates or noise, pruned by them, and compressed as it is."""
+    cell = bench.cell
+    model, example = bench.model(), bench.data.example()
+    method = make(cell.method, **cell.settings["fields"])
+    graph = topiarist.trace(model, example)
+    bench.fit(model, bench.recipe(), method=method, graph=graph)
+    done = prune(model, example, method, graph=graph)
+    result = {
+        "trained": bench.error(model),
+        "error": bench.error(done.model),
+        **weights(done.model, bench.cell.network),
+    }
+    result["widths"] = {name: kept for name, (kept, _) in done.architecture.widths.items()}
+    done.architecture.save(bench.folder / "architecture.json")
+    return bench.keep(done.model, result)
+
+
+def weights(model: nn.Module, network: str) -> Result:
+    """What is left of the dense network's weights, biases aside: of all, and of each layer."""
+    whole = [p.numel() for p in topiarist.load_model(f"zoo:{network}").parameters() if p.ndim > 1]
+    kept = {name: int(p.count_nonzero()) for name, p in model.named_parameters() if p.ndim > 1}
+    return {
+        "kept": sum(kept.values()) / sum(whole),
+        "weights": sum(kept.values()),
+        "layers": {name: count / size for (name, count), size in zip(kept.items(), whole, strict=True)},
+    }
+
+
+STEPS: Mapping[str, Callable[..., Result]] = {
+    "dense": dense, "sparse": sparse, "shared": shared, "deleted": deleted, "merged": merged,
+    "tickets": tickets, "gated": gated,
+}  # fmt: skip
