@@ -135,3 +135,63 @@ def test_weights_in_a_file_are_floating_point(kind, selected):
     save_file({**tensors, name: tensors[name].to(kind)}, file)
     with pytest.raises(TopiaristError, match="no floating-point type"):
         topiarist.load(fresh, file)
+
+
+@pytest.mark.parametrize(("method", "field", "value", "told"), [
+    ("lasso", "samples", 1.5, "samples of lasso must be a whole number"),
+    ("lasso", "ridge", torch.inf, "ridge of lasso must be a finite number"),
+    ("slimming", "lam", torch.nan, "lam"),
+    ("random", "seed", object(), "seed of random must be a whole number"),
+    ("random", "seed", True, "seed of random must be a whole number"),
+    ("thinet", "examples", "4", "thinet"),
+    ("vardrop", "warmup", 3, "vardrop"),
+    ("group_lasso", "kind", "filters", "filter"),
+])  # fmt: skip
+def test_fields_of_a_wrong_type_are_told(method, field, value, told):
+    with pytest.raises(TopiaristError, match=told):
+        make(method, **{field: value})
+    with pytest.raises(TopiaristError, match=told):
+        make(make(method), **{field: value})
+
+
+def test_arguments_of_a_wrong_type_are_told(digits):
+    for told, arguments in (
+        ("graph must be", {"graph": 5}),
+        ("batch_size must be a whole number", {"batch_size": "4"}),
+        ("batch_size must be a whole number", {"batch_size": 0}),
+        ("seed must be a whole number", {"seed": 1.5}),
+        ("there is no schedule", {"schedule": "cubik"}),
+    ):
+        with pytest.raises(TopiaristError, match=told):
+            prune(net(), digits.example(), "l1", 0.5, digits, **arguments)
+    with pytest.raises(TopiaristError, match="glob patterns"):
+        topiarist.Budget(macs=0.5, exclude=[5])
+
+
+def test_selectors_for_nothing_are_refused():
+    with pytest.raises(TopiaristError, match="must be a torch"):
+        add_selectors(None, "*")
+    with pytest.raises(TopiaristError, match="no norm is named"):
+        add_selectors(net(), [])
+
+
+def test_a_scan_without_scores_is_refused(digits):
+    graph = topiarist.trace(net(), digits.example())
+    with pytest.raises(TopiaristError, match="scores none of these units"):
+        topiarist.sensitivity(net(), graph.weights(), digits, "l1", ratios=(0.5,))
+
+
+def test_what_removes_nothing_says_so(digits):
+    model = topiarist.load_model("zoo:digitsnet", width=0.5)
+    found = prune(model, digits.example(), "sss")
+    assert all(kept.all() for kept in found.keep.values())
+    assert "Nothing goes: sss has to train a network before it" in str(found)
+
+
+def test_a_folder_in_a_file_s_place_is_told(tmp_path, digits):
+    found = prune(net(), digits.example(), "l1", 0.5)
+    topiarist.save(found.model, found.architecture, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(TopiaristError, match="is a folder and no file"):
+        topiarist.load(topiarist.make_model("zoo:digitsnet", width=0.5), tmp_path)

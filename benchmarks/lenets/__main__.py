@@ -49,6 +49,10 @@ def main() -> None:
             _run(plan.choices(network), worker, asked)
         if (chosen := choice(network, asked.out)) is not None and not asked.report_only:
             _run(list(plan.rest(network, range(asked.seeds), chosen)), worker, asked)
+            _run(plan.records(network), worker, asked)
+        if (best := table.smallest(network, asked.out)) is not None and not asked.report_only:
+            seeds = range(plan.RECORD_SEEDS)
+            _run([plan.record(network, plan.WHOLE, seed, best[0]) for seed in seeds], worker, asked)
     found = {network.name: table.gather(network, asked.out, range(asked.seeds), choice(network, asked.out))
              for network in plan.NETWORKS}  # fmt: skip
     (asked.results / "lenets.json").write_text(json.dumps(found, indent=1) + "\n")

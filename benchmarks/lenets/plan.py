@@ -28,6 +28,9 @@ class Network:
         bits: glob pattern of a layer → bits of its codebook in Deep Compression.
         errors: of the papers, per cent: dense, magnitude, Deep Compression.
         rates: of the papers: weights by magnitude, bytes by Deep Compression.
+        limit: error that the smallest file may have, per cent, and the rate of Bayesian compression (Louizos et al.
+            2017) at it.
+        cut: group → fraction of its units that the smallest file starts from.
     """
 
     name: str
@@ -38,6 +41,8 @@ class Network:
     bits: Mapping[str, int]
     errors: tuple[float, float, float]
     rates: tuple[float, float]
+    limit: tuple[float, int]
+    cut: Mapping[str, float]
 
 
 NETWORKS = (
@@ -50,6 +55,8 @@ NETWORKS = (
         bits={"*": 5},
         errors=(1.64, 1.59, 1.58),
         rates=(12, 40),
+        limit=(1.8, 113),
+        cut={"layers.1": 0.4, "layers.3": 0.5},
     ),
     Network(
         name="lenet5",
@@ -60,6 +67,8 @@ NETWORKS = (
         bits={"conv*": 6, "fc*": 4},
         errors=(0.80, 0.77, 0.74),
         rates=(12, 39),
+        limit=(1.0, 771),
+        cut={"conv1": 0.4, "conv2": 0.4, "fc1": 0.2},
     ),
 )
 STEPS = 4
@@ -67,6 +76,10 @@ TICKETS = {7: 21.0, 9: 13.4, 15: 3.5}  # rounds → per cent of the weights that
 TICKET_EPOCHS = 8
 MERGED = (0.9, 0.7, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1)  # of the neurons, that stay
 DELETED = (0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.12, 0.1, 0.08, 0.06, 0.05, 0.04)  # of the weights, that stay
+PRESSURES = (1.0, 2.0, 4.0)  # weight of the divergence in the smallest file's training, tried on held-out images
+RECORD_EPOCHS = 100
+RECORD_SEEDS = 3
+MARGIN = 0.1  # points below the limit that the held-out error must be
 SURGEONS = ("magnitude", "obd", "obs")
 SURGEON_IMAGES = 2000
 
@@ -118,6 +131,26 @@ def tickets(network: Network, seed: int) -> Cell:
 def gated(network: Network, method: str, seed: int, told: Mapping[str, Any]) -> Cell:
     """A network trained with random gates or noise, pruned by them."""
     return Cell("gated", network.name, WHOLE, seed, method, settings=dict(told))
+
+
+def record(network: Network, data: str, seed: int, pressure: float) -> Cell:
+    """The smallest file at one strength of the divergence, for several numbers of bits."""
+    adam = {**ADAM, "weight_decay": 0.0, "schedule": "linear"}
+    told = {
+        "widths": dict(network.cut),
+        "pressure": pressure,
+        "bits": [2, 3, 4],
+        "dense": {"epochs": 12, "weight_decay": 1e-4, **TRAIN},
+        "noisy": {**adam, "lr": 1e-3, "epochs": RECORD_EPOCHS, "milestones": [0.5]},
+        "tune": {**adam, "lr": 5e-4, "epochs": 10, "milestones": [0.0]},
+        "tied": {**adam, "lr": 1e-4, "epochs": 5, "milestones": [0.0]},
+    }
+    return Cell("record", network.name, data, seed, "vardrop", settings=told)
+
+
+def records(network: Network) -> list[Cell]:
+    """What is tried at seed 0 on the held-out images."""
+    return [record(network, HELD, 0, pressure) for pressure in PRESSURES]
 
 
 GATED: Mapping[str, tuple[tuple[str, dict[str, Any]], ...]] = {

@@ -217,6 +217,8 @@ def load(make_model: Callable[[], nn.Module], path: str | os.PathLike[str]) -> n
     folder = folder.parent if folder.suffix == ".safetensors" else folder
     model = Architecture.load(folder / SHAPE_FILE).apply(make_model())
     file = folder / WEIGHTS_FILE
+    if file.is_dir():
+        raise TopiaristError(f"{file} is a folder and no file; give the folder that prune() wrote")
     picked = {name: b.clone() for name, b in model.named_buffers() if not b.is_floating_point() and _of_selector(name)}
     try:
         _check_types(model, file)

@@ -63,6 +63,8 @@ class Budget:
                 raise TopiaristError(f"the ratio of {pattern!r} is missing: give the fraction that stays, from 0 to 1")
             _check_fraction(f"the ratio of {pattern!r}", kept)
         patterns = (self.exclude,) if isinstance(self.exclude, str) else tuple(self.exclude)
+        if not all(isinstance(pattern, str) for pattern in (*patterns, *self.ratios)):
+            raise TopiaristError(f"exclude and ratios name groups by glob patterns, got {[*patterns, *self.ratios]!r}")
         object.__setattr__(self, "exclude", patterns)
         object.__setattr__(self, "ratios", dict(self.ratios))
         _check_limits(self.floor, self.multiple, self.allocation)

@@ -90,6 +90,11 @@ class Pruned:
         for group in self.graph.groups:
             if gone := [block.name for block in group.removed(self.keep[group.name])]:
                 console.print(f"Blocks removed: {', '.join(gone)}", highlight=False)
+        if all(bool(kept.all()) for kept in self.keep.values()):
+            trained = (
+                " has to train a network before it, longer or harder than this one;" if _trains(self.method) else ""
+            )
+            console.print(f"Nothing goes: {self.method.name}{trained} a budget says how much shall go", highlight=False)
         if self.left_alone:
             console.print("Layers left alone:")
             for layer, reason in self.left_alone.items():
@@ -108,3 +113,7 @@ class Pruned:
         told = self.proof.reason or "cut and mask agree"
         console.print(f"proof: {told}; largest relative difference {self.proof.max_rel_diff:.1e} in float64")
         return text.getvalue().rstrip()
+
+
+def _trains(method: Method) -> bool:
+    return "training" in method.needs

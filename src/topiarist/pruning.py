@@ -94,10 +94,13 @@ def prune(
     trains = (recipe is not None and acts(method)) or (between is not None and steps != 1)
     check_steps(method, steps, schedule, trains=trains, data=data, recipe=recipe, between=between)
     check_finite(model)
+    _check_numbers(batch_size=batch_size, seed=seed)
     _check_data(model, data, needs, trains=trains)
     if wish is None and not isinstance(method, (Rule, Selector)):
         raise TopiaristError(f"{method.name} needs a budget: give macs, params or ratio, the fraction that stays")
     graph = trace(model, example_inputs) if graph is None else graph
+    if not isinstance(graph, Graph):
+        raise TopiaristError(f"graph must be what topiarist.trace(model, example_inputs) gives, but got {graph!r}")
     units = method.units(graph)
     if not units.groups:
         raise TopiaristError("nothing in this network can be pruned; `topiarist inspect` says what pins each layer")
@@ -151,6 +154,13 @@ def _repairer(method: Method, repair: str | Method | None) -> Method | None:
             "take two of a kind"
         )
     return other
+
+
+def _check_numbers(**numbers: Any) -> None:
+    for name, value in numbers.items():
+        least = 1 if name == "batch_size" else 0
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise TopiaristError(f"{name} must be a whole number of at least {least}, but got {value!r}")
 
 
 def _check_data(model: nn.Module, data: Any, needs: Collection[str | Statistic], *, trains: bool) -> None:

@@ -134,6 +134,8 @@ def sensitivity(
     rooms = method.units(graph)
     stats = collect(model, rooms, Batches(parts, batch_size, seed), method.needs)
     scores = method.score(rooms, stats)
+    if not scores:
+        raise TopiaristError(f"{method.name} scores none of these units: take another method, or the graph of trace()")
     judged = partial(_judged, copied(model), rooms, list(parts.batches("test", batch_size)))
     whole = judged(rooms.full())
     found = Sensitivity(method.name, data.name, len(parts.test_y), whole.accuracy, whole.loss)

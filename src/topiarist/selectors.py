@@ -57,7 +57,9 @@ def add_selectors(
             raise TopiaristError("no norm of this network reads channels that others need too: leave selectors out")
         chosen = copied(model)
     else:
-        patterns = (norms,) if isinstance(norms, str) else norms
+        patterns = (norms,) if isinstance(norms, str) else tuple(norms)
+        if not patterns:
+            raise TopiaristError("no norm is named for a selector to follow: give glob patterns, or 'auto'")
         found = list(dict.fromkeys(name for pattern in patterns for name in matching(pattern, known)))
     declare(chosen, found)
     return chosen

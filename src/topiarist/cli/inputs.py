@@ -106,6 +106,9 @@ def writable_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
+        for name in ("result.json", "model.safetensors"):
+            if (path / name).is_dir():
+                raise IsADirectoryError(0, f"its {name} is a folder")
     except OSError as error:
         raise TopiaristError(
             f"The folder {path} cannot be written ({error.strerror}): choose another --out."

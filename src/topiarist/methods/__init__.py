@@ -14,6 +14,7 @@ import re
 from typing import Any
 
 from topiarist.errors import TopiaristError
+from topiarist.methods._fields import check_fields
 from topiarist.methods.base import Method
 
 __all__ = ["Method", "describe", "get", "make", "names"]
@@ -75,9 +76,11 @@ def make(method: str | type[Method] | Method, **fields: Any) -> Method:
         takes = f"its fields are {', '.join(known)}" if known else "it has no fields"
         raise TopiaristError(f"the method {found.name!r} has no field {unknown[0]!r}: {takes}")
     try:
-        return dataclasses.replace(found, **fields) if isinstance(found, Method) else found(**fields)
-    except TypeError as error:
+        made = dataclasses.replace(found, **fields) if isinstance(found, Method) else found(**fields)
+    except (TypeError, AttributeError) as error:
         raise TopiaristError(f"the method {found.name!r} cannot take {fields}: see the types of its fields") from error
+    check_fields(made)
+    return made
 
 
 def describe(name: str) -> dict[str, Any]:

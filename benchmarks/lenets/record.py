@@ -1,0 +1,61 @@
+"""The smallest file: cut by lasso, thinned by variational dropout, shrunk, shared, and coded near the entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from work import Bench, Result
+
+import topiarist
+from topiarist import Architecture, Recipe, compress, prune, shrink, trace
+from topiarist.methods import make
+
+
+def record(bench: Bench) -> Result:
+    """Bytes of the whole file and error, for each number of bits that is tried."""
+    told, example = bench.cell.settings, bench.data.example()
+    model = bench.model()
+    bench.fit(model, bench.recipe("dense"), "dense")
+    if told["widths"]:
+        model = prune(model, example, "lasso", {"ratios": told["widths"]}, bench.data.subset(2000)).model
+    found: Result = {"cut": bench.error(model)}
+    noise = make("vardrop", examples=round(len(bench.data.train_y) / told["pressure"]))
+    bench.fit(model, bench.recipe("noisy"), "noisy", method=noise, graph=trace(model, example))
+    model = shrink(prune(model, example, noise).model, example).model
+    found["thinned"] = bench.error(model)
+    model = _tuned(bench, model, bench.recipe("tune"))
+    found |= {"tuned": bench.error(model), "nonzero": sum(int(p.count_nonzero()) for p in model.parameters())}
+    found["tries"] = {str(bits): _file(bench, model, bits) for bits in told["bits"]}
+    return found
+
+
+def _tuned(bench: Bench, model: nn.Module, recipe: Recipe) -> nn.Module:
+    """Trained on with its zeros, then shrunk once more."""
+    graph = trace(model, bench.data.example()).weights()
+    keep = {group.name: model.get_parameter(group.name).flatten() != 0 for group in graph.groups}
+    bench.fit(model, recipe, "tune", graph=graph, keep=keep)
+    return shrink(model, bench.data.example()).model
+
+
+def _file(bench: Bench, model: nn.Module, bits: int) -> dict[str, Any]:
+    """One file, and proof that the network comes back from it."""
+    shared = compress.share(model, bits={"*": bits})
+    with shared.tied():
+        bench.fit(shared.model, bench.recipe("tied"), f"tied{bits}")
+    shape = _shape(bench, shared.model)
+    path = bench.folder / f"bits{bits}.tpcf"
+    report = compress.save(shared.model, path, half=True, architecture=shape)
+    back = compress.load_model(topiarist.make_model(f"zoo:{bench.cell.network}"), path)
+    widths = [kept for kept, _ in shape.widths.values()]
+    return {"error": bench.error(back), "bytes": path.stat().st_size, "ratio": report.ratio, "widths": widths}
+
+
+def _shape(bench: Bench, small: nn.Module) -> Architecture:
+    """The small network's widths as a cut of the whole one; which units went makes no difference any more."""
+    graph = trace(bench.model(), bench.data.example())
+    widths: Mapping[str, int] = {group.name: group.units for group in trace(small, bench.data.example()).groups}
+    keep = {group.name: torch.arange(group.units) < widths.get(group.name, 1) for group in graph.groups}
+    return Architecture.of(graph, keep)

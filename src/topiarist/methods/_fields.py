@@ -1,0 +1,51 @@
+"""Whether the values of a method's fields are of their types: a wrong one is told where it is given."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from topiarist.errors import TopiaristError
+
+_KINDS = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a word"}
+
+
+def check_fields(method: Any) -> None:
+    """Raises where a field holds what its type does not allow; numbers must be finite."""
+    own = {field.name: field.type for field in dataclasses.fields(method)}  # not those of class variables
+    kinds = get_type_hints(type("Fields", (), {"__annotations__": own, "__module__": type(method).__module__}))
+    for field in dataclasses.fields(method):
+        value, kind = getattr(method, field.name), kinds[field.name]
+        if not _fits(value, kind):
+            told = " or ".join(dict.fromkeys(_told(each) for each in _parts(kind)))
+            raise TopiaristError(f"{field.name} of {method.name} must be {told}, but got {value!r}")
+
+
+def _parts(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    return any(_is(value, part) for part in _parts(kind))
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if kind is type(None):
+        return value is None
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if kind in (bool, str):
+        return isinstance(value, kind)
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    return True  # mappings and tuples: the method itself looks into them
+
+
+def _told(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    return _KINDS.get(kind, "nothing" if kind is type(None) else "what its documentation says")
