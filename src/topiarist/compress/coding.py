@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import partial
+from functools import cached_property, partial
 from math import prod
 from typing import Any
 
@@ -95,7 +95,7 @@ class Sparse:
     positions: Ints
     values: NDArray[Any]
     book: NDArray[Any] | None
-    labels: Ints
+    labels: NDArray[np.int32]
 
     @classmethod
     def of(cls, tensor: Tensor) -> Sparse | None:
@@ -103,8 +103,8 @@ class Sparse:
         if tensor.element_size() > 8 or not 0 < tensor.numel() <= LARGEST:
             return None
         bits = patterns(tensor)
-        positions = np.flatnonzero(bits)
-        values = bits[positions]
+        positions = np.flatnonzero(bits != 0)
+        values = bits if len(positions) == len(bits) else bits[positions]
         return cls(tuple(tensor.shape), tensor.dtype, positions, values, *_book(values))
 
     @property
@@ -112,7 +112,7 @@ class Sparse:
         """Values of the tensor."""
         return prod(self.shape)
 
-    @property
+    @cached_property
     def counts(self) -> Ints:
         """How often zero and each value of the book occur."""
         codes = np.bincount(self.labels, minlength=0 if self.book is None else len(self.book))
@@ -120,8 +120,10 @@ class Sparse:
 
     def symbols(self) -> NDArray[np.int32]:
         """0 for a zero, 1 + place in the book for another value, ``(size,)``."""
+        if len(self.labels) == self.size:
+            return self.labels + np.int32(1)
         symbols = np.zeros(self.size, dtype=np.int32)
-        symbols[self.positions] = self.labels + 1
+        symbols[self.positions] = self.labels + np.int32(1)
         return symbols
 
     def mask(self, *, columns: bool = False) -> NDArray[np.bool_]:
@@ -138,27 +140,27 @@ class Sparse:
         return varint(len(self.book)) + pack(tensor_of(self.book.copy(), self.dtype, (len(self.book),)))
 
 
-def _book(values: NDArray[Any]) -> tuple[NDArray[Any] | None, Ints]:
+def _book(values: NDArray[Any]) -> tuple[NDArray[Any] | None, NDArray[np.int32]]:
     """The distinct values, ascending, and the place of each value among them; none where they are too many."""
     most = min(MOST_CODES, max(1, len(values) // 2))
     if len(values) > _LOOK:  # a part of a large tensor has them all, as a rule
         book = np.unique(values[:: len(values) // _LOOK])
         if len(book) > most:
-            return None, np.zeros(0, dtype=np.int64)
+            return None, np.zeros(0, dtype=np.int32)
         labels = _places(values, book)
         if np.array_equal(book[labels], values):
             return book, labels
     book = np.unique(values)
-    return (book, _places(values, book)) if len(book) <= most else (None, np.zeros(0, dtype=np.int64))
+    return (book, _places(values, book)) if len(book) <= most else (None, np.zeros(0, dtype=np.int32))
 
 
-def _places(values: NDArray[Any], book: NDArray[Any]) -> Ints:
+def _places(values: NDArray[Any], book: NDArray[Any]) -> NDArray[np.int32]:
     """Where each value is in the book: by a table of their leading 16 bits if these tell them apart, else by search."""
     shift = 8 * values.itemsize - 16
     leading = book >> shift if shift > 0 else book
     if len(np.unique(leading)) < len(book):
-        return np.minimum(np.searchsorted(book, values), len(book) - 1)
-    table = np.zeros(1 << 16, dtype=np.int64)
+        return np.minimum(np.searchsorted(book, values), len(book) - 1).astype(np.int32)
+    table = np.zeros(1 << 16, dtype=np.int32)
     table[leading] = np.arange(len(book))
     return table[values >> shift if shift > 0 else values]
 
