@@ -27,6 +27,8 @@ _LOOK = 1 << 16
 """Values that are looked at before a large tensor is sorted."""
 _SMALL = 1 << 12
 """Tensors of so many values are always tried without a codebook as well."""
+_EACH = 96
+"""Bytes that decoding takes at most for each nonzero value, while it works."""
 _HASTE = 1.001
 """Zeros as symbols must save more than a thousandth, since gaps decode twice as fast."""
 
@@ -269,7 +271,7 @@ def _decode_dense(source: Source, dtype: torch.dtype, size: int, what: str) -> t
     codes, book = _read_book(source, dtype, size, what)
     if not codes:
         raise DamagedError("a codebook without values")
-    source.memory.need(source.left * 2 + size * (4 + dtype.itemsize) + 64 * codes, what)
+    source.memory.need(source.left * 2 + size * (16 + dtype.itemsize) + 64 * codes, what)
     reader = Reader(source.take(source.left))
     symbols = reader.take(size, Histogram.take(reader, codes + 1))
     reader.finish()
@@ -283,10 +285,9 @@ def _decode_sparse(
     n = source.varint(most=size)
     if not n:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=f"<u{dtype.itemsize}")
-    source.memory.need(64 * n + 2 * source.left, what)
     codes, book = _read_book(source, dtype, n, what)
     masked = coding in (Coding.ROWS, Coding.COLUMNS)
-    source.memory.need(64 * n + 2 * source.left + (48 * size if masked else 0), what)
+    source.memory.need(_EACH * n + 2 * source.left + (48 * size if masked else 0), what)
     reader = Reader(source.take(source.left))
     positions = _take_mask(reader, shape, n, columns=coding is Coding.COLUMNS) if masked else Gaps.take(reader, n)
     if len(positions) != n or positions[-1] >= size:
