@@ -169,23 +169,18 @@ def _places(values: NDArray[Any], book: NDArray[Any]) -> NDArray[np.int32]:
 
 def encode(tensor: Tensor) -> Blob:
     """The smallest coding of a tensor; every bit of its values is kept, those of NaN and of -0 too."""
-    plain = Blob(Coding.PLAIN, b"", tensor.numel())
     found = Sparse.of(tensor)
-    if found is None:
-        return _replace(plain, pack(tensor))
-    choices = _choices(found)
+    choices = [] if found is None else _choices(found)
     if not choices:
-        return _replace(plain, pack(tensor))
-    best = min(choices, key=lambda choice: choice.bits)
-    blob = best.write()
+        return _plain(tensor)
+    blob = min(choices, key=lambda choice: choice.bits).write()
     if not blob.codes or tensor.numel() <= _SMALL or not tensor.is_floating_point():  # plain may be smaller
-        data = pack(tensor)
-        return _replace(plain, data) if len(data) <= len(blob.data) else blob
+        return min(_plain(tensor), blob, key=lambda blob: len(blob.data))
     return blob
 
 
-def _replace(blob: Blob, data: bytes) -> Blob:
-    return Blob(blob.coding, data, blob.weights)
+def _plain(tensor: Tensor) -> Blob:
+    return Blob(Coding.PLAIN, pack(tensor), tensor.numel())
 
 
 @dataclass(frozen=True)
@@ -253,12 +248,11 @@ def decode(source: Source, coding: Coding, dtype: torch.dtype, shape: tuple[int,
         return unpack(source, dtype, size, what).reshape(shape)
     if not 0 < size <= LARGEST or dtype.itemsize > 8:
         raise DamagedError("a tensor that cannot be coded so")
-    positions, values = _decode_dense(source, dtype, size, what) if coding is Coding.DENSE else (
-        _decode_sparse(source, coding, dtype, shape, what)
-    )  # fmt: skip
-    flat = np.zeros(size, dtype=values.dtype) if positions is not None else values
-    if positions is not None:
-        flat[positions] = values
+    if coding is Coding.DENSE:
+        return tensor_of(_decode_dense(source, dtype, size, what), dtype, shape)
+    positions, values = _decode_sparse(source, coding, dtype, shape, what)
+    flat = np.zeros(size, dtype=values.dtype)
+    flat[positions] = values
     return tensor_of(flat, dtype, shape)
 
 
@@ -267,7 +261,7 @@ def _read_book(source: Source, dtype: torch.dtype, count: int, what: str) -> tup
     return codes, patterns(unpack(source, dtype, codes or count, what))
 
 
-def _decode_dense(source: Source, dtype: torch.dtype, size: int, what: str) -> tuple[None, NDArray[Any]]:
+def _decode_dense(source: Source, dtype: torch.dtype, size: int, what: str) -> NDArray[Any]:
     codes, book = _read_book(source, dtype, size, what)
     if not codes:
         raise DamagedError("a codebook without values")
@@ -275,7 +269,7 @@ def _decode_dense(source: Source, dtype: torch.dtype, size: int, what: str) -> t
     reader = Reader(source.take(source.left))
     symbols = reader.take(size, Histogram.take(reader, codes + 1))
     reader.finish()
-    return None, np.concatenate((np.zeros(1, dtype=book.dtype), book))[symbols]
+    return np.concatenate((np.zeros(1, dtype=book.dtype), book))[symbols]
 
 
 def _decode_sparse(
