@@ -136,6 +136,39 @@ def test_sizes_are_refused_before_memory_is_touched(data: bytes) -> None:
     assert peak < LIMIT
 
 
+def large(coding: str) -> torch.Tensor:
+    """A tensor of 250,000 values for each coding."""
+    rng = np.random.default_rng(0)
+    book = rng.normal(size=15)
+    if coding == "plain":
+        return torch.from_numpy(rng.normal(size=250_000)).float()
+    if coding in ("rows", "columns"):
+        rows = torch.from_numpy(rng.choice(book, size=(500, 500)) * (rng.random(500) < 0.2)).half()
+        return rows if coding == "rows" else rows.T.contiguous()
+    share = {"dense": 1, "gaps": 0.9, "paper": 0.9}[coding]
+    values = rng.choice(book, size=250_000)
+    return torch.from_numpy(np.where(np.arange(250_000) % 10 < 10 * share, values, 0)).half()
+
+
+@pytest.mark.parametrize("coding", ["plain", "dense", "gaps", "rows", "columns", "paper"])
+def test_reading_stays_within_the_least_limit_that_it_accepts(coding: str) -> None:
+    data, report = compress.pack({"x": large(coding)}, mode="paper" if coding == "paper" else "ans")
+    assert report.rows[0].coding == coding
+    low, high = len(data), 1 << 28
+    while high - low > 1 << 12:
+        middle = (low + high) // 2
+        try:
+            compress.unpack(data, max_bytes=middle)
+            high = middle
+        except TopiaristError:
+            low = middle
+    tracemalloc.start()
+    compress.unpack(data, max_bytes=high)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < high
+
+
 def test_a_limit_is_met_by_what_fits() -> None:
     data, _ = compress.pack({"x": torch.ones(1 << 20)})
     with pytest.raises(TopiaristError, match="max_bytes"):

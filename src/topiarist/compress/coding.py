@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import partial
+from functools import cached_property, partial
 from math import prod
 from typing import Any
 
@@ -27,6 +27,8 @@ _LOOK = 1 << 16
 """Values that are looked at before a large tensor is sorted."""
 _SMALL = 1 << 12
 """Tensors of so many values are always tried without a codebook as well."""
+_EACH = 96
+"""Bytes that decoding takes at most for each nonzero value, while it works."""
 _HASTE = 1.001
 """Zeros as symbols must save more than a thousandth, since gaps decode twice as fast."""
 
@@ -95,7 +97,7 @@ class Sparse:
     positions: Ints
     values: NDArray[Any]
     book: NDArray[Any] | None
-    labels: Ints
+    labels: NDArray[np.int32]
 
     @classmethod
     def of(cls, tensor: Tensor) -> Sparse | None:
@@ -103,8 +105,8 @@ class Sparse:
         if tensor.element_size() > 8 or not 0 < tensor.numel() <= LARGEST:
             return None
         bits = patterns(tensor)
-        positions = np.flatnonzero(bits)
-        values = bits[positions]
+        positions = np.flatnonzero(bits != 0)
+        values = bits if len(positions) == len(bits) else bits[positions]
         return cls(tuple(tensor.shape), tensor.dtype, positions, values, *_book(values))
 
     @property
@@ -112,7 +114,7 @@ class Sparse:
         """Values of the tensor."""
         return prod(self.shape)
 
-    @property
+    @cached_property
     def counts(self) -> Ints:
         """How often zero and each value of the book occur."""
         codes = np.bincount(self.labels, minlength=0 if self.book is None else len(self.book))
@@ -120,8 +122,10 @@ class Sparse:
 
     def symbols(self) -> NDArray[np.int32]:
         """0 for a zero, 1 + place in the book for another value, ``(size,)``."""
+        if len(self.labels) == self.size:
+            return self.labels + np.int32(1)
         symbols = np.zeros(self.size, dtype=np.int32)
-        symbols[self.positions] = self.labels + 1
+        symbols[self.positions] = self.labels + np.int32(1)
         return symbols
 
     def mask(self, *, columns: bool = False) -> NDArray[np.bool_]:
@@ -138,50 +142,45 @@ class Sparse:
         return varint(len(self.book)) + pack(tensor_of(self.book.copy(), self.dtype, (len(self.book),)))
 
 
-def _book(values: NDArray[Any]) -> tuple[NDArray[Any] | None, Ints]:
+def _book(values: NDArray[Any]) -> tuple[NDArray[Any] | None, NDArray[np.int32]]:
     """The distinct values, ascending, and the place of each value among them; none where they are too many."""
     most = min(MOST_CODES, max(1, len(values) // 2))
     if len(values) > _LOOK:  # a part of a large tensor has them all, as a rule
         book = np.unique(values[:: len(values) // _LOOK])
         if len(book) > most:
-            return None, np.zeros(0, dtype=np.int64)
+            return None, np.zeros(0, dtype=np.int32)
         labels = _places(values, book)
         if np.array_equal(book[labels], values):
             return book, labels
     book = np.unique(values)
-    return (book, _places(values, book)) if len(book) <= most else (None, np.zeros(0, dtype=np.int64))
+    return (book, _places(values, book)) if len(book) <= most else (None, np.zeros(0, dtype=np.int32))
 
 
-def _places(values: NDArray[Any], book: NDArray[Any]) -> Ints:
+def _places(values: NDArray[Any], book: NDArray[Any]) -> NDArray[np.int32]:
     """Where each value is in the book: by a table of their leading 16 bits if these tell them apart, else by search."""
     shift = 8 * values.itemsize - 16
     leading = book >> shift if shift > 0 else book
     if len(np.unique(leading)) < len(book):
-        return np.minimum(np.searchsorted(book, values), len(book) - 1)
-    table = np.zeros(1 << 16, dtype=np.int64)
+        return np.minimum(np.searchsorted(book, values), len(book) - 1).astype(np.int32)
+    table = np.zeros(1 << 16, dtype=np.int32)
     table[leading] = np.arange(len(book))
     return table[values >> shift if shift > 0 else values]
 
 
 def encode(tensor: Tensor) -> Blob:
     """The smallest coding of a tensor; every bit of its values is kept, those of NaN and of -0 too."""
-    plain = Blob(Coding.PLAIN, b"", tensor.numel())
     found = Sparse.of(tensor)
-    if found is None:
-        return _replace(plain, pack(tensor))
-    choices = _choices(found)
+    choices = [] if found is None else _choices(found)
     if not choices:
-        return _replace(plain, pack(tensor))
-    best = min(choices, key=lambda choice: choice.bits)
-    blob = best.write()
+        return _plain(tensor)
+    blob = min(choices, key=lambda choice: choice.bits).write()
     if not blob.codes or tensor.numel() <= _SMALL or not tensor.is_floating_point():  # plain may be smaller
-        data = pack(tensor)
-        return _replace(plain, data) if len(data) <= len(blob.data) else blob
+        return min(_plain(tensor), blob, key=lambda blob: len(blob.data))
     return blob
 
 
-def _replace(blob: Blob, data: bytes) -> Blob:
-    return Blob(blob.coding, data, blob.weights)
+def _plain(tensor: Tensor) -> Blob:
+    return Blob(Coding.PLAIN, pack(tensor), tensor.numel())
 
 
 @dataclass(frozen=True)
@@ -249,12 +248,11 @@ def decode(source: Source, coding: Coding, dtype: torch.dtype, shape: tuple[int,
         return unpack(source, dtype, size, what).reshape(shape)
     if not 0 < size <= LARGEST or dtype.itemsize > 8:
         raise DamagedError("a tensor that cannot be coded so")
-    positions, values = _decode_dense(source, dtype, size, what) if coding is Coding.DENSE else (
-        _decode_sparse(source, coding, dtype, shape, what)
-    )  # fmt: skip
-    flat = np.zeros(size, dtype=values.dtype) if positions is not None else values
-    if positions is not None:
-        flat[positions] = values
+    if coding is Coding.DENSE:
+        return tensor_of(_decode_dense(source, dtype, size, what), dtype, shape)
+    positions, values = _decode_sparse(source, coding, dtype, shape, what)
+    flat = np.zeros(size, dtype=values.dtype)
+    flat[positions] = values
     return tensor_of(flat, dtype, shape)
 
 
@@ -263,15 +261,15 @@ def _read_book(source: Source, dtype: torch.dtype, count: int, what: str) -> tup
     return codes, patterns(unpack(source, dtype, codes or count, what))
 
 
-def _decode_dense(source: Source, dtype: torch.dtype, size: int, what: str) -> tuple[None, NDArray[Any]]:
+def _decode_dense(source: Source, dtype: torch.dtype, size: int, what: str) -> NDArray[Any]:
     codes, book = _read_book(source, dtype, size, what)
     if not codes:
         raise DamagedError("a codebook without values")
-    source.memory.need(source.left * 2 + size * (4 + dtype.itemsize) + 64 * codes, what)
+    source.memory.need(source.left * 2 + size * (16 + dtype.itemsize) + 64 * codes, what)
     reader = Reader(source.take(source.left))
     symbols = reader.take(size, Histogram.take(reader, codes + 1))
     reader.finish()
-    return None, np.concatenate((np.zeros(1, dtype=book.dtype), book))[symbols]
+    return np.concatenate((np.zeros(1, dtype=book.dtype), book))[symbols]
 
 
 def _decode_sparse(
@@ -281,10 +279,9 @@ def _decode_sparse(
     n = source.varint(most=size)
     if not n:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=f"<u{dtype.itemsize}")
-    source.memory.need(64 * n + 2 * source.left, what)
     codes, book = _read_book(source, dtype, n, what)
     masked = coding in (Coding.ROWS, Coding.COLUMNS)
-    source.memory.need(64 * n + 2 * source.left + (48 * size if masked else 0), what)
+    source.memory.need(_EACH * n + 2 * source.left + (48 * size if masked else 0), what)
     reader = Reader(source.take(source.left))
     positions = _take_mask(reader, shape, n, columns=coding is Coding.COLUMNS) if masked else Gaps.take(reader, n)
     if len(positions) != n or positions[-1] >= size:

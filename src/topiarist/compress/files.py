@@ -152,7 +152,7 @@ def load_model(
     Args:
         make_model: returns a model of the old shape if the file has an architecture, else one of the stored shape.
         path: the file.
-        max_bytes: memory that reading may take; by default 64 times what the model's tensors take, and 64 MiB.
+        max_bytes: memory that reading may take; by default 160 bytes for each value of the model, and 64 MiB.
 
     Raises:
         TopiaristError: as for `load`; or the file is of another network.
@@ -163,7 +163,7 @@ def load_model(
         )
     model = make_model()
     own = model.state_dict()
-    most = 64 * sum(t.numel() * t.element_size() for t in own.values()) + (1 << 26) if max_bytes is None else max_bytes
+    most = 160 * sum(t.numel() for t in own.values()) + (1 << 26) if max_bytes is None else max_bytes
     file = File.read(_read(path, most), most)
     architecture = _architecture(file)
     if architecture is not None:
