@@ -347,3 +347,36 @@ def test_a_single_channel_of_the_input_that_is_made_many(name):
         return m.last(m.b(WIDENED[name](m, x[:, :1])).relu())
 
     check(convs(program, v=nn.Parameter(torch.randn(8, 1, 1)), last=conv(5, 3)), X, OTHER)
+
+
+EXPANDED = {
+    "slice": lambda x: x.repeat(1, 3)[:, :2],
+    "slice in steps": lambda x: x.expand(-1, 3)[:, ::2],
+    "split": lambda x: x.repeat(1, 4).split(2, 1)[1],
+    "pad": lambda x: torch.nn.functional.pad(x.expand(-1, 2), (1, 0)),
+    "concatenation": lambda x: torch.cat([x.expand(-1, 2), x.expand(-1, 3)], 1),
+    "two repetitions": lambda x: x.repeat(1, 2).repeat(1, 3),
+    "whole": lambda x: x.repeat(1, 3)[:, 0:3],
+}
+
+
+@pytest.mark.parametrize("name", EXPANDED)
+def test_parts_of_an_expanded_axis_stay_whole(name):
+    """One position made several takes what it meets, but not where only a part of it goes on."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.run = nn.Linear(4, 6), EXPANDED[name]
+            self.head = nn.Linear(self.run(torch.zeros(1, 1)).shape[1], 3)
+
+        def forward(self, x):
+            return self.head(self.run(self.stem(x).relu().amax(1, keepdim=True)))
+
+    model, x = Net().double(), torch.randn(5, 4).double()
+    graph = trace(model, x)
+    for most in (1, 2):
+        keep = {group.name: torch.arange(group.units) < most for group in graph.groups}
+        torch.testing.assert_close(cut(model, graph, keep)(x), mask(model, graph, keep)(x))
+    if name != "whole":
+        assert not [group for group in graph.groups if "head" in group.name]

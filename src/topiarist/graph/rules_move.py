@@ -79,6 +79,7 @@ def repeat(t: Tracer, c: Call) -> None:
         elif size == 1:
             vectors.append(Free([Request(_as_written(t, times), None, None, t.stack.top, line_of_code())]))
         else:
+            vector = _settled(t, vector)
             vectors.append(np.tile(vector, times) if labelled(vector) else None)
     t.put(c.out, vectors, c.traced.zero)
 
@@ -101,6 +102,8 @@ def unbind(t: Tracer, c: Call) -> None:
 @rule("slice")
 def slice_(t: Tracer, c: Call) -> None:
     vectors, dim = c.vectors, c["dim"] % c.x.ndim
+    if c.out.shape[dim] != c.x.shape[dim]:
+        vectors[dim] = _settled(t, vectors[dim])
     vector = vectors[dim]
     if labelled(vector):
         begin, end, step = slice(c["start"], c["end"], c["step"]).indices(len(vector))
@@ -122,6 +125,14 @@ def slice_(t: Tracer, c: Call) -> None:
     t.put(c.out, vectors, c.traced.zero, c.traced.source)
 
 
+def _settled(t: Tracer, vector: Vector) -> Vector:
+    """An axis of which a part goes on: one that would take what it meets cannot, for it has parts of its own now."""
+    if isinstance(vector, Free):
+        t.algebra.pin(vector, "a part of an expanded axis")
+        return None
+    return vector
+
+
 def _as_written(t: Tracer, value: int) -> Any:
     """The integer as the program gave it, so that it remembers; the plain value where it did not."""
     return next((given for given in t.call if isinstance(given, int) and given == value), value)
@@ -130,6 +141,8 @@ def _as_written(t: Tracer, value: int) -> Any:
 @rule("split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes", "split_copy", "split_with_sizes_copy")
 def split(t: Tracer, c: Call) -> None:
     vectors, dim = c.vectors, c["dim"] % c.x.ndim
+    if len(c.out) > 1:
+        vectors[dim] = _settled(t, vectors[dim])
     vector = vectors[dim]
     if labelled(vector) and "sizes" not in c.name and len(c.out) > 1:
         size = c.out[0].shape[dim]
@@ -159,6 +172,7 @@ def cat(t: Tracer, c: Call) -> None:
             if d != dim:
                 vectors[d] = t.algebra.unify(vectors[d], vector)
     along = [t.vectors_of(part)[dim] for part in parts]
+    along = along if len(parts) == 1 else [_settled(t, vector) for vector in along]
     vectors[dim] = along[0] if len(parts) == 1 else None
     if any(labelled(v) for v in along):
         vectors[dim] = np.concatenate(
@@ -184,6 +198,8 @@ def pad(t: Tracer, c: Call) -> None:
     vectors, amounts = c.vectors, c["pad"]
     for k in range(len(amounts) // 2):
         dim, (before, after) = c.x.ndim - 1 - k, amounts[2 * k : 2 * k + 2]
+        if before or after:
+            vectors[dim] = _settled(t, vectors[dim])
         vector = vectors[dim]
         if not labelled(vector) or not (before or after):
             continue
