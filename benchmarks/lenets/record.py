@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from bench import Bench, Result
 from torch import nn
-from work import Bench, Result
 
 import topiarist
 from topiarist import Architecture, Recipe, compress, prune, shrink, trace
 from topiarist.methods import make
+
+LOOKED_AT = 2000  # training images for the least squares of the cut
 
 
 def record(bench: Bench) -> Result:
@@ -20,7 +22,13 @@ def record(bench: Bench) -> Result:
     model = bench.model()
     bench.fit(model, bench.recipe("dense"), "dense")
     if told["widths"]:
-        model = prune(model, example, "lasso", {"ratios": told["widths"]}, bench.data.subset(2000)).model
+        model = prune(
+            model,
+            example,
+            "lasso",
+            {"ratios": told["widths"]},
+            bench.data.subset(min(LOOKED_AT, len(bench.data.train_y))),
+        ).model
     found: Result = {"cut": bench.error(model)}
     noise = make("vardrop", examples=round(len(bench.data.train_y) / told["pressure"]))
     bench.fit(model, bench.recipe("noisy"), "noisy", method=noise, graph=trace(model, example))

@@ -5,80 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from bench import Bench, Result
+from record import record
 from torch import nn
 
 import topiarist
-from topiarist import Budget, Recipe, compress, evaluate, fit, prune
-from topiarist.data import Data
+from topiarist import Budget, compress, prune
 from topiarist.methods import make
 from topiarist.studies import Cell
 
-Result = dict[str, Any]
-MODEL = "model.safetensors"
 OTHER = 1_000_003  # from a seed to the one that draws other initial weights
-
-
-@dataclass(frozen=True)
-class Worker:
-    """Computes cells (see `topiarist.studies.cells.Work`).
-
-    Attributes:
-        folder: holds ``mnist.npz``.
-        threads: of each process.
-    """
-
-    folder: Path
-    threads: int
-
-    def __call__(self, cell: Cell, folder: Path, needs: tuple[Path, ...]) -> Result:
-        import record  # which builds on this module
-
-        torch.set_num_threads(self.threads)
-        whole = topiarist.load_data(f"npz:{self.folder / 'mnist.npz'}")
-        data = whole.split(1 / 6) if cell.data.endswith("held") else whole
-        step = record.record if cell.arm == "record" else STEPS[cell.arm]
-        result = step(Bench(cell, data, whole, folder), *needs)
-        for checkpoint in folder.glob("*.ckpt"):  # which were kept until here, so that a killed cell goes on
-            checkpoint.unlink()
-        return result
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A cell, its data (with held-out images for tests, where choices are made), the whole data, and its folder."""
-
-    cell: Cell
-    data: Data
-    whole: Data
-    folder: Path
-
-    def model(self, start: Path | None = None, shift: int = 0) -> nn.Module:
-        """The network, with the weights of another cell or new ones."""
-        torch.manual_seed(self.cell.seed + shift)
-        model = topiarist.load_model(f"zoo:{self.cell.network}", dropout=self.cell.settings.get("dropout", 0.0))
-        if start is not None:
-            model.load_state_dict(load_file(start / MODEL))
-        return model
-
-    def recipe(self, name: str = "recipe") -> Recipe:
-        return Recipe(**self.cell.settings[name])
-
-    def fit(self, model: nn.Module, recipe: Recipe, name: str = "only", **more: Any) -> None:
-        path = self.folder / f"{name}.ckpt"
-        fit(model, self.data, recipe, seed=self.cell.seed, checkpoint=path, evaluate_every=0, **more)
-
-    def error(self, model: nn.Module, data: Data | None = None) -> float:
-        """Per cent of the test images."""
-        return round(100 - evaluate(model, data or self.data), 4)
-
-    def keep(self, model: nn.Module, result: Result) -> Result:
-        """Stores the weights."""
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, self.folder / MODEL)
-        return result
 
 
 def dense(bench: Bench) -> Result:
@@ -223,5 +161,27 @@ def weights(model: nn.Module, network: str) -> Result:
 
 STEPS: dict[str, Callable[..., Result]] = {
     "dense": dense, "sparse": sparse, "shared": shared, "deleted": deleted, "merged": merged,
-    "tickets": tickets, "gated": gated,
+    "tickets": tickets, "gated": gated, "record": record,
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Computes cells (see `topiarist.studies.cells.Work`).
+
+    Attributes:
+        folder: holds ``mnist.npz``.
+        threads: of each process.
+    """
+
+    folder: Path
+    threads: int
+
+    def __call__(self, cell: Cell, folder: Path, needs: tuple[Path, ...]) -> Result:
+        torch.set_num_threads(self.threads)
+        whole = topiarist.load_data(f"npz:{self.folder / 'mnist.npz'}")
+        data = whole.split(1 / 6) if cell.data.endswith("held") else whole
+        result = STEPS[cell.arm](Bench(cell, data, whole, folder), *needs)
+        for checkpoint in folder.glob("*.ckpt"):  # which were kept until here, so that a killed cell goes on
+            checkpoint.unlink()
+        return result

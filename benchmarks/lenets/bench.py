@@ -1,0 +1,53 @@
+"""A cell with its data and its folder, for what fills it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import topiarist
+from topiarist import Recipe, evaluate, fit
+from topiarist.data import Data
+from topiarist.studies import Cell
+
+Result = dict[str, Any]
+MODEL = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A cell, its data (with held-out images for tests, where choices are made), the whole data, and its folder."""
+
+    cell: Cell
+    data: Data
+    whole: Data
+    folder: Path
+
+    def model(self, start: Path | None = None, shift: int = 0) -> nn.Module:
+        """The network, with the weights of another cell or new ones."""
+        torch.manual_seed(self.cell.seed + shift)
+        model = topiarist.load_model(f"zoo:{self.cell.network}", dropout=self.cell.settings.get("dropout", 0.0))
+        if start is not None:
+            model.load_state_dict(load_file(start / MODEL))
+        return model
+
+    def recipe(self, name: str = "recipe") -> Recipe:
+        return Recipe(**self.cell.settings[name])
+
+    def fit(self, model: nn.Module, recipe: Recipe, name: str = "only", **more: Any) -> None:
+        path = self.folder / f"{name}.ckpt"
+        fit(model, self.data, recipe, seed=self.cell.seed, checkpoint=path, evaluate_every=0, **more)
+
+    def error(self, model: nn.Module, data: Data | None = None) -> float:
+        """Per cent of the test images."""
+        return round(100 - evaluate(model, data or self.data), 4)
+
+    def keep(self, model: nn.Module, result: Result) -> Result:
+        """Stores the weights."""
+        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, self.folder / MODEL)
+        return result
