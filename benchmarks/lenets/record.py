@@ -54,11 +54,23 @@ def _file(bench: Bench, model: nn.Module, bits: int) -> dict[str, Any]:
     with shared.tied():
         bench.fit(shared.model, bench.recipe("tied"), f"tied{bits}")
     shape = _shape(bench, shared.model)
-    path = bench.folder / f"bits{bits}.tpcf"
-    report = compress.save(shared.model, path, half=True, architecture=shape)
-    back = compress.load_model(topiarist.make_model(f"zoo:{bench.cell.network}"), path)
-    widths = [kept for kept, _ in shape.widths.values()]
-    return {"error": bench.error(back), "bytes": path.stat().st_size, "ratio": report.ratio, "widths": widths}
+    bare, whole = bench.folder / f"bits{bits}.tpcf", bench.folder / f"bits{bits}-shape.tpcf"
+    report = compress.save(shared.model, bare, half=True)
+    compress.save(shared.model, whole, half=True, architecture=shape)
+    make_model = topiarist.make_model(f"zoo:{bench.cell.network}")
+    back = shape.build(make_model)
+    back.load_state_dict(compress.load(bare))
+    again = compress.load_model(make_model, whole)
+    assert all(torch.equal(a, b) for a, b in zip(back.parameters(), again.parameters(), strict=True))
+    dense = 4 * sum(p.numel() for p in make_model().parameters())
+    return {
+        "error": bench.error(back),
+        "bytes": report.bytes,
+        "ratio": dense / report.bytes,
+        "with_shape": whole.stat().st_size,
+        "payload": report.payload,
+        "widths": [kept for kept, _ in shape.widths.values()],
+    }
 
 
 def _shape(bench: Bench, small: nn.Module) -> Architecture:
