@@ -59,8 +59,8 @@ def _about(found: dict[str, Any], settings: tuple[Setting, ...], command: str) -
     return [
         *lines,
         f"Methods with sparse training get the same extra epochs on both sides: {', '.join(trained) or 'none'}. "
-        "All that measure see the same training images. `s` is the CPU time of one pruning at the first seed, alone on "
-        "the machine and after a first one, sparse training left out: "
+        "All that measure see the same training images. `s` is the CPU time of one pruning at the first seed, "
+        "one at a time and each after a first one, sparse training left out: "
         "ours with tracing and the proof, Torch-Pruning's with tracing. `proof` is the largest relative difference "
         "between cut and mask in float64, over the seeds.",
         "",
