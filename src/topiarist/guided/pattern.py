@@ -75,9 +75,9 @@ class Pattern(ABC):
         lacking = {g.name: self._lacks(graph, g) for g in graph.groups if g.name not in excluded | fixed}
         lacking = {name: what for name, what in lacking.items() if what}
         for name, what in list(lacking.items())[:1]:
-            others = f" and of {len(lacking) - 1} more groups" if len(lacking) > 1 else ""
+            others = f" and {len(lacking) - 1} more groups are" if len(lacking) > 1 else " is"
             raise TopiaristError(
-                f"the pattern has no {what}, the stage of {name}{others}: take pattern.on(graph) where maps have other "
+                f"the pattern has no {what}, where {name}{others}: take pattern.on(graph) where maps have other "
                 "sizes, or exclude these groups in the budget"
             )
         scores = {name: -thresholds[name] for name in names if name not in excluded}

@@ -94,7 +94,7 @@ class WidthPattern(Pattern):
         return self._grown(graph, budget, {g.name: ranks[g.name] / self.stages.get(g.stage, 1.0) for g in graph.groups})
 
     def _lacks(self, graph: Graph, group: Group) -> str:
-        return "" if group.stage in self.stages else f"{group.stage!r}"
+        return "" if group.stage in self.stages else f"stage {group.stage!r}"
 
     def _plain(self) -> dict[str, Any]:
         return dict(self.stages)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from topiarist.guided import KernelPattern, Pattern, WidthPattern
+from topiarist.guided.kernels import ONE
 
 _INK, _MUTED, _LINE, _BAR = "#263238", "#607d8b", "#cfd8dc", "#2e7d32"
 _COLOURS = "Greens"
@@ -37,10 +38,11 @@ def _kernels(pattern: KernelPattern) -> Figure:
     kernels = [(stage, size, kept) for stage, sizes in pattern.stages.items() for size, kept in sizes.items()]
     figure = Figure(figsize=(1.2 + 1.2 * len(kernels), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
-    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(3, 2)).flat
-    densities = {f"{size} on\n{_named(stage)}": sum(kept) / len(kept) for stage, size, kept in kernels}
-    _bars(above.subplots(), densities, "weights kept")
-    for axes, (_, size, kept) in zip(below.subplots(1, len(kernels), squeeze=False)[0], kernels, strict=True):
+    grid = figure.add_gridspec(2, len(kernels), height_ratios=(3, 2))
+    densities = {_kernel_named(stage, size): sum(kept) / len(kept) for stage, size, kept in kernels}
+    _bars(figure.add_subplot(grid[0, :]), densities, "weights kept")
+    for column, (_, size, kept) in enumerate(kernels):
+        axes = figure.add_subplot(grid[1, column])
         sides = [int(side) for side in size.split("x")]
         axes.set_axis_off()
         if len(kept) > 1:
@@ -77,6 +79,11 @@ def _map(axes: Axes, rows: list[Any]) -> None:
 
 def _named(stage: str) -> str:
     return stage or "no map"
+
+
+def _kernel_named(stage: str, size: str) -> str:
+    kernel = "linear" if size == ONE else size
+    return kernel if stage == ONE else f"{kernel} on\n{_named(stage)}"
 
 
 def save(pattern: Pattern, path: Path) -> None:
