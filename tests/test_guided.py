@@ -9,8 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import nn
 
+import door
 import topiarist
 from networks import random_keep
 from topiarist import Architecture, Budget, TopiaristError, allocate, cost, guided
@@ -75,7 +77,8 @@ def test_positions_are_the_share_of_the_kernels_worked_out_by_hand():
     positions = [1.0] * 9
     positions[2], positions[4] = 0.0, 1 - 2 / (6 + 12)
     assert found.stages == {"5x5": {"3x3": tuple(positions), "1x1": (1.0,)}, "1": {"1": (0.75,)}}
-    assert found.densities["5x5"] == {"3x3": pytest.approx(1 - 20 / 162), "1x1": 1.0}
+    shares = {("5x5", "3x3"): 1 - 20 / 162, ("5x5", "1x1"): 1, ("1", "1"): 0.75}
+    assert found.shares == pytest.approx(shares)
     one = KernelPattern.of(Architecture.of(graph, keep), Architecture.of(graph, graph.full()))
     assert one.stages["5x5"]["3x3"][2] == 0.5
 
@@ -130,7 +133,7 @@ def test_a_kernel_pattern_gives_its_own_frequencies_back():
     again = KernelPattern.of(Architecture.of(SMALL.weights(), pattern.keep(SMALL, Budget(ratio=0.2))))
     for stage, kernels in pattern.stages.items():
         assert again.stages[stage]["3x3" if stage != "1" else "1"] == pytest.approx(*kernels.values(), abs=0.05)
-        assert list(again.densities[stage].values()) == pytest.approx(list(pattern.densities[stage].values()), abs=0.02)
+    assert again.shares == pytest.approx(pattern.shares, abs=0.02)
 
 
 def test_more_budget_never_takes_a_unit_away():
@@ -226,6 +229,27 @@ def test_stages_that_the_pattern_lacks_are_told():
     assert int(keep["classifier.0"].sum()) == DEEP["classifier.0"].units // 2
 
 
+def test_the_command_line_averages_folders_and_draws(tmp_path, capsys):
+    for name, method in (("a", "l1"), ("b", "random"), ("c", "magnitude")):
+        options = ["--method", method, "--budget.ratio", "0.5", "--input", door.SHAPE, "--out", tmp_path / name]
+        save_file(topiarist.load_model(door.NET).state_dict(), weights := tmp_path / f"{name}.safetensors")
+        assert door.run("prune", door.NET, "--weights", weights, *options) == 0
+    capsys.readouterr()
+    assert door.run("pattern", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "out", "--json") == 0
+    shapes = [Architecture.load(tmp_path / name / "architecture.json") for name in "abc"]
+    out = ("--out", tmp_path / "out")
+    pattern = WidthPattern.of(*shapes[:2])
+    assert WidthPattern.from_json(json.loads(capsys.readouterr().out)) == pattern
+    assert guided.load(tmp_path / "out" / "pattern.json") == pattern
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".svg", ".png"}
+    assert door.run("pattern", "--out", tmp_path / "out", tmp_path / "c") == 0
+    assert guided.load(tmp_path / "out" / "pattern.json") == KernelPattern.of(shapes[2])
+    assert "weights kept" in capsys.readouterr().out
+    assert "no single weights" in door.one_sentence(door.run("pattern", tmp_path / "a", tmp_path / "c", *out), capsys)
+    assert "needs NETWORKS" in door.one_sentence(door.run("pattern"), capsys)
+    assert "cannot read" in door.one_sentence(door.run("pattern", tmp_path / "none", *out), capsys)
+
+
 # ---- refusals -------------------------------------------------------------------------------------------------------
 
 
@@ -236,6 +260,8 @@ def test_what_no_pattern_can_do_is_told():
     for wrong, told in (
         (lambda: WidthPattern.of(), "give at least one"),
         (lambda: KernelPattern.of(), "give at least one"),
+        (lambda: guided.of(), "give at least one"),
+        (lambda: guided.of(whole, None), "but got NoneType"),
         (lambda: WidthPattern.of(SMALL), "takes topiarist.Architectures, but got Graph"),
         (lambda: WidthPattern.of(sparse), "no channels, neurons or heads"),
         (lambda: KernelPattern.of(whole), "no single weights"),

@@ -2,7 +2,7 @@
 
 Examples:
     >>> from topiarist import guided
-    >>> pattern = guided.WidthPattern.of(*[each.architecture for each in pruned])  # doctest: +SKIP
+    >>> pattern = guided.of(*[each.architecture for each in pruned])  # doctest: +SKIP
     >>> keep = pattern.keep(graph, topiarist.Budget(params=0.2))  # of any network with these stages # doctest: +SKIP
     >>> model = topiarist.Architecture.of(graph, keep).build(make_model)  # to be trained from scratch # doctest: +SKIP
 """
@@ -11,12 +11,24 @@ from __future__ import annotations
 
 import os
 
+from topiarist.architecture import Architecture
 from topiarist.errors import TopiaristError
 from topiarist.guided.kernels import KernelPattern
 from topiarist.guided.pattern import Pattern, read
 from topiarist.guided.widths import WidthPattern
 
-__all__ = ["KernelPattern", "Pattern", "WidthPattern", "load"]
+__all__ = ["KernelPattern", "Pattern", "WidthPattern", "load", "of"]
+
+
+def of(*architectures: Architecture) -> WidthPattern | KernelPattern:
+    """The pattern of some pruned networks: of kernels where single weights went, of widths otherwise.
+
+    Raises:
+        TopiaristError: there is none, or they are not of one kind.
+    """
+    known = [each for each in architectures if isinstance(each, Architecture)]
+    sparse = any(group.of_weights for architecture in known for group in architecture.groups)
+    return KernelPattern.of(*architectures) if sparse else WidthPattern.of(*architectures)
 
 
 def load(path: str | os.PathLike[str]) -> WidthPattern | KernelPattern:

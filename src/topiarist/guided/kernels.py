@@ -107,11 +107,10 @@ class KernelPattern(Pattern):
         return super().on(graph.weights())
 
     @property
-    def densities(self) -> dict[str, dict[str, float]]:
-        """Stage → size of the kernel → fraction of the weights kept, the mean over the positions."""
+    def shares(self) -> dict[tuple[str, str], float]:
+        """Stage and size of the kernel → fraction of the weights kept, the mean over the positions."""
         return {
-            stage: {size: sum(kept) / len(kept) for size, kept in kernels.items()}
-            for stage, kernels in self.stages.items()
+            (stage, size): sum(kept) / len(kept) for stage, sizes in self.stages.items() for size, kept in sizes.items()
         }
 
     def keep(self, graph: Graph, budget: Budget, *, seed: int = 0) -> Keep:

@@ -72,6 +72,11 @@ class WidthPattern(Pattern):
         """The pattern that narrows every layer alike: what guided pruning has to beat."""
         return cls(dict.fromkeys(graph.stages, 1.0))
 
+    @property
+    def shares(self) -> dict[tuple[str], float]:
+        """Stage → fraction of the units kept, in the form of `KernelPattern.shares`."""
+        return {(stage,): kept for stage, kept in self.stages.items()}
+
     def keep(self, graph: Graph, budget: Budget) -> Keep:
         """A network of any budget in this pattern, by `Architecture.of` and its `build`.
 

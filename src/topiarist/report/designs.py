@@ -39,7 +39,7 @@ def _kernels(pattern: KernelPattern) -> Figure:
     figure = Figure(figsize=(1.2 + 1.2 * len(kernels), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2, len(kernels), height_ratios=(3, 2))
-    densities = {_kernel_named(stage, size): sum(kept) / len(kept) for stage, size, kept in kernels}
+    densities = {_kernel_named(*place): kept for place, kept in pattern.shares.items()}
     _bars(figure.add_subplot(grid[0, :]), densities, "weights kept")
     for column, (_, size, kept) in enumerate(kernels):
         axes = figure.add_subplot(grid[1, column])
