@@ -239,9 +239,9 @@ class Graph:
         """The same network with one unit per weight: a group for each parameter that a product multiplies with."""
         if any(group.of_weights for group in self.groups):
             return self
-        multiplied = {c.weight for c in self.solution.contractions if c.weight is not None}
+        multiplied = {c.weight: c.stage for c in reversed(self.solution.contractions) if c.weight is not None}
         groups = tuple(
-            Group(name, numel, (Slice(name, None, torch.arange(numel).unsqueeze(1), "weight"),))
+            Group(name, numel, (Slice(name, None, torch.arange(numel).unsqueeze(1), "weight"),), multiplied[name])
             for name in self.parameters
             if name in multiplied and (numel := prod(self.shapes[name])) > 1
         )
