@@ -147,8 +147,11 @@ class Architecture:
 
 
 def atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes under a temporary name, then renames: a file is whole or not there."""
+    """Writes under a temporary name, then renames: a file is whole or not there; links are followed."""
     try:
+        path = path.resolve()
+        if path.exists() and not path.is_file():
+            raise TopiaristError(f"cannot write {path}: it is there and no file; choose another name")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)

@@ -312,6 +312,13 @@ def compress(
 
     if (model is None) != (data is None):
         raise TopiaristError("Training the centroids takes --model MODEL and --data DATA: give both or neither.")
+    if model is None and epochs:
+        raise TopiaristError("Training the centroids takes --model MODEL and --data DATA: give them, or no --epochs.")
+    wanted = (weights, weights / "model.safetensors")
+    if out.exists() and (not out.is_file() or any(each.exists() and out.samefile(each) for each in wanted)):
+        raise TopiaristError(
+            f"{out} is there already, as no file or as what is to be compressed: choose another --out."
+        )
     source = None if model is None else make_source(model, data, None, seed)
     writable_folder(out.parent)
     wish = Wish(weights, bits, init, half, mode, bare, _with_epochs(finetune, epochs), seed, out)

@@ -40,6 +40,11 @@ class Wish:
         """The tensors, in a folder or alone."""
         return self.weights / WEIGHTS_FILE if self.weights.is_dir() else self.weights
 
+    @property
+    def checkpoint(self) -> Path:
+        """Where the training of the centroids is kept while it lasts."""
+        return self.out.with_name(f"{self.out.name}.ckpt")
+
     def architecture(self) -> Architecture | None:
         """The shape that lies beside the tensors."""
         beside = self.file.parent / SHAPE_FILE
@@ -63,6 +68,7 @@ def run(wish: Wish, source: Source | None, *, quiet: bool) -> tuple[Report, dict
     network, accuracy = _shared(wish, shape, source, quiet)
     options: dict[str, Any] = {"mode": wish.mode, "half": wish.half}
     report = compress.save(network, wish.out, architecture=None if wish.bare else shape, **options)
+    wish.checkpoint.unlink(missing_ok=True)  # kept until here, so that an interrupted run goes on where it was
     if source is not None and source.data is not None and wish.half:
         _as_stored(network, wish.out)
         accuracy["stored"] = _accuracy(network, source)
@@ -89,7 +95,7 @@ def _shared(
     accuracy["shared"] = _accuracy(shared.model, source)
     if wish.finetune.epochs:
         with shared.tied() as tied, show.training("centroids", quiet) as told:
-            fit(tied, source.data, wish.finetune, seed=wish.seed, progress=told)
+            fit(tied, source.data, wish.finetune, seed=wish.seed, progress=told, checkpoint=wish.checkpoint)
         accuracy["finetuned"] = _accuracy(shared.model, source)
     return shared.model, accuracy
 

@@ -62,7 +62,7 @@ def write(tensors: Mapping[str, tuple[Tensor, Blob]], texts: Mapping[str, str]) 
     """A file's bytes, and how many of them are header, checksum and all else that is no blob."""
     header = bytearray(varint(len(tensors)))
     for name, (tensor, blob) in tensors.items():
-        header += _text(name) + bytes([_dtype(name, tensor), blob.coding])
+        header += _text(name) + bytes([check_dtype(name, tensor), blob.coding])
         header += b"".join(map(varint, (tensor.ndim, *tensor.shape, len(blob.data))))
     for name, text in texts.items():
         header += _text(name) + _text(text)
@@ -78,7 +78,12 @@ def _text(text: str) -> bytes:
     return varint(len(data)) + data
 
 
-def _dtype(name: str, tensor: Tensor) -> int:
+def check_dtype(name: str, tensor: Tensor) -> int:
+    """The number of a tensor's type in a file.
+
+    Raises:
+        TopiaristError: it has none.
+    """
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.dtype not in DTYPES:
         kind = tensor.dtype if tensor.layout == torch.strided else tensor.layout
         raise TopiaristError(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from topiarist.architecture import Architecture, atomically
 from topiarist.architecture_file import digest
 from topiarist.compress.coding import Blob, Coding, encode
-from topiarist.compress.container import MAX_BYTES, File, damaged, write
+from topiarist.compress.container import MAX_BYTES, File, check_dtype, damaged, write
 from topiarist.compress.octets import varint
 from topiarist.compress.paper import WIDEST, encode_paper
 from topiarist.compress.report import Report, Row
@@ -57,8 +57,9 @@ def save(
         TopiaristError: a tensor that has no place in a file, or a file that cannot be written.
     """
     state = model.state_dict() if isinstance(model, nn.Module) else model
+    path = _path(path)
     data, report = pack(state, mode=mode, architecture=architecture, half=half, index_bits=index_bits)
-    atomically(Path(path), lambda temporary: temporary.write_bytes(data))
+    atomically(path, lambda temporary: temporary.write_bytes(data))
     return report
 
 
@@ -73,21 +74,28 @@ def pack(
     """The bytes that `save` writes, and the report."""
     if mode not in get_args(Mode):
         raise TopiaristError(f"there is no mode {mode!r}: choose ans or paper")
-    if index_bits is not None and not 1 <= index_bits <= WIDEST:
-        raise TopiaristError(f"a relative index cannot have {index_bits} bits: give 1 to {WIDEST}")
+    if index_bits is not None and (type(index_bits) is not int or not 1 <= index_bits <= WIDEST):
+        raise TopiaristError(f"a relative index cannot have {index_bits!r} bits: give 1 to {WIDEST}")
+    if not isinstance(state, Mapping):
+        raise TopiaristError(f"a network or its state dict can be saved, and no {type(state).__name__}")
+    if architecture is not None and not isinstance(architecture, Architecture):
+        raise TopiaristError(f"architecture must be a topiarist.Architecture, not {type(architecture).__name__}")
     coded: dict[str, tuple[Tensor, Blob]] = {}
     seen: dict[tuple[object, ...], int] = {}
     for name, tensor in state.items():
+        if not isinstance(name, str) or not _is_text(name):
+            raise TopiaristError(f"a tensor of the state dict is called {name!r}, which is no name: rename it")
         if not isinstance(tensor, Tensor):
             raise TopiaristError(f"{name} is a {type(tensor).__name__} and no tensor: leave it out of the state dict")
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             raise TopiaristError(f"{name} is no dense tensor with values: convert it with .to_dense() or leave it out")
+        check_dtype(name, tensor)
         place = _place(tensor)
         if place in seen:
             coded[name] = (tensor, Blob(Coding.ALIAS, varint(seen[place]), tensor.numel()))
             continue
         seen[place] = len(coded)
-        coded[name] = _coded(name, tensor, mode, half, index_bits)
+        coded[name] = _coded(name, tensor.resolve_conj().resolve_neg(), mode, half, index_bits)
     data, overhead = write(coded, {} if architecture is None else {_SHAPE: _plain(architecture)})
     rows = tuple(Row.of(name, tuple(tensor.shape), blob) for name, (tensor, blob) in coded.items())
     report = Report(rows, overhead, 0)
@@ -98,7 +106,22 @@ def pack(
 def _place(tensor: Tensor) -> tuple[object, ...]:
     """Equal for tensors that are the same memory seen the same way; empty ones are never the same."""
     where = tensor.data_ptr() if tensor.numel() else id(tensor)
-    return (where, tensor.device, tensor.dtype, tuple(tensor.shape), tensor.stride())
+    seen = (tensor.is_conj(), tensor.is_neg(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+    return (where, tensor.device, *seen)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _path(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, str | os.PathLike) or "\0" in os.fspath(path):
+        raise TopiaristError(f"{path!r} is no path of a file")
+    return Path(path)
 
 
 def _coded(name: str, tensor: Tensor, mode: Mode, half: bool, index_bits: int | None) -> tuple[Tensor, Blob]:
@@ -162,6 +185,8 @@ def load_model(
             f"load_model() takes a function that makes the model: topiarist.make_model({make_model!r})"
         )
     model = make_model()
+    if not isinstance(model, nn.Module):
+        raise TopiaristError(f"the function that makes the model gave a {type(model).__name__} and no torch.nn.Module")
     own = model.state_dict()
     most = 160 * sum(t.numel() for t in own.values()) + (1 << 26) if max_bytes is None else max_bytes
     file = File.read(_read(path, most), most)
@@ -173,17 +198,26 @@ def load_model(
     for name in [*own, *stored]:
         there, here = stored.get(name), own.get(name)
         if there is None or here is None or there.shape != tuple(here.shape) or there.dtype != here.dtype:
-            told = f"its {name} is {'missing' if there is None else there.shape}"
+            told = "missing" if there is None else f"{there.shape} of {there.dtype}"
+            wanted = "that the model lacks" if here is None else f"and not {tuple(here.shape)} of {here.dtype}"
             raise TopiaristError(
-                f"{path} is of another network, {told} and not {None if here is None else tuple(here.shape)}: make the "
-                "model with the same options"
+                f"{path} is of another network, its {name} is {told} {wanted}: make the model with the same options"
             )
-    model.load_state_dict(file.tensors())
+    values = file.tensors()
+    model.load_state_dict(values)
+    for name, value in model.state_dict().items():
+        if not torch.equal(value.cpu(), values[name]) and bool(values[name].isfinite().all()):
+            raise TopiaristError(
+                f"{path} is of another network, which has {name} apart from what this model ties it to"
+            )
     check_finite(model)
     return model
 
 
 def _read(path: str | os.PathLike[str], max_bytes: int) -> bytes:
+    path = _path(path)
+    if type(max_bytes) is not int:
+        raise TopiaristError(f"max_bytes must be a whole number of bytes, but got {max_bytes!r}")
     try:
         size = os.path.getsize(path)
         if 2 * size > max_bytes:

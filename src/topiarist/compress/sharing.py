@@ -54,7 +54,8 @@ class Shared:
             raise TopiaristError(f"the model has no parameter {min(missing)!r} any more: share its weights again")
         with ExitStack() as stack:
             for name, labels in self.labels.items():
-                stack.callback(parameters[name].register_hook(_Summed(labels)).remove)
+                if parameters[name].requires_grad:  # others do not move
+                    stack.callback(parameters[name].register_hook(_Summed(labels)).remove)
             try:
                 yield self.model
             finally:
@@ -133,6 +134,10 @@ def share(
         Han, Mao, Dally: Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization and
         Huffman Coding, ICLR 2016.
     """
+    if not isinstance(model, nn.Module):
+        raise TopiaristError(
+            f"share takes a torch.nn.Module and no {type(model).__name__}: share_state takes state dicts"
+        )
     made = copied(model)
     labels, losses = _share_all(dict(made.named_parameters()), bits, init, steps, seed)
     return Shared(made, labels, losses)
@@ -151,6 +156,8 @@ def share_state(
     Returns:
         A new state dict; tied tensors stay tied.
     """
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise TopiaristError("share_state takes a state dict, name → tensor: share takes models")
     made: dict[int, Tensor] = {}
     copies = {name: made.setdefault(id(value), value.detach().clone()) for name, value in state.items()}
     _share_all(copies, bits, init, steps, seed)
@@ -161,6 +168,8 @@ def _share_all(
     parameters: Mapping[str, Tensor], bits: int | Mapping[str, int] | None, init: Init, steps: int, seed: int
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Share weights in place; labels and losses by name."""
+    if type(steps) is not int or steps < 1 or type(seed) is not int or not 0 <= seed < 1 << 63:
+        raise TopiaristError(f"steps must be at least 1 and seed at least 0, but got {steps!r} and {seed!r}")
     found = {
         name: _share(parameters[name], width, init, steps, seed) for name, width in _widths(parameters, bits).items()
     }
@@ -172,6 +181,8 @@ def _widths(tensors: Mapping[str, Tensor], bits: int | Mapping[str, int] | None)
     first = {id(value): name for name, value in reversed(list(tensors.items()))}
     parameters = {n: p for n, p in tensors.items() if p.is_floating_point() and first[id(p)] == n}
     if isinstance(bits, Mapping):
+        if not bits or not all(isinstance(glob, str) for glob in bits):
+            raise TopiaristError(f"bits must map globs on names of parameters to numbers, but got {bits!r}")
         globs = {name: next((glob for glob in bits if fnmatchcase(name, glob)), None) for name in parameters}
         idle = [glob for glob in bits if not any(fnmatchcase(name, glob) for name in parameters)]
         if idle:
