@@ -76,7 +76,8 @@ def _about(found: dict[str, Any], settings: tuple[Setting, ...], command: str) -
         "`accumulate_grad` of 1.6.1 keeps those of the last example only.",
         "",
         f"Machine: {head['processor']}, {head['cores']} cores, {head['workers']} workers of {head['threads']} threads; "
-        f"{found['cpu_hours']:.2f} hours of CPU time in all cells. Versions: {versions}. Made by `{command}`.",
+        f"{found['cpu_hours']:.2f} hours of CPU time in all cells, the additional seeds aside, with other work beside. "
+        f"Versions: {versions}. Made by `{command}`.",
     ]
 
 

@@ -25,7 +25,14 @@ def check_fields(holder: Any, called: str) -> None:
         value, kind = getattr(holder, field.name), kinds[field.name]
         if not _fits(value, kind):
             told = " or ".join(dict.fromkeys(_told(each) for each in _parts(kind)))
-            raise TopiaristError(f"{field.name} of {called} must be {told}, but got {value!r}")
+            raise TopiaristError(f"{field.name} of {called} must be {told}, but got {value!r}{_hint(value)}")
+
+
+def _hint(value: Any) -> str:
+    """For numbers that came as text."""
+    if not isinstance(value, str) or not value[:1].isdigit():
+        return ""
+    return ": leave the quotes out (and YAML takes 1e-3 for text: write 1.0e-3)"
 
 
 def _parts(kind: Any) -> tuple[Any, ...]:
