@@ -213,8 +213,8 @@ def check_ranked(method: Method, graph: Graph, scores: Scores, unranked: Scores,
     keep = allocate(graph, scores, budget, method.allocation)
     if any(bool((units & ~keep[name]).any()) for name, units in unranked.items()):
         raise TopiaristError(
-            f"{method.name} has not trained the units that this budget takes: train the network with it in the same run, "
-            "recipe=... (or leave --weights out), or give no budget, as of a file, in a study too, only the zeros speak"
+            f"{method.name} has not trained the units that this budget takes: train the network with it in the same "
+            "run, recipe=... (or leave --weights out), or give no budget; of a file, in studies too, only zeros speak"
         )
 
 

@@ -143,8 +143,8 @@ class L0(Method):
             scaled = add(graph, group, free)
         if not scaled.total:
             raise TopiaristError(
-                "l0 found no unit that layers read with weights that train: thaw frozen ones, take off parametrizations, "
-                "ask `topiarist inspect` what pins units, or take granularity 'weight'"
+                "l0 found no unit that layers read with weights that train: thaw frozen ones, take off "
+                "parametrizations, ask `topiarist inspect` what pins units, or take granularity 'weight'"
             )
         return scaled
 
