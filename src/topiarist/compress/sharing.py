@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -183,7 +183,7 @@ def _widths(tensors: Mapping[str, Tensor], bits: int | Mapping[str, int] | None)
     first = {id(value): name for name, value in reversed(list(tensors.items()))}
     parameters = {n: p for n, p in tensors.items() if p.is_floating_point() and first[id(p)] == n and not _measured(n)}
     if isinstance(bits, Mapping):
-        found = _named(list(parameters), bits)
+        found = _named(parameters, bits)
     else:
         weights = {name: p.ndim for name, p in parameters.items() if p.ndim > 1}
         default = {name: CONVOLUTION_BITS if axes > 2 else LINEAR_BITS for name, axes in weights.items()}
@@ -198,7 +198,7 @@ def _widths(tensors: Mapping[str, Tensor], bits: int | Mapping[str, int] | None)
     return found
 
 
-def _named(parameters: Sequence[str], bits: Mapping[str, int]) -> dict[str, int]:
+def _named(parameters: Mapping[str, Tensor], bits: Mapping[str, int]) -> dict[str, int]:
     """Parameter → the bits of the first glob that fits its name; each glob must be the first for one."""
     for glob in bits:
         if not isinstance(glob, str):
@@ -213,7 +213,10 @@ def _named(parameters: Sequence[str], bits: Mapping[str, int]) -> dict[str, int]
             raise TopiaristError(
                 f"the bits for {glob!r} never count, for {globs[late[0]]!r} fits {late[0]} before it: put it first"
             )
-        near = get_close_matches(glob, parameters, n=3, cutoff=0.3) or list(parameters[:3])
+        near = (
+            get_close_matches(glob, parameters, n=3, cutoff=0.3)
+            or sorted(parameters, key=lambda name: -parameters[name].ndim)[:3]
+        )
         raise TopiaristError(
             f"bits are given for {glob!r}, which fits no parameter: name some such as {', '.join(near)}"
         )
