@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import safetensors
-import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -116,9 +115,11 @@ def _shared(
 
 def _beside(out: Path, model: nn.Module) -> Path:
     """The checkpoint of a training, named by the network that it starts from: that of another one is not taken up."""
+    from topiarist.compress.octets import patterns
+
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
-        digest.update(name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(name.encode() + patterns(value).tobytes())
     return out.with_name(f"{out.name}.{digest.hexdigest()[:8]}.ckpt")
 
 

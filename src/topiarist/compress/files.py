@@ -105,7 +105,7 @@ def _coded(name: str, tensor: Tensor, mode: Mode, half: bool, index_bits: int | 
     if half and tensor.dtype == torch.float32:
         rounded = tensor.detach().half().float()
         if not torch.equal(rounded.isfinite(), tensor.isfinite()):
-            raise TopiaristError(f"{name} has values beyond 65504, which 16 bits cannot hold: save it with half=False")
+            raise TopiaristError(f"{name} has values beyond 65504, which 16 bits cannot hold: leave half out")
         tensor = rounded
     if mode == "ans":
         return tensor, encode(tensor)
