@@ -302,7 +302,7 @@ def test_everything_is_detached_after_an_exception() -> None:
 def test_a_method_without_a_part_in_training_changes_nothing() -> None:
     hooked, plain = net(), net()
     optimizer = torch.optim.SGD(hooked.parameters(), lr=0.1)
-    with attach(SimpleNamespace(), hooked, optimizer):
+    with attach("l1", hooked, optimizer):
         train(hooked, optimizer)
     train(plain, torch.optim.SGD(plain.parameters(), lr=0.1))
     assert all(torch.equal(a, b) for a, b in zip(hooked.parameters(), plain.parameters(), strict=True))

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import runpy
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +24,7 @@ from topiarist.errors import TopiaristError
 from topiarist.graph import Group, Slice
 from topiarist.measures import STATISTICS
 from topiarist.methods import describe, get, make, names
-from topiarist.methods.base import Criterion, Method, Penalty, Rule, Selector, sum_by_unit
+from topiarist.methods.base import Criterion, Gate, Method, Penalty, Rule, Selector, sum_by_unit
 from topiarist.stats import collect
 from topiarist.zoo import resnet56, resnet110, vgg16
 
@@ -193,6 +194,8 @@ def test_every_method_meets_a_budget(name):
     model, method = block(), lawful(name)
     graph = topiarist.trace(model, X[:1])
     rooms = method.units(graph)
+    with method.gates(model, rooms) if isinstance(method, Gate) else nullcontext():
+        pass  # what has gates ranks by those of a training, however short
     keep = choose(method, rooms, collect(model, graph, [(X, Y)], method.needs), Budget(macs=0.5))
     assert 0.25 < cost(rooms, keep).macs / cost(rooms).macs <= 0.5
 

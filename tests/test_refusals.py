@@ -195,3 +195,60 @@ def test_a_folder_in_a_file_s_place_is_told(tmp_path, digits):
     (tmp_path / "model.safetensors").mkdir()
     with pytest.raises(TopiaristError, match="is a folder and no file"):
         topiarist.load(topiarist.make_model("zoo:digitsnet", width=0.5), tmp_path)
+
+
+@pytest.mark.parametrize("field", [
+    {"lr": "x"}, {"lr": None}, {"lr": True}, {"momentum": None}, {"gamma": None}, {"weight_decay": "a"},
+    {"milestones": 0.5}, {"milestones": ("a",)}, {"milestones": "abc"}, {"schedule": []}, {"epochs": True},
+    {"batch_size": True}, {"augment": "no"},
+], ids=str)  # fmt: skip
+def test_recipes_of_a_wrong_type_are_told(field):
+    with pytest.raises(TopiaristError, match=next(iter(field))):
+        Recipe(**field)
+
+
+def test_a_keep_of_another_network_is_told(digits):
+    narrow = prune(net(), digits.example(), "magnitude", 0.3)
+    wide = topiarist.load_model("zoo:digitsnet")
+    with pytest.raises(TopiaristError, match="not the network that was traced"):
+        topiarist.fit(wide, digits, RECIPE, graph=narrow.graph, keep=narrow.keep)
+    for keep, told in (([1], "must map groups"), ({name: [1] for name in narrow.keep}, "give")):
+        with pytest.raises(TopiaristError, match=told):
+            topiarist.fit(net(), digits, RECIPE, graph=narrow.graph, keep=keep)
+    with pytest.raises(TopiaristError, match="a method is a name"):
+        topiarist.fit(net(), digits, RECIPE, method=5)
+
+
+def test_a_repair_and_a_rewinding_are_not_asked_for_at_once(digits):
+    start = net().state_dict()
+    with pytest.raises(TopiaristError, match="leave one of them out"):
+        prune(net(), digits.example(), "l1", 0.5, digits, repair="lasso", rewind=start)
+    found = prune(net(), digits.example(), "thinet", 0.5, digits, rewind=start)
+    assert found.repair is None
+    assert "repaired" not in str(found)
+
+
+def test_fixed_matrices_are_no_weights():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = torch.nn.Linear(6, 8), torch.nn.Linear(8, 3)
+            self.register_buffer("table", torch.randn(8, 8))
+
+        def forward(self, x):
+            return self.two(torch.relu(self.one(x)) @ self.table)
+
+    model, x = Net(), torch.randn(2, 6)
+    found = prune(model, x, "magnitude", 0.5)
+    assert sorted(found.keep) == ["one.weight", "two.weight"]
+    assert torch.equal(found.model.table, model.table)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "snip", "obd", "wanda", "obs"])
+def test_the_layout_in_memory_makes_no_difference(method, digits):
+    plain = prune(net(), digits.example(), method, 0.5, digits)
+    other = prune(net().to(memory_format=torch.channels_last), digits.example(), method, 0.5, digits)
+    for name, kept in plain.keep.items():
+        assert (kept != other.keep[name]).float().mean() < 0.01  # convolutions may round otherwise
+        weight = other.model.get_parameter(name)
+        assert not weight.detach().flatten()[~other.keep[name]].any()

@@ -123,3 +123,62 @@ def test_a_graph_of_weights_is_refused():
     model = perceptron()
     with pytest.raises(TopiaristError, match="channels"):
         shrink(model, torch.randn(5, 6), graph=topiarist.trace(model, torch.randn(5, 6)).weights())
+
+
+class Hidden(nn.Module):
+    """A constant meets a padded border, but a ReLU hides it on small inputs."""
+
+    example = staticmethod(lambda: torch.randn(1, 1, 6, 6))
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.head = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 3, padding=1), nn.Linear(2, 2)
+        with torch.no_grad():
+            self.one.weight[0], self.one.bias[:] = 0, torch.tensor([1.0, 0.0])
+            self.two.weight.fill_(0.1)
+            self.two.weight[1, 0], self.two.weight[0, 0] = 0.2, 0
+            self.two.bias[:] = torch.tensor([0.0, -5.0])
+
+    def forward(self, x):
+        return self.head(torch.relu(self.two(torch.relu(self.one(x)))).mean((2, 3)))
+
+
+class Small(nn.Module):
+    """A padded convolution that sees maps of one place in the example alone."""
+
+    example = staticmethod(lambda: torch.randn(1, 1, 4, 4))
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 2, 3, stride=4, padding=1), nn.Conv2d(2, 2, 3, padding=1)
+        self.head = nn.Linear(2, 2)
+        with torch.no_grad():
+            self.one.weight[0], self.one.bias[0], self.two.bias[:] = 0, 1, 3
+
+    def forward(self, x):
+        return self.head(torch.relu(self.two(torch.relu(self.one(x)))).mean((2, 3)))
+
+
+class Largest(nn.Module):
+    """A constant channel that is never the largest on the example."""
+
+    example = staticmethod(lambda: torch.randn(2, 1, 8, 8).abs())
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.head = nn.Conv2d(1, 4, 3), nn.Conv2d(1, 3, 1), nn.Linear(3, 2)
+        with torch.no_grad():
+            self.one.weight.abs_()
+            self.one.weight[3], self.one.bias[3] = 0, -1
+
+    def forward(self, x):
+        return self.head(self.two(self.one(x).amax(1, keepdim=True)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [Hidden, Small, Largest])
+def test_what_matters_for_other_inputs_stays(kind):
+    torch.manual_seed(0)
+    model, x = kind().double(), kind.example().double()
+    found = shrink(model, x)
+    for other in (x, -x, 10 * x, 100 * x, 10 * torch.ones_like(x), torch.randn(2, 1, 16, 16).double()):
+        torch.testing.assert_close(found.model(other), model(other))

@@ -25,7 +25,7 @@ import table
 import work
 
 from topiarist.studies import Cell, run_cells
-from topiarist.studies.cells import prepare, unfold, write_json
+from topiarist.studies.cells import finished, prepare, result, unfold, write_json
 from topiarist.studies.progress import Live
 
 HERE = Path(__file__).resolve().parent.parent
@@ -97,7 +97,9 @@ def main() -> None:
     found = results.gather(out, settings, names, seeds)
     found["finals"] = results.finals(out, found, settings, more)
     found["machine"] = json.loads((out / "machine.json").read_text())
-    found["cpu_hours"] = sum(_processor(path) for path in (out / "cells").glob("*/result.json")) / 3600
+    arms = [cell for _, cells in results.scratch_plan(out, settings, names, seeds) for cell in cells]
+    done = [cell for cell in unfold([*plan.cells(settings, names, seeds), *arms]) if finished(out, cell)]
+    found["cpu_hours"] = sum(result(out, cell)["processor_seconds"] for cell in done) / 3600
     command = "python benchmarks/structured --mini" if chosen.mini else "python benchmarks/structured --data FOLDER"
     stem = (out if chosen.mini or chosen.out else HERE) / "structured"
     table.write(found, settings, stem, command)
@@ -107,10 +109,6 @@ def main() -> None:
 def _run(cells: list[Cell], worker: work.Worker, workers: int) -> None:
     with Live(len(unfold(cells))) as live:
         run_cells(cells, worker.out, worker, workers=workers, preload=PRELOAD, progress=live)
-
-
-def _processor(path: Path) -> float:
-    return float(json.loads(path.read_text())["processor_seconds"])
 
 
 def _images() -> int | None:

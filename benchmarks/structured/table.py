@@ -70,12 +70,14 @@ def _about(found: dict[str, Any], settings: tuple[Setting, ...], command: str) -
         "the one that is better on the held-out images right after pruning goes on. On ResNets whose shortcuts append "
         "zeros its graph does not follow that padding: both sides cut the first convolution of each block alone there, "
         "as in Li et al. (2017), but for `sss`, which takes whole blocks; this was decided after a first run, in which "
-        "ours cut the residual streams as well and were about two points behind. Its "
+        "ours cut the residual streams as well and were about two points behind. The pair `slimming+lasso` (the one "
+        "chooses, the other refits what is left) was added after the first five seeds of all others were seen. Its "
         "Hessian importance is given the mean squared gradients that its documentation describes, since "
         "`accumulate_grad` of 1.6.1 keeps those of the last example only.",
         "",
         f"Machine: {head['processor']}, {head['cores']} cores, {head['workers']} workers of {head['threads']} threads; "
-        f"{found['cpu_hours']:.2f} hours of CPU time in all cells. Versions: {versions}. Made by `{command}`.",
+        f"{found['cpu_hours']:.2f} hours of CPU time in all cells, the additional seeds aside, with other work beside. "
+        f"Versions: {versions}. Made by `{command}`.",
     ]
 
 
@@ -125,8 +127,13 @@ def _final(found: dict[str, Any], setting: Setting, macs: float, mine: str, its:
     accuracy = by_seed(rows, lambda row: float(row["after"]["test"]))
     if len(accuracy.get(mine, {}).keys() & accuracy.get(its, {}).keys()) <= len({row["seed"] for row in found["base"]}):
         return []
-    difference = paired(accuracy[mine], accuracy[its])
-    return [f"  - The same two on {difference.n} seeds: {verdict(mine, its, difference)}; {_margin(difference)}."]
+    known = {row["seed"] for row in found["base"]}
+    fresh = {name: {s: a for s, a in accuracy[name].items() if s not in known} for name in (mine, its)}
+    difference, alone = paired(accuracy[mine], accuracy[its]), paired(fresh[mine], fresh[its])
+    return [
+        f"  - The same two on {difference.n} seeds: {verdict(mine, its, difference)}; {_margin(difference)}. On the "
+        f"{alone.n} seeds that chose neither alone: {verdict(mine, its, alone)}."
+    ]
 
 
 def _margin(difference: Difference) -> str:

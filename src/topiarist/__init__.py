@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from topiarist import compress as compress
+    from topiarist import guided as guided
     from topiarist.allocation import allocate as allocate
     from topiarist.architecture import Architecture as Architecture
     from topiarist.architecture import load as load
@@ -71,7 +72,7 @@ _PUBLIC = {
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
-_ROOMS = ("compress",)
+_ROOMS = ("compress", "guided")
 """Packages with names of their own."""
 
 __all__ = ["__version__", *sorted([*_HOME, *_ROOMS])]

@@ -75,7 +75,8 @@ def prune(
         between: trains the network between two steps, in the method's way where no ``recipe`` does so before them;
             weights that were removed stay zero.
         rewind: state dict of the network as it was before training, or early in it: what survives a cut gets these
-            values, buffers too, and the model that comes back has them, ready to be trained.
+            values, buffers too, and the model that comes back has them, ready to be trained. Of methods that repair
+            what they leave (lasso, thinet, obs, srinivas_babu) only the choice counts then.
         batch_size: of what is measured.
         seed: of the training, and of the order in which a method sees the training examples.
         progress: called after each epoch, counted through all trainings.
@@ -89,6 +90,10 @@ def prune(
     """
     method = make(method)
     repairer = _repairer(method, repair)
+    if repair is not None and rewind is not None:
+        raise TopiaristError(
+            "rewinding gives what is left its old values, not the repaired ones: leave one of them out"
+        )
     needs = method.needs if repairer is None else method.needs | repairer.needs
     wish = _budget(budget, method)
     trains = (recipe is not None and acts(method)) or (between is not None and steps != 1)
@@ -136,7 +141,7 @@ def prune(
         keep=keep,
         method=method,
         trained=trained,
-        repair=repairer,
+        repair=repairer if rewind is None else None,
         pattern=None if wish is None else wish.pattern,
     )
 
@@ -147,7 +152,9 @@ def _repairer(method: Method, repair: str | Method | None) -> Method | None:
         return method if isinstance(method, Repair) else None
     other = make(repair)
     if not isinstance(other, Repair):
-        raise TopiaristError(f"{other.name} gives what is left no new values: repair with lasso or thinet")
+        raise TopiaristError(
+            f"{other.name} gives what is left no new values: repair with lasso or thinet, or single weights with obs"
+        )
     if other.granularity != method.granularity:
         raise TopiaristError(
             f"{other.name} repairs where a {other.granularity} goes, and {method.name} removes a {method.granularity}: "

@@ -231,8 +231,11 @@ def _zero(model: nn.Module, graph: Graph, keep: Keep) -> None:
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, axis, positions in dead_places(graph, keep):
         tensor = _tensor(tensors, name)
-        line = tensor.view(-1) if axis is None else tensor
-        line.index_fill_(axis or 0, positions.to(tensor.device), 0)
+        positions = positions.to(tensor.device)
+        if axis is None:  # whatever the layout of the memory
+            tensor[torch.unravel_index(positions, tensor.shape)] = 0
+        else:
+            tensor.index_fill_(axis, positions, 0)
 
 
 def dead_places(graph: Graph, keep: Keep) -> Iterator[tuple[str, int | None, Tensor]]:

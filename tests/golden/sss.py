@@ -31,8 +31,8 @@ def row() -> Answers:
         x = torch.ones(1, 1, dtype=torch.float64)
         method = make("sss", gamma=0.5, momentum=0.5)
         graph = method.units(topiarist.trace(model, x))
-        model.f.weight.requires_grad_(False)
-        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1)), model.f.weight], lr=0.5, momentum=0.9)
+        still = [{"params": [torch.nn.Parameter(torch.ones(1))]}, {"params": [model.f.weight], "lr": 0.0}]
+        optimizer = torch.optim.SGD(still, lr=0.5, momentum=0.9)
         with attach(method, model, optimizer, graph):
             for step, (scale, velocity) in enumerate(hand):
                 optimizer.zero_grad()

@@ -69,13 +69,20 @@ def test_units_that_cost_more_macs_are_favoured_for_removal():
 
 
 def test_units_without_effect_score_zero_and_go_first():
-    model = convs()
-    nn.init.constant_(model[2].bias, -1e3)  # its ReLU is never open
+    torch.manual_seed(0)
+    model = nn.Sequential(convs()[:3], nn.ReLU(), nn.Flatten(), nn.Linear(45, 3), nn.ReLU(), nn.Linear(3, 1)).double()
+    nn.init.constant_(model[0][2].bias, -1e3)  # its ReLU is never open
+    nn.init.ones_(model[3].bias)
     graph = topiarist.trace(model, X[:1])
     method = make("taylor")
-    stats = collect(model, graph, [(X, Y)], method.needs, loss=weighted)
-    assert method.score(graph, stats)["2"].tolist() == [0] * 5
+    found = method.score(graph, collect(model, graph, [(X, Y)], method.needs, loss=weighted))
+    assert found["0.2"].tolist() == [0] * 5
+    assert found["3"].all()
+    nn.init.zeros_(model[5].weight)
+    with pytest.raises(TopiaristError, match="feels no unit"):
+        method.score(graph, collect(model, graph, [(X, Y)], method.needs, loss=weighted))
     model = convs()
+    graph = topiarist.trace(model, X[:1])
     nn.init.zeros_(model[5].weight[:, 9:18])  # nothing reads the second of its channels
     stats = collect(model, graph, [(X, Y)], method.needs, loss=weighted)
     assert choose(method, graph, stats, Budget(ratio=8 / 9))["2"].tolist() == [True, False, True, True, True]

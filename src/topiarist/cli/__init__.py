@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "train a network",
     "prune": "prune a network, prove the cut, fine-tune it, write the smaller one",
     "sensitivity": "scan how accuracy falls as each group alone loses units, and draw it",
+    "pattern": "average the shapes of pruned networks into a plan for new ones, and draw it",
     "compress": "share weights, train their centroids, and write one small file",
     "decompress": "read such a file, and write the network's tensors and its shape",
     "study": "run the comparison that a YAML file describes",

@@ -14,7 +14,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -169,7 +169,9 @@ def _parser(name: str, command: Command, method: str | None) -> Any:
     switches = [key for key in parameters if hints[key] is bool]
     positional = [key for key, at in parameters.items() if at.kind is not at.KEYWORD_ONLY]
     optional = [key for key in positional if parameters[key].default is None]
+    several = [key for key in positional if get_origin(hints[key]) is list]
     words = [f"[{key.upper()}]" if key in optional else key.upper() for key in positional]
+    words = [f"{word} [...]" if key in several else word for key, word in zip(positional, words, strict=True)]
     parser = ArgumentParser(
         prog=f"topiarist {name}",
         usage=" ".join(["%(prog)s", *words, "[--OPTION VALUE ...]"]),
@@ -179,7 +181,9 @@ def _parser(name: str, command: Command, method: str | None) -> Any:
     )
     for key in optional:
         parser.add_argument(key, type=hints[key], nargs="?", help=documented.get(key, ""))
-    skipped: set[str | int] = {key for key in parameters if key in {*switches, *optional, "method"}}
+    for key in several:
+        parser.add_argument(key, type=get_args(hints[key])[0], nargs="+", help=documented.get(key, ""))
+    skipped: set[str | int] = {key for key in parameters if key in {*switches, *optional, *several, "method"}}
     parser.add_function_arguments(command, skip=skipped, as_positional=True)
     for group in parser._action_groups:
         if group.title == summary.rstrip(

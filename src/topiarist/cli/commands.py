@@ -253,6 +253,28 @@ def _with_epochs(recipe: Recipe, epochs: int | None) -> Recipe:
     return recipe if epochs is None else replace(recipe, epochs=epochs)
 
 
+def pattern(networks: list[Path], *, out: Path = Path("runs/pattern"), json: bool = False) -> None:
+    """Average what pruned networks keep, stage by stage, into a design pattern for new networks, and draw it.
+
+    Widths, where channels went; positions in the kernels, where single weights went.
+
+    Args:
+        networks: the folders that prune wrote.
+        out: folder for pattern.json, pattern.svg and pattern.png.
+        json: print the pattern as JSON.
+    """
+    from topiarist import guided
+    from topiarist.architecture import SHAPE_FILE, Architecture
+    from topiarist.report import designs
+
+    writable_folder(out)
+    found = guided.of(*(Architecture.load(folder / SHAPE_FILE) for folder in networks))
+    found.save(out / "pattern.json")
+    for kind in ("svg", "png"):
+        designs.save(found, out / f"pattern.{kind}")
+    show.pattern(found, out, json)
+
+
 def compress(
     weights: Path,
     *,

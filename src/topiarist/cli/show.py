@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from topiarist.compress import Report
     from topiarist.costs import Cost
     from topiarist.graph import Graph
+    from topiarist.guided import KernelPattern, WidthPattern
     from topiarist.pruned import Pruned
     from topiarist.scan import Sensitivity
     from topiarist.stats import OnStep
@@ -183,6 +184,19 @@ def sensitivity(found: Sensitivity, out: Path, as_json: bool) -> None:
     table.title = f"accuracy where one group alone keeps so many units by {found.method}; whole network: {whole}"
     for name, points in found.groups.items():
         table.add_row(escape(name), str(points[0].units), *(f"{point.accuracy:.1f}" for point in points))
+    console().print(table)
+    print(f"files: {out}/")
+
+
+def pattern(found: WidthPattern | KernelPattern, out: Path, as_json: bool) -> None:
+    """What a design pattern keeps of each stage, and where its files are."""
+    if as_json:
+        json(found.to_json())
+        return
+    widths = found.kind == "widths"
+    table = Table("feature map", "units kept") if widths else Table("feature map", "kernel", "weights kept")
+    for stage, kept in found.shares.items():
+        table.add_row(*stage, f"{kept:.1%}")
     console().print(table)
     print(f"files: {out}/")
 

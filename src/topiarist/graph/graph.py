@@ -236,13 +236,13 @@ class Graph:
         return Graph(groups, self.shapes, self.parameters, self.unknown, self.solution, stays)
 
     def weights(self) -> Graph:
-        """The same network with one unit per weight: a group for each tensor that a product multiplies with."""
+        """The same network with one unit per weight: a group for each parameter that a product multiplies with."""
         if any(group.of_weights for group in self.groups):
             return self
-        multiplied = {c.weight for c in self.solution.contractions if c.weight is not None}
+        multiplied = {c.weight: c.stage for c in reversed(self.solution.contractions) if c.weight is not None}
         groups = tuple(
-            Group(name, numel, (Slice(name, None, torch.arange(numel).unsqueeze(1), "weight"),))
-            for name in self.shapes
+            Group(name, numel, (Slice(name, None, torch.arange(numel).unsqueeze(1), "weight"),), multiplied[name])
+            for name in self.parameters
             if name in multiplied and (numel := prod(self.shapes[name])) > 1
         )
         return Graph(groups, self.shapes, self.parameters, self.unknown, self.solution)

@@ -52,7 +52,8 @@ def convolution(t: Tracer, c: Call) -> None:
         t.mark(t.vectors_of(bias)[0], "bias")
         out = t.algebra.unify(out, t.vectors_of(bias)[0])
     places_out = prod(x.shape[2:] if c["transposed"] else c.out.shape[2:])
-    t.contract((x.shape[0], batch), places_out, *zip(weight.shape, kernel, strict=True), weight=t.of(weight).source)
+    factors = zip(weight.shape, kernel, strict=True)
+    t.contract((x.shape[0], batch), places_out, *factors, weight=t.of(weight).source, stage=stage)
     zero = t.of(weight).zero and (bias is None or t.of(bias).zero)
     zero = zero and (not labelled(batch) or (bias is None and t.of(x).zero))
     t.put(c.out, [batch, out] + [None] * (c.out.ndim - 2), zero)
@@ -102,10 +103,12 @@ def product(t: Tracer, c: Call) -> None:
         vectors.insert(0, t.algebra.unify(a[0], b[0]))
         factors.append((left.shape[0], vectors[0]))
     weight = t.of(right).source or t.of(left).source
-    t.contract(*factors, weight=weight)
-    if t.of(right).source and right.ndim == 2:
+    weighs = bool(t.of(right).source) and right.ndim == 2
+    stage = str(max(1, left.shape[0] // t.batch)) if weighs else ""
+    t.contract(*factors, weight=weight, stage=stage)
+    if weighs:
         t.mark(b[0], "input")
-        t.mark(b[1], "output", str(max(1, left.shape[0] // t.batch)))
+        t.mark(b[1], "output", stage)
     ends = [(left, a[:-1]), (right, b[:-2] + b[-1:] if right.ndim > 1 else ())]
     zero = all(t.of(side).zero or not any(labelled(v) for v in outer) for side, outer in ends)
     t.put(c.out, vectors, zero)

@@ -45,11 +45,13 @@ class Contraction(NamedTuple):
     """A product of tensors: its multiplications are the product of the (kept) lengths in `factors`.
 
     `weight` names the parameter that is multiplied, where there is one: each of its elements is used equally often.
+    `stage` is the size of the feature map that comes out, as in `Group`.
     """
 
     factors: tuple[int | Labels, ...]
     weight: str | None
     module: str
+    stage: str = ""
 
 
 class Statistic(NamedTuple):
@@ -190,13 +192,13 @@ class Tracer(TorchDispatchMode):
         if labelled(vector):
             self.marks.append(Mark(vector, role, stage))
 
-    def contract(self, *factors: int | Vector | tuple[int, Vector], weight: str | None = None) -> None:
+    def contract(self, *factors: int | Vector | tuple[int, Vector], weight: str | None = None, stage: str = "") -> None:
         """Notes a product; a factor is a number, or the length and vector of an axis."""
         kept: list[int | Labels] = []
         for factor in factors:
             length, vector = factor if isinstance(factor, tuple) else (factor, None)
             kept.append(vector if labelled(vector) else length)  # type: ignore[arg-type]
-        self.contractions.append(Contraction(tuple(kept), weight, self.stack.top))
+        self.contractions.append(Contraction(tuple(kept), weight, self.stack.top, stage))
 
     def mixes(self, kind: str, vectors: Sequence[Vector]) -> None:
         """Notes an operator that mixes positions, with the vectors of its input that it runs over."""

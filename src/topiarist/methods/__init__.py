@@ -14,7 +14,7 @@ import re
 from typing import Any
 
 from topiarist.errors import TopiaristError
-from topiarist.methods._fields import check_fields
+from topiarist.fields import check_fields
 from topiarist.methods.base import Method
 
 __all__ = ["Method", "describe", "get", "make", "names"]
@@ -79,7 +79,7 @@ def make(method: str | type[Method] | Method, **fields: Any) -> Method:
         made = dataclasses.replace(found, **fields) if isinstance(found, Method) else found(**fields)
     except (TypeError, AttributeError) as error:
         raise TopiaristError(f"the method {found.name!r} cannot take {fields}: see the types of its fields") from error
-    check_fields(made)
+    check_fields(made, made.name)
     return made
 
 

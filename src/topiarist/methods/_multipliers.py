@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from topiarist.allocation import allocate
 from topiarist.errors import TopiaristError
 
 if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph, Group
+    from topiarist.budget import Budget
+    from topiarist.graph.graph import Graph, Group, Scores
+    from topiarist.methods.base import Method
     from topiarist.stats import Stats
 
 
@@ -34,27 +38,32 @@ class Scaled(NamedTuple):
     first: Mapping[str, int]
     total: int
 
-    def with_units(self, graph: Graph, group: Group) -> Scaled:
+    def with_units(self, graph: Graph, group: Group, free: Collection[str]) -> Scaled:
         """Adds the weights that read a group's units; several of the units' places may lie in one weight.
 
         To multiply what reads a unit is to multiply the unit itself, behind its normalisation and activation. A group
-        that no weight reads, or whose readers another group's multipliers have taken, is left out.
+        that no weight reads, that something reads which is not free to be multiplied, or whose readers another group's
+        multipliers have taken, is left out.
         """
-        parts = [part for part in group.by_role("input") if part.tensor in graph.parameters]
+        parts = group.by_role("input")
+        if any(part.tensor not in free for part in parts):
+            return self
         places = dict(self.places)
         for part in parts:
             assert part.axis is not None
-            free = torch.full((graph.shapes[part.tensor][part.axis],), -1)
-            index = places[part.tensor].structure.clone() if part.tensor in places else free
+            nobody = torch.full((graph.shapes[part.tensor][part.axis],), -1)
+            index = places[part.tensor].structure.clone() if part.tensor in places else nobody
             if places.get(part.tensor, part).axis != part.axis or (index[part.positions] >= 0).any():
                 return self
             index[part.positions] = (self.total + torch.arange(group.units)).unsqueeze(1).expand(part.positions.shape)
             places[part.tensor] = Place(part.axis, index)
         return self._with(places, group) if parts else self
 
-    def with_weights(self, graph: Graph, group: Group) -> Scaled:
-        """Adds each weight of a tensor as a structure of its own."""
+    def with_weights(self, graph: Graph, group: Group, free: Collection[str]) -> Scaled:
+        """Adds each weight of a tensor that is free to be multiplied as a structure of its own."""
         name = group.slices[0].tensor
+        if name not in free:
+            return self
         index = torch.full(graph.shapes[name], -1)
         index.view(-1)[group.slices[0].positions[:, 0]] = self.total + torch.arange(group.units)
         return self._with({**self.places, name: Place(None, index)}, group)
@@ -85,6 +94,10 @@ class Scaled(NamedTuple):
                 found[structure[here]] = left.double().cpu()[here]
         return found
 
+    def unranked(self, stats: Stats, suffix: str) -> Tensor:
+        """Bool ``(total,)``: structures that are not zero, and that nothing was left of under this suffix."""
+        return self.left(stats, suffix, math.nan).isnan() & self.alive(stats)
+
     def by_group(self, graph: Graph, values: Tensor) -> dict[str, Tensor]:
         """One vector for all structures as one for each group."""
         return {name: values[first : first + graph[name].units] for name, first in self.first.items()}
@@ -100,8 +113,10 @@ class Multipliers(nn.Module, ABC):
 
     def __init__(self, model: nn.Module, scaled: Scaled) -> None:
         super().__init__()
-        # In a tuple, so that the model's modules do not become modules of the gates.
+        # In tuples, so that the model's modules do not become modules of the gates.
         self._owners = tuple((model.get_submodule(name.rpartition(".")[0]), name) for name in scaled.places)
+        holders = holders_of(model)
+        self._holders = {name: tuple(holders[id(parameter_of(owner, name))]) for owner, name in self._owners}
         self._places = dict(scaled.places)
 
     @abstractmethod
@@ -127,16 +142,19 @@ class Multipliers(nn.Module, ABC):
         return factor if axis is None else factor.view([-1 if k == axis else 1 for k in range(like.ndim)])
 
     def open(self, *_: Any) -> None:
-        """Hook before the model runs: the multiplied values stand in front of the parameters."""
+        """Hook before the model runs: the multiplied values stand in front of the parameters, tied ones everywhere."""
         values = self.multipliers()
         for owner, name in self._owners:
             parameter = parameter_of(owner, name)
-            vars(owner)[name.rpartition(".")[2]] = parameter * self._factor(name, values, parameter)
+            product = parameter * self._factor(name, values, parameter)
+            for holder, leaf in self._holders[name]:
+                vars(holder)[leaf] = product
 
     def close(self, *_: Any) -> None:
         """Hook after it: they are gone."""
-        for owner, name in self._owners:
-            vars(owner).pop(name.rpartition(".")[2], None)
+        for holders in self._holders.values():
+            for holder, leaf in holders:
+                vars(holder).pop(leaf, None)
 
     @torch.no_grad()
     def fold(self, suffix: str) -> None:
@@ -156,6 +174,48 @@ def parameter_of(owner: nn.Module, name: str) -> nn.Parameter:
     parameter = owner._parameters[name.rpartition(".")[2]]
     assert parameter is not None
     return parameter
+
+
+def holders_of(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Id of a parameter → the modules that hold it, and by which name: several where it is tied."""
+    found: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for leaf, parameter in module._parameters.items():
+            found.setdefault(id(parameter), []).append((module, leaf))
+    return found
+
+
+def trained(model: nn.Module) -> set[str]:
+    """Names of the parameters that training may change: all but the frozen ones, tied ones by all of their names."""
+    return {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.requires_grad}
+
+
+def marked(graph: Graph, stats: Stats, suffix: str) -> set[str]:
+    """Names of the parameters that a training left something of under this suffix; all, where there was none."""
+    return {name for name in graph.parameters if name + suffix in stats.tensors} or set(graph.parameters)
+
+
+def check_ranked(method: Method, graph: Graph, scores: Scores, unranked: Scores, budget: Budget) -> None:
+    """Refuses a budget that takes units which no training has ranked; a rehearsal comes before the training.
+
+    Args:
+        method: whose training it is.
+        graph: the groups.
+        scores: of the units.
+        unranked: group name → bool ``(units,)``.
+        budget: what may stay.
+
+    Raises:
+        TopiaristError: it takes some, or cannot be met.
+    """
+    if method._rehearses or not any(bool(units.any()) for units in unranked.values()):
+        return
+    keep = allocate(graph, scores, budget, method.allocation)
+    if any(bool((units & ~keep[name]).any()) for name, units in unranked.items()):
+        raise TopiaristError(
+            f"{method.name} has not trained the units that this budget takes: train the network with it in the same "
+            "run, recipe=... (or leave --weights out), or give no budget; of a file, in studies too, only zeros speak"
+        )
 
 
 def leave(owner: nn.Module, name: str, value: Tensor) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from topiarist.methods._multipliers import holders_of
 from topiarist.methods._readers import Layer, is_plain, windows_of
 from topiarist.stats import class_scores
 
@@ -102,6 +103,18 @@ def plain_layers(model: nn.Module, weights: Iterable[str]) -> dict[str, Any]:
     parts = {name: name.rpartition(".") for name in weights}
     layers = {name: model.get_submodule(holder) for name, (holder, _, leaf) in parts.items() if leaf == "weight"}
     return {name: layer for name, layer in layers.items() if is_plain(layer)}
+
+
+def users(model: nn.Module, weights: Iterable[str]) -> dict[str, list[Layer]]:
+    """Name of a weight → all layers whose weight it is, tied ones; none where something else holds it as well."""
+    tensors, holders = tensors_of(model), holders_of(model)
+    found: dict[str, list[Layer]] = {}
+    for name in weights:
+        held = holders[id(tensors[name])]
+        layers: list[Any] = [module for module, leaf in held if leaf == "weight" and is_plain(module)]
+        if len(layers) == len(held) and len({getattr(layer, "groups", 1) for layer in layers}) == 1:
+            found[name] = layers
+    return found
 
 
 @dataclass(frozen=True, eq=False)

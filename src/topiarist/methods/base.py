@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -51,14 +51,17 @@ class Method:
     allocation: ClassVar[Allocation] = "uniform"
     formula: ClassVar[str] = ""
     paper: ClassVar[str]
+    _rehearses: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.name = cls.__module__.rpartition(".")[2]
 
-    def rehearsal(self) -> Method:
-        """A method that refuses what this one refuses, in little time: for methods that search for long."""
-        return self
+    def rehearsal(self) -> Self:
+        """A method that refuses what this one refuses, in little time, but for what only a training can mend."""
+        quick = replace(self)
+        object.__setattr__(quick, "_rehearses", True)
+        return quick
 
     def in_training(self, examples: int, steps: int) -> Method:
         """The method where ``examples`` are trained on for so many ``steps``: for what its fields leave open."""
@@ -145,6 +148,17 @@ class Soft(Protocol):
 
     def soften(self, model: nn.Module, graph: Graph, done: int, epochs: int) -> None:
         """Changes the model in place, once before training (``done`` is 0) and after each of ``epochs`` epochs."""
+
+
+def checked_scores(method: Method, scores: Scores, told: str) -> Scores:
+    """Scores that are not all 0, of a method that measures what the loss feels; a rehearsal may be of any network.
+
+    Raises:
+        TopiaristError: what is told; the order would be one of chance.
+    """
+    if not method._rehearses and not any(bool(values.any()) for values in scores.values()):
+        raise TopiaristError(told)
+    return scores
 
 
 def sum_by_unit(part: Slice, values: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from topiarist.errors import TopiaristError
 from topiarist.measures import by_unit, lines, on_responses
-from topiarist.methods.base import Method
+from topiarist.methods.base import Method, checked_scores
 
 if TYPE_CHECKING:
     from topiarist.graph.graph import Graph, Group, Scores, Site
@@ -64,7 +64,7 @@ class Fisher(Method):
     the network fits every example perfectly, as then there are no slopes; take data that it was not trained on.
 
     Raises:
-        TopiaristError: the statistic was not measured, or the loss depends on no group that can be cut.
+        TopiaristError: the statistic was not measured, all of it is 0, or the loss depends on no group that can be cut.
 
     Paper: Theis, Korshunova, Tejani, Huszár: "Faster gaze prediction with dense networks and Fisher pruning", arXiv
     2018.
@@ -89,4 +89,5 @@ class Fisher(Method):
                 "fisher has no gradients of any group: collect what the method needs, with targets that the loss uses, "
                 "on the graph whose units it scores"
             )
-        return {name: stats.mean(name, "fisher.squares") / 2 for name in seen}
+        scores = {name: stats.mean(name, "fisher.squares") / 2 for name in seen}
+        return checked_scores(self, scores, "the loss feels no unit on these data: give others, or take l1")

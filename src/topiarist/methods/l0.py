@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
-from topiarist.methods._multipliers import Multipliers, Scaled, multiplied
+from topiarist.methods._multipliers import Multipliers, Scaled, check_ranked, marked, multiplied, trained
 from topiarist.methods.base import Method, checked_examples
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 """The paper's temperature, and the ends of the interval that the concrete variable is stretched to."""
 _GATES = "l0_gates"
 """Name of the submodule that holds the gates while the network trains."""
-_LEFT = "_log_alpha"
+_LEFT = "_l0_log_alpha"
 """What is put to a tensor's name for the buffer that keeps its gates' locations after the training."""
 _MOST = math.log(100)
 """How far from 0 a location may go, as in the authors' code; gates are exactly 0 or 1 from 2.4 on."""
@@ -40,6 +41,7 @@ class L0(Method):
     When the network is evaluated, and for good in the end, ``z = min(1, max(0, sigmoid(log alpha) (zeta - gamma) +
     gamma))`` is multiplied into the weights. ``s_j = P(z_j > 0)``, without units: ``(units,)`` for each group that
     layers read, or for each weight tensor; 0 where the weights are 0, and 1 where the network was not trained so.
+    What is read by frozen weights has no gates and stays whole.
     Without a budget all whose evaluated gate is 0 go, but one of each group stays; with one, the lowest scores go over
     all groups. A unit is multiplied in the weights that read it, which is where it is seen behind its normalisation.
 
@@ -52,7 +54,7 @@ class L0(Method):
 
     Raises:
         TopiaristError: a field is out of range, the network has no such units, the number of training examples is not
-            known, or the gates are not attached.
+            known, the gates are not attached, or a budget takes units that were not trained with gates.
 
     Paper: Louizos, Welling, Kingma: "Learning Sparse Neural Networks through L0 Regularization", ICLR 2018.
 
@@ -95,7 +97,7 @@ class L0(Method):
     def gates(self, model: nn.Module, graph: Graph) -> AbstractContextManager[nn.Module]:
         """One gate for each unit or weight; in the end they are multiplied into the weights."""
         graph = self.units(graph)
-        scaled = self._scaled(graph)
+        scaled = self._scaled(graph, trained(model))
         sizes = [_size(graph, graph[name]) if self.weighted else 1 for name in scaled.first]
         counts = torch.tensor([graph[name].units for name in scaled.first])
         gates = _Gates(model, scaled, self.dropout, torch.tensor(sizes).repeat_interleave(counts))
@@ -113,15 +115,17 @@ class L0(Method):
     def score(self, graph: Graph, stats: Stats) -> Scores:
         """``s_j = P(z_j > 0)``."""
         graph = self.units(graph)
-        scaled = self._scaled(graph)
+        scaled = self._scaled(graph, marked(graph, stats, _LEFT))
         return scaled.by_group(graph, opens(scaled.left(stats, _LEFT, math.inf)) * scaled.alive(stats))
 
     def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep | None:
         """All whose gate is open when the network is evaluated; one of a group always stays."""
-        if budget is not None:
-            return None
         graph = self.units(graph)
-        scaled = self._scaled(graph)
+        scaled = self._scaled(graph, marked(graph, stats, _LEFT))
+        if budget is not None:
+            unranked = scaled.by_group(graph, scaled.unranked(stats, _LEFT))
+            check_ranked(self, graph, self.score(graph, stats), unranked, budget)
+            return None
         log_alpha = scaled.left(stats, _LEFT, math.inf)
         kept = (mean_gate(log_alpha) > 0) & scaled.alive(stats)
         keep = {**graph.full(), **scaled.by_group(graph, kept)}
@@ -131,15 +135,16 @@ class L0(Method):
                 keep[name][scores.argmax()] = True
         return keep
 
-    def _scaled(self, graph: Graph) -> Scaled:
-        """The weights that each gate multiplies."""
+    def _scaled(self, graph: Graph, free: Collection[str]) -> Scaled:
+        """The weights that each gate multiplies, among those that are free to be multiplied."""
         scaled = Scaled({}, {}, 0)
         for group in graph.groups:
-            scaled = scaled.with_weights(graph, group) if group.of_weights else scaled.with_units(graph, group)
+            add = scaled.with_weights if group.of_weights else scaled.with_units
+            scaled = add(graph, group, free)
         if not scaled.total:
             raise TopiaristError(
-                "l0 found no unit that layers read in this network: `topiarist inspect` says what pins them, "
-                "or take granularity 'weight'"
+                "l0 found no unit that layers read with weights that train: thaw frozen ones, take off "
+                "parametrizations, ask `topiarist inspect` what pins units, or take granularity 'weight'"
             )
         return scaled
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +120,7 @@ class LCP(Method):
         if not 0 <= self.safeguard < 1:
             raise TopiaristError(f"safeguard must be a share from 0 on and below 1, but got {self.safeguard!r}")
 
-    def rehearsal(self) -> LCP:
+    def rehearsal(self) -> Self:
         """The first candidate alone."""
         return replace(self, candidates=1)
 
@@ -128,6 +128,10 @@ class LCP(Method):
         """The keep of the best candidate."""
         if budget is None:
             raise TopiaristError("lcp needs a budget: give macs, params or ratio, the fraction that stays")
+        if budget.pattern is not None:
+            raise TopiaristError(
+                "lcp has no use for a pattern, which is one of single weights: give macs, params or ratio"
+            )
         if budget.floor == 1 and self.safeguard:
             budget = replace(budget, floor=self.safeguard)
         trials = _Trials(self, graph, stats)

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from topiarist.errors import TopiaristError
 from topiarist.methods._slopes import Slopes, factors, on_slopes
-from topiarist.methods.base import Method, places_of, weights_of
+from topiarist.methods.base import Method, checked_scores, places_of, weights_of
 
 if TYPE_CHECKING:
     from topiarist.graph.graph import Graph, Scores
@@ -76,7 +76,8 @@ class OBD(Method):
     ``fisher``, on examples that the network does not fit perfectly, since those have no slopes.
 
     Raises:
-        TopiaristError: ``curvature`` is neither word, nothing was measured, or the graph is not one of weights.
+        TopiaristError: ``curvature`` is neither word, nothing was measured, all of it is 0, or the graph is not one of
+            weights.
 
     Paper: LeCun, Denker, Solla: "Optimal Brain Damage", NIPS 1989.
 
@@ -108,4 +109,5 @@ class OBD(Method):
                 "obd has no curvature of any weight: collect what this method needs, with targets that the loss uses"
             )
         h = {group: stats.mean(group.name, key)[places_of(group)] for group in seen}
-        return {group.name: h[group] * weights[group].square() / 2 for group in seen}
+        scores = {group.name: h[group] * weights[group].square() / 2 for group in seen}
+        return checked_scores(self, scores, "the loss has no curvature on these data: give others, or take magnitude")

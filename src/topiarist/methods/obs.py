@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod, sqrt
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from topiarist.allocation import allocate
 from topiarist.budget import matching
 from topiarist.errors import TopiaristError
 from topiarist.methods._inverse import adjusted, damped, inverse, removals
-from topiarist.methods._slopes import Slopes, factors, on_slopes, patches, plain_layers, tensors_of
+from topiarist.methods._slopes import Slopes, factors, on_slopes, patches, tensors_of, users
 from topiarist.methods.base import Method, places_of
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ class GaussNewton:
 class Inputs:
     """What linear layers and convolutions read, at all places: ``sum of x x^T``, with the kernel's entries in ``x``.
 
-    Keys, of each weight tensor: ``hessian-layer.count`` (places) and ``hessian-layer.products`` ``(groups, inputs,
-    inputs)``.
+    A tied weight's is that of all its layers. Keys, of each weight tensor: ``hessian-layer.count`` (places) and
+    ``hessian-layer.products`` ``(groups, inputs, inputs)``.
     """
 
     name: str = "hessian-layer"
@@ -83,8 +83,9 @@ class Inputs:
 
             return see
 
-        for name, layer in plain_layers(model, [group.name for group in graph.weights().groups]).items():
-            yield layer.register_forward_hook(hook(name), with_kwargs=True)
+        for name, layers in users(model, [group.name for group in graph.weights().groups]).items():
+            for layer in layers:
+                yield layer.register_forward_hook(hook(name), with_kwargs=True)
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ class OBS(Method):
     ``L`` is divided by ``1/2 sum over rows of w^T H w``, so that one threshold serves all layers: this project's
     choice. Either matrix gains ``damping`` times the mean of its diagonal, the paper's ``alpha``. The updates of all
     removals add up to the exact minimum of ``dw^T H dw`` without the removed weights, which is solved at once in
-    the end. Selects bool ``(units,)`` for each weight tensor; biases stay as they are. With ``layer``, weights of other
-    modules than linear layers and convolutions stay whole.
+    the end. Selects bool ``(units,)`` for each weight tensor; biases stay as they are. With ``layer``, weights that
+    other modules than linear layers and convolutions use stay whole.
 
     Cost: ``full`` takes the backward passes of OBD and ``n^3`` operations for ``n`` weights in all, 5000 at most;
     ``layer`` takes one forward pass, and ``n^3`` operations for each of a layer's rows of ``n`` weights: minutes for
@@ -110,8 +111,8 @@ class OBS(Method):
     loss of cross entropy, ``layer`` inputs alone.
 
     Raises:
-        TopiaristError: a field is out of range, there is no budget, nothing was measured, the network has too many
-            weights for ``full``, or the matrix has no inverse.
+        TopiaristError: a field is out of range, there is no budget or one that cannot be met, nothing was measured, all
+            of it is 0, the network has too many weights for ``full``, or the matrix has no inverse.
 
     Paper: Hassibi, Stork: "Second order derivatives for network pruning: Optimal Brain Surgeon", NIPS 1992.
 
@@ -132,7 +133,6 @@ class OBS(Method):
 
     hessian: Literal["full", "layer"] = "layer"
     damping: float = 0.01
-    _rehearses: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.hessian not in ("full", "layer"):
@@ -141,25 +141,22 @@ class OBS(Method):
             raise TopiaristError(f"damping must be a number of at least 0, but got {self.damping!r}")
         object.__setattr__(self, "needs", frozenset({GaussNewton() if self.hessian == "full" else Inputs()}))
 
-    def rehearsal(self) -> OBS:
-        """What the size of the weights selects, without repair."""
-        quick = replace(self)
-        object.__setattr__(quick, "_rehearses", True)
-        return quick
-
     def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep:
-        """Takes weights away in the order of their removals until the budget is met."""
+        """Takes weights away in the order of their removals until the budget is met; a rehearsal in that of sizes."""
         if budget is None:
             raise TopiaristError("obs needs a budget: give macs, params or ratio, the fraction that stays")
         weights = self._weights(graph, stats)
         whole = {name for pattern in budget.exclude for name in matching(pattern, [g.name for g in graph.groups])}
         free = {name: w for name, w in weights.items() if name not in whole}
+
+        def within_budget(costs: Mapping[str, Tensor]) -> Keep:
+            scores = {name: cost[places_of(graph[name])] for name, cost in costs.items()}
+            return allocate(graph, scores, budget, self.allocation)
+
+        quick = within_budget({name: w.abs().cpu() for name, w in free.items()})  # refuses before anything long begins
         if self._rehearses:
-            costs = {name: w.abs().cpu() for name, w in free.items()}
-        else:
-            costs = self._full(weights, free, stats) if self.hessian == "full" else self._layers(free, stats)
-        scores = {name: cost[places_of(graph[name])] for name, cost in costs.items()}
-        return allocate(graph, scores, budget, self.allocation)
+            return quick
+        return within_budget(self._full(weights, free, stats) if self.hessian == "full" else self._layers(free, stats))
 
     def repair(self, model: nn.Module, graph: Graph, keep: Keep, stats: Stats) -> None:
         """``w_S + H_SS^-1 H_ST w_T``: the sum of all updates."""
@@ -198,6 +195,10 @@ class OBS(Method):
             found = {}
         if not found:
             raise TopiaristError("obs has no Hessian of any weight: collect what this method needs, on data it sees")
+        products = [sum_ for (_, key), sum_ in stats.sums.items() if key == f"hessian-{self.hessian}.products"]
+        if not self._rehearses and not any(bool(each.any()) for each in products):
+            nothing = "the loss has no curvature" if self.hessian == "full" else "no layer reads anything but zeros"
+            raise TopiaristError(f"{nothing} on these data: give others, or take magnitude")
         return found
 
     def _full(self, weights: Mapping[str, Tensor], free: Mapping[str, Tensor], stats: Stats) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
-from topiarist.methods._multipliers import Multipliers, Place, Scaled, multiplied
+from topiarist.methods._multipliers import Multipliers, Place, Scaled, check_ranked, marked, multiplied, trained
 from topiarist.methods.base import Method
 
 if TYPE_CHECKING:
@@ -38,8 +39,9 @@ class SSS(Method):
     paper's accelerated proximal gradient, without weight decay. In the end each scale is multiplied into the
     parameters that it scaled, so that the network computes the same without it. ``s_j = lambda_j``, without units:
     ``(units,)`` for the one group of all blocks, or for each group that layers read; 0 where these parameters are 0,
-    and 1 where the network was not trained so. Without a budget all structures of score 0 go, but one of each group
-    stays; with one, the lowest scores go over all groups.
+    and 1 where the network was not trained so. Channels and groups that frozen parameters read have no scales and stay
+    whole. Without a budget all structures of score 0 go, but one of each group stays; with one, the lowest scores go
+    over all groups.
 
     Cost: the training's own, and a product with the scaled parameters at each step.
 
@@ -49,7 +51,8 @@ class SSS(Method):
     went.
 
     Raises:
-        TopiaristError: a field is out of range, the network has no such structures, or the gates are not attached.
+        TopiaristError: a field is out of range, the network has no such structures, a block's last parameters are
+            frozen, the gates are not attached, or a budget takes structures that were not trained with scales.
 
     Paper: Huang, Wang: "Data-Driven Sparse Structure Selection for Deep Neural Networks", ECCV 2018.
 
@@ -89,7 +92,11 @@ class SSS(Method):
 
     def gates(self, model: nn.Module, graph: Graph) -> AbstractContextManager[nn.Module]:
         """One scale for each structure; in the end they are multiplied into the parameters."""
-        return multiplied(model, _GATES, _Gates(model, self._scaled(graph)), _LEFT)
+        free = trained(model)
+        scaled = self._scaled(graph, free)
+        if frozen := scaled.places.keys() - free:
+            raise TopiaristError(f"sss scales a block by {min(frozen)}, which is frozen: thaw it, requires_grad_()")
+        return multiplied(model, _GATES, _Gates(model, scaled), _LEFT)
 
     def proximal(self, model: nn.Module, graph: Graph, lr: float) -> None:
         """One step of the accelerated proximal gradient, from the point where the gradient was taken."""
@@ -106,13 +113,16 @@ class SSS(Method):
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
         """``s_j = lambda_j``."""
-        scaled = self._scaled(graph)
+        scaled = self._scaled(graph, marked(graph, stats, _LEFT))
         scales = scaled.left(stats, _LEFT, default=1.0) * scaled.alive(stats)
         return scaled.by_group(self.units(graph), scales)
 
     def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep | None:
         """What has not come to 0, where there is no budget; one structure of a group always stays."""
         if budget is not None:
+            scaled = self._scaled(graph, marked(graph, stats, _LEFT))
+            unranked = scaled.by_group(self.units(graph), scaled.unranked(stats, _LEFT))
+            check_ranked(self, graph, self.score(graph, stats), unranked, budget)
             return None
         keep = dict(graph.full())
         for name, scales in self.score(graph, stats).items():
@@ -120,20 +130,20 @@ class SSS(Method):
             keep[name][scales.argmax()] = True
         return keep
 
-    def _scaled(self, graph: Graph) -> Scaled:
-        """The entries of parameters that each structure's scale multiplies."""
+    def _scaled(self, graph: Graph, free: Collection[str]) -> Scaled:
+        """The entries of parameters that each structure's scale multiplies, of readers those that are free for it."""
         scaled, graph = Scaled({}, {}, 0), self.units(graph)
         for group in graph.groups:
             whole = ":rows" in group.name  # where two factors meet: whole groups of a convolution, whole heads
             if group.blocks:
                 scaled = _with_blocks(scaled, graph, group)
             elif self.structure != "block" and whole == (self.structure == "group"):
-                scaled = scaled.with_units(graph, group)
+                scaled = scaled.with_units(graph, group, free)
         if not scaled.total:
             told = {"block": "residual blocks that can be removed", "group": "groups of convolutions or heads"}
             raise TopiaristError(
-                f"sss found no {told.get(self.structure, 'channels that layers read')} in this network: "
-                "`topiarist inspect` says what pins them, or choose another structure"
+                f"sss found no {told.get(self.structure, 'channels that layers read')} in this network with "
+                "parameters that train: `topiarist inspect` says what pins them, or choose another structure"
             )
         return scaled
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from topiarist.costs import cost
 from topiarist.errors import TopiaristError
 from topiarist.methods._schedules import linear
-from topiarist.methods.base import Method
+from topiarist.methods.base import Method, checked_scores
 
 if TYPE_CHECKING:
     from topiarist.graph.graph import Graph, Group, Scores
@@ -39,7 +39,8 @@ class Taylor(Method):
     then say nothing, nor to cut most of a network at once.
 
     Raises:
-        TopiaristError: ``lam`` is negative or not finite, no effect was measured, or a step is not one of the steps.
+        TopiaristError: ``lam`` is negative or not finite, no effect was measured or all are 0, or a step is not one of
+            the steps.
 
     Paper: Molchanov, Tyree, Karras, Aila, Kautz: "Pruning Convolutional Neural Networks for Resource Efficient
     Inference", ICLR 2017.
@@ -76,6 +77,7 @@ class Taylor(Method):
                 "taylor has no gradients of any group: collect 'gradients' on pairs (inputs, target), or take l1"
             )
         effects = {group.name: _normalised(stats.mean(group.name, "gradients.taylor")) for group in groups}
+        checked_scores(self, effects, "the loss feels no unit on these data: give others, or take l1")
         if self.lam == 0:
             return effects
         full = cost(graph).macs

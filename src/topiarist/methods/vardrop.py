@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from topiarist.errors import TopiaristError
-from topiarist.methods._multipliers import leave, parameter_of, submodule
+from topiarist.methods._multipliers import leave, marked, parameter_of, submodule, trained
 from topiarist.methods.base import Method, checked_examples
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class VarDrop(Method):
     in the end, weights with ``log alpha >= threshold`` are 0. ``s = -log alpha``, without units: ``(units,)`` for each
     weight tensor; where the network was not trained so, with the variance of the start: the order of magnitudes.
     Without a budget all ``log alpha < threshold`` stay, and at least one weight of each tensor; with one, the highest
-    scores do. Biases are neither noisy nor pruned.
+    scores do. Biases and frozen weights are neither noisy nor pruned.
 
     Cost: each product of the training is computed twice, for mean and variance, and each weight has a second parameter
     with its own state in the optimiser: twice the memory of the weights, and over twice the time.
@@ -65,8 +65,8 @@ class VarDrop(Method):
     again only the zeros speak, so use budgets in the same run.
 
     Raises:
-        TopiaristError: a field is out of range, the numbers of training examples and steps are not known, or the noise
-            is not attached.
+        TopiaristError: a field is out of range, no weight trains, the numbers of training examples and steps are not
+            known, or the noise is not attached.
 
     Paper: Molchanov, Ashukha, Vetrov: "Variational Dropout Sparsifies Deep Neural Networks", ICML 2017.
 
@@ -100,6 +100,10 @@ class VarDrop(Method):
         for name, value in (("threshold", self.threshold), ("start", self.start)):
             if not math.isfinite(value):
                 raise TopiaristError(f"{name} must be a finite number, but got {value!r}")
+        if not -30 <= self.start <= 5:
+            raise TopiaristError(
+                f"start must be a log variance from -30 to 5, beyond which all is noise or none, but got {self.start!r}"
+            )
         if len(self.warmup) != 2 or not 0 <= self.warmup[0] <= self.warmup[1] <= 1:
             raise TopiaristError(f"warmup must be two rising fractions of the training, but got {self.warmup!r}")
         if self.steps is not None and self.steps < 1:
@@ -112,7 +116,12 @@ class VarDrop(Method):
 
     def gates(self, model: nn.Module, graph: Graph) -> AbstractContextManager[nn.Module]:
         """A variance for each weight; in the end weights that are noise alone become 0."""
-        names = [group.slices[0].tensor for group in self.units(graph).groups]
+        free = trained(model)
+        names = [name for group in self.units(graph).groups if (name := group.slices[0].tensor) in free]
+        if not names:
+            raise TopiaristError(
+                "vardrop found no weight that trains in this network: thaw frozen ones, take off parametrizations"
+            )
         return _attached_to(model, _Noise(model, names, self.start, self.threshold))
 
     def penalty(self, model: nn.Module, graph: Graph) -> Tensor:
@@ -127,13 +136,15 @@ class VarDrop(Method):
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
         """``s = -log alpha``."""
-        return {group.name: -self._log_alpha(group.slices[0], stats) for group in self.units(graph).groups}
+        parts = {group.name: group.slices[0] for group in self.units(graph).groups}
+        noisy = marked(graph, stats, _LEFT)
+        return {name: -self._log_alpha(part, stats) for name, part in parts.items() if part.tensor in noisy}
 
     def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep | None:
         """What noise does not drown, where there is no budget; one weight of each tensor always stays."""
         if budget is not None:
             return None
-        keep = {}
+        keep = dict(self.units(graph).full())
         for name, scores in self.score(graph, stats).items():
             keep[name] = (scores > -self.threshold) & (scores > -_PURE)
             keep[name][scores.argmax()] = True

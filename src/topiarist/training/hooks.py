@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from topiarist.errors import TopiaristError
+from topiarist.graph import Graph, Keep
 from topiarist.methods import make
-from topiarist.methods.base import Gate, Method, Penalty, Proximal
-
-if TYPE_CHECKING:
-    from topiarist.graph import Graph
-    from topiarist.graph.graph import Keep
+from topiarist.methods.base import Gate, Method, Penalty, Proximal, Soft
+from topiarist.surgery import check_shapes
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +48,8 @@ def dead_entries(model: nn.Module, graph: Graph, keep: Keep) -> dict[str, Tensor
     Raises:
         TopiaristError: the keep does not fit the graph, or the graph does not fit the model.
     """
+    if not isinstance(keep, Mapping):
+        raise TopiaristError(f"keep must map groups to booleans, as allocate gives it, but got {type(keep).__name__}")
     parameters = dict(model.named_parameters(remove_duplicate=False))
     known = {group.name for group in graph.groups}
     dead: dict[str, Tensor] = {}
@@ -59,10 +59,8 @@ def dead_entries(model: nn.Module, graph: Graph, keep: Keep) -> dict[str, Tensor
                 f"the keep names the group {name!r}, which this graph lacks: allocate it on this graph"
             )
         group = graph[name]
-        if kept.dtype != torch.bool or kept.shape != (group.units,):
-            raise TopiaristError(
-                f"the keep of {name!r} is {kept.dtype} {tuple(kept.shape)}: give {group.units} booleans, one a unit"
-            )
+        if not isinstance(kept, Tensor) or kept.dtype != torch.bool or kept.shape != (group.units,):
+            raise TopiaristError(f"the keep of {name!r} is {_told(kept)}: give {group.units} booleans, one a unit")
         for part in group.slices if not kept.all() else ():
             if part.tensor not in parameters:
                 continue  # a running statistic
@@ -76,6 +74,19 @@ def dead_entries(model: nn.Module, graph: Graph, keep: Keep) -> dict[str, Tensor
             else:
                 gone.index_fill_(part.axis, positions, True)
     return {name: gone.to(parameters[name].device) for name, gone in dead.items()}
+
+
+def playing(method: Any) -> Method | None:
+    """What takes part in a training: a method by its name or class, or anything that plays a role in it."""
+    if method is None or isinstance(method, str | type | Method):
+        return None if method is None else make(method)
+    if isinstance(method, Penalty | Proximal | Gate | Soft):
+        return cast("Method", method)
+    return make(method)  # which says what a method is
+
+
+def _told(kept: object) -> str:
+    return f"{kept.dtype} {tuple(kept.shape)}" if isinstance(kept, Tensor) else type(kept).__name__
 
 
 @contextmanager
@@ -117,7 +128,9 @@ def attach(
         ...         cross_entropy(model(x), y).backward()
         ...         optimizer.step()
     """
-    method = make(method) if isinstance(method, str) else method
+    method = playing(method)
+    if keep is not None and isinstance(graph, Graph):
+        check_shapes(model, graph.shapes)
     _check(method, model, optimizer, graph, keep)
     with ExitStack() as stack:
         gates: tuple[nn.Parameter, ...] = ()

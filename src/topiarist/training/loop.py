@@ -15,13 +15,12 @@ from torch.nn.functional import cross_entropy
 
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
-from topiarist.methods import make
 from topiarist.methods.base import Method, Soft
 from topiarist.training import checkpoint as checkpoints
 from topiarist.training.accuracy import accuracy, class_scores, device_of, mode, rehearse
 from topiarist.training.dropout import corrected_dropout
 from topiarist.training.history import Epoch, History, Progress
-from topiarist.training.hooks import attach
+from topiarist.training.hooks import attach, playing
 from topiarist.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -82,8 +81,8 @@ def fit(
         KeyboardInterrupt: the user stopped it; the checkpoint holds the last finished epoch.
     """
     recipe = recipe or Recipe.paper()
-    method = make(method) if isinstance(method, str) else method
-    if method is not None and (examples := len(data.train_y)):
+    method = playing(method)
+    if isinstance(method, Method) and (examples := len(data.train_y)):
         method = method.in_training(examples, recipe.epochs * -(-examples // recipe.batch_size))
     fabric = _fabric(accelerator, devices, precision)
     origin = device_of(model)

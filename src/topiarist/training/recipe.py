@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from topiarist.errors import TopiaristError
+from topiarist.fields import check_fields
 
 
 def constant(progress: float, milestones: tuple[float, ...] = (), gamma: float = 1.0) -> float:
@@ -83,7 +84,11 @@ class Recipe:
     optimizer: str = "sgd"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "milestones", tuple(self.milestones))
+        check_fields(self, "the recipe")
+        try:
+            object.__setattr__(self, "milestones", tuple(float(fraction) for fraction in self.milestones))
+        except (TypeError, ValueError) as error:
+            raise TopiaristError(f"milestones of the recipe must be fractions, but got {self.milestones!r}") from error
         if self.schedule not in SCHEDULES:
             raise TopiaristError(f"unknown schedule {self.schedule!r}: choose one of {', '.join(sorted(SCHEDULES))}")
         for name, legal, wanted in (
