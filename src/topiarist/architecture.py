@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,28 @@ class Architecture:
         check_shapes(model, self.shapes)
         return carry_out(model, self.plan())
 
+    def check(self, state: Mapping[str, Tensor]) -> None:
+        """Sees that tensors are those of a network that was cut to this shape.
+
+        Raises:
+            TopiaristError: one has another shape, or none has a name that the network knows.
+        """
+        survivors = self.plan().survivors
+        known = [name for name in state if name in self.shapes]  # of tied tensors the network knows one name
+        if not known and state:
+            raise TopiaristError(
+                f"the architecture is of another network, which has no {next(iter(state))}: give the one that prune() "
+                "wrote for these weights"
+            )
+        for name in known:
+            cut = {axis: len(kept) for axis, kept in survivors.get(name, {}).items()}
+            wanted = tuple(cut.get(axis, size) for axis, size in enumerate(self.shapes[name]))
+            if (found := tuple(state[name].shape)) != wanted:
+                raise TopiaristError(
+                    f"the architecture is of another network, whose {name} is {wanted} and not {found}: give the one "
+                    "that prune() wrote for these weights"
+                )
+
     def build(self, make_model: Callable[[], nn.Module]) -> nn.Module:
         """A pruned network with random weights, for training from scratch.
 
@@ -146,24 +170,65 @@ class Architecture:
         return cls.from_json(value)
 
 
-def atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes under a temporary name, then renames: a file is whole or not there; links are followed."""
+def writable(path: object) -> Path:
+    """Sees that a file can be written, before the work for it begins; missing folders are made.
+
+    Returns:
+        The file itself, where the path leads to it by links: these stay.
+
+    Raises:
+        TopiaristError: this is no path, something else than a file is there, or its folder cannot be written.
+    """
+    target = Path(os.path.realpath(as_path(path)))
     try:
-        path = path.resolve()
-        if path.exists() and not path.is_file():
-            raise TopiaristError(f"cannot write {path}: it is there and no file; choose another name")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            if not stat.S_ISREG(os.stat(target).st_mode):
+                raise OSError("what is there is no regular file")
+        with tempfile.TemporaryFile(dir=target.parent):
+            return target
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def as_path(path: object) -> Path:
+    """A path as a caller gave it.
+
+    Raises:
+        TopiaristError: it is none, or one that no system takes.
+    """
+    try:
+        found = Path(path)  # type: ignore[arg-type]
+        if b"\0" in os.fsencode(found):
+            raise ValueError
+    except (TypeError, ValueError) as error:
+        raise TopiaristError(f"{path!r} is no path: give the name of a file, a str or a pathlib.Path") from error
+    return found
+
+
+def atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes under a temporary name, then renames: a file is whole or not there.
+
+    Raises:
+        TopiaristError: as for `writable`, or the disk is full.
+    """
+    target = writable(path)
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         os.close(handle)
         try:
             write(Path(name))
             os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, path)
+            os.replace(name, target)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise TopiaristError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: object, error: OSError) -> TopiaristError:
+    return TopiaristError(f"cannot write {path}: {error.strerror or error}; choose another file or folder")
 
 
 def _umask() -> int:

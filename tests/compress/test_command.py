@@ -1,6 +1,8 @@
 """`topiarist compress` and `topiarist decompress`, from the command line to the files and back."""
 
 import json
+import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,113 @@ def test_what_cannot_be_done_costs_a_sentence(pruned: Path, tmp_path: Path, caps
     capsys.readouterr()
     words = ["--max-bytes", 5000, "--out", tmp_path / "o"]
     assert "max_bytes" in one_sentence(run("decompress", tmp_path / "x.tpcf", *words), capsys)
+
+
+TRAINED = ["--bits", 3, "--model", NET, "--data", "digits", "--epochs", 2]
+
+
+def test_a_stopped_training_of_centroids_goes_on(
+    pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from topiarist.training import loop
+
+    def stopped(run: object, epoch: object = loop._epoch) -> object:
+        if next(stops):
+            raise KeyboardInterrupt
+        return epoch(run)  # type: ignore[operator]
+
+    stops = iter([False, True])
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_epoch", stopped)
+        assert run("compress", pruned, *TRAINED, "--out", tmp_path / "x.tpcf") == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    [checkpoint] = tmp_path.iterdir()
+    assert len(torch.load(checkpoint)["rows"]) == 1
+    (tmp_path / "x.tpcf").mkdir()  # now the file cannot be written
+    assert "cannot write" in one_sentence(run("compress", pruned, *TRAINED, "--out", tmp_path / "x.tpcf"), capsys)
+    (tmp_path / "x.tpcf").rmdir()
+    other = [*TRAINED[2:], "--bits", 2]  # another network, whose training begins anew
+    assert run("compress", pruned, *other, "--out", tmp_path / "x.tpcf") == 0
+    assert set(tmp_path.iterdir()) == {checkpoint, tmp_path / "x.tpcf"}
+    assert run("compress", pruned, *TRAINED, "--out", tmp_path / "x.tpcf") == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["x.tpcf"]
+    assert run("compress", pruned, *TRAINED, "--out", tmp_path / "fresh") == 0
+    assert (tmp_path / "fresh").read_bytes() == (tmp_path / "x.tpcf").read_bytes()
+
+
+def test_a_full_disk_after_the_training_loses_no_centroids(
+    pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise topiarist.TopiaristError("cannot write: no space left; choose another folder")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compress, "save", full)
+        one_sentence(run("compress", pruned, *TRAINED, "--out", tmp_path / "x", "--json"), capsys)
+    [checkpoint] = tmp_path.iterdir()
+    assert len(torch.load(checkpoint)["rows"]) == 2
+
+
+def test_what_cannot_be_stored_is_refused_before_the_training(
+    pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from topiarist import train
+
+    monkeypatch.setattr(train, "fit", lambda *_, **__: pytest.fail("it was trained"))
+    large, out = load_file(pruned / "trained.safetensors"), ["--out", tmp_path / "x.tpcf"]
+    large["bn1.running_var"] += 1e6
+    save_file(large, tmp_path / "large.safetensors")
+    capsys.readouterr()
+    words = ["compress", tmp_path / "large.safetensors", *TRAINED, "--half", *out]
+    assert "beyond 65504" in one_sentence(run(*words), capsys)
+    assert "cannot write" in one_sentence(run("compress", pruned, *TRAINED, "--out", tmp_path), capsys)
+    below = tmp_path / "large.safetensors" / "x"
+    assert "cannot write" in one_sentence(run("compress", pruned, *TRAINED, "--out", below), capsys)
+    for words in (["--bits", 4, "--epochs", 5], ["--epochs", 5, *TRAINED[2:6]], ["--bits", 4, "--finetune.lr", 1]):
+        assert "give --bits, --model and --data" in one_sentence(run("compress", pruned, *words, *out), capsys)
+    assert [file.name for file in tmp_path.iterdir()] == ["large.safetensors"]
+
+
+def test_nothing_is_written_onto_what_is_read(pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(pruned, copy)
+    (copy / "link").symlink_to("model.safetensors")
+    capsys.readouterr()
+    for name in ("model.safetensors", "architecture.json", "link"):
+        found = one_sentence(run("compress", copy, "--out", copy / name), capsys)
+        assert f"{name} is what is to be read: give another --out" in found
+    shutil.copy(pruned / "trained.safetensors", copy / "model.safetensors")
+    found = one_sentence(run("compress", copy, "--bits", 4, "--out", tmp_path / "x"), capsys)
+    assert "the architecture is of another network" in found
+    assert run("compress", pruned, "--out", copy / "model.safetensors") == 0
+    capsys.readouterr()
+    found = one_sentence(run("decompress", copy / "model.safetensors", "--out", copy), capsys)
+    assert "is what is to be read" in found
+    assert not (tmp_path / "x").exists()
+
+
+def test_other_files_are_called_what_they_are(pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("compress", pruned, "--out", tmp_path / "x.tpcf") == 0
+    capsys.readouterr()
+    (tmp_path / "x.py").write_text("import topiarist")
+    out = ["--out", tmp_path / "y"]
+    found = one_sentence(run("compress", tmp_path / "x.tpcf", *out), capsys)
+    assert "compressed already: `topiarist decompress" in found
+    for file in (tmp_path / "x.py", pruned / "result.json"):
+        assert "no weights file" in one_sentence(run("compress", file, *out), capsys)
+    found = one_sentence(run("compress", pruned, "--bits", '{"conv*": "paper"}', *out), capsys)
+    assert "--bits cannot be {'conv*': 'paper'}, it wants a whole number or {name: a whole number}" in found
+    assert "typing" not in found
+
+
+def test_a_full_disk_is_told_as_such(pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("compress", pruned, "--out", tmp_path / "x.tpcf") == 0
+    capsys.readouterr()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        status = run("decompress", tmp_path / "x.tpcf", "--out", tmp_path / "o")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "cannot write" in one_sentence(status, capsys)
+    assert not list((tmp_path / "o").iterdir())

@@ -229,7 +229,7 @@ def test_a_whole_network_comes_back_with_its_buffers_and_ties(tmp_path: Path) ->
 
 def test_a_file_of_another_network_is_refused_before_its_tensors_are_read(tmp_path: Path) -> None:
     compress.save({"weight": torch.ones(1 << 20), "bias": torch.ones(3)}, tmp_path / "x")
-    with pytest.raises(TopiaristError, match=r"weight is \(1048576,\) of torch.float32 and not \(3, 4\)"):
+    with pytest.raises(TopiaristError, match=r"weight is \(1048576,\) and not \(3, 4\)"):
         compress.load_model(lambda: nn.Linear(4, 3), tmp_path / "x")
     compress.save({"weight": torch.ones(3, 4)}, tmp_path / "x")
     with pytest.raises(TopiaristError, match="bias is missing"):

@@ -255,10 +255,11 @@ def _sentence(message: str, name: str, options: list[str]) -> str:
         return f"`topiarist {name}` needs {needed}: {see}."
     key = re.match(r'Parser key "([^"]+)"', text)
     if key:
-        value = re.search(r"(?:Given value|Got value): (\S.*?)(?: Given value|$)", text)
+        value = re.search(r"Given value: (\S.*)", text) or re.search(r"Got value: (\S.*)", text)
         kinds = re.findall(r"Expected an? <class '(?:[\w.]+\.)?(\w+)'>", text)
         choices = re.findall(r"Literal\[([^\]]+)\]", text)
         wanted = [_KINDS[kind] for kind in dict.fromkeys(kinds) if kind in _KINDS]
+        wanted += [f"{{name: {_KINDS[kind]}}}" for kind in re.findall(r"dict\[str, (\w+)\]", text) if kind in _KINDS]
         wanted += [f"one of {choice}" for choice in choices[:1]]
         told = f" cannot be {value[1]}" if value else " has a value that does not fit"
         wish = f", it wants {' or '.join(wanted)}" if wanted else ""

@@ -305,23 +305,20 @@ def compress(
         finetune: how the centroids are trained.
         epochs: short for --finetune.epochs.
         seed: of everything random.
-        out: the file.
+        out: the file; an interrupted training goes on from its checkpoint beside it.
         json: print the result as JSON.
     """
     from topiarist.cli.compression import Wish, run
 
     if (model is None) != (data is None):
         raise TopiaristError("Training the centroids takes --model MODEL and --data DATA: give both or neither.")
-    if model is None and epochs:
-        raise TopiaristError("Training the centroids takes --model MODEL and --data DATA: give them, or no --epochs.")
-    wanted = (weights, weights / "model.safetensors")
-    if out.exists() and (not out.is_file() or any(each.exists() and out.samefile(each) for each in wanted)):
-        raise TopiaristError(
-            f"{out} is there already, as no file or as what is to be compressed: choose another --out."
-        )
+    recipe = _with_epochs(finetune, epochs)
+    asked = recipe.epochs > 0 and (epochs is not None or finetune != Recipe.finetune())
+    if asked and (data is None or bits is None):
+        raise TopiaristError("Only centroids are trained: give --bits, --model and --data, or leave the epochs out.")
+    wish = Wish(weights, bits, init, half, mode, bare, recipe, seed, out)
+    wish.check()
     source = None if model is None else make_source(model, data, None, seed)
-    writable_folder(out.parent)
-    wish = Wish(weights, bits, init, half, mode, bare, _with_epochs(finetune, epochs), seed, out)
     report, result = run(wish, source, quiet=json)
     show.compressed(report, result, out, json)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,7 +12,7 @@ import safetensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from topiarist.architecture import SHAPE_FILE, WEIGHTS_FILE, Architecture, atomically
+from topiarist.architecture import SHAPE_FILE, WEIGHTS_FILE, Architecture, atomically, writable
 from topiarist.cli import show
 from topiarist.cli.inputs import Source
 from topiarist.cli.weights import put_weights, read_weights
@@ -41,14 +43,16 @@ class Wish:
         return self.weights / WEIGHTS_FILE if self.weights.is_dir() else self.weights
 
     @property
-    def checkpoint(self) -> Path:
-        """Where the training of the centroids is kept while it lasts."""
-        return self.out.with_name(f"{self.out.name}.ckpt")
-
-    def architecture(self) -> Architecture | None:
+    def shape_file(self) -> Path | None:
         """The shape that lies beside the tensors."""
         beside = self.file.parent / SHAPE_FILE
-        return Architecture.load(beside) if self.file.name == WEIGHTS_FILE and beside.exists() else None
+        return beside if self.file.name == WEIGHTS_FILE and beside.exists() else None
+
+    def check(self) -> None:
+        """Raises where the file cannot be written, or is what is to be read."""
+        _not_onto(self.file, self.out)
+        _not_onto(self.shape_file or self.file, self.out)
+        writable(self.out)
 
 
 def run(wish: Wish, source: Source | None, *, quiet: bool) -> tuple[Report, dict[str, Any]]:
@@ -64,40 +68,65 @@ def run(wish: Wish, source: Source | None, *, quiet: bool) -> tuple[Report, dict
     """
     from topiarist import compress
 
-    shape = wish.architecture()
-    network, accuracy = _shared(wish, shape, source, quiet)
-    options: dict[str, Any] = {"mode": wish.mode, "half": wish.half}
-    report = compress.save(network, wish.out, architecture=None if wish.bare else shape, **options)
-    wish.checkpoint.unlink(missing_ok=True)  # kept until here, so that an interrupted run goes on where it was
+    shape = None if wish.shape_file is None else Architecture.load(wish.shape_file)
+    options: dict[str, Any] = {"mode": wish.mode, "half": wish.half, "architecture": None if wish.bare else shape}
+    network, accuracy, checkpoint = _shared(wish, shape, source, options, quiet)
+    report = compress.save(network, wish.out, **options)
     if source is not None and source.data is not None and wish.half:
         _as_stored(network, wish.out)
         accuracy["stored"] = _accuracy(network, source)
+    if checkpoint is not None:  # kept to here, so that what was trained is not lost with the file
+        checkpoint.unlink(missing_ok=True)
     return report, {"file": str(wish.out), "accuracy": accuracy, **report.to_json()}
 
 
 def _shared(
-    wish: Wish, shape: Architecture | None, source: Source | None, quiet: bool
-) -> tuple[nn.Module | dict[str, Tensor], dict[str, float | None]]:
-    """The network with shared weights, and its accuracies on the way."""
+    wish: Wish, shape: Architecture | None, source: Source | None, options: Mapping[str, Any], quiet: bool
+) -> tuple[nn.Module | dict[str, Tensor], dict[str, float | None], Path | None]:
+    """The network with shared weights, its accuracies on the way, and the checkpoint of its training."""
     from topiarist import compress
     from topiarist.train import fit
 
     bits = None if wish.bits == "paper" else wish.bits
     if source is None or source.data is None:
         state = read_weights(wish.file)
-        return (state if wish.bits is None else compress.share_state(state, bits, wish.init, seed=wish.seed)), {}
+        if shape is not None:
+            shape.check(state)
+        made = state if wish.bits is None else compress.share_state(state, bits, wish.init, seed=wish.seed)
+        return made, {}, None
     model = source.model() if shape is None else shape.apply(source.model())
     put_weights(model, wish.file)
     accuracy: dict[str, float | None] = {"before": _accuracy(model, source)}
     if wish.bits is None:
-        return model, accuracy
+        return model, accuracy, None
     shared = compress.share(model, bits, wish.init, seed=wish.seed)
     accuracy["shared"] = _accuracy(shared.model, source)
-    if wish.finetune.epochs:
-        with shared.tied() as tied, show.training("centroids", quiet) as told:
-            fit(tied, source.data, wish.finetune, seed=wish.seed, progress=told, checkpoint=wish.checkpoint)
-        accuracy["finetuned"] = _accuracy(shared.model, source)
-    return shared.model, accuracy
+    if not wish.finetune.epochs:
+        return shared.model, accuracy, None
+    compress.pack(
+        shared.model.state_dict(), **options
+    )  # a rehearsal: what no file can hold is found before the training
+    checkpoint = _beside(wish.out, shared.model)
+    with shared.tied() as tied, show.training("centroids", quiet) as told:
+        fit(tied, source.data, wish.finetune, seed=wish.seed, checkpoint=checkpoint, progress=told)
+    accuracy["finetuned"] = _accuracy(shared.model, source)
+    return shared.model, accuracy, checkpoint
+
+
+def _beside(out: Path, model: nn.Module) -> Path:
+    """The checkpoint of a training, named by the network that it starts from: that of another one is not taken up."""
+    from topiarist.compress.octets import patterns
+
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode() + patterns(value).tobytes())
+    return out.with_name(f"{out.name}.{digest.hexdigest()[:8]}.ckpt")
+
+
+def _not_onto(file: Path, out: Path) -> None:
+    """Raises where a result would be written over what it is made from."""
+    if file.exists() and out.exists() and out.samefile(file):
+        raise TopiaristError(f"{out} is what is to be read: give another --out.")
 
 
 def _accuracy(model: nn.Module | dict[str, Tensor], source: Source) -> float | None:
@@ -118,23 +147,28 @@ def restore(file: Path, max_bytes: int | None, out: Path) -> dict[str, Any]:
     """Write the tensors of a compressed network as safetensors, and its shape as JSON; plain values for JSON.
 
     Raises:
-        TopiaristError: the file is damaged or too large, or holds types that safetensors does not know.
+        TopiaristError: the file is damaged or too large, or holds types that safetensors does not know; or the folder
+            cannot be written, or is full.
     """
     from topiarist import compress
 
+    _not_onto(file, out / WEIGHTS_FILE)
     limit = compress.MAX_BYTES if max_bytes is None else max_bytes
-    state = compress.load(file, max_bytes=limit)
+    state, shape = compress.load(file, max_bytes=limit), compress.load_architecture(file, max_bytes=limit)
     once = {id(value): name for name, value in reversed(list(state.items()))}  # tied tensors are written once
     tensors = {name: value for name, value in state.items() if once[id(value)] == name}
 
     def write(temporary: Path) -> None:
         try:
             save_file(tensors, temporary)
-        except (safetensors.SafetensorError, KeyError) as error:
-            raise TopiaristError(f"{file} cannot become safetensors ({error}): read it with compress.load") from error
+        except KeyError as error:
+            raise TopiaristError(
+                f"{file} holds {error}, which safetensors does not know: read it with compress.load"
+            ) from error
+        except safetensors.SafetensorError as error:  # a full disk, as a rule
+            raise OSError(str(error)) from error
 
     atomically(out / WEIGHTS_FILE, write)
-    shape = compress.load_architecture(file, max_bytes=limit)
     if shape is not None:
         shape.save(out / SHAPE_FILE)
     size = sum(value.numel() * value.element_size() for value in tensors.values())

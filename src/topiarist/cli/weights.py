@@ -27,7 +27,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise TopiaristError(f"There is no weights file {path}: give the path of a .safetensors or .pt file.")
-    found = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
+    found = _read(path)
     for wrapper in _WRAPPERS:
         inner = found.get(wrapper)
         if isinstance(inner, Mapping):
@@ -38,10 +38,23 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _is_safetensors(path: Path) -> bool:
-    """Eight bytes of length, then JSON; a name that says so is taken at its word, for the better error."""
+def _read(path: Path) -> Mapping[str, object]:
+    """What a file holds, by how it begins; a name that says safetensors is taken at its word, for the better error."""
+    from topiarist.compress.container import MAGIC
+
     with path.open("rb") as file:
-        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
+        start = file.read(9)
+    if start.startswith(MAGIC):
+        raise TopiaristError(f"{path} is compressed already: `topiarist decompress {path}` gives its weights back.")
+    if path.suffix == ".safetensors" or start[8:] == b"{":  # eight bytes of length, then JSON
+        return _read_safetensors(path)
+    if not start.startswith((b"PK", b"\x80")):  # a zip archive, or a pickle as torch once wrote it
+        raise TopiaristError(_damaged(path))
+    return _read_torch(path)
+
+
+def _damaged(path: Path) -> str:
+    return f"{path} is truncated or no weights file: save one with torch.save(model.state_dict(), FILE)."
 
 
 def _read_safetensors(path: Path) -> Mapping[str, object]:
@@ -55,18 +68,17 @@ def _read_safetensors(path: Path) -> Mapping[str, object]:
 
 
 def _read_torch(path: Path) -> Mapping[str, object]:
-    damaged = f"{path} is truncated or no weights file: save one with torch.save(model.state_dict(), FILE)."
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a format that is no PyTorch's; what is wrong is said below
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported" not in str(error) and "not an allowed global" not in str(error):
-            raise TopiaristError(damaged) from error
+            raise TopiaristError(_damaged(path)) from error
         told = f"{path} holds objects that only code can restore, which Topiarist does not run"
         raise TopiaristError(f"{told}: save the tensors alone with torch.save(model.state_dict(), FILE).") from error
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError) as error:
-        raise TopiaristError(damaged) from error
+        raise TopiaristError(_damaged(path)) from error
     if not isinstance(found, Mapping):
         raise TopiaristError(f"{path} holds a {type(found).__name__} and no state dict: save model.state_dict().")
     return found

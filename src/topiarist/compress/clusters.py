@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from topiarist.compress.inputs import checked_whole
 from topiarist.errors import TopiaristError
 
 Init = Literal["linear", "density", "random"]
@@ -46,13 +47,13 @@ def cluster(values: NDArray[Any], k: int, init: Init = "linear", *, steps: int =
         seed: of ``"random"``.
 
     Raises:
-        TopiaristError: k is below 1, or a value is not finite.
+        TopiaristError: k, the steps or the seed are no such number, or a value is not finite.
 
     Paper:
         Han, Mao, Dally: Deep Compression, ICLR 2016, section 3; Lloyd, IEEE Trans. Inf. Theory 28 (1982).
     """
-    if k < 1:
-        raise TopiaristError(f"weights cannot be shared among {k} clusters: give at least 1")
+    for name, number, least in (("the number of clusters", k, 1), ("steps", steps, 0), ("seed", seed, 0)):
+        checked_whole(name, number, least)
     if init not in get_args(Init):
         raise TopiaristError(f"centroids cannot start {init!r}: choose one of {', '.join(get_args(Init))}")
     order = np.argsort(values, kind="stable")

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from topiarist.compress.ans import DamagedError
 from topiarist.compress.coding import Blob, Coding, decode
-from topiarist.compress.octets import DTYPES, Memory, Source, deflated, varint
+from topiarist.compress.inputs import DTYPES
+from topiarist.compress.octets import Memory, Source, deflated, varint
 from topiarist.compress.paper import decode_paper
 from topiarist.errors import TopiaristError
 
@@ -62,7 +63,7 @@ def write(tensors: Mapping[str, tuple[Tensor, Blob]], texts: Mapping[str, str]) 
     """A file's bytes, and how many of them are header, checksum and all else that is no blob."""
     header = bytearray(varint(len(tensors)))
     for name, (tensor, blob) in tensors.items():
-        header += _text(name) + bytes([check_dtype(name, tensor), blob.coding])
+        header += _text(name) + bytes([DTYPES.index(tensor.dtype), blob.coding])
         header += b"".join(map(varint, (tensor.ndim, *tensor.shape, len(blob.data))))
     for name, text in texts.items():
         header += _text(name) + _text(text)
@@ -76,20 +77,6 @@ def write(tensors: Mapping[str, tuple[Tensor, Blob]], texts: Mapping[str, str]) 
 def _text(text: str) -> bytes:
     data = text.encode("utf-8")
     return varint(len(data)) + data
-
-
-def check_dtype(name: str, tensor: Tensor) -> int:
-    """The number of a tensor's type in a file.
-
-    Raises:
-        TopiaristError: it has none.
-    """
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.dtype not in DTYPES:
-        kind = tensor.dtype if tensor.layout == torch.strided else tensor.layout
-        raise TopiaristError(
-            f"{name} is a tensor of {kind} on {tensor.device}, which has no place in a file: make it dense"
-        )
-    return DTYPES.index(tensor.dtype)
 
 
 @dataclass(frozen=True)
@@ -115,7 +102,7 @@ class File:
         Raises:
             TopiaristError: this is no such file, it is damaged, of an unknown version, or too large.
         """
-        if data[:4] != MAGIC:
+        if not isinstance(data, (bytes, bytearray, memoryview)) or data[:4] != MAGIC:
             raise TopiaristError("this is no compressed network: give a file that topiarist compress wrote")
         if len(data) > 4 and data[4] != VERSION:
             raise TopiaristError(

@@ -6,18 +6,20 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from errno import EINVAL
 from math import prod
-from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from topiarist.architecture import Architecture, atomically
+from topiarist.architecture import Architecture, as_path, atomically, writable
 from topiarist.architecture_file import digest
 from topiarist.compress.coding import Blob, Coding, encode
-from topiarist.compress.container import MAX_BYTES, File, check_dtype, damaged, write
-from topiarist.compress.octets import varint
+from topiarist.compress.container import MAX_BYTES, File, damaged, write
+from topiarist.compress.inputs import checked_state, checked_whole, place
+from topiarist.compress.octets import Memory, patterns, varint
 from topiarist.compress.paper import WIDEST, encode_paper
 from topiarist.compress.report import Report, Row
 from topiarist.errors import TopiaristError
@@ -54,12 +56,12 @@ def save(
         What each tensor takes.
 
     Raises:
-        TopiaristError: a tensor that has no place in a file, or a file that cannot be written.
+        TopiaristError: a tensor that has no place in a file, an architecture of another network, or a file that cannot
+            be written.
     """
-    state = model.state_dict() if isinstance(model, nn.Module) else model
-    path = _path(path)
+    state, target = checked_state(model), writable(path)
     data, report = pack(state, mode=mode, architecture=architecture, half=half, index_bits=index_bits)
-    atomically(path, lambda temporary: temporary.write_bytes(data))
+    atomically(target, lambda temporary: temporary.write_bytes(data))
     return report
 
 
@@ -74,28 +76,24 @@ def pack(
     """The bytes that `save` writes, and the report."""
     if mode not in get_args(Mode):
         raise TopiaristError(f"there is no mode {mode!r}: choose ans or paper")
-    if index_bits is not None and (type(index_bits) is not int or not 1 <= index_bits <= WIDEST):
-        raise TopiaristError(f"a relative index cannot have {index_bits!r} bits: give 1 to {WIDEST}")
-    if not isinstance(state, Mapping):
-        raise TopiaristError(f"a network or its state dict can be saved, and no {type(state).__name__}")
-    if architecture is not None and not isinstance(architecture, Architecture):
-        raise TopiaristError(f"architecture must be a topiarist.Architecture, not {type(architecture).__name__}")
+    if index_bits is not None:
+        checked_whole("index_bits", index_bits, 1, WIDEST)
+    state = checked_state(state)
+    if architecture is not None:
+        if not isinstance(architecture, Architecture):
+            raise TopiaristError(
+                f"a {type(architecture).__name__} is no architecture: give that of prune(), or Architecture.load(FILE)"
+            )
+        architecture.check(state)
     coded: dict[str, tuple[Tensor, Blob]] = {}
     seen: dict[tuple[object, ...], int] = {}
     for name, tensor in state.items():
-        if not isinstance(name, str) or not _is_text(name):
-            raise TopiaristError(f"a tensor of the state dict is called {name!r}, which is no name: rename it")
-        if not isinstance(tensor, Tensor):
-            raise TopiaristError(f"{name} is a {type(tensor).__name__} and no tensor: leave it out of the state dict")
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-            raise TopiaristError(f"{name} is no dense tensor with values: convert it with .to_dense() or leave it out")
-        check_dtype(name, tensor)
-        place = _place(tensor)
-        if place in seen:
-            coded[name] = (tensor, Blob(Coding.ALIAS, varint(seen[place]), tensor.numel()))
+        where = place(tensor)
+        if where in seen:
+            coded[name] = (tensor, Blob(Coding.ALIAS, varint(seen[where]), tensor.numel()))
             continue
-        seen[place] = len(coded)
-        coded[name] = _coded(name, tensor.resolve_conj().resolve_neg(), mode, half, index_bits)
+        seen[where] = len(coded)
+        coded[name] = _coded(name, tensor, mode, half, index_bits)
     data, overhead = write(coded, {} if architecture is None else {_SHAPE: _plain(architecture)})
     rows = tuple(Row.of(name, tuple(tensor.shape), blob) for name, (tensor, blob) in coded.items())
     report = Report(rows, overhead, 0)
@@ -103,32 +101,11 @@ def pack(
     return data, replace(report, original=4 * sum(map(prod, shapes.values())) or report.dense)
 
 
-def _place(tensor: Tensor) -> tuple[object, ...]:
-    """Equal for tensors that are the same memory seen the same way; empty ones are never the same."""
-    where = tensor.data_ptr() if tensor.numel() else id(tensor)
-    seen = (tensor.is_conj(), tensor.is_neg(), tensor.dtype, tuple(tensor.shape), tensor.stride())
-    return (where, tensor.device, *seen)
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _path(path: str | os.PathLike[str]) -> Path:
-    if not isinstance(path, str | os.PathLike) or "\0" in os.fspath(path):
-        raise TopiaristError(f"{path!r} is no path of a file")
-    return Path(path)
-
-
 def _coded(name: str, tensor: Tensor, mode: Mode, half: bool, index_bits: int | None) -> tuple[Tensor, Blob]:
     if half and tensor.dtype == torch.float32:
         rounded = tensor.detach().half().float()
         if not torch.equal(rounded.isfinite(), tensor.isfinite()):
-            raise TopiaristError(f"{name} has values beyond 65504, which 16 bits cannot hold: save it with half=False")
+            raise TopiaristError(f"{name} has values beyond 65504, which 16 bits cannot hold: leave half out")
         tensor = rounded
     if mode == "ans":
         return tensor, encode(tensor)
@@ -186,8 +163,8 @@ def load_model(
         )
     model = make_model()
     if not isinstance(model, nn.Module):
-        raise TopiaristError(f"the function that makes the model gave a {type(model).__name__} and no torch.nn.Module")
-    own = model.state_dict()
+        raise TopiaristError(f"make_model() returned a {type(model).__name__}: let it return a torch.nn.Module")
+    own = checked_state(model)
     most = 160 * sum(t.numel() for t in own.values()) + (1 << 26) if max_bytes is None else max_bytes
     file = File.read(_read(path, most), most)
     architecture = _architecture(file)
@@ -197,34 +174,42 @@ def load_model(
     stored = {entry.name: entry for entry in file.entries}
     for name in [*own, *stored]:
         there, here = stored.get(name), own.get(name)
-        if there is None or here is None or there.shape != tuple(here.shape) or there.dtype != here.dtype:
-            told = "missing" if there is None else f"{there.shape} of {there.dtype}"
-            wanted = "that the model lacks" if here is None else f"and not {tuple(here.shape)} of {here.dtype}"
+        shapes = ["missing" if tensor is None else str(tuple(tensor.shape)) for tensor in (there, here)]
+        types = [str(tensor.dtype) for tensor in (there, here) if tensor is not None]
+        told, wanted = types if shapes[0] == shapes[1] else shapes
+        if told != wanted:
             raise TopiaristError(
-                f"{path} is of another network, its {name} is {told} {wanted}: make the model with the same options"
+                f"{path} is of another network, its {name} is {told} and not {wanted}: make the model with the same "
+                "options"
             )
-    values = file.tensors()
-    model.load_state_dict(values)
-    for name, value in model.state_dict().items():
-        if not torch.equal(value.cpu(), values[name]) and bool(values[name].isfinite().all()):
-            raise TopiaristError(
-                f"{path} is of another network, which has {name} apart from what this model ties it to"
-            )
+    tensors = file.tensors()
+    _check_ties(path, own, tensors)
+    model.load_state_dict(tensors)
     check_finite(model)
     return model
 
 
-def _read(path: str | os.PathLike[str], max_bytes: int) -> bytes:
-    path = _path(path)
-    if type(max_bytes) is not int:
-        raise TopiaristError(f"max_bytes must be a whole number of bytes, but got {max_bytes!r}")
-    try:
-        size = os.path.getsize(path)
-        if 2 * size > max_bytes:
+def _check_ties(path: str | os.PathLike[str], own: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+    """Raises where tensors that are one in a model differ in a file: the last of them would win."""
+    first: dict[tuple[object, ...], str] = {}
+    for name, tensor in own.items():
+        twin = first.setdefault(place(tensor), name)
+        one, other = stored[name], stored[twin]
+        if one is not other and not np.array_equal(patterns(one), patterns(other)):
             raise TopiaristError(
-                f"{path} has {size:,} bytes, too many for max_bytes={max_bytes:,}: raise it if you trust it"
+                f"{path} is of another network, its {twin} and {name} differ and are one tensor in the model: make the "
+                "model without tied weights"
             )
-        return Path(path).read_bytes()
+
+
+def _read(path: str | os.PathLike[str], max_bytes: int) -> bytes:
+    file = as_path(path)
+    try:
+        memory, size = Memory(max_bytes), file.stat().st_size
+        if not file.is_file():
+            raise OSError(EINVAL, "it is no file")
+        memory.need(2 * size, f"the file {path}")
+        return file.read_bytes()
     except OSError as error:
         raise TopiaristError(
             f"cannot read {path} ({error.strerror}): give a file that topiarist compress wrote"

@@ -12,15 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from topiarist.compress.ans import DamagedError
+from topiarist.compress.inputs import DTYPES, checked_whole
 from topiarist.errors import TopiaristError
 
-DTYPES = (
-    *(torch.float32, torch.float64, torch.float16, torch.bfloat16),
-    *(torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool),
-    *(torch.complex64, torch.complex128, torch.float8_e4m3fn, torch.float8_e5m2),
-    *(torch.uint16, torch.uint32, torch.uint64),
-)
-"""A type's place here is its number in a file: new ones go to the end."""
 _NARROWER = {
     torch.float32: (torch.float16, torch.bfloat16),
     torch.float64: (torch.float16, torch.bfloat16, torch.float32),
@@ -46,6 +40,10 @@ class Memory:
     """What decoding may still allocate, in bytes."""
 
     left: int
+
+    def __post_init__(self) -> None:
+        """Sees that there is a limit."""
+        checked_whole("max_bytes", self.left)
 
     def need(self, size: int, what: str, *, keep: bool = False) -> None:
         """Ask for some bytes before they are allocated, for a while or to keep.
@@ -126,7 +124,7 @@ def _deflate(data: bytes) -> bytes:
 
 def patterns(tensor: Tensor) -> NDArray[Any]:
     """The values of a tensor as unsigned numbers of the same bits, ``(n,)``; of 16-byte ones both halves, ``(2n,)``."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     if not flat.numel():
         return np.zeros(0, dtype=f"<u{min(flat.element_size(), 8)}")
     return flat.view(torch.uint8).numpy().view(f"<u{min(flat.element_size(), 8)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.compress.clusters import Init, cluster
+from topiarist.compress.inputs import checked_state, place
 from topiarist.errors import TopiaristError
 from topiarist.surgery import copied
 
@@ -40,7 +42,8 @@ class Shared:
 
         A centroid's gradient is the sum of those of its weights, ∂L/∂C_k = Σ_{i: label i = k} ∂L/∂w_i: each weight gets
         that sum as its own gradient, so whatever an optimiser does to one of them it does to all. It works in any loop
-        and with any optimiser that treats each weight alone; weight decay acts on a centroid as on a weight.
+        and with any optimiser that treats each weight alone; weight decay acts on a centroid as on a weight. Parameters
+        that are frozen stay as they are.
 
         Yields:
             The model.
@@ -54,7 +57,7 @@ class Shared:
             raise TopiaristError(f"the model has no parameter {min(missing)!r} any more: share its weights again")
         with ExitStack() as stack:
             for name, labels in self.labels.items():
-                if parameters[name].requires_grad:  # others do not move
+                if parameters[name].requires_grad:  # what is frozen does not move
                     stack.callback(parameters[name].register_hook(_Summed(labels)).remove)
             try:
                 yield self.model
@@ -128,16 +131,15 @@ def share(
         A new model, the assignment of its weights, and what it cost.
 
     Raises:
-        TopiaristError: bits out of range, a glob that fits no parameter, or weights that are not finite.
+        TopiaristError: bits out of range, a glob that fits no parameter or comes too late, nothing to share, or weights
+            that are not finite or of a type too narrow to be shared.
 
     Paper:
         Han, Mao, Dally: Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization and
         Huffman Coding, ICLR 2016.
     """
     if not isinstance(model, nn.Module):
-        raise TopiaristError(
-            f"share takes a torch.nn.Module and no {type(model).__name__}: share_state takes state dicts"
-        )
+        raise TopiaristError(f"share() takes a network and no {type(model).__name__}: share_state() takes a state dict")
     made = copied(model)
     labels, losses = _share_all(dict(made.named_parameters()), bits, init, steps, seed)
     return Shared(made, labels, losses)
@@ -156,10 +158,12 @@ def share_state(
     Returns:
         A new state dict; tied tensors stay tied.
     """
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise TopiaristError("share_state takes a state dict, name → tensor: share takes models")
-    made: dict[int, Tensor] = {}
-    copies = {name: made.setdefault(id(value), value.detach().clone()) for name, value in state.items()}
+    if isinstance(state, nn.Module):
+        raise TopiaristError("share_state() takes a state dict: share() takes a network")
+    made: dict[tuple[object, ...], Tensor] = {}
+    copies = {}
+    for name, value in checked_state(state).items():
+        copies[name] = made.setdefault(place(value), value.detach().resolve_conj().resolve_neg().clone())
     _share_all(copies, bits, init, steps, seed)
     return copies
 
@@ -168,8 +172,6 @@ def _share_all(
     parameters: Mapping[str, Tensor], bits: int | Mapping[str, int] | None, init: Init, steps: int, seed: int
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Share weights in place; labels and losses by name."""
-    if type(steps) is not int or steps < 1 or type(seed) is not int or not 0 <= seed < 1 << 63:
-        raise TopiaristError(f"steps must be at least 1 and seed at least 0, but got {steps!r} and {seed!r}")
     found = {
         name: _share(parameters[name], width, init, steps, seed) for name, width in _widths(parameters, bits).items()
     }
@@ -179,15 +181,9 @@ def _share_all(
 def _widths(tensors: Mapping[str, Tensor], bits: int | Mapping[str, int] | None) -> dict[str, int]:
     """The bits of each parameter that is to be shared; of tied ones the first name counts."""
     first = {id(value): name for name, value in reversed(list(tensors.items()))}
-    parameters = {n: p for n, p in tensors.items() if p.is_floating_point() and first[id(p)] == n}
+    parameters = {n: p for n, p in tensors.items() if p.is_floating_point() and first[id(p)] == n and not _measured(n)}
     if isinstance(bits, Mapping):
-        if not bits or not all(isinstance(glob, str) for glob in bits):
-            raise TopiaristError(f"bits must map globs on names of parameters to numbers, but got {bits!r}")
-        globs = {name: next((glob for glob in bits if fnmatchcase(name, glob)), None) for name in parameters}
-        idle = [glob for glob in bits if not any(fnmatchcase(name, glob) for name in parameters)]
-        if idle:
-            raise TopiaristError(f"bits are given for {idle[0]!r}, which fits no parameter: {', '.join(parameters)}")
-        found = {name: bits[glob] for name, glob in globs.items() if glob is not None}
+        found = _named(parameters, bits)
     else:
         weights = {name: p.ndim for name, p in parameters.items() if p.ndim > 1}
         default = {name: CONVOLUTION_BITS if axes > 2 else LINEAR_BITS for name, axes in weights.items()}
@@ -195,7 +191,41 @@ def _widths(tensors: Mapping[str, Tensor], bits: int | Mapping[str, int] | None)
     for name, width in found.items():
         if type(width) is not int or not 1 <= width <= MOST_BITS:
             raise TopiaristError(f"{name} cannot have {width!r} bits: give a whole number from 1 to {MOST_BITS}")
+        if parameters[name].element_size() < 2:
+            raise TopiaristError(f"{name} is of {parameters[name].dtype}, too narrow to be shared: convert it first")
+    if not found:
+        raise TopiaristError("nothing would be shared: give bits for parameters, as a number or as {glob: number}")
     return found
+
+
+def _named(parameters: Mapping[str, Tensor], bits: Mapping[str, int]) -> dict[str, int]:
+    """Parameter → the bits of the first glob that fits its name; each glob must be the first for one."""
+    for glob in bits:
+        if not isinstance(glob, str):
+            raise TopiaristError(
+                f"bits are given for {glob!r}: give them for the name of a parameter, or a glob on names"
+            )
+    globs = {name: next((glob for glob in bits if fnmatchcase(name, glob)), None) for name in parameters}
+    for glob in bits:
+        if glob in globs.values():
+            continue
+        if late := [name for name in parameters if fnmatchcase(name, glob)]:
+            raise TopiaristError(
+                f"the bits for {glob!r} never count, for {globs[late[0]]!r} fits {late[0]} before it: put it first"
+            )
+        near = (
+            get_close_matches(glob, parameters, n=3, cutoff=0.3)
+            or sorted(parameters, key=lambda name: -parameters[name].ndim)[:3]
+        )
+        raise TopiaristError(
+            f"bits are given for {glob!r}, which fits no parameter: name some such as {', '.join(near)}"
+        )
+    return {name: bits[glob] for name, glob in globs.items() if glob is not None}
+
+
+def _measured(name: str) -> bool:
+    """Whether a tensor is a statistic of a norm: a state dict has them beside its parameters."""
+    return name.rpartition(".")[2] in ("running_mean", "running_var")
 
 
 @torch.no_grad()
