@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from topiarist.studies.crews import default_workers as default_workers
     from topiarist.studies.digits import DEMO as DEMO
     from topiarist.studies.digits import demo as demo
+    from topiarist.studies.ray import RayCluster as RayCluster
     from topiarist.studies.results import gather as gather
     from topiarist.studies.runner import Event as Event
     from topiarist.studies.runner import Executor as Executor
@@ -44,6 +45,7 @@ _PUBLIC = {
     "cells": ("Cell",),
     "crews": ("Local", "default_workers"),
     "digits": ("DEMO", "demo"),
+    "ray": ("RayCluster",),
     "results": ("gather",),
     "runner": ("Event", "Executor", "Outcome", "run_cells"),
     "statistics": ("Difference", "Summary", "paired", "summarise", "verdict"),

@@ -152,8 +152,8 @@ def compute(cell: Cell, out: Path, work: Work) -> None:
         values = dict(work(cell, draft, tuple(folder(out, need) for need in cell.needs)))
         values["seconds"] = round(time.perf_counter() - start, 3)
         values["processor_seconds"] = round(time.process_time() - processor, 3)
-        write_json(draft / "cell.json", cell.as_json())
-        write_json(draft / "result.json", values)
+        (draft / "cell.json").write_text(_text(cell.as_json()))
+        (draft / "result.json").write_text(_text(values))
         publish(draft, final)
 
 
@@ -212,5 +212,9 @@ def prepare(out: Path) -> None:
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write plain values in one step, so that a reader never meets half a file."""
     draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
+    draft.write_text(_text(values))
     os.replace(draft, path)
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=1, allow_nan=False) + "\n"
