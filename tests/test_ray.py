@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +20,9 @@ STUDY = {
     "data": "digits",
     "prunings": [{"method": "l1", "budget": {"macs": 0.5}}],
     "seeds": [0, 1],
-    "recipe": {"epochs": 2, "lr": 0.05},
+    "recipe": {"epochs": 1, "lr": 0.05},
     "finetune": {"epochs": 2, "lr": 0.01, "schedule": "constant"},
-    "arms": ["finetune", "scratch_e"],
+    "arms": ["finetune"],
 }
 
 CELLS = """
@@ -237,4 +236,3 @@ def test_without_ray_one_is_told_how_to_get_it(
     assert "pip install 'topiarist[ray]'" in capsys.readouterr().err
     assert main([*words, "--ray.num_gpus", "0.5"]) == 2
     assert "--executor ray" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler

@@ -88,7 +88,7 @@ def prune(
         TopiaristError: bad input, an impossible budget, or a cut that cannot be proved.
     """
     method = make(method)
-    repairer = _repairer(method, repair)
+    repairer = repaired_by(method, repair)
     needs = method.needs if repairer is None else method.needs | repairer.needs
     wish = _budget(budget, method)
     trains = (recipe is not None and acts(method)) or (between is not None and steps != 1)
@@ -141,8 +141,12 @@ def prune(
     )
 
 
-def _repairer(method: Method, repair: str | Method | None) -> Method | None:
-    """Who gives what is left new values: the method that is asked to, or the one that chose, if it does such."""
+def repaired_by(method: Method, repair: str | Method | None) -> Method | None:
+    """Who gives what is left new values: the method that is asked to, or the one that chose, if it does such.
+
+    Raises:
+        TopiaristError: the one that is asked to does not repair, or not what the other one removes.
+    """
     if repair is None:
         return method if isinstance(method, Repair) else None
     other = make(repair)
@@ -304,4 +308,4 @@ def _repaired(model: nn.Module, graph: Graph, keep: Mapping[str, Tensor], by: Me
     return with_values(model, masked)
 
 
-__all__ = ["Batches", "prune"]
+__all__ = ["Batches", "prune", "repaired_by"]

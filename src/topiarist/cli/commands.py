@@ -347,6 +347,21 @@ def study(
     return _tell_study(studies.run(plan, folder, executor=where, quiet=json), folder, json)
 
 
+def merge(first: Path, second: Path, *, out: Path, json: bool = False) -> int:
+    """Make one study of two folders: of other seeds, methods, arms, networks or data, with the same recipes.
+
+    Args:
+        first: the output folder of a study.
+        second: the output folder of another one.
+        out: folder for the study of both; it may be one of them.
+        json: print the results as JSON.
+    """
+    from topiarist import studies
+
+    writable_folder(out)
+    return _tell_study(studies.merge([first, second], out), out, json)
+
+
 def report(folder: Path, *, json: bool = False) -> int:
     """Write the report of a demo or a study anew, and print its tables.
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from topiarist.studies.crews import default_workers as default_workers
     from topiarist.studies.digits import DEMO as DEMO
     from topiarist.studies.digits import demo as demo
+    from topiarist.studies.merging import merge as merge
     from topiarist.studies.ray import RayCluster as RayCluster
     from topiarist.studies.results import gather as gather
     from topiarist.studies.runner import Event as Event
@@ -45,6 +46,7 @@ _PUBLIC = {
     "cells": ("Cell",),
     "crews": ("Local", "default_workers"),
     "digits": ("DEMO", "demo"),
+    "merging": ("merge",),
     "ray": ("RayCluster",),
     "results": ("gather",),
     "runner": ("Event", "Executor", "Outcome", "run_cells"),

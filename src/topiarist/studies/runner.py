@@ -108,7 +108,7 @@ def run_cells(
 
     wanted = unfold(cells)
     tell = progress or (lambda event: None)
-    with _locked(out):
+    with locked(out):
         reused = [cell for cell in wanted if finished(out, cell)]
         for cell in reused:
             tell(Event(cell, "reused"))
@@ -195,7 +195,7 @@ def attempt(cell: Cell, out: Path, work: Work) -> str:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def locked(out: Path) -> Iterator[None]:
     """Hold the study's folder for this run alone."""
     prepare(out)
     (out / LOCK).touch()
