@@ -28,13 +28,13 @@ STUDY = {
     "network": "zoo:digitsnet",
     "data": "digits",
     "prunings": [
-        {"method": ["l1", "slimming"], "budget": [{"macs": 0.5}]},
+        {"method": "slimming", "budget": {"macs": 0.5}},
         {"method": "magnitude", "budget": {"ratio": 0.2}},
     ],
-    "seeds": [0, 1],
+    "seeds": [0],
     "recipe": {"epochs": 2, "lr": 0.05},
     "finetune": {"epochs": 2, "lr": 0.01, "schedule": "constant"},
-    "arms": ["finetune", "scratch_e", "scratch_b", "uniform", "lottery", "lottery_random"],
+    "arms": ["finetune", "scratch_b", "uniform", "lottery"],
     "cap": 2,
 }
 TIMINGS = {"seconds", "processor_seconds", "latency_ms"}

@@ -68,9 +68,9 @@ def main() -> None:
     if importlib.util.find_spec("ray"):
         where["Ray, two workers"] = (RayCluster(workers=2), 2)
     story = (
-        f"{CELLS} cells that sleep for {1000 * SECONDS:g} ms each; the first one is needed by all others. *Outside*: the "
-        "share of the workers' time that no cell accounts for, of the whole run and of what follows the first cell. "
-        f"*Start*: until the first cell begins, once a run. Medians (least to most) of {options.repeats} runs by "
+        f"{CELLS} cells that sleep for {1000 * SECONDS:g} ms each; the first one is needed by all others. *Outside*: "
+        "the share of the workers' time that no cell accounts for, of the whole run, and of what comes after the first "
+        f"cell. *Start*: until the first cell begins, once a run. Medians (least to most) of {options.repeats} runs by "
         "`benchmarks/overhead.py`."
     )
     lines = [

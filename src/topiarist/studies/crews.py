@@ -136,7 +136,7 @@ class _Processes:
                 failure(self.out, cell)
                 or f"its process ended with exit status {status} (negative: killed by that signal)"
             )
-        return cell, seconds, "" if finished(self.out, cell) else told
+        return cell, seconds, told and ("" if finished(self.out, cell) else told)
 
 
 def _serve(pipe: Connection, out: Path, work: Work, threads: int) -> None:

@@ -27,6 +27,9 @@ from topiarist.studies.runner import LOCK, Crew, attempt
 OBJECTS = 100 * 2**20
 """Bytes of memory for objects on a local cluster: results are folders, what goes through Ray are a few words."""
 
+FRESH = 1.0
+"""Seconds after which the cluster is asked again how large it is."""
+
 
 @dataclass(frozen=True)
 class RayCluster:
@@ -97,6 +100,8 @@ class _Tasks:
         options = {"num_cpus": cluster.num_cpus, "num_gpus": cluster.num_gpus, "max_retries": cluster.retries}
         self.task = self.ray.remote(_compute).options(**options)
         self.running: dict[Any, tuple[Cell, float]] = {}
+        self.local = self.owned and cluster.address == "local"
+        self.looked, self.known = -FRESH, 0
 
     @property
     def busy(self) -> int:
@@ -104,8 +109,11 @@ class _Tasks:
 
     @property
     def room(self) -> int:
-        # Asked anew each time, since clusters grow and shrink; one cell always waits for a node that may come back.
-        return (self.cluster.workers or max(1, self._places())) - self.busy
+        if self.cluster.workers and not self.local:
+            return self.cluster.workers - self.busy
+        if time.monotonic() > self.looked + FRESH:  # clusters grow and shrink
+            self.looked, self.known = time.monotonic(), self._places()
+        return self.known + 1 - self.busy  # one cell waits for the next place, which then is not empty for a moment
 
     def start(self, cell: Cell) -> None:
         threads = max(1, int(self.cluster.num_cpus))
@@ -135,7 +143,7 @@ class _Tasks:
         except self.ray.exceptions.RayError as error:
             first = str(error).strip().partition("\n")[0]
             told = f"Ray could not compute it, after {self.cluster.retries} retries ({type(error).__name__}: {first})"
-        return cell, time.perf_counter() - begin, "" if finished(self.out, cell) else told
+        return cell, time.perf_counter() - begin, told and ("" if finished(self.out, cell) else told)
 
     def _places(self) -> int:
         return sum(self.cluster.places(node["Resources"]) for node in self.ray.nodes() if node["Alive"])
