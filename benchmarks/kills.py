@@ -124,7 +124,8 @@ def main() -> None:
             found = contents(out)
             different = sum(found.get(name) != value for name, value in wanted.items()) + len(found.keys() - wanted)
             lost = len(marks(root / "calm").keys() - there.keys()) + len(list(out.glob("drafts/*")))
-            rows.append((workers, mine, resumed, lost + again, different))
+            if mine or lost + again + different:  # a study that ended before its moment says nothing
+                rows.append((workers, mine, resumed, lost + again, different))
     write(rows, len(wanted), length)
 
 
