@@ -284,7 +284,8 @@ from topiarist.studies.runner import run_cells
 
 OUT = Path(sys.argv[1])
 base = Cell("base", "net", "data", 0)
-CELLS = [Cell(arm, "net", "data", seed, needs=(base,)) for arm in ("first", "second", "third") for seed in (0, 1)]
+FIRST = tuple(Cell("first", "net", "data", seed, needs=(base,)) for seed in (0, 1))
+CELLS = [*FIRST, *(Cell(arm, "net", "data", seed, needs=FIRST) for arm in ("second", "third") for seed in (0, 1))]
 
 def work(cell, folder, needs):
     with (OUT / "log").open("a") as log:

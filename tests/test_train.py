@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from topiarist.data import Data
+from topiarist.data import Data, load_data
 from topiarist.errors import TopiaristError
 from topiarist.graph.graph import Group, Slice
 from topiarist.methods import Method
+from topiarist.pruning import prune
 from topiarist.train import (
     Epoch,
     History,
@@ -588,8 +589,48 @@ def run(devices):
 for one, two in zip(run(1), run(2), strict=True):
     torch.testing.assert_close(one, two)
 assert torch.distributed.get_world_size() == 2
+
+from topiarist import make_model, methods, prune, trace
+from topiarist.pruning import Batches
+from topiarist.stats import collect
+
+data = load_data("digits").subset(195)
+torch.manual_seed(1)
+model = make_model("zoo:digitsnet?width=0.25")()
+for method in ("taylor", "apoz", "fisher", "pfa"):  # gradients, activations, curvature, covariance
+    wish = None if method == "pfa" else 0.5
+    one, two = (prune(model, data.example(), method, wish, data, distributed=each) for each in (False, True))
+    assert not all(bool(kept.all()) for kept in one.keep.values()), method
+    for name, kept in one.keep.items():
+        assert torch.equal(kept, two.keep[name]), (method, name)
+        both = kept.clone().byte()  # and the other process says the same
+        torch.distributed.all_reduce(both)
+        assert torch.equal(both, 2 * kept.byte()), (method, name)
+
+graph, seen = trace(model, data.example()), []
+measuring = [methods.make(name) for name in methods.names()]
+measuring = [method for method in measuring if method.needs - {"weights", "training", "evaluations"}]
+assert {"taylor", "apoz", "fisher", "pfa", "obd", "obs", "wanda"} <= {method.name for method in measuring}
+model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+for size, mine in ((30, (105, 90)), (195, (195, 195))):  # seven batches; a single one, which the second only shows
+    for method in measuring:
+        batches, units = Batches(data, size, 0), method.units(graph)
+        one = collect(model, units, batches, method.needs)
+        seen.clear()
+        two = collect(model, units, batches, method.needs, distributed=True)
+        assert sum(seen) == mine[torch.distributed.get_rank()], (method, seen)
+        assert one.sums.keys() == two.sums.keys(), method
+        for key, total in one.sums.items():
+            torch.testing.assert_close(two.sums[key], total, rtol=1e-12, atol=1e-12 * float(total.abs().max()))
 torch.distributed.destroy_process_group()
 """
+
+
+def test_nobody_to_share_with() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 10))
+    data = load_data("digits")
+    with pytest.raises(TopiaristError, match="torchrun"):
+        prune(model, data.example(), "taylor", 0.5, data, distributed=True)
 
 
 @pytest.mark.slow

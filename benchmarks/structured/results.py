@@ -10,8 +10,7 @@ from typing import Any
 from plan import BUDGETS, PEER, SCRATCH, Setting, base, pruned, scratch, timed, trains
 
 from topiarist.studies import Cell, Difference, paired
-from topiarist.studies.cells import finished, result
-from topiarist.studies.runner import failure
+from topiarist.studies.cells import failure, finished, result
 
 Record = dict[str, Any]
 """A method on a network at a budget and a seed, and what came out; see `gather`."""

@@ -49,6 +49,7 @@ def prune(
     seed: int = 0,
     progress: Progress | None = None,
     on_step: OnStep | None = None,
+    distributed: bool = False,
 ) -> Pruned:
     """Prunes a network by a method to a budget, and proves the cut.
 
@@ -81,6 +82,8 @@ def prune(
         seed: of the training, and of the order in which a method sees the training examples.
         progress: called after each epoch, counted through all trainings.
         on_step: called by methods that work for long, with what they do, how many steps are done, and of how many.
+        distributed: under torchrun, share what is measured in one pass among all processes, which call this alike and
+            get the same (see `topiarist.stats.collect`); all else, trainings too, each of them does for itself.
 
     Returns:
         The smaller model with its architecture, its proof and its costs.
@@ -89,7 +92,7 @@ def prune(
         TopiaristError: bad input, an impossible budget, or a cut that cannot be proved.
     """
     method = make(method)
-    repairer = _repairer(method, repair)
+    repairer = repaired_by(method, repair)
     if repair is not None and rewind is not None:
         raise TopiaristError(
             "rewinding gives what is left its old values, not the repaired ones: leave one of them out"
@@ -120,7 +123,20 @@ def prune(
     if steps > 1 and units.groups[0].blocks:
         raise TopiaristError(f"{method.name} removes whole blocks in one cut: leave steps out")
     work = _Work(
-        method, repairer, needs, units, example_inputs, data, recipe, between, start, batch_size, seed, told, on_step
+        method,
+        repairer,
+        needs,
+        units,
+        example_inputs,
+        data,
+        recipe,
+        between,
+        start,
+        batch_size,
+        seed,
+        told,
+        on_step,
+        distributed,
     )
     if steps == 1:
         trained = work.train(model, units, units.full(), 1)
@@ -146,8 +162,12 @@ def prune(
     )
 
 
-def _repairer(method: Method, repair: str | Method | None) -> Method | None:
-    """Who gives what is left new values: the method that is asked to, or the one that chose, if it does such."""
+def repaired_by(method: Method, repair: str | Method | None) -> Method | None:
+    """Who gives what is left new values: the method that is asked to, or the one that chose, if it does such.
+
+    Raises:
+        TopiaristError: the one that is asked to does not repair, or not what the other one removes.
+    """
     if repair is None:
         return method if isinstance(method, Repair) else None
     other = make(repair)
@@ -214,11 +234,12 @@ class _Work:
     seed: int
     told: Told
     on_step: OnStep | None
+    distributed: bool
 
     def once(self, model: nn.Module, units: Graph, wish: Budget | Wish) -> tuple[dict[str, Tensor], Proof, nn.Module]:
         """Measures, scores, allocates, proves, repairs and cuts; what cannot be proved is pinned, and chosen again."""
         batches = None if self.data is None else Batches(self.data, self.batch_size, self.seed)
-        stats = collect(model, units, batches, self.needs, on_step=self.on_step)
+        stats = collect(model, units, batches, self.needs, on_step=self.on_step, distributed=self.distributed)
         for attempt in (1, 2):
             keep = dict(choose(self.method, units, stats, wish, cost=partial(cost, units)))
             proof = prove(model, units, keep, self.example_inputs)
@@ -311,4 +332,4 @@ def _repaired(model: nn.Module, graph: Graph, keep: Mapping[str, Tensor], by: Me
     return with_values(model, masked)
 
 
-__all__ = ["Batches", "prune"]
+__all__ = ["Batches", "prune", "repaired_by"]

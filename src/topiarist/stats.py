@@ -22,6 +22,7 @@ from topiarist.errors import TopiaristError
 from topiarist.graph import check_finite
 from topiarist.graph.calls import run, tensors_in
 from topiarist.measures import STATISTICS, Statistic, Watch
+from topiarist.ranks import added, ranks, share
 
 if TYPE_CHECKING:
     from topiarist.graph.graph import Graph
@@ -155,6 +156,7 @@ def collect(
     *,
     loss: Loss = cross_entropy,
     on_step: OnStep | None = None,
+    distributed: bool = False,
 ) -> Stats:
     """Measures all that is needed in one pass over the data, in eval mode; the model is left as it was.
 
@@ -167,37 +169,48 @@ def collect(
             this function.
         loss: mean over the examples of a batch, for statistics that need gradients.
         on_step: handed to the method, which tells it how far it is if it works for long.
+        distributed: share the pass among the processes of ``torch.distributed``, as torchrun starts them: each sees
+            every n-th batch, the sums of all are added, and all get the same. All of them call this, with the same
+            model and the same batches.
 
     Returns:
         The model's tensors and the sums.
 
     Raises:
-        TopiaristError: a tensor holds NaN, there is no such statistic, or data or targets are missing.
+        TopiaristError: a tensor holds NaN, there is no such statistic, data or targets are missing, or there are no
+            other processes to share with.
     """
     tensors = {name: tensor.detach() for name, tensor in _named_tensors(model)}
     check_finite(model)
     wanted = _statistics(needs)
     watch = Watch()
+    rank, count = ranks() if distributed else (0, 1)
     if wanted:
         if batches is None:
             raise TopiaristError(f"{wanted[0].name} must be measured: pass data, batches of inputs or (inputs, target)")
-        _measure(model, graph, batches, wanted, watch, loss)
-    return Stats(tensors, watch.sums, model, batches, on_step)
+        _measure(model, graph, share(batches, rank, count), wanted, watch, loss)
+    sums = added(watch.sums, _device(model)) if count > 1 else watch.sums
+    return Stats(tensors, sums, model, batches, on_step)
 
 
 def _measure(
-    model: nn.Module, graph: Graph, batches: Iterable[Any], wanted: list[Statistic], watch: Watch, loss: Loss
+    model: nn.Module,
+    graph: Graph,
+    batches: Iterable[tuple[Any, bool]],
+    wanted: list[Statistic],
+    watch: Watch,
+    loss: Loss,
 ) -> None:
-    """Runs the model over the data with the statistics hooked in."""
+    """Runs the model over the data with the statistics hooked in; a batch that does not count leaves zeros."""
     backward = any(statistic.gradients for statistic in wanted)
-    device = next((tensor.device for _, tensor in _named_tensors(model)), torch.device("cpu"))
+    device = _device(model)
     handles: list[RemovableHandle] = []
     seen = 0
     with _frozen_again(model), eval_mode(model), torch.enable_grad() if backward else torch.no_grad():
         try:
             for statistic in wanted:
                 handles += statistic.watch(model, graph, watch)
-            for batch in batches:
+            for batch, counts in batches:
                 inputs, target = parted(batch)
                 output = run(model, moved(inputs, device))
                 seen += 1
@@ -207,6 +220,8 @@ def _measure(
                     examples = len(tensors_in(inputs)[0])
                     watch.backward(loss(output, moved(target, device)) * examples)
                 del output  # and the graph with it, before the next batch needs the memory
+                if not counts:
+                    watch.sums = {key: torch.zeros_like(total) for key, total in watch.sums.items()}
         finally:
             for handle in handles:
                 handle.remove()
@@ -248,6 +263,10 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Mapping):
         return {key: mapped(entry, change) for key, entry in value.items()}
     return type(value)(mapped(entry, change) for entry in value) if isinstance(value, tuple | list) else value
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((tensor.device for _, tensor in _named_tensors(model)), torch.device("cpu"))
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -26,6 +26,7 @@ COMMANDS = {
     "compress": "share weights, train their centroids, and write one small file",
     "decompress": "read such a file, and write the network's tensors and its shape",
     "study": "run the comparison that a YAML file describes",
+    "merge": "make one study of two folders",
     "report": "write the report of a study anew",
 }
 """Name → what it does; the functions are in `topiarist.cli.commands`, imported when one is called."""

@@ -14,10 +14,12 @@ from topiarist.cli.pruning import TRAINING, Plan, Stepwise, fit, run, write_json
 from topiarist.errors import TopiaristError
 from topiarist.methods.base import Method
 from topiarist.scan import RATIOS
+from topiarist.studies.ray import RayCluster
 from topiarist.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from topiarist.graph import Graph
+    from topiarist.studies import Executor
 
 
 def demo(*, out: Path = Path("runs/demo"), seeds: int = 3, workers: int | None = None, json: bool = False) -> int:
@@ -340,21 +342,50 @@ def decompress(
     show.decompressed(restore(file, max_bytes, out), out, json)
 
 
-def study(file: Path, *, out: Path | None = None, workers: int = 1, json: bool = False) -> int:
+def study(
+    file: Path,
+    *,
+    out: Path | None = None,
+    workers: int | None = None,
+    executor: Literal["local", "ray"] = "local",
+    ray: RayCluster = RayCluster(),  # noqa: B008  a frozen value
+    json: bool = False,
+) -> int:
     """Run the study that a YAML file describes: networks x data x methods x budgets x seeds, and the arms of each.
 
     Args:
         file: the YAML file.
         out: folder for the results; by default runs/ and the file's name; finished cells there are reused.
-        workers: cells that run at the same time.
+        workers: cells that run at the same time; 1 by default, and on a Ray cluster as many as it has room for.
+        executor: where cells run: in processes of this machine, or on a Ray cluster.
+        ray: the cluster, and what each cell gets of it.
         json: print the results as JSON.
     """
     from topiarist import studies
 
+    if executor == "local" and ray != RayCluster():
+        raise TopiaristError("The options of --ray are for a cluster: add --executor ray, or leave them out.")
     folder = out or Path("runs") / file.stem
     plan = studies.Study.load(file)
     writable_folder(folder)
-    return _tell_study(studies.run(plan, folder, workers=workers, quiet=json), folder, json)
+    cluster = replace(ray, workers=workers or ray.workers)
+    where: Executor = cluster if executor == "ray" else studies.Local(workers or 1)
+    return _tell_study(studies.run(plan, folder, executor=where, quiet=json), folder, json)
+
+
+def merge(first: Path, second: Path, *, out: Path, json: bool = False) -> int:
+    """Make one study of two folders: of other seeds, methods, arms, networks or data, with the same recipes.
+
+    Args:
+        first: the output folder of a study.
+        second: the output folder of another one.
+        out: folder for the study of both; it may be one of them.
+        json: print the results as JSON.
+    """
+    from topiarist import studies
+
+    writable_folder(out)
+    return _tell_study(studies.merge([first, second], out), out, json)
 
 
 def report(folder: Path, *, json: bool = False) -> int:

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-ARMS = ("unpruned", "pruned", "finetune", "scratch_e", "scratch_b", "uniform")
+ARMS = ("unpruned", "pruned", "finetune", "scratch_e", "scratch_b", "lottery", "lottery_random", "uniform")
 _NAMES = ("ink", "muted", "line", "paper", *ARMS)
 COLOURS = {name: f"#1e0a{number:02x}" for number, name in enumerate(_NAMES)}
 """Stand-ins that matplotlib draws with; each becomes ``var(--NAME)`` in the page."""

@@ -52,6 +52,11 @@ class _Bench:
         data = load_data(cell.data)
         return _Bench(data, make_model(cell.network, **fitting_options(cell.network, data.input_shape, data.classes)))
 
+    def start(self, seed: int) -> nn.Module:
+        """The network with the initial weights of a seed."""
+        torch.manual_seed(seed)
+        return self.make()
+
     def graph(self, cell: Cell) -> Graph:
         """The units of the unpruned network that the cell's method works on."""
         graph = trace(self.make(), self.data.example())
@@ -65,8 +70,7 @@ def unpruned(cell: Cell, folder: Path, needs: Folders) -> Result:
     bench = _Bench.of(cell)
     graph = bench.graph(cell)
     method = None if cell.method == "none" else methods.make(cell.method, **cell.settings["fields"])
-    torch.manual_seed(cell.settings["seed"])
-    model = bench.make()
+    model = bench.start(cell.settings["seed"])
     total = cost(graph)
     shape = {"macs": total.macs, "params": total.params}
     whole = Architecture.of(graph, graph.full())
@@ -81,10 +85,14 @@ def pruned(cell: Cell, folder: Path, needs: Folders) -> Result:
     chance = {"seed": seed} if "seed" in (entry.name for entry in fields(methods.get(cell.method))) else {}
     method = methods.make(cell.method, **{**chance, **cell.settings["fields"]})
     budget = Budget(**cell.budget) if cell.budget else None
-    stepwise = {key: cell.settings[key] for key in ("steps", "schedule") if key in cell.settings}
-    between = Recipe(**cell.settings["between"]) if "between" in cell.settings else None
-    example = bench.data.example()
-    done = prune(model, example, method, budget, data=bench.data, seed=seed, between=between, **stepwise)
+    options: dict[str, Any] = {
+        key: cell.settings[key] for key in ("repair", "steps", "schedule") if key in cell.settings
+    }
+    if "between" in cell.settings:
+        options["between"] = Recipe(**cell.settings["between"])
+    if cell.settings.get("rewind"):
+        options["rewind"] = bench.start(seed).state_dict()
+    done = prune(model, bench.data.example(), method, budget, data=bench.data, seed=seed, **options)
     save(done.model, done.architecture, folder)
     return {
         "accuracy": evaluate(done.model, bench.data),
@@ -122,6 +130,19 @@ def scratch(cell: Cell, folder: Path, needs: Folders) -> Result:
     return _train(cell, folder, bench.data, model, architecture, recipe, shape, **mask)
 
 
+def ticket(cell: Cell, folder: Path, needs: Folders) -> Result:
+    """Train what pruning left from initial weights, without a change to them: a lottery ticket (Frankle & Carbin 2019).
+
+    ``start`` is their seed: that of the trained network rewinds the survivors to the values that they began with;
+    another one redraws them, which is what the ticket is compared with. All else is the same for both.
+    """
+    bench = _Bench.of(cell)
+    architecture = Architecture.load(needs[0] / SHAPE_FILE)
+    model = architecture.apply(bench.start(cell.settings["start"]))
+    mask = _mask(bench, cell, needs[0])
+    return _train(cell, folder, bench.data, model, architecture, _recipe(cell), _shape(needs[0]), **mask)
+
+
 def uniform(cell: Cell, folder: Path, needs: Folders) -> Result:
     """Train a network of the same MACs from random weights whose groups all keep the same fraction of their units."""
     bench = _Bench.of(cell)
@@ -151,6 +172,8 @@ STEPS: Mapping[str, Callable[[Cell, Path, Folders], Result]] = {
     "finetune": finetune,
     "scratch_e": scratch,
     "scratch_b": scratch,
+    "lottery": ticket,
+    "lottery_random": ticket,
     "uniform": uniform,
     "latency": clock,
 }

@@ -14,7 +14,8 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -135,21 +136,54 @@ def compute(cell: Cell, out: Path, work: Work) -> None:
     """Compute one cell and put its folder in place; do nothing if it is there.
 
     The work is done in ``OUT/drafts/KEY``, which survives a killed process: what the work left there (a checkpoint) is
-    there when the cell is computed again.
+    there when the cell is computed again. One process at a time works there: a worker that its run has given up for
+    lost may still be at it.
     """
     if finished(out, cell):
         return
     draft, final = out / "drafts" / cell.key, folder(out, cell)
     draft.mkdir(parents=True, exist_ok=True)
-    start, processor = time.perf_counter(), time.process_time()
-    values = dict(work(cell, draft, tuple(folder(out, need) for need in cell.needs)))
-    values["seconds"] = round(time.perf_counter() - start, 3)
-    values["processor_seconds"] = round(time.process_time() - processor, 3)
-    write_json(draft / "cell.json", cell.as_json())
-    write_json(draft / "result.json", values)
+    with held(draft):
+        if finished(out, cell):  # by whoever held the draft until now
+            with suppress(OSError):
+                draft.rmdir()
+            return
+        start, processor = time.perf_counter(), time.process_time()
+        values = dict(work(cell, draft, tuple(folder(out, need) for need in cell.needs)))
+        values["seconds"] = round(time.perf_counter() - start, 3)
+        values["processor_seconds"] = round(time.process_time() - processor, 3)
+        (draft / "cell.json").write_text(_text(cell.as_json()))
+        (draft / "result.json").write_text(_text(values))
+        publish(draft, final)
+
+
+def publish(draft: Path, final: Path) -> None:
+    """Put a finished folder in its place, in one step."""
     if final.exists():  # a folder without a result: somebody's leftovers
         shutil.rmtree(final)
     os.replace(draft, final)
+
+
+@contextmanager
+def held(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a file or folder for this process alone; the system lets go of it however the process ends.
+
+    Raises:
+        BlockingIOError: another process holds it, and ``wait`` is off.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except (ImportError, OSError):  # no such locks on this system: two runs at once are the user's care
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def failure(out: Path, cell: Cell) -> str:
@@ -178,5 +212,9 @@ def prepare(out: Path) -> None:
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write plain values in one step, so that a reader never meets half a file."""
     draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
+    draft.write_text(_text(values))
     os.replace(draft, path)
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=1, allow_nan=False) + "\n"

@@ -13,7 +13,7 @@ import torch
 
 from topiarist import __version__
 from topiarist.studies.cells import failure, finished, result, unfold
-from topiarist.studies.runner import default_workers
+from topiarist.studies.crews import default_workers
 from topiarist.studies.statistics import paired, summarise, verdict
 from topiarist.studies.study import ARMS, Row, Study, latency_cell
 
@@ -23,12 +23,26 @@ SPOKEN = {
     "finetune": "fine-tuning",
     "scratch_e": "Scratch-E",
     "scratch_b": "Scratch-B",
+    "lottery": "the lottery ticket",
+    "lottery_random": "the redrawn ticket",
     "uniform": "the uniformly narrowed network",
 }
 """Arm → what a sentence calls it."""
 
-PAIRS = (("finetune", "unpruned"), ("finetune", "scratch_e"), ("finetune", "scratch_b"), ("scratch_b", "uniform"))
+PAIRS = (
+    ("finetune", "unpruned"),
+    ("finetune", "scratch_e"),
+    ("finetune", "scratch_b"),
+    ("scratch_b", "uniform"),
+    ("lottery", "lottery_random"),
+)
 """Arms of one pruning that are compared seed by seed."""
+
+QUESTIONS = (
+    ("finetune", ("scratch_b", "scratch_e", "uniform", "unpruned")),
+    ("lottery", ("lottery_random",)),
+)
+"""What a conclusion says: an arm against the first of some others that is there."""
 
 Table = Sequence[Mapping[str, Any]]
 
@@ -169,37 +183,38 @@ def _compare(
 
 
 def conclude(comparisons: Sequence[Mapping[str, Any]], failed: Mapping[str, str]) -> list[str]:
-    """The conclusion in words: what fine-tuning is worth against training anew, by network, then what is missing."""
+    """The conclusion in words: what inherited and initial weights are worth, by network, then what is missing."""
     sentences = []
     places = dict.fromkeys((entry["network"], entry["data"]) for entry in comparisons)
     for place in places:
         here = [entry for entry in comparisons if (entry["network"], entry["data"]) == place]
         where = f" ({place[0]} on {place[1]})" if len(places) > 1 else ""
-        against = next((arm for arm in ("scratch_b", "scratch_e", "uniform", "unpruned") if _of(here, arm)), None)
-        if against:
-            sentences.append(_lead(_of(here, against), SPOKEN[against], where))
+        for arm, others in QUESTIONS:
+            against = next((other for other in others if _of(here, arm, other)), None)
+            if against:
+                sentences.append(_lead(_of(here, arm, against), SPOKEN[arm], SPOKEN[against], where))
     if failed:
         cells = "1 cell is" if len(failed) == 1 else f"{len(failed)} cells are"
         sentences.append(f"{cells} missing, so that some means rest on fewer seeds: run the study again.")
     return sentences or ["Nothing can be compared yet: no two arms share a finished seed."]
 
 
-def _of(comparisons: Sequence[Mapping[str, Any]], against: str) -> list[Mapping[str, Any]]:
-    return [entry for entry in comparisons if (entry["a"], entry["b"]) == ("finetune", against)]
+def _of(comparisons: Sequence[Mapping[str, Any]], arm: str, against: str) -> list[Mapping[str, Any]]:
+    return [entry for entry in comparisons if (entry["a"], entry["b"]) == (arm, against)]
 
 
-def _lead(entries: Sequence[Mapping[str, Any]], against: str, where: str) -> str:
-    """Say for which prunings fine-tuning is ahead, behind, or neither."""
+def _lead(entries: Sequence[Mapping[str, Any]], arm: str, against: str, where: str) -> str:
+    """Say for which prunings an arm is ahead, behind, or neither."""
     ahead = [entry for entry in entries if entry["resolved"] and entry["mean"] > 0]
     behind = [entry for entry in entries if entry["resolved"] and entry["mean"] < 0]
     open_ = [entry for entry in entries if not entry["resolved"]]
     parts = []
     if ahead:
-        parts.append(f"fine-tuning beats {against} for {_named(ahead)}")
+        parts.append(f"{arm} beats {against} for {_named(ahead)}")
     if behind:
-        parts.append(f"{against} beats fine-tuning for {_named(behind)}")
+        parts.append(f"{against} beats {arm} for {_named(behind)}")
     if open_:
-        parts.append(f"no difference between fine-tuning and {against} is resolved for {_named(open_)}")
+        parts.append(f"no difference between {arm} and {against} is resolved for {_named(open_)}")
     told = "; ".join(parts)
     return f"{told[0].upper()}{told[1:]}{where}."
 

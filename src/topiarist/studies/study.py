@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from topiarist import methods
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
+from topiarist.pruning import repaired_by
 from topiarist.steps import check_steps
 from topiarist.studies.cells import Cell
 from topiarist.training.recipe import Recipe
@@ -22,12 +24,15 @@ ARMS = {
     "finetune": "fine-tuned",
     "scratch_e": "Scratch-E",
     "scratch_b": "Scratch-B",
+    "lottery": "lottery ticket",
+    "lottery_random": "ticket redrawn",
     "uniform": "uniform widths",
 }
 """Arm → what tables call it. ``unpruned`` and ``pruned`` are always there, for the others build on them."""
 
-STEPS = ("steps", "step_epochs", "schedule")
-"""What a pruning may say of its steps: how many, epochs of training between two of them, how much goes in each."""
+OPTIONS = ("repair", "rewind", "steps", "step_epochs", "schedule")
+"""What else a pruning may say: the method that repairs what is left, whether the survivors return to their initial
+values after each cut, and of its steps: how many, epochs of training between two of them, how much goes in each."""
 
 SCRATCH_SEED = 1_000_003
 """Added to the seed wherever a network starts anew: from the seed itself it would start from the trained network's own
@@ -36,17 +41,17 @@ initial weights, which is another experiment (a lottery ticket's)."""
 
 @dataclass(frozen=True)
 class Pruning:
-    """A method with its fields and the budget that it prunes to, perhaps in several steps (see `STEPS`)."""
+    """A method with its fields and the budget that it prunes to, perhaps with further options (see `OPTIONS`)."""
 
     method: str
     budget: Mapping[str, Any]
     fields: Mapping[str, Any] = field(default_factory=dict)
-    steps: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
-        """The method and, where they were set, its fields and steps."""
-        settings = ", ".join(f"{key} {value}" for key, value in [*self.fields.items(), *self.steps.items()])
+        """The method and, where they were set, its fields and options."""
+        settings = ", ".join(f"{key} {value}" for key, value in [*self.fields.items(), *self.options.items()])
         return f"{self.method} ({settings})" if settings else self.method
 
     @property
@@ -121,14 +126,19 @@ class Study:
         for pruning in self.prunings:
             method = methods.make(pruning.method, **pruning.fields)
             _make(Budget, pruning.budget, "budget")
-            _make(Recipe, self._steps(pruning).get("between", {}), "recipe")
-            check_steps(method, pruning.steps.get("steps", 1), pruning.steps.get("schedule"))
+            _make(Recipe, self._options(pruning).get("between", {}), "recipe")
+            check_steps(method, pruning.options.get("steps", 1), pruning.options.get("schedule"))
+            repaired_by(method, pruning.options.get("repair"))
+            if not isinstance(pruning.options.get("rewind", False), bool):
+                raise TopiaristError(
+                    f"rewind is true or false, but {pruning.method} has {pruning.options['rewind']!r}."
+                )
 
     @staticmethod
     def of(settings: Mapping[str, Any]) -> Study:
         """A study from plain values, as in a YAML file.
 
-        Keys: ``network``, ``data``, ``prunings`` (entries of ``method``, ``budget`` and ``fields``), and the
+        Keys: ``network``, ``data``, ``prunings`` (entries of ``method``, ``budget``, ``fields`` and `OPTIONS`), and the
         others as the attributes of `Study`; ``seeds`` may be a number of seeds. Where a network, data set, method or
         budget is a list, each of them is meant.
 
@@ -159,9 +169,11 @@ class Study:
         Raises:
             TopiaristError: if the file cannot be read or is no study.
         """
+        path = Path(path)
         try:
-            settings = yaml.safe_load(Path(path).read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            text = path.read_text()
+            settings = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        except (OSError, ValueError, yaml.YAMLError) as error:
             told = " ".join(str(error).split())
             raise TopiaristError(f"The study {path} cannot be read ({told}): give a YAML file.") from error
         if not isinstance(settings, dict):
@@ -175,7 +187,7 @@ class Study:
             "network": list(self.networks),
             "data": list(self.data),
             "prunings": [
-                {"method": entry.method, "budget": dict(entry.budget), "fields": dict(entry.fields), **entry.steps}
+                {"method": entry.method, "budget": dict(entry.budget), "fields": dict(entry.fields), **entry.options}
                 for entry in self.prunings
             ],
             "seeds": list(self.seeds),
@@ -186,9 +198,9 @@ class Study:
         }
 
     def label(self, pruning: Pruning) -> str:
-        """What tables call a pruning: its method, with fields and steps where those tell it from another one."""
-        settings = (pruning.fields, pruning.steps)
-        alike = all((one.fields, one.steps) == settings for one in self.prunings if one.method == pruning.method)
+        """What tables call a pruning: its method, with fields and options where those tell it from another one."""
+        settings = (pruning.fields, pruning.options)
+        alike = all((one.fields, one.options) == settings for one in self.prunings if one.method == pruning.method)
         return pruning.method if alike else pruning.label
 
     def rows(self) -> Iterator[Row]:
@@ -231,24 +243,33 @@ class Study:
             # the budget alone says what the widths are: one network serves all methods
             return cell({**scratch, "cap": self.cap}, budget=pruning.budget)
         settings, need = {
-            "pruned": ({"fields": dict(pruning.fields), "seed": seed, **self._steps(pruning)}, "unpruned"),
+            "pruned": ({"fields": dict(pruning.fields), "seed": seed, **self._options(pruning)}, "unpruned"),
             "finetune": ({"recipe": dict(self.finetune), "seed": seed}, "pruned"),
             "scratch_e": (scratch, "pruned"),
             "scratch_b": ({**scratch, "cap": self.cap}, "pruned"),
+            "lottery": ({"recipe": dict(self.recipe), "seed": seed, "start": seed}, "pruned"),
+            "lottery_random": ({"recipe": dict(self.recipe), "seed": seed, "start": seed + SCRATCH_SEED}, "pruned"),
             "uniform": ({**scratch, "cap": self.cap}, "pruned"),
         }[arm]
         needed = self._cell(network, data, pruning, need, seed)
         return cell(settings, needed, method=pruning.method, budget=pruning.budget)
 
-    def _steps(self, pruning: Pruning) -> dict[str, Any]:
-        """How a pruning goes in several steps, and how the network trains between them."""
-        between = {**self.finetune, "epochs": pruning.steps.get("step_epochs", 1)}
-        return {**pruning.steps, "between": between} if pruning.steps else {}
+    def _options(self, pruning: Pruning) -> dict[str, Any]:
+        """What a pruning says beside method and budget, and how the network trains between its steps, if any.
+
+        From weights that it inherits it trains on as in fine-tuning, from its initial values as in the training.
+        """
+        if not pruning.options.keys() & {"steps", "step_epochs", "schedule"}:
+            return dict(pruning.options)
+        recipe = {"epochs": Recipe().epochs, **self.recipe} if pruning.options.get("rewind") else self.finetune
+        epochs = recipe["epochs"] if pruning.options.get("rewind") else 1
+        return {**pruning.options, "between": {**recipe, "epochs": pruning.options.get("step_epochs", epochs)}}
 
 
 def latency_cell(cell: Cell) -> Cell:
     """The cell that times a network: arms that train one pruned shape share it."""
-    shape = cell.needs[0] if cell.arm in ("finetune", "scratch_e", "scratch_b") else cell
+    trained = ("finetune", "scratch_e", "scratch_b", "lottery", "lottery_random")
+    shape = cell.needs[0] if cell.arm in trained else cell
     return Cell("latency", cell.network, cell.data, cell.seed, cell.method, cell.budget, needs=(shape,))
 
 
@@ -262,16 +283,16 @@ def _list(value: Any) -> list[Any]:
 
 
 def _prunings(entry: Any) -> Iterator[Pruning]:
-    known = {"method", "budget", "fields", *STEPS}
+    known = {"method", "budget", "fields", *OPTIONS}
     if not isinstance(entry, Mapping) or not {"method"} <= set(entry) <= known:
-        others = ", ".join(("'budget'", "'fields'", *map(repr, STEPS)))
+        others = ", ".join(("'budget'", "'fields'", *map(repr, OPTIONS)))
         raise TopiaristError(f"The pruning {entry!r} must have the key 'method', and may have {others}.")
     for budget in _list(entry.get("budget") or {}):
         for method in _list(entry["method"]):
             if not isinstance(budget, Mapping):
                 raise TopiaristError(f"The budget {budget!r} must be a mapping, for example {{macs: 0.5}}.")
-            steps = {key: entry[key] for key in STEPS if entry.get(key) is not None}
-            yield Pruning(str(method), dict(budget), dict(entry.get("fields") or {}), steps)
+            options = {key: entry[key] for key in OPTIONS if entry.get(key) is not None}
+            yield Pruning(str(method), dict(budget), dict(entry.get("fields") or {}), options)
 
 
 def _make(kind: Any, values: Mapping[str, Any], name: str) -> Any:

@@ -14,7 +14,7 @@ from topiarist.report import read_results, write_report
 from topiarist.studies.cells import Work, finished, prepare, unfold, write_json
 from topiarist.studies.progress import Live
 from topiarist.studies.results import gather
-from topiarist.studies.runner import run_cells
+from topiarist.studies.runner import Executor, run_cells
 from topiarist.studies.study import Study, latency_cell
 
 PRELOAD = ("lightning_fabric", "safetensors.torch", "sklearn.datasets")
@@ -22,14 +22,21 @@ PRELOAD = ("lightning_fabric", "safetensors.torch", "sklearn.datasets")
 
 
 def run(
-    study: Study | str | Path, out: str | Path, *, workers: int = 1, quiet: bool = False, work: Work | None = None
+    study: Study | str | Path,
+    out: str | Path,
+    *,
+    executor: Executor | None = None,
+    workers: int = 1,
+    quiet: bool = False,
+    work: Work | None = None,
 ) -> dict[str, Any]:
     """Run a study, or go on with it, and write ``results.json`` and ``report.html``.
 
     Args:
         study: a study, or a YAML file that holds one.
         out: folder of the study; what is finished there is reused.
-        workers: cells computed at a time.
+        executor: where cells are computed, for example a `topiarist.studies.RayCluster`; by default on this machine.
+        workers: cells computed at a time, without an executor.
         quiet: show no progress.
         work: what computes a cell; the arms by default.
 
@@ -50,7 +57,7 @@ def run(
     prepare(out)
     write_json(out / "study.json", study.as_json())
     with Live(len(cells) + len(clocks), quiet) as live:
-        outcome = run_cells(cells, out, work, workers=workers, preload=PRELOAD, progress=live)
+        outcome = run_cells(cells, out, work, executor=executor, workers=workers, preload=PRELOAD, progress=live)
         timed = [clock for clock in clocks if clock.needs[0].key not in outcome.failed]
         run_cells(timed, out, work, progress=live.only("latency"))  # one after the other, when nothing else runs
     results = gather(study, out)
