@@ -203,12 +203,14 @@ def _train(
         role: method, graph and keep, as `topiarist.fit` takes them.
     """
     checkpoint = folder / "checkpoint.pt"
-    history = fit(model, data, recipe, seed=cell.settings["seed"], checkpoint=checkpoint, **role)
+    seed = cell.settings["seed"]
+    history = fit(model, data, recipe, seed=seed, evaluate_every=0, checkpoint=checkpoint, **role)
     save(model, architecture, folder)
     write_json(folder / "history.json", asdict(history))
     checkpoint.unlink(missing_ok=True)
     known: Result = {name: shape[name] for name in ("macs", "params", "ratio", "widths") if name in shape}
-    return {"accuracy": evaluate(model, data), **known, "bytes": _size(folder), "epochs": len(history.epochs)}
+    accuracy = history.epochs[-1].test_accuracy if history.epochs else evaluate(model, data)
+    return {"accuracy": accuracy, **known, "bytes": _size(folder), "epochs": len(history.epochs)}
 
 
 def _recipe(cell: Cell) -> Recipe:
