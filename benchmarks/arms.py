@@ -93,12 +93,12 @@ def head(options: argparse.Namespace, images: int) -> list[str]:
         "# Fine-tuning against training from scratch",
         "",
         f"{images:,} training images, 12 epochs (fine-tuning 3), three seeds; accuracy in per cent of the 10,000 "
-        "test images, mean ± standard deviation. Structures keep 50 % of the MACs, `magnitude` 20 % of the weights. "
-        "Scratch-E trains the pruned shape for the epochs of the unpruned network, Scratch-B for its computation, but "
-        "at most twice the epochs; uniform narrows all layers alike and trains as Scratch-B. Where a method trains with a "
-        "penalty or scales, its unpruned network is another one. Liu et al. (ICLR 2019) claim that for predefined "
-        "architectures training from scratch is at least as good as fine-tuning, for automatic ones too, and that for "
-        "single weights it is so on small data sets only.",
+        "test images, mean ± standard deviation. Structures keep 50 % of the MACs, `magnitude` 20 % of the "
+        "weights. Scratch-E trains the pruned shape for the epochs of the unpruned network, Scratch-B for its "
+        "computation, but at most twice the epochs; uniform narrows all layers alike and trains as Scratch-B. "
+        "Where a method trains with a penalty or scales, its unpruned network is another one. Liu et al. (ICLR "
+        "2019) claim that for predefined architectures training from scratch is at least as good as fine-tuning, "
+        "for automatic ones too, and that for single weights it is so on small data sets only.",
         "",
         f"{options.workers} worker(s) of one thread on {os.cpu_count()} cores ({platform.machine()}), topiarist "
         f"{topiarist.__version__}, torch {torch.__version__}, Python {platform.python_version()}. Rerun: "
