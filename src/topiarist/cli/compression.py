@@ -151,10 +151,11 @@ def restore(file: Path, max_bytes: int | None, out: Path) -> dict[str, Any]:
             cannot be written, or is full.
     """
     from topiarist import compress
+    from topiarist.compress.files import load_both
 
     _not_onto(file, out / WEIGHTS_FILE)
     limit = compress.MAX_BYTES if max_bytes is None else max_bytes
-    state, shape = compress.load(file, max_bytes=limit), compress.load_architecture(file, max_bytes=limit)
+    state, shape = load_both(file, max_bytes=limit)
     once = {id(value): name for name, value in reversed(list(state.items()))}  # tied tensors are written once
     tensors = {name: value for name, value in state.items() if once[id(value)] == name}
 
