@@ -240,6 +240,8 @@ def _umask() -> int:
 def save(model: nn.Module, architecture: Architecture, path: str | os.PathLike[str]) -> None:
     """Writes a pruned model into a folder: its tensors as safetensors, its shape as JSON.
 
+    What a command wrote into ``result.json`` there was about another network, and goes.
+
     Args:
         model: the pruned model, perhaps trained further.
         architecture: its shape.
@@ -251,6 +253,16 @@ def save(model: nn.Module, architecture: Architecture, path: str | os.PathLike[s
     folder = Path(path)
     write_tensors(model, folder / WEIGHTS_FILE)
     architecture.save(folder / SHAPE_FILE)
+    forget_result(folder)
+
+
+def forget_result(folder: Path) -> None:
+    """Drops the ``result.json`` of a command, where the network that it tells of was overwritten; no other file."""
+    file = folder / "result.json"
+    with suppress(OSError, ValueError, RecursionError):
+        told = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(told, dict) and {"model", "data", "accuracy"} <= told.keys():
+            file.unlink()
 
 
 def write_tensors(model: nn.Module, path: Path) -> None:

@@ -12,7 +12,7 @@ import safetensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from topiarist.architecture import SHAPE_FILE, WEIGHTS_FILE, Architecture, atomically, writable
+from topiarist.architecture import SHAPE_FILE, WEIGHTS_FILE, Architecture, atomically, forget_result, writable
 from topiarist.cli import show
 from topiarist.cli.inputs import Source
 from topiarist.cli.weights import put_weights, read_weights
@@ -170,7 +170,10 @@ def restore(file: Path, max_bytes: int | None, out: Path) -> dict[str, Any]:
             raise OSError(str(error)) from error
 
     atomically(out / WEIGHTS_FILE, write)
-    if shape is not None:
+    forget_result(out)
+    if shape is None:
+        (out / SHAPE_FILE).unlink(missing_ok=True)  # that of another network
+    else:
         shape.save(out / SHAPE_FILE)
     size = sum(value.numel() * value.element_size() for value in tensors.values())
     return {"out": str(out), "tensors": len(state), "bytes": size, "architecture": shape is not None}
