@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,3 +46,28 @@ def accuracy(summary: Mapping[str, Any]) -> str:
     if summary["mean"] is None:
         return DASH
     return f"{summary['mean']:.2f}" + ("" if summary["std"] is None else f" ± {summary['std']:.2f}")
+
+
+def times(size: str) -> str:
+    """The size of a kernel or a map: ``"3x3"`` → ``"3×3"``."""
+    return size.replace("x", "×")
+
+
+def shortened(name: str, most: int = 18) -> str:
+    """The end of a long name, which tells layers apart: ``"features.block1.conv1"`` → ``"…ures.block1.conv1"``."""
+    return name if len(name) <= most else f"…{name[1 - most :]}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Both ends of an interval of differences: ``"−0.42 to +0.15"``."""
+    return DASH if low is None or high is None else f"{signed(low)} to {signed(high)}"
+
+
+def signed(value: float) -> str:
+    """A difference with its sign: ``-0.4`` → ``"−0.40"``."""
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def tied(text: str) -> str:
+    """A sentence that breaks no line within ``95 %``, ``n = 3`` or ``3 seeds``."""
+    return re.sub(r"(?<=\d) (?=%|points|seeds)|(?<=n) (?==)|(?<==) ", "\u00a0", text)
