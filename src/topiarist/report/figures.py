@@ -57,13 +57,8 @@ def tradeoff(rows: Rows, cost: str, looks: Looks, salt: str) -> str:
         axes = quiet(figure)
         scale = _Scale.of([row[cost] for row in shown], whole=cost != "latency_ms")
         places = _side_by_side([scale.to(row[cost]) for row in shown])
-        for arm, method in dict.fromkeys((row["arm"], row["method"]) for row in shown):
-            line = sorted(
-                (place, row["accuracy"]["mean"])
-                for place, row in zip(places, shown, strict=True)
-                if (row["arm"], row["method"]) == (arm, method)
-            )
-            axes.plot(*zip(*line, strict=True), color=looks[arm].colour, lw=0.8, alpha=0.4, zorder=2)
+        if cost != "latency_ms":  # it need not fall with the budget
+            _join_budgets(axes, places, shown, looks)
         for place, row in zip(places, shown, strict=True):
             look, mean = looks[row["arm"]], row["accuracy"]["mean"]
             letter = named.get(row["method"], "")
@@ -74,11 +69,22 @@ def tradeoff(rows: Rows, cost: str, looks: Looks, salt: str) -> str:
                 place, mean, letter, ha="center", va="center_baseline", fontsize=6.5, color=COLOURS["paper"], zorder=4
             )
         _reference(axes.axhline, next((row for row in shown if row["method"] == "none"), None))
-        axes.set_xlim(-0.05, 1.05)
+        axes.set_xlim(min([0.0, *places]) - 0.05, max([1.0, *places]) + 0.05)
         scale.mark(axes, "ms" if cost == "latency_ms" else "%")
         axes.set_xlabel(COSTS[cost][1])
         axes.set_ylabel("test accuracy, %")
     return svg()
+
+
+def _join_budgets(axes: Axes, places: Sequence[float], rows: Rows, looks: Looks) -> None:
+    """A thin line through the budgets of each arm and method."""
+    for arm, method in dict.fromkeys((row["arm"], row["method"]) for row in rows):
+        line = sorted(
+            (place, row["accuracy"]["mean"])
+            for place, row in zip(places, rows, strict=True)
+            if (row["arm"], row["method"]) == (arm, method)
+        )
+        axes.plot(*zip(*line, strict=True), color=looks[arm].colour, lw=0.8, alpha=0.4, zorder=2)
 
 
 @dataclass(frozen=True)
@@ -190,7 +196,7 @@ def widths(widths: Mapping[str, Sequence[float]], noun: str, salt: str) -> str:
             axes.set_xlabel("layer, in the order of execution")
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         else:
-            names = [words.shortened(name.removesuffix(".weight")) for name in widths]
+            names = [words.shortened(name) for name in words.distinct(list(widths))]
             axes.set_xticks(list(places), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8.5)
         axes.set_ylabel(noun)
         axes.margins(x=0.02)

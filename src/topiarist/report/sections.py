@@ -10,6 +10,9 @@ from markupsafe import Markup
 from topiarist.report import figures, tables
 from topiarist.report.looks import Look
 
+TOLD = 8
+"""Up to so many prunings of a network, each tells its comparisons; those of more are in a table alone."""
+
 Results = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
 
@@ -19,6 +22,7 @@ def sections(results: Results, looks: Mapping[str, Look]) -> Iterator[dict[str, 
     for number, place in enumerate(dict.fromkeys((row["network"], row["data"]) for row in results["rows"])):
         rows = [row for row in results["rows"] if (row["network"], row["data"]) == place]
         prunings = dict.fromkeys((row["method"], row["goal"]) for row in rows if row["method"] != "none")
+        told = len(prunings) <= TOLD
         yield {
             "network": place[0],
             "data": place[1],
@@ -30,7 +34,8 @@ def sections(results: Results, looks: Mapping[str, Look]) -> Iterator[dict[str, 
                 if len(figures.drawn(rows, cost)) > 1
             ],
             "prunings": [
-                _pruning(results, rows, name, looks, f"{number}-{count}") for count, name in enumerate(prunings)
+                _pruning(results if told else {**results, "comparisons": []}, rows, name, looks, f"{number}-{count}")
+                for count, name in enumerate(prunings)
             ],
         }
 
@@ -43,12 +48,13 @@ def _pruning(
     whole = next((row for row in rows if row["method"] == "none"), None)
     pruned: Mapping[str, Any] = next((row for row in here if row["arm"] == "pruned"), {})
     widths, kernels, scores = (pruned.get(key) for key in ("widths", "kernels", "scores"))
+    known = any(row["accuracy"]["n"] for row in here)
     noun = "weights" if kernels else "units"
     return {
         "method": name[0],
         "goal": name[1],
         "noun": noun,
-        "arms": Markup(figures.arms(here, whole, figures.limits(rows), looks, f"arms-{salt}")),
+        "arms": Markup(figures.arms(here, whole, figures.limits(rows), looks, f"arms-{salt}")) if known else "",
         "widths": Markup(figures.widths(widths, noun, f"widths-{salt}")) if widths else "",
         "kernels": Markup(figures.kernels(kernels, f"kernels-{salt}")) if kernels else "",
         "scores": Markup(figures.scores(scores, noun, f"scores-{salt}")) if scores else "",

@@ -56,9 +56,9 @@ class Table:
     lines: list[Line] = field(default_factory=list)
 
 
-def several(results: Results) -> bool:
-    """Whether there is more than one combination of network and data."""
-    return len({(row["network"], row["data"]) for row in results["rows"]}) > 1
+def _places(results: Results) -> list[str]:
+    """The fields of a row that tell where it is from, of those that are not the same in all rows."""
+    return [key for key in ("network", "data") if len({row[key] for row in results["rows"]}) > 1]
 
 
 def labels(results: Results) -> dict[str, str]:
@@ -69,13 +69,14 @@ def labels(results: Results) -> dict[str, str]:
 def arms_table(results: Results) -> Table:
     """Every arm of every pruning: accuracy, what was published, costs."""
     published = any(row.get("published") for row in results["rows"])
-    heads = ["Network", "Data"] if several(results) else []
+    places = _places(results)
+    heads = [key.capitalize() for key in places]
     heads += ["Method", "Arm", "Accuracy, %"] + (["Published, %"] if published else [])
     numbers = ("MACs", "Parameters", "File", "Latency", "Epochs", "Seeds")
     table = Table("arms", (*heads, *numbers), frozenset((*numbers, "Accuracy, %", "Published, %")))
     before: tuple[str, ...] = ()
     for row in results["rows"]:
-        cells = [Cell(row["network"]), Cell(row["data"])] if several(results) else []
+        cells = [Cell(row[key]) for key in places]
         cells += [Cell(row["method"], row["goal"]), Cell(row["label"], arm=row["arm"])]
         cells += [Cell(words.accuracy(row["accuracy"]), value=row["accuracy"]["mean"])]
         cells += [_published(row)] if published else []
@@ -107,7 +108,7 @@ def _share(ratio: float | None) -> str:
 
 def overall_table(results: Results) -> Table:
     """Pairs of arms over all prunings, and over those of each method."""
-    heads = ("Compared", "Over", "Prunings", "Difference, points", "95 % interval", "Seeds", "Ahead")
+    heads = ("Compared", "Over", "Difference, points", "95 % interval", "Ahead", "Prunings", "Seeds")
     table = Table("overall", heads, frozenset(("Prunings", "Difference, points", "Seeds")))
     entries = results.get("overall", [])
     span = span_of(entries)
@@ -120,11 +121,11 @@ def overall_table(results: Results) -> Table:
         cells = (
             _pair(results, entry),
             Cell(entry["method"] or "all methods"),
-            Cell(str(entry["prunings"]), value=entry["prunings"]),
             Cell(words.signed(entry["mean"]), value=entry["mean"]),
             Cell(words.interval(entry["low"], entry["high"]), strip=strip(entry, span)),
-            Cell(str(entry["n"]), value=entry["n"]),
             _ahead(results, entry),
+            Cell(str(entry["prunings"]), value=entry["prunings"]),
+            Cell(str(entry["n"]), value=entry["n"]),
         )
         keys = {"arm": " ".join(pair)} | ({"method": entry["method"]} if entry["method"] else {})
         table.lines.append(Line(cells, keys, pair != before))
@@ -134,22 +135,20 @@ def overall_table(results: Results) -> Table:
 
 def comparison_table(results: Results) -> Table:
     """Every comparison of two arms of a pruning, and of a method with chance."""
-    heads = ("Method", "Compared", "Difference, points", "95 % interval", "Seeds", "Ahead")
-    many = several(results)
-    table = Table(
-        "comparisons", ("Network", "Data", *heads) if many else heads, frozenset(("Difference, points", "Seeds"))
-    )
+    places = _places(results)
+    heads = [*(key.capitalize() for key in places), "Method", "Compared"]
+    heads += ["Difference, points", "95 % interval", "Ahead", "Seeds"]
+    table = Table("comparisons", tuple(heads), frozenset(("Difference, points", "Seeds")))
     before: tuple[str, ...] = ()
     for entry in results["comparisons"]:
-        place = (Cell(entry["network"]), Cell(entry["data"])) if many else ()
         cells = (
-            *place,
+            *(Cell(entry[key]) for key in places),
             Cell(entry["method"], entry["goal"]),
             _pair(results, entry),
             Cell(words.signed(entry["mean"]), value=entry["mean"]),
             Cell(words.interval(entry["low"], entry["high"])),
-            Cell(str(entry["n"]), value=entry["n"]),
             _ahead(results, entry),
+            Cell(str(entry["n"]), value=entry["n"]),
         )
         kind = (entry["network"], entry["data"], entry["method"], entry["goal"])
         arm = f"{entry['a']} {entry['b']}" if not entry["when"] else ""
@@ -177,7 +176,7 @@ def _ahead(results: Results, entry: Mapping[str, Any]) -> Cell:
 
 def span_of(entries: Sequence[Mapping[str, Any]]) -> float:
     """How far a strip reaches to either side of zero, so that it holds all of these intervals."""
-    return max((abs(end) for entry in entries for end in _ends(entry)), default=0.0) or 1.0
+    return 1.1 * max((abs(end) for entry in entries for end in _ends(entry)), default=0.0) or 1.0
 
 
 def strip(entry: Mapping[str, Any], span: float) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 DASH = "–"
@@ -56,6 +56,15 @@ def times(size: str) -> str:
 def shortened(name: str, most: int = 18) -> str:
     """The end of a long name, which tells layers apart: ``"features.block1.conv1"`` → ``"…ures.block1.conv1"``."""
     return name if len(name) <= most else f"…{name[1 - most :]}"
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Dotted names without what all have in common at their ends: ``a.0.conv``, ``a.1.conv`` → ``0``, ``1``."""
+    parts = [name.split(".") for name in names]
+    for end in (0, -1):
+        while len(parts) > 1 and all(len(each) > 1 and each[end] == parts[0][end] for each in parts):
+            parts = [each[1:] if end == 0 else each[:-1] for each in parts]
+    return [".".join(each) for each in parts]
 
 
 def interval(low: float | None, high: float | None) -> str:

@@ -93,12 +93,13 @@ def conclude(comparisons: Sequence[Row], pooled: Sequence[Row], failed: Mapping[
     sentences = []
     scratch = next((arm for arm in SCRATCH if ("finetune", arm) in total), None)
     if scratch:
-        sentences += [_worth(total["finetune", scratch]), *_by_pruning(comparisons, "finetune", scratch, spoken)]
-    questions = (
-        [("lottery", "lottery_random")] if scratch else [("finetune", "unpruned"), ("lottery", "lottery_random")]
-    )
-    for a, b in questions:
-        if (a, b) in total:
+        sentences.append(_worth(total["finetune", scratch]))
+        equal = scratch != "scratch_e" and total.get(("finetune", "scratch_e"))
+        if equal:
+            sentences.append(f"Where both trainings have equally many epochs, {equal['verdict']}{_average(equal)}.")
+        sentences += _by_pruning(comparisons, "finetune", scratch, spoken)
+    for a, b in (("finetune", "unpruned"), ("lottery", "lottery_random")):
+        if (a, b) in total and not (a == "finetune" and scratch):
             sentences += [_sentence(total[a, b]), *_by_pruning(comparisons, a, b, spoken)]
     for arm in dict.fromkeys(a for a, b in total if b == "uniform" and a not in ("finetune", *SCRATCH)):
         direct = next((other for other in SCRATCH if (arm, other) in total), None)

@@ -54,7 +54,7 @@ const filter = () => {
   shown.textContent = left < lines.length ? `${left} of ${lines.length} lines` : "";
 };
 
-controls.addEventListener("input", filter);
+for (const event of ["input", "change"]) controls.addEventListener(event, filter);
 controls.addEventListener("submit", (event) => event.preventDefault());
 controls.hidden = false;
 filter(); // a browser may have kept what was typed before a reload
