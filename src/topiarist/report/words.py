@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+
+from markupsafe import Markup, escape
 from typing import Any
 
 DASH = "–"
@@ -77,6 +79,7 @@ def signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−")
 
 
-def tied(text: str) -> str:
-    """A sentence that breaks no line within ``95 %``, ``n = 3`` or ``3 seeds``."""
-    return re.sub(r"(?<=\d) (?=%|points|seeds)|(?<=n) (?==)|(?<==) ", "\u00a0", text)
+def tied(text: str) -> Markup:
+    """A sentence for the page that breaks no line within ``95 %``, ``n = 3``, ``3 seeds`` or ``Scratch-B``."""
+    whole = re.sub(r"(?<=\d) (?=%|points|seeds)|(?<=n) (?==)|(?<==) ", "\u00a0", str(escape(text)))
+    return Markup(re.sub(r"Scratch-[BE]", r'<span class="tied">\g<0></span>', whole))
