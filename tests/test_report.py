@@ -8,80 +8,9 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
+from report_results import LABELS, make_results
 from topiarist.errors import TopiaristError
-from topiarist.report import figures, read_results, render, show, words, write_report
-
-LABELS = {
-    "unpruned": "unpruned",
-    "pruned": "as pruned",
-    "finetune": "fine-tuned",
-    "scratch_e": "Scratch-E",
-    "scratch_b": "Scratch-B",
-    "uniform": "uniform widths",
-}
-
-
-def row(method, goal, arm, mean, ratio):
-    seeds = {"0": mean - 0.2, "1": mean, "2": mean + 0.2}
-    return {
-        "network": "zoo:digitsnet",
-        "data": "digits",
-        "method": method,
-        "goal": goal,
-        "arm": arm,
-        "label": LABELS[arm],
-        "accuracy": {"mean": mean, "std": 0.2, "n": 3, "seeds": seeds},
-        "macs": 1_230_000 * ratio,
-        "params": 45_678 * ratio,
-        "macs_ratio": ratio,
-        "params_ratio": ratio,
-        "bytes": 182_712 * ratio,
-        "epochs": 16.0,
-        "seconds": 3.0,
-        "latency_ms": 0.5478,
-        "proof": None,
-        "widths": {"conv1": [8.3, 16], "layer1.0.conv1": [20.0, 32]} if arm == "pruned" else {},
-        "cells": {},
-    }
-
-
-def make_results(method="l1"):
-    arms = {"pruned": 41.0, "finetune": 97.1, "scratch_e": 96.0, "scratch_b": 96.9, "uniform": 96.1}
-    rows = [row("none", "", "unpruned", 97.8, 1.0)]
-    rows += [row(method, "50 % of MACs", arm, mean, 0.495) for arm, mean in arms.items()]
-    comparison = {
-        "network": "zoo:digitsnet",
-        "data": "digits",
-        "method": method,
-        "goal": "50 % of MACs",
-        "when": "",
-        "a": "finetune",
-        "b": "scratch_b",
-        "mean": 0.2,
-        "low": -0.1,
-        "high": 0.5,
-        "n": 3,
-        "level": 0.95,
-        "resolved": False,
-        "verdict": "no difference resolved between fine-tuning and Scratch-B",
-    }
-    other = {**comparison, "b": "scratch_e", "low": 0.3, "high": 1.5, "mean": 0.9, "resolved": True}
-    return {
-        "topiarist": "0.1.0",
-        "title": "A study",
-        "study": {
-            "seeds": [0, 1, 2],
-            "prunings": [{"method": method, "budget": {}, "fields": {"p": 2}}],
-            "recipe": {"epochs": 16},
-            "finetune": {},
-            "cap": 2.0,
-        },
-        "conclusion": ["No difference between fine-tuning and Scratch-B is resolved for l1 at 50 % of MACs."],
-        "rows": rows,
-        "comparisons": [comparison, {**other, "verdict": "fine-tuning beats Scratch-E by 0.90 points"}],
-        "failed": {},
-        "environment": {"python": "3.11"},
-    }
+from topiarist.report import figures, looks, read_results, render, show, words, write_report
 
 
 class Page(HTMLParser):
@@ -115,7 +44,7 @@ def test_the_page_refers_to_nothing_outside(tmp_path):
     text = write_report(tmp_path, make_results()).read_text(encoding="utf-8")
     page = Page(text)
     assert all(reference.startswith(("#", "data:")) for reference in page.references)
-    assert "http" not in text
+    assert "://" not in text
     assert "@import" not in text
     assert all(target.startswith("#") for target in re.findall(r"url\(['\"]?([^)'\"]*)", text))
 
@@ -125,7 +54,7 @@ def test_the_page_holds_its_data(tmp_path):
     text = write_report(tmp_path, results).read_text(encoding="utf-8")
     assert json.loads(Page(text).scripts["results"]) == results
     assert read_results(tmp_path) == results
-    assert text.index(results["conclusion"][0]) < text.index("<table")
+    assert text.index(words.tied(results["conclusion"][0])) < text.index("<table")
 
 
 def test_the_same_results_give_the_same_page():
@@ -140,8 +69,8 @@ def test_ids_are_unique_and_references_to_them_meet_one():
 
 def test_figures_take_the_colours_of_the_page():
     text = render(make_results())
-    assert not any(colour in text for colour in figures.COLOURS.values())
-    assert all(f"var(--{arm.replace('_', '-')})" in text for arm in figures.ARMS)
+    assert not any(colour in text for colour in looks.COLOURS.values())
+    assert all(f"var(--{arm.replace('_', '-')})" in text for arm in LABELS)
 
 
 def test_names_cannot_break_the_page():
@@ -165,7 +94,7 @@ def test_results_with_holes_are_still_told():
 
 @pytest.mark.parametrize("count", [1, 12, 60])
 def test_any_number_of_groups_can_be_drawn(count):
-    assert "<svg" in figures.widths({f"layer{n}.conv": [n + 0.5, 2 * n + 1] for n in range(count)}, "widths")
+    assert "<svg" in figures.widths({f"layer{n}.conv": [n + 0.5, 2 * n + 1] for n in range(count)}, "units", "widths")
 
 
 def test_the_terminal_shows_the_whole_table_in_80_columns():

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from topiarist.graph.graph import Graph, Group, Keep, Scores
     from topiarist.stats import Stats
 
-__all__ = ["Allocation", "Budget", "allocate", "choose", "quota"]
+__all__ = ["Allocation", "Budget", "Choice", "allocate", "choose", "chosen", "quota"]
 
 _SLACK = 1e-9
 """Fractions typed in decimals are not exact in binary: 0.29 * 100 is 28.999999999999996."""
@@ -79,6 +79,19 @@ def allocate(
     return _Search(graph, budget, keep, removals, cost).run()
 
 
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What a method keeps, and why.
+
+    Attributes:
+        keep: group name → bool ``(units,)``.
+        scores: group name → ``(units,)``, high = keep; empty where the method selects without scores.
+    """
+
+    keep: Keep
+    scores: Scores
+
+
 def choose(
     method: Method,
     graph: Graph,
@@ -87,7 +100,19 @@ def choose(
     *,
     cost: Callable[[Keep], Cost] | None = None,
 ) -> Keep:
-    """What a method keeps: by its own selection, its own rule, or its scores and a budget.
+    """What a method keeps: the keep of `chosen`, which see."""
+    return chosen(method, graph, stats, budget, cost=cost).keep
+
+
+def chosen(
+    method: Method,
+    graph: Graph,
+    stats: Stats,
+    budget: Budget | Callable[[Collection[str]], Budget] | None = None,
+    *,
+    cost: Callable[[Keep], Cost] | None = None,
+) -> Choice:
+    """What a method keeps, and why: by its own selection, its own rule, or its scores and a budget.
 
     Args:
         method: plays `Selector` or `Criterion`, and perhaps `Rule`.
@@ -107,13 +132,14 @@ def choose(
     if isinstance(method, Selector):
         keep = method.select(graph, stats, budget([g.name for g in graph.groups]) if callable(budget) else budget)
         if keep is not None:
-            return keep
+            return Choice(keep, {})
     if not isinstance(method, Criterion):
         raise TopiaristError(f"{method.name} neither scores units nor selects them: take a method that does")
     if budget is None:
         raise TopiaristError(f"{method.name} needs a budget: give macs, params or ratio, the fraction that stays")
     scores = method.score(graph, stats)
-    return allocate(graph, scores, budget(scores) if callable(budget) else budget, method.allocation, cost=cost)
+    wish = budget(scores) if callable(budget) else budget
+    return Choice(allocate(graph, scores, wish, method.allocation, cost=cost), scores)
 
 
 def quota(graph: Graph, groups: Collection[str], budget: Budget | None) -> dict[str, int]:

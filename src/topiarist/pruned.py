@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from topiarist.allocation import Choice
 from topiarist.architecture import Architecture
 from topiarist.costs import Cost
 from topiarist.graph import Graph
@@ -34,6 +35,7 @@ class Pruned:
         trained: the model that was cut: the given one, or its copy trained with the method's penalty.
         repair: the method that gave what was left new values, if any did.
         pattern: ``"N:M"``, where the budget asked for one.
+        choice: what the last cut kept of the units that it found, and the scores by which it did.
     """
 
     model: nn.Module
@@ -47,6 +49,7 @@ class Pruned:
     trained: nn.Module
     repair: Method | None = None
     pattern: str | None = None
+    choice: Choice | None = None
 
     @property
     def left_alone(self) -> dict[str, str]:

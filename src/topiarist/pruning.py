@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from topiarist.allocation import Budget, allocate, choose
+from topiarist.allocation import Budget, Choice, allocate, chosen
 from topiarist.architecture import Architecture
 from topiarist.budget import matching
 from topiarist.costs import cost
@@ -159,6 +159,7 @@ def prune(
         trained=trained,
         repair=repairer if rewind is None else None,
         pattern=None if wish is None else wish.pattern,
+        choice=work.choices[-1],
     )
 
 
@@ -235,13 +236,16 @@ class _Work:
     told: Told
     on_step: OnStep | None
     distributed: bool
+    choices: list[Choice] = field(default_factory=list)
+    """What each cut kept, and why."""
 
     def once(self, model: nn.Module, units: Graph, wish: Budget | Wish) -> tuple[dict[str, Tensor], Proof, nn.Module]:
         """Measures, scores, allocates, proves, repairs and cuts; what cannot be proved is pinned, and chosen again."""
         batches = None if self.data is None else Batches(self.data, self.batch_size, self.seed)
         stats = collect(model, units, batches, self.needs, on_step=self.on_step, distributed=self.distributed)
         for attempt in (1, 2):
-            keep = dict(choose(self.method, units, stats, wish, cost=partial(cost, units)))
+            choice = chosen(self.method, units, stats, wish, cost=partial(cost, units))
+            keep = dict(choice.keep)
             proof = prove(model, units, keep, self.example_inputs)
             if not math.isfinite(proof.change):
                 raise TopiaristError(proof.reason or "the network's outputs are not finite on the example input")
@@ -250,6 +254,7 @@ class _Work:
             else:
                 break
         _check(proof)
+        self.choices.append(choice)
         return keep, proof, cut(_repaired(model, units, keep, self.repairer, stats), units, keep)
 
     def step(self, model: nn.Module, graph: Graph, held: Keep, wish: Wish, step: int) -> tuple[nn.Module, Keep]:

@@ -1,74 +1,161 @@
-"""The figures of the report: SVG that takes its colours and its font from the page around it, light or dark.
+"""The figures of the report.
 
 Each panel is an SVG of its own, about as wide as a telephone, so that the page can set them beside or below each other.
 """
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-ARMS = ("unpruned", "pruned", "finetune", "scratch_e", "scratch_b", "lottery", "lottery_random", "uniform")
-_NAMES = ("ink", "muted", "line", "paper", *ARMS)
-COLOURS = {name: f"#1e0a{number:02x}" for number, name in enumerate(_NAMES)}
-"""Stand-ins that matplotlib draws with; each becomes ``var(--NAME)`` in the page."""
+from topiarist.report import words
+from topiarist.report.looks import COLOURS, Look
+from topiarist.report.svg import drawing, quiet
 
-MARKERS = "osD^vP*X"
+WIDE = 3.7
+"""Inches, as all panels are."""
+
+LETTERED = 48
+"""Points of a panel, up to which each bears the letter of its method."""
+
+COSTS = {
+    "macs_ratio": ("Accuracy against MACs", "MACs, of the unpruned network"),
+    "params_ratio": ("Accuracy against parameters", "parameters, of the unpruned network"),
+    "latency_ms": ("Accuracy against latency", "milliseconds for one example"),
+}
+"""Field of a row that `tradeoff` draws against → title of the panel and name of the axis."""
 
 Rows = Sequence[Mapping[str, Any]]
+Looks = Mapping[str, Look]
 
 
-def tradeoff(rows: Rows, salt: str) -> str:
-    """Accuracy against MACs, mean ± standard deviation: a colour per arm (keyed in the page), a marker per method."""
-    shown = [row for row in rows if row["arm"] != "pruned" and None not in (row["accuracy"]["mean"], row["macs_ratio"])]
-    methods = list(dict.fromkeys(row["method"] for row in shown))
-    markers = {name: MARKERS[number % len(MARKERS)] for number, name in enumerate(methods)}
-    with _figure(salt, 5.4, 3.3) as (figure, axes, svg):
-        for row in shown:
-            fellows = [other for other in shown if abs(other["macs_ratio"] - row["macs_ratio"]) < 0.03]
-            shift = (fellows.index(row) - (len(fellows) - 1) / 2) * 1.2  # those of the same MACs stand side by side
-            place = 100 * row["macs_ratio"] + shift, row["accuracy"]["mean"]
-            style = _point(row["arm"]) | {"fmt": markers[row["method"]], "ms": 5.5}
-            axes.errorbar(*place, row["accuracy"]["std"] or 0.0, **style)
+def drawn(rows: Rows, cost: str) -> Rows:
+    """The rows that `tradeoff` has points for: those with both values, but for networks as pruned, untrained."""
+    return [row for row in rows if row["arm"] != "pruned" and None not in (row["accuracy"]["mean"], row[cost])]
+
+
+def letters(rows: Rows) -> dict[str, str]:
+    """Method → the letter that its points bear; none where there is one method, or where points are too many."""
+    names = list(dict.fromkeys(row["method"] for row in rows if row["method"] != "none"))
+    many = max(len(drawn(rows, cost)) for cost in COSTS) > LETTERED or len(names) > 26
+    return {} if many or len(names) < 2 else {name: chr(ord("a") + number) for number, name in enumerate(names)}
+
+
+def tradeoff(rows: Rows, cost: str, looks: Looks, salt: str) -> str:
+    """Accuracy against a cost, mean ± standard deviation: a colour and a mark for each arm, a letter for each method.
+
+    Budgets of one method and arm are joined by a line; points of nearly the same cost stand side by side.
+    """
+    shown, named = drawn(rows, cost), letters(rows)
+    with drawing(salt, WIDE, 3.0) as (figure, svg):
+        axes = quiet(figure)
+        scale = _Scale.of([row[cost] for row in shown], whole=cost != "latency_ms")
+        places = _side_by_side([scale.to(row[cost]) for row in shown])
+        if cost != "latency_ms":  # it need not fall with the budget
+            _join_budgets(axes, places, shown, looks)
+        for place, row in zip(places, shown, strict=True):
+            look, mean = looks[row["arm"]], row["accuracy"]["mean"]
+            letter = named.get(row["method"], "")
+            axes.errorbar(
+                place, mean, row["accuracy"]["std"] or 0.0, **_point(look), fmt=look.mark, ms=9.5 if named else 7
+            )
+            axes.text(
+                place, mean, letter, ha="center", va="center_baseline", fontsize=6.5, color=COLOURS["paper"], zorder=4
+            )
         _reference(axes.axhline, next((row for row in shown if row["method"] == "none"), None))
-        axes.set_xlim(0, 106)
-        axes.xaxis.set_major_formatter(PercentFormatter(decimals=0))
-        axes.set_xlabel("MACs, of the unpruned network")
+        axes.set_xlim(min([0.0, *places]) - 0.05, max([1.0, *places]) + 0.05)
+        scale.mark(axes, "ms" if cost == "latency_ms" else "%")
+        axes.set_xlabel(COSTS[cost][1])
         axes.set_ylabel("test accuracy, %")
-        key: Any = {"color": COLOURS["muted"], "ls": "", "ms": 5.5}
-        handles = [
-            axes.plot([], [], marker, label=name, **key)[0] for name, marker in markers.items() if name != "none"
-        ]
-        columns = min(4, max(1, len(handles)))
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, handletextpad=0.1)
     return svg()
 
 
-def arms(rows: Rows, whole: Mapping[str, Any] | None, limits: tuple[float, float], salt: str) -> str:
+def _join_budgets(axes: Axes, places: Sequence[float], rows: Rows, looks: Looks) -> None:
+    """A thin line through the budgets of each arm and method."""
+    for arm, method in dict.fromkeys((row["arm"], row["method"]) for row in rows):
+        line = sorted(
+            (place, row["accuracy"]["mean"])
+            for place, row in zip(places, rows, strict=True)
+            if (row["arm"], row["method"]) == (arm, method)
+        )
+        axes.plot(*zip(*line, strict=True), color=looks[arm].colour, lw=0.8, alpha=0.4, zorder=2)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """From costs between ``low`` and ``high`` to places between 0 and 1, evenly or logarithmically."""
+
+    low: float
+    high: float
+    log: bool
+
+    @classmethod
+    def of(cls, costs: Sequence[float], *, whole: bool) -> _Scale:
+        """The scale that holds all of these: logarithmic where they span more than ten times; else from 0, if whole."""
+        positive = [cost for cost in costs if cost > 0] or [1.0]
+        low, high = min(positive), max(positive)
+        if high > 10 * low:
+            return cls(low, high, True)
+        return cls(0.0 if whole or low == high else max(0.0, low - 0.1 * (high - low)), high, False)
+
+    def to(self, cost: float) -> float:
+        """The place of a cost."""
+        if not self.log:
+            return (cost - self.low) / (self.high - self.low)
+        return math.log(max(cost, self.low) / self.low) / math.log(self.high / self.low)
+
+    def mark(self, axes: Axes, unit: str) -> None:
+        """Ticks at round numbers."""
+        factor = 100.0 if unit == "%" else 1.0
+        if self.log:
+            decades = range(math.floor(math.log10(self.low * factor)), 1 + math.ceil(math.log10(self.high * factor)))
+            ticks = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
+        else:
+            ticks = list(MaxNLocator(5).tick_values(self.low * factor, self.high * factor))
+        ticks = [tick for tick in ticks if self.low * 0.999 <= tick / factor <= self.high * 1.001]
+        axes.xaxis.set_major_locator(FixedLocator([self.to(tick / factor) for tick in ticks]))
+        axes.xaxis.set_major_formatter(FixedFormatter([f"{tick:g}%" if unit == "%" else f"{tick:g}" for tick in ticks]))
+
+
+def _side_by_side(places: Sequence[float], near: float = 0.03) -> list[float]:
+    """Places between 0 and 1, of which those that nearly coincide are spread about their mean."""
+    order = sorted(range(len(places)), key=lambda index: places[index])
+    clusters: list[list[int]] = []
+    for before, index in pairwise([None, *order]):
+        assert index is not None
+        if before is None or places[index] - places[before] > near:
+            clusters.append([])
+        clusters[-1].append(index)
+    found = list(places)
+    for cluster in clusters:
+        step = min(0.03, 0.2 / len(cluster))
+        middle = sum(places[index] for index in cluster) / len(cluster)
+        for rank, index in enumerate(sorted(cluster)):  # in the order of the rows
+            found[index] = middle + (rank - (len(cluster) - 1) / 2) * step
+    return found
+
+
+def arms(rows: Rows, whole: Mapping[str, Any] | None, limits: tuple[float, float], looks: Looks, salt: str) -> str:
     """The arms of one pruning side by side: every seed faint, mean ± standard deviation strong."""
-    with _figure(salt, 3.7, 0.62 + 0.34 * len(rows)) as (_, axes, svg):
+    with drawing(salt, WIDE, 0.62 + 0.34 * len(rows)) as (figure, svg):
+        axes = quiet(figure)
         low, high = limits
         for place, row in enumerate(rows):
-            mean, std = row["accuracy"]["mean"], row["accuracy"]["std"] or 0.0
+            mean, std, look = row["accuracy"]["mean"], row["accuracy"]["std"] or 0.0, looks[row["arm"]]
             if mean is None:
                 continue
             if mean < low:
                 axes.text(low, place, f"◂ {mean:.1f}", va="center", color=COLOURS["muted"], fontsize=10)
                 continue
             seeds = list(row["accuracy"]["seeds"].values())
-            axes.scatter(
-                seeds, [place] * len(seeds), s=14, color=COLOURS[row["arm"]], alpha=0.35, linewidths=0, zorder=2
-            )
-            axes.errorbar(mean, place, xerr=std, fmt="o", ms=6, **_point(row["arm"]))
+            axes.scatter(seeds, [place] * len(seeds), s=14, color=look.colour, alpha=0.35, linewidths=0, zorder=2)
+            axes.errorbar(mean, place, xerr=std, fmt=look.mark, ms=7, **_point(look))
         _reference(axes.axvline, whole)
         axes.set_yticks(range(len(rows)), [row["label"] for row in rows], color=COLOURS["ink"])
         axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -91,82 +178,92 @@ def limits(rows: Rows) -> tuple[float, float]:
     return max(0.0, low - 2 * margin), high + margin
 
 
-def widths(widths: Mapping[str, Sequence[float]], salt: str) -> str:
-    """Units per group before (outline) and after (filled), in the order of execution."""
-    with _figure(salt, 3.7, 2.1 if len(widths) > 14 else 2.5) as (_, axes, svg):
+def widths(widths: Mapping[str, Sequence[float]], noun: str, salt: str) -> str:
+    """Units (or weights) per group before (outline) and after (filled), in the order of execution."""
+    with drawing(salt, WIDE, 2.1 if len(widths) > 14 else 2.5) as (figure, svg):
+        axes = quiet(figure)
         places = range(len(widths))
         kept = [value[0] for value in widths.values()]
         units = [value[1] for value in widths.values()]
         axes.bar(places, units, width=0.8, color="none", edgecolor=COLOURS["muted"], lw=0.8)
-        axes.bar(places, kept, width=0.8, color=COLOURS["finetune"], alpha=0.85, lw=0)
+        axes.bar(places, kept, width=0.8, color=COLOURS["accent"], alpha=0.85, lw=0)
         if max(units) > 50 * min(units):
             axes.set_yscale("log")
         else:
             axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words.count(value)))
         if len(widths) > 14:
-            axes.set_xlabel("group, in the order of execution")
+            axes.set_xlabel("layer, in the order of execution")
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         else:
-            axes.set_xticks(list(places), list(widths), rotation=40, ha="right", rotation_mode="anchor", fontsize=8.5)
-        axes.set_ylabel("units")
+            names = [words.shortened(name) for name in words.distinct(list(widths))]
+            axes.set_xticks(list(places), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8.5)
+        axes.set_ylabel(noun)
         axes.margins(x=0.02)
     return svg()
 
 
-def _point(arm: str) -> dict[str, Any]:
-    return {"color": COLOURS[arm], "mec": COLOURS["paper"], "mew": 0.7, "elinewidth": 1.5, "zorder": 3}
+def kernels(stages: Mapping[str, Mapping[str, Sequence[float]]], salt: str) -> str:
+    """A map for each stage and size of kernels: per cent of them that keep a weight at each position."""
+    maps = [(stage, size, kept) for stage, sizes in stages.items() for size, kept in sizes.items()]
+    columns = min(3, len(maps))
+    rows = -(-len(maps) // columns)
+    with drawing(salt, WIDE, 1.55 * rows) as (figure, svg):
+        panels = figure.subplots(rows, columns, squeeze=False).flatten()
+        for axes in panels:
+            axes.set_axis_off()
+        for axes, (stage, size, kept) in zip(panels, maps, strict=False):
+            _map(axes, kept, int(size.split("x")[-1]))
+            kernel = "linear" if size == "1" else words.times(size)
+            axes.set_title(f"{kernel} on {words.times(stage)}" if stage not in ("", "1") else kernel, fontsize=9)
+    return svg()
+
+
+def _map(axes: Axes, kept: Sequence[float], side: int) -> None:
+    """Squares, as strong as the fraction kept is high, beside the highest of the map."""
+    highest, lines = max(kept) or 1.0, -(-len(kept) // side)
+    for place, value in enumerate(kept):
+        y, x = divmod(place, side)
+        style: Any = {"color": COLOURS["accent"], "alpha": 0.06 + 0.5 * value / highest, "lw": 0}
+        axes.bar(x, 0.94, width=0.94, bottom=y - 0.47, **style)
+        if len(kept) <= 25:
+            told = f"{100 * value:.0f}" if value >= 0.0995 else f"{100 * value:.2g}"
+            axes.text(x, y, told, ha="center", va="center_baseline", fontsize=8.5 if side <= 3 else 7)
+    reach = max(side, lines, 2) / 2 + 0.1
+    axes.set_xlim((side - 1) / 2 - reach, (side - 1) / 2 + reach)
+    axes.set_ylim((lines - 1) / 2 + reach, (lines - 1) / 2 - reach)
+    axes.set_aspect("equal")
+
+
+def scores(found: Mapping[str, Any], noun: str, salt: str) -> str:
+    """Units by their score: outlined those that went, filled those that stay, and the cut between them."""
+    edges, kept, removed = found["edges"], found["kept"], found["removed"]
+    with drawing(salt, WIDE, 2.3) as (figure, svg):
+        axes = quiet(figure)
+        bins = [high - low for low, high in pairwise(edges)]
+        axes.bar(edges[:-1], kept, bins, align="edge", color=COLOURS["accent"], alpha=0.85, lw=0)
+        gone: Any = {"color": "none", "edgecolor": COLOURS["muted"], "lw": 0.8}
+        axes.bar(edges[:-1], removed, bins, bottom=kept, align="edge", **gone)
+        axes.axvline(found["cut"], color=COLOURS["ink"], lw=1, ls=(0, (4, 3)))
+        if found["log"]:
+            axes.set_xscale("log")
+            axes.xaxis.set_minor_locator(NullLocator())
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlim(edges[0], edges[-1])
+        relative = {"": "score", "ratio": "score ∕ cut of its layer", "difference": "score − cut of its layer"}
+        axes.set_xlabel(relative[found["to"]])
+        axes.set_ylabel(noun)
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words.count(value)))
+    return svg()
+
+
+def _point(look: Look) -> dict[str, Any]:
+    return {"color": look.colour, "mec": COLOURS["paper"], "mew": 0.7, "elinewidth": 1.3, "zorder": 3}
 
 
 def _reference(line: Any, whole: Mapping[str, Any] | None) -> None:
     """A dashed line at the accuracy of the unpruned network."""
     if whole and whole["accuracy"]["mean"] is not None:
         line(whole["accuracy"]["mean"], color=COLOURS["unpruned"], lw=0.8, ls=(0, (4, 3)), zorder=1)
-
-
-@contextmanager
-def _figure(salt: str, width: float, height: float) -> Iterator[tuple[Figure, Axes, Any]]:
-    """A quiet pair of axes, and a function that gives the SVG once the figure is drawn."""
-    settings: Any = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": salt,
-        "font.size": 10,
-        "text.color": COLOURS["ink"],
-        "axes.labelcolor": COLOURS["muted"],
-        "axes.edgecolor": COLOURS["line"],
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "xtick.color": COLOURS["line"],
-        "ytick.color": COLOURS["line"],
-        "xtick.labelcolor": COLOURS["muted"],
-        "ytick.labelcolor": COLOURS["muted"],
-        "legend.labelcolor": COLOURS["muted"],
-        "legend.fontsize": 9.5,
-    }
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        axes.set_axisbelow(True)
-        axes.grid(True, axis="y", color=COLOURS["line"], lw=0.6)
-        drawn: list[str] = []
-        yield figure, axes, lambda: drawn[0]
-        buffer = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-        drawn.append(_inline(buffer.getvalue(), salt))
-
-
-def _inline(svg: str, salt: str) -> str:
-    """The SVG as part of a page: no prologue, no outside names, ids of its own, the page's colours and font."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    svg = re.sub(r'((?:id|href)="#?|url\(#)', rf"\g<1>{salt}-", svg)
-    svg = re.sub(r"font-family:[^;\"]*", "font-family: inherit", svg)
-    svg = re.sub(r"(font:[^;\"]*?\d(?:px|pt))[^;\"]*", r"\1 sans-serif; font-family: inherit", svg)
-    width, height = re.findall(r'(?:width|height)="([\d.]+)pt"', svg[: svg.index(">")])[:2]
-    size = f'style="--w: {float(width) * 4 / 3:.0f}px" class="figure" aria-hidden="true" '
-    svg = re.sub(r'(?:width|height)="[\d.]+pt"\s*', "", svg[: svg.index(">")]) + svg[svg.index(">") :]
-    for name, colour in COLOURS.items():
-        svg = svg.replace(colour, f"var(--{name.replace('_', '-')})")
-    return svg.replace("<svg ", f"<svg {size}", 1)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from markupsafe import Markup, escape
 
 DASH = "–"
 
@@ -45,3 +48,38 @@ def accuracy(summary: Mapping[str, Any]) -> str:
     if summary["mean"] is None:
         return DASH
     return f"{summary['mean']:.2f}" + ("" if summary["std"] is None else f" ± {summary['std']:.2f}")
+
+
+def times(size: str) -> str:
+    """The size of a kernel or a map: ``"3x3"`` → ``"3×3"``."""
+    return size.replace("x", "×")
+
+
+def shortened(name: str, most: int = 18) -> str:
+    """The end of a long name, which tells layers apart: ``"features.block1.conv1"`` → ``"…ures.block1.conv1"``."""
+    return name if len(name) <= most else f"…{name[1 - most :]}"
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Dotted names without what all have in common at their ends: ``a.0.conv``, ``a.1.conv`` → ``0``, ``1``."""
+    parts = [name.split(".") for name in names]
+    for end in (0, -1):
+        while len(parts) > 1 and all(len(each) > 1 and each[end] == parts[0][end] for each in parts):
+            parts = [each[1:] if end == 0 else each[:-1] for each in parts]
+    return [".".join(each) for each in parts]
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Both ends of an interval of differences: ``"−0.42 to +0.15"``."""
+    return DASH if low is None or high is None else f"{signed(low)} to {signed(high)}"
+
+
+def signed(value: float) -> str:
+    """A difference with its sign: ``-0.4`` → ``"−0.40"``."""
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def tied(text: str) -> Markup:
+    """A sentence for the page that breaks no line within ``95 %``, ``n = 3``, ``3 seeds`` or ``Scratch-B``."""
+    whole = re.sub(r"(?<=\d) (?=%|points|seeds)|(?<=n) (?==)|(?<==) ", "\u00a0", str(escape(text)))
+    return Markup(re.sub(r"Scratch-[BE]", r'<span class="tied">\g<0></span>', whole))

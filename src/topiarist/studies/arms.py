@@ -22,10 +22,13 @@ from topiarist.budget import Budget
 from topiarist.costs import cost, latency
 from topiarist.data import Data, load_data
 from topiarist.graph import Graph, trace
+from topiarist.guided import KernelPattern
 from topiarist.methods import Method
 from topiarist.models import fitting_options, make_model
+from topiarist.pruned import Pruned
 from topiarist.pruning import prune
 from topiarist.studies.cells import Cell, write_json
+from topiarist.studies.scores import histogram
 from topiarist.train import Recipe, evaluate, fit, reinitialise, scratch_b
 
 ROUNDS = 5
@@ -102,7 +105,18 @@ def pruned(cell: Cell, folder: Path, needs: Folders) -> Result:
         "bytes": _size(folder),
         "proof": done.proof.max_rel_diff,
         "widths": done.architecture.widths,
+        **_pictured(done),
     }
+
+
+def _pictured(done: Pruned) -> Result:
+    """What the report draws of a pruning: its scores, and where in their kernels weights stay."""
+    found: Result = {}
+    if (scores := histogram(done.choice)) is not None:
+        found["scores"] = scores
+    if done.graph.groups[0].of_weights:
+        found["kernels"] = KernelPattern.of(done.architecture).to_json()["stages"]
+    return found
 
 
 def finetune(cell: Cell, folder: Path, needs: Folders) -> Result:

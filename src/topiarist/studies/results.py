@@ -13,6 +13,7 @@ import torch
 
 from topiarist import __version__
 from topiarist.studies.cells import failure, finished, result, unfold
+from topiarist.studies.conclusion import SCRATCH, conclude, overall, prunings
 from topiarist.studies.local import default_workers
 from topiarist.studies.statistics import paired, summarise, verdict
 from topiarist.studies.study import ARMS, Row, Study, latency_cell
@@ -36,13 +37,17 @@ PAIRS = (
     ("scratch_b", "uniform"),
     ("lottery", "lottery_random"),
 )
-"""Arms of one pruning that are compared seed by seed."""
+"""Arms of one pruning that are compared seed by seed; of others than these see `pairs`."""
 
-QUESTIONS = (
-    ("finetune", ("scratch_b", "scratch_e", "uniform", "unpruned")),
-    ("lottery", ("lottery_random",)),
-)
-"""What a conclusion says: an arm against the first of some others that is there."""
+_PLAIN = ("unpruned", "pruned", "finetune", "scratch_e", "scratch_b", "lottery", "lottery_random", "uniform")
+"""Arms that need no design; what others train is compared with uniform widths and with the pruned shape itself."""
+
+
+def pairs() -> tuple[tuple[str, str], ...]:
+    """Arms that are compared: `PAIRS`, and every designed shape with uniform widths and with the pruned shape."""
+    designed = [arm for arm in ARMS if arm not in _PLAIN]
+    return tuple(dict.fromkeys([*PAIRS, *((arm, other) for arm in designed for other in ("uniform", *SCRATCH))]))
+
 
 Table = Sequence[Mapping[str, Any]]
 
@@ -55,19 +60,22 @@ def gather(study: Study, out: Path) -> dict[str, Any]:
         out: folder of the study.
 
     Returns:
-        Plain values: ``title``, ``study``, ``conclusion`` (sentences, the first one leads), ``rows``, ``comparisons``,
-        ``failed``, ``environment``.
+        Plain values: ``title``, ``study``, ``conclusion`` (sentences, the first one leads), ``rows``, ``overall``
+        (pairs of arms over all prunings and by method), ``comparisons`` (pruning by pruning), ``failed``,
+        ``environment``.
     """
     rows = [_row(row, study.label(row.pruning) if row.pruning else "none", out) for row in study.rows()]
     _relate(rows)
     comparisons = list(_comparisons(rows))
+    pooled = list(overall(rows, pairs(), spoken))
     failed = _failed(study, out)
     return {
         "topiarist": __version__,
         "title": study.title,
         "study": study.as_json(),
-        "conclusion": conclude(comparisons, failed),
+        "conclusion": conclude(comparisons, pooled, failed, spoken),
         "rows": rows,
+        "overall": pooled,
         "comparisons": comparisons,
         "failed": failed,
         "environment": {
@@ -112,6 +120,8 @@ def _row(row: Row, method: str, out: Path) -> dict[str, Any]:
         "latency_ms": median(times) if times else None,
         "proof": max((values["proof"] for values in found.values() if "proof" in values), default=None),
         "widths": _widths([values["widths"] for values in found.values() if "widths" in values]),
+        "kernels": _kernels([values["kernels"] for values in found.values() if "kernels" in values]),
+        "scores": next(({"seed": seed, **v["scores"]} for seed, v in found.items() if "scores" in v), None),
         "cells": {str(seed): cell.key for seed, cell in there.items()},
     }
 
@@ -121,6 +131,16 @@ def _widths(seeds: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, list[floa
     if not seeds:
         return {}
     return {name: [fmean(widths[name][0] for widths in seeds), seeds[0][name][1]] for name in seeds[0]}
+
+
+def _kernels(seeds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Stage → size of the kernels → the fraction kept at each of their positions, the mean over the seeds."""
+    if not seeds:
+        return {}
+    return {
+        stage: {size: [fmean(each) for each in zip(*(of[stage][size] for of in seeds), strict=True)] for size in sizes}
+        for stage, sizes in seeds[0].items()
+    }
 
 
 def _relate(rows: list[dict[str, Any]]) -> None:
@@ -136,27 +156,20 @@ def _place(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _comparisons(rows: Table) -> Iterator[dict[str, Any]]:
-    for place in dict.fromkeys(map(_place, rows)):
-        here = [row for row in rows if _place(row) == place]
-        plain = {"unpruned": next(row for row in here if row["method"] == "none")}
-        kinds = dict.fromkeys((row["method"], row["goal"]) for row in here if row["method"] != "none")
-        arms = {
-            kind: plain | {row["arm"]: row for row in here if _kind(row) == kind and row["arm"] != "unpruned"}
-            for kind in kinds
-        }
-        for kind in kinds:
-            for a, b in PAIRS:
-                if a in arms[kind] and b in arms[kind]:
-                    yield from _compare(arms[kind][a], arms[kind][b], SPOKEN[a], SPOKEN[b])
-            method, goal = kind
-            control = arms.get(("random", goal), {}) if method != "random" else {}
-            for arm, when in (("pruned", "before any retraining"), ("finetune", "after fine-tuning")):
-                if arm in control and arm in arms[kind]:
-                    yield from _compare(arms[kind][arm], control[arm], method, "random", when)
+    arms = prunings(rows)
+    for (network, data, method, goal), here in arms.items():
+        for a, b in pairs():
+            if a in here and b in here:
+                yield from _compare(here[a], here[b], spoken(a), spoken(b))
+        control = arms.get((network, data, "random", goal), {}) if method != "random" else {}
+        for arm, when in (("pruned", "before any retraining"), ("finetune", "after fine-tuning")):
+            if arm in control and arm in here:
+                yield from _compare(here[arm], control[arm], method, "random", when)
 
 
-def _kind(row: Mapping[str, Any]) -> tuple[str, str]:
-    return row["method"], row["goal"]
+def spoken(arm: str) -> str:
+    """What a sentence calls an arm."""
+    return SPOKEN.get(arm, ARMS.get(arm, arm))
 
 
 def _compare(
@@ -180,53 +193,3 @@ def _compare(
         "resolved": difference.resolved,
         "verdict": f"{when}, {told}" if when else told,
     }
-
-
-def conclude(comparisons: Sequence[Mapping[str, Any]], failed: Mapping[str, str]) -> list[str]:
-    """The conclusion in words: what inherited and initial weights are worth, by network, then what is missing."""
-    sentences = []
-    places = dict.fromkeys((entry["network"], entry["data"]) for entry in comparisons)
-    for place in places:
-        here = [entry for entry in comparisons if (entry["network"], entry["data"]) == place]
-        where = f" ({place[0]} on {place[1]})" if len(places) > 1 else ""
-        for arm, others in QUESTIONS:
-            against = next((other for other in others if _of(here, arm, other)), None)
-            if against:
-                sentences.append(_lead(_of(here, arm, against), SPOKEN[arm], SPOKEN[against], where))
-    if failed:
-        cells = "1 cell is" if len(failed) == 1 else f"{len(failed)} cells are"
-        sentences.append(f"{cells} missing, so that some means rest on fewer seeds: run the study again.")
-    return sentences or ["Nothing can be compared yet: no two arms share a finished seed."]
-
-
-def _of(comparisons: Sequence[Mapping[str, Any]], arm: str, against: str) -> list[Mapping[str, Any]]:
-    return [entry for entry in comparisons if (entry["a"], entry["b"]) == (arm, against)]
-
-
-def _lead(entries: Sequence[Mapping[str, Any]], arm: str, against: str, where: str) -> str:
-    """Say for which prunings an arm is ahead, behind, or neither."""
-    ahead = [entry for entry in entries if entry["resolved"] and entry["mean"] > 0]
-    behind = [entry for entry in entries if entry["resolved"] and entry["mean"] < 0]
-    open_ = [entry for entry in entries if not entry["resolved"]]
-    parts = []
-    if ahead:
-        parts.append(f"{arm} beats {against} for {_named(ahead)}")
-    if behind:
-        parts.append(f"{against} beats {arm} for {_named(behind)}")
-    if open_:
-        parts.append(f"no difference between {arm} and {against} is resolved for {_named(open_)}")
-    told = "; ".join(parts)
-    return f"{told[0].upper()}{told[1:]}{where}."
-
-
-def _named(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Methods by their goals: ``"random and l1 at 50 % of MACs, and magnitude at 10 % of weights"``."""
-    goals = {
-        entry["goal"]: [other["method"] for other in entries if other["goal"] == entry["goal"]] for entry in entries
-    }
-    told = [f"{_listed(names)} at {goal}" for goal, names in goals.items()]
-    return told[0] if len(told) == 1 else f"{', '.join(told[:-1])}, and {told[-1]}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -31,7 +31,7 @@ def run(
     quiet: bool = False,
     work: Work | None = None,
 ) -> dict[str, Any]:
-    """Run a study, or go on with it, and write ``results.json`` and ``report.html``.
+    """Run a study, or go on with it, and write ``results.json`` and its report (see `topiarist.report.write_report`).
 
     Args:
         study: a study, or a YAML file that holds one.

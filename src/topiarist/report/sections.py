@@ -1,0 +1,86 @@
+"""What the page shows of each network and data set: figures over all of its prunings, and a card for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from topiarist.report import figures, tables
+from topiarist.report.looks import Look
+
+TOLD = 8
+"""Up to so many prunings of a network, each tells its comparisons; those of more are in a table alone."""
+
+Results = Mapping[str, Any]
+Rows = Sequence[Mapping[str, Any]]
+
+
+def sections(results: Results, looks: Mapping[str, Look]) -> Iterator[dict[str, Any]]:
+    """One section per network and data set."""
+    for number, place in enumerate(dict.fromkeys((row["network"], row["data"]) for row in results["rows"])):
+        rows = [row for row in results["rows"] if (row["network"], row["data"]) == place]
+        prunings = dict.fromkeys((row["method"], row["goal"]) for row in rows if row["method"] != "none")
+        told = len(prunings) <= TOLD
+        yield {
+            "network": place[0],
+            "data": place[1],
+            "letters": figures.letters(rows),
+            "arms": list(dict.fromkeys(row["arm"] for row in rows if row["arm"] != "pruned")),
+            "tradeoffs": [
+                (title, Markup(figures.tradeoff(rows, cost, looks, f"{cost}-{number}")))
+                for cost, (title, _) in figures.COSTS.items()
+                if len(figures.drawn(rows, cost)) > 1
+            ],
+            "prunings": [
+                _pruning(results if told else {**results, "comparisons": []}, rows, name, looks, f"{number}-{count}")
+                for count, name in enumerate(prunings)
+            ],
+        }
+
+
+def _pruning(
+    results: Results, rows: Rows, name: tuple[str, str], looks: Mapping[str, Look], salt: str
+) -> dict[str, Any]:
+    """The card of a pruning: its figures, and what is compared."""
+    here = [row for row in rows if (row["method"], row["goal"]) == name]
+    whole = next((row for row in rows if row["method"] == "none"), None)
+    pruned: Mapping[str, Any] = next((row for row in here if row["arm"] == "pruned"), {})
+    widths, kernels, scores = (pruned.get(key) for key in ("widths", "kernels", "scores"))
+    known = any(row["accuracy"]["n"] for row in here)
+    noun = "weights" if kernels else "units"
+    return {
+        "method": name[0],
+        "goal": name[1],
+        "noun": noun,
+        "arms": Markup(figures.arms(here, whole, figures.limits(rows), looks, f"arms-{salt}")) if known else "",
+        "widths": Markup(figures.widths(widths, noun, f"widths-{salt}")) if widths else "",
+        "kernels": Markup(figures.kernels(kernels, f"kernels-{salt}")) if kernels else "",
+        "scores": Markup(figures.scores(scores, noun, f"scores-{salt}")) if scores else "",
+        "seed": scores["seed"] if scores else None,
+        "to": scores["to"] if scores else "",
+        "comparisons": _comparisons(results, rows[0], name),
+    }
+
+
+def _comparisons(results: Results, place: Mapping[str, Any], name: tuple[str, str]) -> list[dict[str, Any]]:
+    """The comparisons of a pruning with their verdicts and strips."""
+    of = (place["network"], place["data"], *name)
+    entries = [
+        entry
+        for entry in results["comparisons"]
+        if (entry["network"], entry["data"], entry["method"], entry["goal"]) == of
+    ]
+    # differences before any retraining can be ten times the others: they are cut off at the strip's ends
+    span, names = tables.span_of([entry for entry in entries if not entry["when"]]), tables.labels(results)
+    return [
+        {
+            "verdict": entry["verdict"][0].upper() + entry["verdict"][1:],
+            "resolved": entry["resolved"],
+            "strip": tables.strip(entry, span),
+            "a": names.get(entry["a"], entry["a"]),
+            "b": names.get(entry["b"], entry["b"]),
+        }
+        for entry in entries
+    ]

@@ -1,0 +1,212 @@
+"""The tables of the report as plain values: the page and the Markdown file show the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from topiarist.report import words
+
+Results = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of a table.
+
+    Attributes:
+        text: what it says.
+        small: what it says besides.
+        value: the number that it stands for; ``None`` for text and for numbers that are not known.
+        arm: whose mark stands before the text.
+        strip: ends and mean of an interval, drawn to the scale of its column.
+    """
+
+    text: str
+    small: str = ""
+    value: float | None = None
+    arm: str = ""
+    strip: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a table: its cells, what it can be filtered by, and whether something new begins with it."""
+
+    cells: tuple[Cell, ...]
+    keys: Mapping[str, str]
+    first: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        name: a word for its id.
+        heads: names of the columns.
+        numeric: names of those that hold numbers.
+        lines: in the order of the study.
+    """
+
+    name: str
+    heads: tuple[str, ...]
+    numeric: frozenset[str]
+    lines: list[Line] = field(default_factory=list)
+
+
+def _places(results: Results) -> list[str]:
+    """The fields of a row that tell where it is from, of those that are not the same in all rows."""
+    return [key for key in ("network", "data") if len({row[key] for row in results["rows"]}) > 1]
+
+
+def labels(results: Results) -> dict[str, str]:
+    """Arm → its label; of several the first one counts."""
+    return {row["arm"]: row["label"] for row in reversed(results["rows"])}
+
+
+def arms_table(results: Results) -> Table:
+    """Every arm of every pruning: accuracy, what was published, costs."""
+    published = any(row.get("published") for row in results["rows"])
+    places = _places(results)
+    heads = [key.capitalize() for key in places]
+    heads += ["Method", "Arm", "Accuracy, %"] + (["Published, %"] if published else [])
+    numbers = ("MACs", "Parameters", "File", "Latency", "Epochs", "Seeds")
+    table = Table("arms", (*heads, *numbers), frozenset((*numbers, "Accuracy, %", "Published, %")))
+    before: tuple[str, ...] = ()
+    for row in results["rows"]:
+        cells = [Cell(row[key]) for key in places]
+        cells += [Cell(row["method"], row["goal"]), Cell(row["label"], arm=row["arm"])]
+        cells += [Cell(words.accuracy(row["accuracy"]), value=row["accuracy"]["mean"])]
+        cells += [_published(row)] if published else []
+        cells += [
+            Cell(words.count(row["macs"]), _share(row["macs_ratio"]), row["macs"]),
+            Cell(words.count(row["params"]), _share(row["params_ratio"]), row["params"]),
+            Cell(words.size(row["bytes"]), value=row["bytes"]),
+            Cell(words.milliseconds(row["latency_ms"]), value=row["latency_ms"]),
+            Cell(words.DASH if row["epochs"] is None else f"{row['epochs']:.0f}", value=row["epochs"]),
+            Cell(str(row["accuracy"]["n"]), value=row["accuracy"]["n"]),
+        ]
+        kind = (row["network"], row["data"], row["method"], row["goal"])
+        table.lines.append(Line(tuple(cells), _keys(row, row["arm"]), kind != before))
+        before = kind
+    return table
+
+
+def _published(row: Mapping[str, Any]) -> Cell:
+    known = row.get("published")
+    if not known:
+        return Cell("")
+    told = words.accuracy({"mean": known["accuracy"], "std": known.get("spread")})
+    return Cell(told, known.get("source", ""), known["accuracy"])
+
+
+def _share(ratio: float | None) -> str:
+    return "" if ratio is None else words.percent(ratio)
+
+
+def overall_table(results: Results) -> Table:
+    """Pairs of arms over all prunings, and over those of each method."""
+    heads = ("Compared", "Over", "Difference, points", "95 % interval", "Ahead", "Prunings", "Seeds")
+    table = Table("overall", heads, frozenset(("Prunings", "Difference, points", "Seeds")))
+    entries = results.get("overall", [])
+    span = span_of(entries)
+    before: tuple[str, ...] = ()
+    methods = {entry["method"] for entry in entries} - {""}
+    for entry in entries:
+        if len(methods) == 1 and entry["method"]:
+            continue  # the same as over all
+        pair = (entry["a"], entry["b"])
+        cells = (
+            _pair(results, entry),
+            Cell(entry["method"] or "all methods"),
+            Cell(words.signed(entry["mean"]), value=entry["mean"]),
+            Cell(words.interval(entry["low"], entry["high"]), strip=strip(entry, span)),
+            _ahead(results, entry),
+            Cell(str(entry["prunings"]), value=entry["prunings"]),
+            Cell(str(entry["n"]), value=entry["n"]),
+        )
+        keys = {"arm": " ".join(pair)} | ({"method": entry["method"]} if entry["method"] else {})
+        table.lines.append(Line(cells, keys, pair != before))
+        before = pair
+    return table
+
+
+def comparison_table(results: Results) -> Table:
+    """Every comparison of two arms of a pruning, and of a method with chance."""
+    places = _places(results)
+    heads = [*(key.capitalize() for key in places), "Method", "Compared"]
+    heads += ["Difference, points", "95 % interval", "Ahead", "Seeds"]
+    table = Table("comparisons", tuple(heads), frozenset(("Difference, points", "Seeds")))
+    before: tuple[str, ...] = ()
+    for entry in results["comparisons"]:
+        cells = (
+            *(Cell(entry[key]) for key in places),
+            Cell(entry["method"], entry["goal"]),
+            _pair(results, entry),
+            Cell(words.signed(entry["mean"]), value=entry["mean"]),
+            Cell(words.interval(entry["low"], entry["high"])),
+            _ahead(results, entry),
+            Cell(str(entry["n"]), value=entry["n"]),
+        )
+        kind = (entry["network"], entry["data"], entry["method"], entry["goal"])
+        arm = f"{entry['a']} {entry['b']}" if not entry["when"] else ""
+        table.lines.append(Line(cells, _keys(entry, arm), kind != before))
+        before = kind
+    return table
+
+
+def _keys(row: Mapping[str, Any], arm: str) -> dict[str, str]:
+    return {"network": row["network"], "data": row["data"], "method": row["method"], "arm": arm}
+
+
+def _pair(results: Results, entry: Mapping[str, Any]) -> Cell:
+    names = labels(results)
+    one, other = names.get(entry["a"], entry["a"]), names.get(entry["b"], entry["b"])
+    return Cell(f"{one} − {other}", entry.get("when", ""))
+
+
+def _ahead(results: Results, entry: Mapping[str, Any]) -> Cell:
+    if not entry["resolved"]:
+        return Cell("open")
+    arm = entry["a"] if entry["mean"] > 0 else entry["b"]
+    return Cell(labels(results).get(arm, arm), arm="" if entry.get("when") else arm)
+
+
+def span_of(entries: Sequence[Mapping[str, Any]]) -> float:
+    """How far a strip reaches to either side of zero, so that it holds all of these intervals."""
+    return 1.1 * max((abs(end) for entry in entries for end in _ends(entry)), default=0.0) or 1.0
+
+
+def strip(entry: Mapping[str, Any], span: float) -> dict[str, str]:
+    """Where an interval's bar and its mean's dot lie on a strip from −span to span, in per cent of its width."""
+    low, mean, high = (max(-span, min(span, value)) for value in (_ends(entry)[0], entry["mean"], _ends(entry)[1]))
+    return {
+        "left": f"{50 + 50 * low / span:.1f}",
+        "width": f"{50 * (high - low) / span:.1f}",
+        "dot": f"{50 + 50 * mean / span:.1f}",
+    }
+
+
+def _ends(entry: Mapping[str, Any]) -> tuple[float, float]:
+    mean = float(entry["mean"])
+    return (mean, mean) if entry["low"] is None else (float(entry["low"]), float(entry["high"]))
+
+
+def settings(results: Results) -> list[tuple[str, str]]:
+    """How it was done: names and values."""
+    study = results["study"]
+    proofs = [row["proof"] for row in results["rows"] if row["proof"] is not None]
+    told = [("Seeds", ", ".join(map(str, study["seeds"])))]
+    told += [("Training", _listed(study["recipe"])), ("Fine-tuning", _listed(study["finetune"]))]
+    told += [(entry["method"], _listed(entry["fields"])) for entry in study["prunings"] if entry["fields"]]
+    told += [("Scratch-B at most", "no cap" if study["cap"] is None else f"{study['cap']:g} × the epochs")]
+    if proofs:
+        told += [("Cut against mask", f"largest relative difference {max(proofs):.1g} in float64")]
+    told += [(key.capitalize(), str(value)) for key, value in results["environment"].items()]
+    return list(dict.fromkeys([*told, ("Topiarist", results["topiarist"])]))
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items()) or "as by default"

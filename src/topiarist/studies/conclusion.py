@@ -1,0 +1,200 @@
+"""What a study says, over all its prunings and by method: differences pooled over the prunings, and their words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from statistics import fmean
+from typing import Any
+
+from topiarist.studies.statistics import paired, verdict
+
+Row = Mapping[str, Any]
+Arms = Mapping[str, Row]
+Spoken = Callable[[str], str]
+"""Arm → what a sentence calls it."""
+
+Kind = tuple[str, str, str, str]
+"""Network, data, method and goal: one pruning."""
+
+SCRATCH = ("scratch_b", "scratch_e")
+"""The arms that train the pruned shape from scratch; a conclusion rests on the first one that is there."""
+
+NAMED = 6
+"""Up to so many prunings a conclusion tells by name which of them point where; of more it tells how many."""
+
+
+def prunings(rows: Sequence[Row]) -> dict[Kind, dict[str, Row]]:
+    """Each pruning with its rows by arm; the unpruned network is the plainly trained one for all of a place."""
+    plain = {(row["network"], row["data"]): row for row in rows if row["method"] == "none"}
+    found: dict[Kind, dict[str, Row]] = {}
+    for row in rows:
+        if row["method"] != "none":
+            place = row["network"], row["data"]
+            arms = found.setdefault((*place, row["method"], row["goal"]), {"unpruned": plain[place]})
+            arms.setdefault(row["arm"], row)
+    return found
+
+
+def overall(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], spoken: Spoken) -> Iterator[dict[str, Any]]:
+    """Pairs of arms over all prunings, and over those of each method.
+
+    At each seed that all these prunings have, the difference is their mean, each counting alike; the t interval is that
+    of these means over the seeds. Prunings of one seed share its trained network, so that they are no repetitions: only
+    seeds are.
+
+    Args:
+        rows: of the table.
+        pairs: arms to compare.
+        spoken: names the arms.
+
+    Yields:
+        The fields of `Difference`, the arms ``a`` and ``b``, ``method`` (empty: all), ``prunings`` (how many), and the
+        ``verdict`` in words.
+    """
+    every = prunings(rows)
+    methods = list(dict.fromkeys(kind[2] for kind in every))
+    for a, b in pairs:
+        for method in ("", *methods):
+            both = [(arms[a], arms[b]) for kind, arms in every.items() if method in ("", kind[2]) and {a, b} <= {*arms}]
+            both = [(one, two) for one, two in both if _seeds(one) & _seeds(two)]
+            shared = set.intersection(*(_seeds(one) & _seeds(two) for one, two in both)) if both else set()
+            if not shared:
+                continue
+            left, right = (_averaged(side, shared) for side in zip(*both, strict=True))
+            difference = paired(left, right)
+            yield {
+                "a": a,
+                "b": b,
+                "method": method,
+                "prunings": len(both),
+                **asdict(difference),
+                "resolved": difference.resolved,
+                "verdict": verdict(spoken(a), spoken(b), difference),
+            }
+
+
+def _seeds(row: Row) -> set[str]:
+    return set(row["accuracy"]["seeds"])
+
+
+def _averaged(rows: Sequence[Row], seeds: Iterable[str]) -> dict[int, float]:
+    """Seed → mean accuracy of the rows."""
+    return {int(seed): fmean(row["accuracy"]["seeds"][seed] for row in rows) for seed in seeds}
+
+
+def conclude(comparisons: Sequence[Row], pooled: Sequence[Row], failed: Mapping[str, str], spoken: Spoken) -> list[str]:
+    """The conclusion in words.
+
+    First whether fine-tuning was worth more than training the shape from scratch, over all and pruning by pruning; then
+    what lottery tickets and designed shapes are worth, where there are any; then what is missing.
+    """
+    total = {(entry["a"], entry["b"]): entry for entry in pooled if not entry["method"]}
+    sentences = []
+    scratch = next((arm for arm in SCRATCH if ("finetune", arm) in total), None)
+    if scratch:
+        sentences.append(_worth(total["finetune", scratch]))
+        equal = scratch != "scratch_e" and total.get(("finetune", "scratch_e"))
+        if equal:
+            sentences.append(f"Where both trainings have equally many epochs, {equal['verdict']}{_average(equal)}.")
+        sentences += _by_pruning(comparisons, "finetune", scratch, spoken)
+    for a, b in (("finetune", "unpruned"), ("lottery", "lottery_random")):
+        if (a, b) in total and not (a == "finetune" and scratch):
+            sentences += [_sentence(total[a, b]), *_by_pruning(comparisons, a, b, spoken)]
+    for arm in dict.fromkeys(a for a, b in total if b == "uniform" and a not in ("finetune", *SCRATCH)):
+        direct = next((other for other in SCRATCH if (arm, other) in total), None)
+        sentences += [_sentence(total[arm, other]) for other in ("uniform", direct) if other]
+        if direct:
+            sentences.append(_between(comparisons, arm, direct, spoken))
+    if failed:
+        cells = "1 cell is" if len(failed) == 1 else f"{len(failed)} cells are"
+        sentences.append(f"{cells} missing, so that some means rest on fewer seeds: run the study again.")
+    if not total:
+        sentences.insert(0, "Nothing can be compared yet: no two arms share a finished seed.")
+    return sentences
+
+
+def _worth(entry: Row) -> str:
+    """Was fine-tuning worth more than training the shape from scratch?"""
+    told = "training the pruned shape from scratch"
+    if not entry["resolved"]:
+        return f"Whether fine-tuning was worth more than {told} is open: {entry['verdict']}{_average(entry)}."
+    more = "more" if entry["mean"] > 0 else "less"
+    return f"Fine-tuning was worth {more} than {told}: {entry['verdict']}{_average(entry)}."
+
+
+def _sentence(entry: Row) -> str:
+    return f"{_capital(entry['verdict'])}{_average(entry)}."
+
+
+def _average(entry: Row) -> str:
+    return f", on average over {entry['prunings']} prunings" if entry["prunings"] > 1 else ""
+
+
+def _by_pruning(comparisons: Sequence[Row], arm: str, against: str, spoken: Spoken) -> Iterator[str]:
+    """For which prunings an arm is ahead, behind, or neither: by network, or in numbers where they are many."""
+    entries = [entry for entry in comparisons if (entry["a"], entry["b"], entry["when"]) == (arm, against, "")]
+    if len(entries) < 2:
+        return
+    one, other = spoken(arm), spoken(against)
+    if len(entries) > NAMED:
+        won, lost, open_ = map(len, _split(entries))
+        yield (
+            f"Taken one by one, {one} is ahead in {won} of {len(entries)} prunings, {other} in {lost}, and {open_} "
+            f"{'is' if open_ == 1 else 'are'} open."
+        )
+        return
+    places = dict.fromkeys((entry["network"], entry["data"]) for entry in entries)
+    for place in places:
+        here = [entry for entry in entries if (entry["network"], entry["data"]) == place]
+        ahead, behind, left = _split(here)
+        parts = [f"{one} beats {other} for {_named(ahead)}"] if ahead else []
+        parts += [f"{other} beats {one} for {_named(behind)}"] if behind else []
+        parts += [f"no difference between {one} and {other} is resolved for {_named(left)}"] if left else []
+        where = f" ({place[0]} on {place[1]})" if len(places) > 1 else ""
+        yield f"{_capital('; '.join(parts))}{where}."
+
+
+def _split(entries: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
+    """Those where the first arm is ahead, those where it is behind, and the open ones."""
+    known = [entry for entry in entries if entry["resolved"]]
+    ahead = [entry for entry in known if entry["mean"] > 0]
+    return ahead, [entry for entry in known if entry["mean"] < 0], [e for e in entries if not e["resolved"]]
+
+
+def _between(comparisons: Sequence[Row], arm: str, direct: str, spoken: Spoken) -> str:
+    """Where an arm's mean lies between those of uniform widths and of the directly pruned shape, and where not."""
+    means = {
+        other: {
+            (entry["network"], entry["data"], entry["method"], entry["goal"]): entry["mean"]
+            for entry in comparisons
+            if (entry["a"], entry["b"], entry["when"]) == (arm, other, "")
+        }
+        for other in ("uniform", direct)
+    }
+    kinds = [kind for kind in means["uniform"] if kind in means[direct]]
+    outside = [kind for kind in kinds if not means["uniform"][kind] >= 0 >= means[direct][kind]]
+    below = [kind for kind in outside if means["uniform"][kind] < 0]
+    told = f"By its mean, {spoken(arm)} comes between {spoken('uniform')} and {spoken(direct)} in "
+    told += f"{len(kinds) - len(outside)} of {len(kinds)} prunings"
+    if outside:
+        below_uniform = f"it is below {spoken('uniform')} in {len(below)}"
+        told += f"; {below_uniform}, and above {spoken(direct)} in {len(outside) - len(below)}"
+    return f"{told}."
+
+
+def _named(entries: Sequence[Row]) -> str:
+    """Methods by their goals: ``"random and l1 at 50 % of MACs, and magnitude at 10 % of weights"``."""
+    goals = {
+        entry["goal"]: [other["method"] for other in entries if other["goal"] == entry["goal"]] for entry in entries
+    }
+    told = [f"{_listed(names)} at {goal}" for goal, names in goals.items()]
+    return told[0] if len(told) == 1 else f"{', '.join(told[:-1])}, and {told[-1]}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _capital(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}"
