@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from topiarist import __version__
+from topiarist.studies import published
 from topiarist.studies.cells import failure, finished, result, unfold
 from topiarist.studies.crews import default_workers
 from topiarist.studies.statistics import paired, summarise, verdict
-from topiarist.studies.study import ARMS, Row, Study, latency_cell
+from topiarist.studies.study import ARMS, BUILT, Row, Study, latency_cell, latency_cells
 
 SPOKEN = {
     "unpruned": "the unpruned network",
@@ -25,7 +26,9 @@ SPOKEN = {
     "scratch_b": "Scratch-B",
     "lottery": "the lottery ticket",
     "lottery_random": "the redrawn ticket",
-    "uniform": "the uniformly narrowed network",
+    "uniform": "the uniform network",
+    "guided": "the guided pattern",
+    "transferred": "the transferred pattern",
 }
 """Arm → what a sentence calls it."""
 
@@ -35,12 +38,15 @@ PAIRS = (
     ("finetune", "scratch_b"),
     ("scratch_b", "uniform"),
     ("lottery", "lottery_random"),
+    *((arm, other) for arm in ("guided", "transferred") for other in ("uniform", "scratch_b")),
 )
 """Arms of one pruning that are compared seed by seed."""
 
 QUESTIONS = (
     ("finetune", ("scratch_b", "scratch_e", "uniform", "unpruned")),
     ("lottery", ("lottery_random",)),
+    ("guided", ("uniform",)),
+    ("transferred", ("uniform",)),
 )
 """What a conclusion says: an arm against the first of some others that is there."""
 
@@ -55,10 +61,16 @@ def gather(study: Study, out: Path) -> dict[str, Any]:
         out: folder of the study.
 
     Returns:
-        Plain values: ``title``, ``study``, ``conclusion`` (sentences, the first one leads), ``rows``, ``comparisons``,
-        ``failed``, ``environment``.
+        Plain values: ``title``, ``study``, ``note``, ``conclusion`` (sentences, the first one leads), ``rows``,
+        ``comparisons``, ``failed``, ``environment``.
     """
-    rows = [_row(row, study.label(row.pruning) if row.pruning else "none", out) for row in study.rows()]
+    rows = [
+        {
+            **_row(row, study.label(row.pruning) if row.pruning else "none", out),
+            "published": published.find(study.published, row.network, row.data, row.pruning, row.arm),
+        }
+        for row in study.rows()
+    ]
     _relate(rows)
     comparisons = list(_comparisons(rows))
     failed = _failed(study, out)
@@ -66,6 +78,7 @@ def gather(study: Study, out: Path) -> dict[str, Any]:
         "topiarist": __version__,
         "title": study.title,
         "study": study.as_json(),
+        "note": study.note,
         "conclusion": conclude(comparisons, failed),
         "rows": rows,
         "comparisons": comparisons,
@@ -83,7 +96,7 @@ def gather(study: Study, out: Path) -> dict[str, Any]:
 def _failed(study: Study, out: Path) -> dict[str, str]:
     """Key of every cell that is not there → why."""
     cells = unfold(study.cells())
-    clocks = [clock for clock in map(latency_cell, cells) if finished(out, clock.needs[0])]
+    clocks = [clock for clock in latency_cells(cells) if finished(out, clock.needs[0])]
     missing = [cell for cell in unfold([*cells, *clocks]) if not finished(out, cell)]
     return {cell.key: failure(out, cell) or "not computed yet" for cell in missing}
 
@@ -106,14 +119,25 @@ def _row(row: Row, method: str, out: Path) -> dict[str, Any]:
         "method": method,
         "goal": row.pruning.goal if row.pruning else "",
         "arm": row.arm,
-        "label": "before pruning" if row.arm == "unpruned" and row.pruning else ARMS[row.arm],
+        "label": _label(row),
         "accuracy": {**spread, "seeds": {str(seed): value for seed, value in accuracy.items()}},
         **{name: mean(name) for name in ("macs", "params", "bytes", "epochs", "seconds")},
         "latency_ms": median(times) if times else None,
         "proof": max((values["proof"] for values in found.values() if "proof" in values), default=None),
         "widths": _widths([values["widths"] for values in found.values() if "widths" in values]),
         "cells": {str(seed): cell.key for seed, cell in there.items()},
+        "equal": row.pruning.equal if row.pruning and row.arm in BUILT else None,
+        "pattern": next((need.key for cell in there.values() for need in cell.needs if need.arm == "pattern"), None),
     }
+
+
+def _label(row: Row) -> str:
+    """What tables call a row's arm."""
+    if row.arm == "unpruned" and row.pruning:
+        return "before pruning"
+    if row.arm == "uniform" and row.pruning and row.pruning.granularity == "weight":
+        return "uniform sparsity"
+    return ARMS[row.arm]
 
 
 def _widths(seeds: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, list[float]]:
