@@ -312,7 +312,7 @@ def test_the_model_is_left_as_it_was(name, training):
     before = state_of(model)
     graph = trace(model, case.inputs)
     topiarist.prove(model, graph, {g.name: torch.arange(g.units) < 2 for g in graph.groups}, case.inputs)
-    graph.check(model, case.inputs)
+    topiarist.check(model, graph, case.inputs)
     after = state_of(model)
     assert before[:2] == after[:2]
     assert all(torch.equal(before[2][key], value) for key, value in after[2].items())

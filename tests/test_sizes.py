@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import topiarist
 from networks import (
     CASES,
     Net,
@@ -36,7 +37,7 @@ def check(model, inputs, other=None, seeds=6, rehearse=False):
     shaken(model)
     graph = trace(model, inputs)
     if rehearse:
-        graph.check(model, inputs)
+        topiarist.check(model, graph, inputs)
     double = model.double()
     for seed in range(seeds):
         for most in (1, 99):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from topiarist.models import load_model as load_model
     from topiarist.models import make_model as make_model
     from topiarist.proof import Proof as Proof
+    from topiarist.proof import check as check
     from topiarist.proof import prove as prove
     from topiarist.pruned import Pruned as Pruned
     from topiarist.pruning import prune as prune
@@ -59,7 +60,7 @@ _PUBLIC = {
     "graph": ("Graph", "Group", "Slice", "trace"),
     "methods": ("Method",),
     "models": ("load_model", "make_model"),
-    "proof": ("Proof", "prove"),
+    "proof": ("Proof", "check", "prove"),
     "pruned": ("Pruned",),
     "pruning": ("prune",),
     "scan": ("Sensitivity", "sensitivity"),

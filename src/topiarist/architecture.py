@@ -29,6 +29,7 @@ from topiarist.graph.selector import NAME as SELECTOR
 from topiarist.graph.selector import declare
 from topiarist.graph.sizes import Attribute
 from topiarist.graph.solution import Correction
+from topiarist.leftovers import file_beside, left, read_left, write_left
 from topiarist.surgery import Plan, carry_out, check_shapes, copied, plan
 
 WEIGHTS_FILE, SHAPE_FILE = "model.safetensors", "architecture.json"
@@ -256,6 +257,8 @@ def save(model: nn.Module, architecture: Architecture, path: str | os.PathLike[s
 def write_tensors(model: nn.Module, path: Path) -> None:
     """Writes a model's state dict as safetensors, whole or not at all; tied tensors are stored once.
 
+    What a training with gates left for the score goes into a file beside it, ``model.gates.safetensors``.
+
     Raises:
         TopiaristError: the file cannot be written.
     """
@@ -266,7 +269,12 @@ def write_tensors(model: nn.Module, path: Path) -> None:
         except safetensors.SafetensorError as error:
             raise OSError(str(error)) from error
 
+    gates = file_beside(writable(path))
+    if gates.is_file():
+        gates.unlink()  # those of other weights
     atomically(path, write)
+    if left(model):
+        atomically(gates, lambda temporary: write_left(model, temporary))
 
 
 def load(make_model: Callable[[], nn.Module], path: str | os.PathLike[str]) -> nn.Module:
@@ -299,6 +307,7 @@ def load(make_model: Callable[[], nn.Module], path: str | os.PathLike[str]) -> n
         told = " ".join(str(error).split())[:200]
         raise TopiaristError(f"{file} does not belong to this architecture: {told}") from error
     check_finite(model)
+    read_left(model, file_beside(file))
     for name, indices in picked.items():
         if not torch.equal(model.get_buffer(name), indices):
             raise TopiaristError(f"{file} is damaged: {name} is not what the architecture says; write it again")

@@ -139,21 +139,26 @@ def judge(smaller: Any, masked: Any, original: Any, *, removed: bool) -> Proof:
     return Proof(diff, change, not reason, reason)
 
 
-def rehearse(model: nn.Module, graph: Graph, example_inputs: Any, *, seconds: float = 120.0) -> Graph:
-    """Rehearses random cuts and pins what cannot be proved, until every rehearsal passes.
+def check(model: nn.Module, graph: Graph, example_inputs: Any, *, seconds: float = 120.0) -> Graph:
+    """Rehearses random cuts and pins what cannot be proved, with the module and the reason, until every one passes.
 
     Args:
         model: the traced model.
-        graph: its graph.
+        graph: its graph, which is mended: whoever holds it holds the proved one.
         example_inputs: as for `trace`.
         seconds: time limit.
 
     Returns:
-        A graph in which the rehearsed cuts are proved.
+        The same graph, in which the rehearsed cuts are proved.
 
     Raises:
         TopiaristError: the time limit is reached, or a failure carries nothing that could be pinned.
     """
+    graph.become(_rehearsed(model, graph, example_inputs, seconds))
+    return graph
+
+
+def _rehearsed(model: nn.Module, graph: Graph, example_inputs: Any, seconds: float) -> Graph:
     deadline = time.monotonic() + seconds
     shaken = non_degenerate(copied(model).double().eval())
     inputs = converted(example_inputs, torch.float64)
@@ -284,4 +289,4 @@ def _first_difference(model: nn.Module, graph: Graph, keep: Keep, inputs: Any) -
     return ""
 
 
-__all__ = ["Proof", "prove", "rehearse"]
+__all__ = ["Proof", "check", "prove"]

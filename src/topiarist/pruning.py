@@ -19,7 +19,7 @@ from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, check_finite, trace
 from topiarist.methods import Method, make
 from topiarist.methods.base import Repair, Rule, Selector
-from topiarist.proof import TOLERANCE, Proof, prove
+from topiarist.proof import TOLERANCE, Proof, check, prove
 from topiarist.pruned import Pruned
 from topiarist.stats import OnStep, Statistic, Stats, collect
 from topiarist.steps import Told, Wish, acts, check_steps, in_steps, kept_after
@@ -246,7 +246,7 @@ class _Work:
             if not math.isfinite(proof.change):
                 raise TopiaristError(proof.reason or "the network's outputs are not finite on the example input")
             if attempt == 1 and not proof.max_rel_diff <= TOLERANCE:
-                units.check(model, self.example_inputs)
+                check(model, units, self.example_inputs)
             else:
                 break
         _check(proof)

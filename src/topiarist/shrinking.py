@@ -87,7 +87,7 @@ def shrink(model: nn.Module, example_inputs: Any, *, graph: Graph | None = None)
     if not proof.max_rel_diff <= TOLERANCE or not drift <= TOLERANCE:
         raise TopiaristError(
             f"shrinking cannot be proved ({proof.reason or f'the outputs moved by {drift:.1e}'}): "
-            "pass graph=trace(model, example_inputs).check(model, example_inputs)"
+            "pass graph=topiarist.check(model, topiarist.trace(model, example_inputs), example_inputs)"
         )
     smaller = cut(repaired, graph, keep)
     before, after = cost(graph), cost(graph, keep)

@@ -66,7 +66,7 @@ def plan(graph: Graph, keep: Keep) -> Plan:
         e = open_[0]
         raise TopiaristError(
             f"no attribute gives the size computed at {e.line} in {e.module or 'the model'} after this cut; "
-            "graph.check(model, example_inputs) pins what cannot be cut"
+            "topiarist.check(model, graph, example_inputs) pins what cannot be cut"
         )
     return Plan(graph.solution.survivors(dead), sizes, graph.solution.corrections(dead), zeros, removed)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
+from topiarist.leftovers import file_beside, read_left
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts store the state dict beside other things."""
@@ -85,7 +86,7 @@ def _read_torch(path: Path) -> Mapping[str, object]:
 
 
 def put_weights(model: nn.Module, path: Path) -> None:
-    """Load a file's weights into a model, in place, all of them or none.
+    """Load a file's weights into a model, in place, all of them or none, with what gates left beside them.
 
     Raises:
         TopiaristError: names or shapes that are not the model's, or values that are not finite.
@@ -114,6 +115,7 @@ def put_weights(model: nn.Module, path: Path) -> None:
                 f"{path} has NaN or infinite values in {key}: train again with a smaller learning rate."
             )
     model.load_state_dict(weights, strict=False)
+    read_left(model, file_beside(path))
 
 
 def _some(names: set[str]) -> str:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from topiarist.errors import TopiaristError
 
@@ -227,7 +227,7 @@ class Graph:
     def blocks(self) -> Graph:
         """The same network with one unit per residual branch whose removal leaves the shortcut, all in one group.
 
-        `check` proves that each of them can go; the others are `pinned`, with the reason.
+        `topiarist.check` proves that each of them can go; the others are `pinned`, with the reason.
         """
         if self.of_blocks:
             return self
@@ -247,16 +247,9 @@ class Graph:
         )
         return Graph(groups, self.shapes, self.parameters, self.unknown, self.solution)
 
-    def check(self, model: nn.Module, example_inputs: Any) -> Graph:
-        """Rehearses a cut and pins what cannot be proved, with the module and the reason; keeps the rest.
-
-        The graph itself is mended (and returned), so that whoever holds it holds the proved one.
-        """
-        from topiarist.proof import rehearse
-
-        mended = rehearse(model, self, example_inputs)
-        self.groups, self.solution, self.stays = mended.groups, mended.solution, mended.stays
-        return self
+    def become(self, other: Graph) -> None:
+        """Takes over what another graph of the same network found, so that whoever holds this one holds that."""
+        self.groups, self.solution, self.stays = other.groups, other.solution, other.stays
 
 
 def _head(tensor: str) -> str:

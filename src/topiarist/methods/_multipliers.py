@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from topiarist.allocation import allocate
 from topiarist.errors import TopiaristError
+from topiarist.leftovers import leave
 
 if TYPE_CHECKING:
     from topiarist.budget import Budget
@@ -214,13 +215,8 @@ def check_ranked(method: Method, graph: Graph, scores: Scores, unranked: Scores,
     if any(bool((units & ~keep[name]).any()) for name, units in unranked.items()):
         raise TopiaristError(
             f"{method.name} has not trained the units that this budget takes: train the network with it in the same "
-            "run, recipe=... (or leave --weights out), or give no budget; of a file, in studies too, only zeros speak"
+            "run, recipe=... (or leave --weights out), or give no budget; of a file of weights alone only zeros speak"
         )
-
-
-def leave(owner: nn.Module, name: str, value: Tensor) -> None:
-    """A buffer outside the state dict, which `Stats.tensor` sees."""
-    owner.register_buffer(name, value.detach().clone(), persistent=False)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
+from topiarist.leftovers import LEFT
 from topiarist.methods._multipliers import Multipliers, Scaled, check_ranked, marked, multiplied, trained
 from topiarist.methods.base import Method, checked_examples
 
@@ -24,7 +25,7 @@ BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 """The paper's temperature, and the ends of the interval that the concrete variable is stretched to."""
 _GATES = "l0_gates"
 """Name of the submodule that holds the gates while the network trains."""
-_LEFT = "_l0_log_alpha"
+_LEFT = f"{LEFT}l0"
 """What is put to a tensor's name for the buffer that keeps its gates' locations after the training."""
 _MOST = math.log(100)
 """How far from 0 a location may go, as in the authors' code; gates are exactly 0 or 1 from 2.4 on."""
@@ -49,8 +50,8 @@ class L0(Method):
 
     Use it: to train a network and find its shape at once, with Adam as in the paper: its step does not depend on the
     size of a gradient that is divided by ``N``, as that of the gates is. Gates start at a half: a trained network that
-    is to be pruned starts with a ``dropout`` near 0 instead. The gates last while the model lives: of weights that were
-    saved and loaded again only the zeros speak, so use budgets in the same run.
+    is to be pruned starts with a ``dropout`` near 0 instead. The gates are kept in a file beside the
+    weights' (`topiarist.save`); of a state dict alone only the zeros speak.
 
     Raises:
         TopiaristError: a field is out of range, the network has no such units, the number of training examples is not

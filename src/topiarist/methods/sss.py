@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
+from topiarist.leftovers import LEFT
 from topiarist.methods._multipliers import Multipliers, Place, Scaled, check_ranked, marked, multiplied, trained
 from topiarist.methods.base import Method
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _KINDS = ("block", "group", "channel")
 _GATES = "sss"
 """Name of the submodule that holds the scales while the network trains."""
-_LEFT = "_lambda"
+_LEFT = f"{LEFT}sss"
 """What is put to a tensor's name for the buffer that keeps its scales after the training."""
 
 
@@ -46,9 +47,8 @@ class SSS(Method):
     Cost: the training's own, and a product with the scaled parameters at each step.
 
     Use it: to let the network find its depth, or the number of groups in each layer, while it trains. ``gamma`` says
-    how much goes; several runs find the one for a size. The scales last while the model lives: of weights that were
-    saved and loaded again only the zeros speak, so use budgets in the same run. No fine-tuning is needed after zeros
-    went.
+    how much goes; several runs find the one for a size. The scales are kept in a file beside the weights'
+    (`topiarist.save`); of a state dict alone only the zeros speak. No fine-tuning is needed after zeros went.
 
     Raises:
         TopiaristError: a field is out of range, the network has no such structures, a block's last parameters are

@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from topiarist.errors import TopiaristError
-from topiarist.methods._multipliers import leave, marked, parameter_of, submodule, trained
+from topiarist.leftovers import LEFT, leave
+from topiarist.methods._multipliers import marked, parameter_of, submodule, trained
 from topiarist.methods.base import Method, checked_examples
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ _PURE = 100.0
 """``log alpha`` of a weight that is 0, which has no scale to measure its noise by."""
 _NOISE = "vardrop_noise"
 """Name of the submodule that holds the variances while the network trains."""
-_LEFT = "_log_alpha"
+_LEFT = f"{LEFT}vardrop"
 """What is put to a tensor's name for the buffer that keeps ``log alpha`` after the training."""
 _PRODUCTS = frozenset(
     (F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
@@ -61,8 +62,8 @@ class VarDrop(Method):
 
     Use it: for the sparsest networks, where there is time to train. Use Adam, as the paper does: the pull on a variance
     is of size ``1 / N``, which steps in proportion to the gradient hardly feel. Start from a trained network where
-    the training from scratch fails. The variances last while the model lives: of weights that were saved and loaded
-    again only the zeros speak, so use budgets in the same run.
+    the training from scratch fails. The variances are kept in a file beside the weights' (`topiarist.save`); of a state
+    dict alone only the zeros speak.
 
     Raises:
         TopiaristError: a field is out of range, no weight trains, the numbers of training examples and steps are not

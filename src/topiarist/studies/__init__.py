@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from topiarist.studies.cells import Cell as Cell
-    from topiarist.studies.crews import Local as Local
-    from topiarist.studies.crews import default_workers as default_workers
+    from topiarist.studies.crew import Executor as Executor
     from topiarist.studies.digits import DEMO as DEMO
     from topiarist.studies.digits import demo as demo
+    from topiarist.studies.local import Local as Local
+    from topiarist.studies.local import default_workers as default_workers
     from topiarist.studies.merging import merge as merge
     from topiarist.studies.prunings import Pruning as Pruning
     from topiarist.studies.ray import RayCluster as RayCluster
     from topiarist.studies.results import gather as gather
     from topiarist.studies.runner import Event as Event
-    from topiarist.studies.runner import Executor as Executor
     from topiarist.studies.runner import Outcome as Outcome
     from topiarist.studies.runner import run_cells as run_cells
     from topiarist.studies.statistics import Difference as Difference
@@ -44,13 +44,14 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "cells": ("Cell",),
-    "crews": ("Local", "default_workers"),
+    "crew": ("Executor",),
     "digits": ("DEMO", "demo"),
+    "local": ("Local", "default_workers"),
     "merging": ("merge",),
     "prunings": ("Pruning",),
     "ray": ("RayCluster",),
     "results": ("gather",),
-    "runner": ("Event", "Executor", "Outcome", "run_cells"),
+    "runner": ("Event", "Outcome", "run_cells"),
     "statistics": ("Difference", "Summary", "paired", "summarise", "verdict"),
     "study": ("ARMS", "Study"),
     "whole": ("report", "run"),

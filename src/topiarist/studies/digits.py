@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from topiarist.studies.crews import default_workers
+from topiarist.studies.local import default_workers
 from topiarist.studies.prunings import Pruning
 from topiarist.studies.study import Study
 from topiarist.studies.whole import run

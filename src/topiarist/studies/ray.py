@@ -21,8 +21,8 @@ from typing import Any
 from topiarist import __version__
 from topiarist.errors import TopiaristError
 from topiarist.studies.cells import Cell, Work, finished
-from topiarist.studies.crews import default_workers
-from topiarist.studies.runner import LOCK, Crew, attempt
+from topiarist.studies.crew import LOCK, Crew, attempt
+from topiarist.studies.local import default_workers
 
 OBJECTS = 100 * 2**20
 """Bytes of memory for objects on a local cluster: results are folders, what goes through Ray are a few words."""

@@ -14,7 +14,7 @@ import torch
 from topiarist import __version__
 from topiarist.studies import published
 from topiarist.studies.cells import failure, finished, result, unfold
-from topiarist.studies.crews import default_workers
+from topiarist.studies.local import default_workers
 from topiarist.studies.statistics import paired, summarise, verdict
 from topiarist.studies.study import ARMS, BUILT, Row, Study, latency_cell, latency_cells
 

@@ -7,19 +7,17 @@ moment; the next one goes on. Who computes the cells, here or elsewhere, talks t
 from __future__ import annotations
 
 import heapq
-import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from topiarist.errors import TopiaristError
-from topiarist.studies.cells import Cell, Work, compute, finished, held, prepare, unfold
-
-LOCK = ".lock"
-"""The file of a study's folder that its run holds."""
+from topiarist.studies.cells import Cell, Work, finished, held, prepare, unfold
+from topiarist.studies.crew import LOCK, Crew, Executor
+from topiarist.studies.local import Local
 
 State = Literal["reused", "started", "finished", "failed", "blocked"]
 
@@ -51,34 +49,6 @@ class Outcome:
 Progress = Callable[[Event], None]
 
 
-class Crew(Protocol):
-    """Who computes the cells of one run."""
-
-    @property
-    def busy(self) -> int:
-        """How many cells have been started and not yet been returned by `ended`."""
-
-    @property
-    def room(self) -> int:
-        """How many more cells may be started now; at least one where nothing is running."""
-
-    def start(self, cell: Cell) -> None:
-        """Begin a cell."""
-
-    def ended(self) -> list[tuple[Cell, float, str]]:
-        """Cells that ended since the last call: seconds taken and why it failed, empty for success. Waits for one."""
-
-    def stop(self) -> None:
-        """Stop what is running."""
-
-
-class Executor(Protocol):
-    """Where cells are computed: in processes of this machine (`Local`), on a cluster (`RayCluster`), or elsewhere."""
-
-    def crew(self, out: Path, work: Work, preload: Sequence[str] = ()) -> Crew:
-        """Who computes the cells of a study in the folder ``out``; ``preload``: modules that the work will import."""
-
-
 def run_cells(
     cells: Iterable[Cell],
     out: Path,
@@ -104,8 +74,6 @@ def run_cells(
         TopiaristError: if the folder cannot be written or another run is at work in it.
         KeyboardInterrupt: after the processes have been stopped; run again to go on.
     """
-    from topiarist.studies.crews import Local
-
     wanted = unfold(cells)
     tell = progress or (lambda event: None)
     with locked(out):
@@ -177,21 +145,6 @@ def _drain(queue: _Queue, crew: Crew, tell: Progress) -> tuple[list[str], dict[s
     finally:
         crew.stop()
     return done, failed
-
-
-def attempt(cell: Cell, out: Path, work: Work) -> str:
-    """Compute a cell; return nothing, or why it failed in one sentence (the whole story goes to its draft)."""
-    note = out / "drafts" / cell.key / "error.txt"
-    note.unlink(missing_ok=True)
-    try:
-        compute(cell, out, work)
-    except Exception as error:
-        told = str(error) if isinstance(error, TopiaristError) else f"{type(error).__name__}: {error}"
-        told = " ".join(told.split())
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(f"{told}\n{traceback.format_exc()}")
-        return told
-    return ""
 
 
 @contextmanager

@@ -13,10 +13,11 @@ from topiarist.errors import TopiaristError
 from topiarist.models import make_model
 from topiarist.report import read_results, write_report
 from topiarist.studies.cells import Cell, Work, finished, prepare, unfold, write_json
+from topiarist.studies.crew import Executor
 from topiarist.studies.places import placed
 from topiarist.studies.progress import Live
 from topiarist.studies.results import gather
-from topiarist.studies.runner import Executor, run_cells
+from topiarist.studies.runner import run_cells
 from topiarist.studies.study import Study, latency_cells
 
 PRELOAD = ("lightning_fabric", "safetensors.torch", "sklearn.datasets")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from topiarist.studies.cells import Cell, Work, failure, finished
-from topiarist.studies.runner import Crew, attempt
+from topiarist.studies.crew import Crew, attempt
 
 
 @dataclass(frozen=True)
