@@ -17,8 +17,10 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-ARMS = ("unpruned", "pruned", "finetune", "scratch_e", "scratch_b", "lottery", "lottery_random", "uniform")
-ARMS += ("guided", "transferred")
+ARMS = (
+    *("unpruned", "pruned", "finetune", "scratch_e", "scratch_b", "lottery", "lottery_random"),
+    *("uniform", "guided", "transferred"),
+)
 _NAMES = ("ink", "muted", "line", "paper", *ARMS)
 COLOURS = {name: f"#1e0a{number:02x}" for number, name in enumerate(_NAMES)}
 """Stand-ins that matplotlib draws with; each becomes ``var(--NAME)`` in the page."""

@@ -16,12 +16,27 @@ values after each cut, and of its steps: how many, epochs of training between tw
 
 @dataclass(frozen=True)
 class Pruning:
-    """A method with its fields and the budget that it prunes to, perhaps with further options (see `OPTIONS`)."""
+    """A method with its fields and the budget that it prunes to.
+
+    Attributes:
+        method: its registered name.
+        budget: fields of `topiarist.Budget`; empty where the method brings its own rule.
+        fields: of the method.
+        options: what else there is to say (see `OPTIONS`).
+        networks: those of the study that are pruned so; all of them where none is named.
+        data: the data sets for which that holds; all of them where none is named.
+    """
 
     method: str
     budget: Mapping[str, Any]
     fields: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    networks: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+
+    def meant(self, network: str, data: str) -> bool:
+        """Whether this network is pruned so on these data."""
+        return network in (self.networks or (network,)) and data in (self.data or (data,))
 
     @property
     def label(self) -> str:
@@ -78,16 +93,17 @@ def prunings(entry: Any) -> Iterator[Pruning]:
     Raises:
         TopiaristError: the entry has an unknown key, or none that names a method.
     """
-    known = {"method", "budget", "fields", *OPTIONS}
+    known = {"method", "budget", "fields", "network", "data", *OPTIONS}
     if not isinstance(entry, Mapping) or not {"method"} <= set(entry) <= known:
-        others = ", ".join(("'budget'", "'fields'", *map(repr, OPTIONS)))
+        others = ", ".join(("'budget'", "'fields'", "'network'", "'data'", *map(repr, OPTIONS)))
         raise TopiaristError(f"The pruning {entry!r} must have the key 'method', and may have {others}.")
     for budget in listed(entry.get("budget") or {}):
         for method in listed(entry["method"]):
             if not isinstance(budget, Mapping):
                 raise TopiaristError(f"The budget {budget!r} must be a mapping, for example {{macs: 0.5}}.")
             options = {key: entry[key] for key in OPTIONS if entry.get(key) is not None}
-            yield Pruning(str(method), dict(budget), dict(entry.get("fields") or {}), options)
+            where = [tuple(map(str, listed(entry.get(key) or ()))) for key in ("network", "data")]
+            yield Pruning(str(method), dict(budget), dict(entry.get("fields") or {}), options, *where)
 
 
 def made(kind: Any, values: Mapping[str, Any], name: str) -> Any:

@@ -138,6 +138,11 @@ class Study:
 
     def _check(self, pruning: Pruning) -> None:
         """Raises where a pruning cannot be."""
+        for named, known in ((pruning.networks, self.networks), (pruning.data, self.data)):
+            if unknown := [name for name in named if name not in known]:
+                raise TopiaristError(
+                    f"{pruning.method} is to prune {unknown[0]!r}, which the study lacks: name it there."
+                )
         method = methods.make(pruning.method, **pruning.fields)
         made(Budget, pruning.budget, "budget")
         made(Recipe, self._options(pruning).get("between", {}), "recipe")
@@ -164,10 +169,10 @@ class Study:
     def of(settings: Mapping[str, Any], scale: str | None = None) -> Study:
         """A study from plain values, as in a YAML file.
 
-        Keys: ``network``, ``data``, ``prunings`` (entries of ``method``, ``budget``, ``fields`` and
-        `topiarist.studies.prunings.OPTIONS`), and the others as the attributes of `Study`; ``seeds`` may be a number of
-        seeds. Where a network, data set, method or budget is a list, each of them is meant. ``scales`` and ``scale``
-        are explained at `topiarist.studies.scales.at_scale`.
+        Keys: ``network``, ``data``, ``prunings`` (entries of ``method``, ``budget``, ``fields``, of ``network`` and
+        ``data`` where it is not for all of them, and of `topiarist.studies.prunings.OPTIONS`), and the others as the
+        attributes of `Study`; ``seeds`` may be a number of seeds. Where a network, data set, method or budget is a
+        list, each of them is meant. ``scales`` and ``scale`` are explained at `topiarist.studies.scales.at_scale`.
 
         Args:
             settings: the plain values.
@@ -220,7 +225,14 @@ class Study:
             "network": list(self.networks),
             "data": list(self.data),
             "prunings": [
-                {"method": entry.method, "budget": dict(entry.budget), "fields": dict(entry.fields), **entry.options}
+                {
+                    "method": entry.method,
+                    "budget": dict(entry.budget),
+                    "fields": dict(entry.fields),
+                    "network": list(entry.networks),
+                    "data": list(entry.data),
+                    **entry.options,
+                }
                 for entry in self.prunings
             ],
             "seeds": list(self.seeds),
@@ -247,6 +259,8 @@ class Study:
             for data in self.data:
                 yield self._row(network, data, None, "unpruned")
                 for pruning in self.prunings:
+                    if not pruning.meant(network, data):
+                        continue
                     arms = [arm for arm in ARMS if arm in self.arms or arm == "pruned"]
                     if pruning.trained:
                         arms = ["unpruned", *(arm for arm in arms if arm != "unpruned")]
