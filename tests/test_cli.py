@@ -54,7 +54,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_methods_lists_the_registry(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("methods") == 0
     printed = capsys.readouterr().out
-    assert all(f" {name} " in printed for name in methods.names())
+    assert all(f" {name} " in f" {printed}".replace("\n", " ") for name in methods.names())
+    assert len(printed.splitlines()) <= len(methods.names()) + 3
     assert run("methods", "--json") == 0
     assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == methods.names()
 
@@ -80,11 +81,9 @@ def test_cards_and_tables_show_what_a_method_is(name: str, capsys: pytest.Captur
     needs = ", ".join(told["needs"]) or "nothing"
     assert f"\nneeds: {needs}\n" in card
     assert run("methods") == 0
-    rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
-    start = next(at for at, row in enumerate(rows) if row[0].strip() == name)
-    stop = next((at for at, row in enumerate(rows) if at > start and row[0].strip()), len(rows))
-    cells = [" ".join(" ".join(lines).split()) for lines in zip(*rows[start:stop], strict=True)]
-    assert cells == [name, told["summary"].rstrip("."), told["granularity"], told["target"], needs, told["paper"]]
+    [row] = [line.split() for line in capsys.readouterr().out.splitlines() if line.split()[:1] == [name]]
+    assert row[1] == told["granularity"]
+    assert " ".join(told["summary"].split()).startswith(" ".join(row[2:]).rstrip("…"))
 
 
 def test_start_is_quick() -> None:
@@ -201,6 +200,17 @@ def test_prune_writes_all_that_a_script_needs(
     small = topiarist.load(topiarist.make_model(NET), tmp_path)
     assert sum(p.numel() for p in small.parameters()) == result["params"]["after"]
     assert topiarist.evaluate(small, topiarist.load_data("digits")) == result["accuracy"]["finetuned"]
+
+
+def test_nothing_in_a_folder_tells_of_a_network_that_was_there_before(weights: Path, tmp_path: Path) -> None:
+    words = ["--weights", weights, "--input", "1x8x8", "--method", "l1", "--budget.ratio", 0.5, "--out", tmp_path]
+    assert run("prune", NET, *words) == 0
+    assert run("train", NET, "--data", "digits", "--epochs", 1, "--out", tmp_path) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "result.json"]
+    assert run("prune", NET, *words) == 0
+    assert run("compress", tmp_path, "--bare", "--out", tmp_path / "x.tpcf") == 0
+    assert run("decompress", tmp_path / "x.tpcf", "--out", tmp_path) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "x.tpcf"]
 
 
 def test_prune_trains_first_where_there_are_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

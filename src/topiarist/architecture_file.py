@@ -63,7 +63,7 @@ def encode(
                 "name": g.name,
                 "units": g.units,
                 "stage": g.stage,
-                "kept": _pack(keep[g.name]),
+                "kept": pack_mask(keep[g.name]),
                 "slices": [[s.tensor, s.axis, s.role, None if g.of_weights else _runs(s.positions)] for s in g.slices],
                 **({"blocks": [_plain(block) for block in g.blocks]} if g.blocks else {}),
             }
@@ -114,7 +114,9 @@ def decode(value: Any) -> Parts:
         shapes = {_text(name): _shape(shape) for name, shape in value["shapes"].items()}
         if not isinstance(value["groups"], list):
             raise TypeError("groups that are no list")
-        masks = [_unpack(entry["kept"], _count(entry["units"], 1)) for entry in value["groups"]]
+        masks = [unpack_mask(entry["kept"], _count(entry["units"], 1)) for entry in value["groups"]]
+        if not all(mask.any() for mask in masks):
+            raise ValueError("a group that keeps nothing")
         groups = tuple(_group(entry, shapes) for entry in value["groups"])
         keep = {group.name: mask for group, mask in zip(groups, masks, strict=True)}
         if len(keep) != len(groups):
@@ -230,22 +232,26 @@ def _ratio(value: Any) -> Ratio | None:
     return Ratio(_count(right, 1), _count(asked))
 
 
-def _pack(mask: Tensor) -> str:
-    """Bits as text: packed, compressed, base64."""
+def pack_mask(mask: Tensor) -> str:
+    """Bits ``(units,)`` as text: packed, compressed, base64."""
     return base64.b64encode(zlib.compress(np.packbits(mask.numpy()).tobytes(), 9)).decode("ascii")
 
 
-def _unpack(text: Any, units: int) -> Tensor:
+def unpack_mask(text: Any, units: int) -> Tensor:
+    """The inverse of `pack_mask`.
+
+    Raises:
+        TypeError: this is no text.
+        ValueError: it is no base64, or of another number of bits.
+        zlib.error: it is damaged.
+    """
     if units > WEIGHTS:
         raise ValueError(f"{units} units in a group")
     length = (units + 7) // 8
     data = zlib.decompressobj().decompress(base64.b64decode(_text(text), validate=True), length + 1)
     if len(data) != length:
         raise ValueError("a mask of the wrong length")
-    mask = torch.from_numpy(np.unpackbits(np.frombuffer(data, dtype=np.uint8), count=units).astype(bool))
-    if not mask.any():
-        raise ValueError("a group that keeps nothing")
-    return mask
+    return torch.from_numpy(np.unpackbits(np.frombuffer(data, dtype=np.uint8), count=units).astype(bool))
 
 
 def _runs(positions: Tensor) -> list[list[int]]:

@@ -45,7 +45,9 @@ def test_centroids_are_trained_and_every_byte_is_counted(
     assert run("compress", pruned, *words, "--out", file, "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert result["bytes"] == file.stat().st_size
-    assert result["bytes"] == result["overhead"] + sum(row["bytes"] for row in result["tensors"])
+    assert result["bytes"] == result["overhead"] + result["architecture"] + sum(
+        row["bytes"] for row in result["tensors"]
+    )
     assert all(row["codes"] <= 7 for row in result["tensors"] if row["codes"] and len(row["shape"]) > 1)
     assert result["accuracy"].keys() == {"before", "shared", "finetuned", "stored"}
     model = compress.load_model(topiarist.make_model(NET), file)
@@ -70,6 +72,18 @@ def test_a_bare_file_has_no_architecture(pruned: Path, tmp_path: Path) -> None:
         sizes.append((tmp_path / name).stat().st_size)
         assert (compress.load_architecture(tmp_path / name) is None) == (name == "bare")
     assert sizes[0] > sizes[1] + 100
+
+
+def test_a_sparse_network_comes_back_with_its_mask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file(topiarist.make_model(NET)().state_dict(), tmp_path / "x.safetensors")
+    words = ["--weights", tmp_path / "x.safetensors", "--input", "1x8x8", "--method", "magnitude"]
+    assert run("prune", NET, *words, "--budget.ratio", 0.2, "--out", tmp_path / "sparse") == 0
+    capsys.readouterr()
+    assert run("compress", tmp_path / "sparse", "--out", tmp_path / "x.tpcf") == 0
+    assert "the architecture; " in capsys.readouterr().out
+    assert run("decompress", tmp_path / "x.tpcf", "--out", tmp_path / "back") == 0
+    for name in ("architecture.json", "model.safetensors"):
+        assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "sparse" / name).read_bytes()
 
 
 def test_what_cannot_be_done_costs_a_sentence(pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -176,12 +176,12 @@ def test_a_limit_is_met_by_what_fits() -> None:
     assert compress.unpack(data, max_bytes=1 << 25)["x"].sum() == 1 << 20
 
 
-@pytest.mark.parametrize("version", [0, 2, 255])
+@pytest.mark.parametrize("version", [0, 3, 255])
 def test_an_unknown_version_is_refused_by_name(version: int) -> None:
     data = bytearray(compress.pack(state())[0])
     data[4] = version
     for damaged in (bytes(data), sealed(bytes(data))):
-        with pytest.raises(TopiaristError, match=f"version {version}, this release reads 1: upgrade"):
+        with pytest.raises(TopiaristError, match=f"version {version}, this release reads 1 and 2: upgrade"):
             compress.unpack(damaged)
 
 
@@ -206,6 +206,54 @@ def test_a_cut_network_comes_back_from_one_file(tmp_path: Path) -> None:
     stored = compress.load_architecture(path)
     assert stored is not None
     assert stored.widths == done.architecture.widths
+
+
+@pytest.fixture(scope="module")
+def sparse() -> topiarist.Pruned:
+    model = topiarist.load_model("zoo:lenet300", width=0.2)
+    return topiarist.prune(model, torch.zeros(1, 1, 28, 28), "magnitude", topiarist.Budget(ratio=0.08))
+
+
+@pytest.mark.parametrize("exceptions", [False, True])
+def test_masks_of_single_weights_are_told_by_zeros_and_come_back(
+    sparse: topiarist.Pruned, exceptions: bool, tmp_path: Path
+) -> None:
+    state = {name: value.clone() for name, value in sparse.model.state_dict().items()}
+    if exceptions:
+        state["layers.1.weight"][0] = 1.0  # they were pruned
+        state["layers.3.weight"][:] = 0.0  # some of them were kept, and lie in half of 16 bits
+        state["layers.5.weight"][:] *= 1e-9
+    report = compress.save(state, tmp_path / "x", architecture=sparse.architecture, half=exceptions)
+    bare = compress.save(state, tmp_path / "bare", half=exceptions)
+    assert (report.overhead, bare.architecture) == (bare.overhead, 0)
+    assert report.bytes - bare.bytes == report.architecture == (tmp_path / "x").stat().st_size - bare.bytes
+    assert exceptions or report.architecture < 400
+    assert f"{report.architecture:,} the architecture" in str(report)
+    stored = compress.load_architecture(tmp_path / "x")
+    assert stored is not None
+    assert stored.to_json() == sparse.architecture.to_json()
+    model = compress.load_model(topiarist.make_model("zoo:lenet300", width=0.2), tmp_path / "x")
+    assert all(torch.equal(value, compress.load(tmp_path / "x")[name]) for name, value in model.state_dict().items())
+
+
+def test_a_forged_mask_gives_an_error_or_a_mask(sparse: topiarist.Pruned, tmp_path: Path) -> None:
+    data, report = compress.pack(sparse.model.state_dict(), architecture=sparse.architecture)
+    rng, refused = np.random.default_rng(0), 0
+    for _ in range(300):
+        found = bytearray(data)
+        for at in rng.integers(5, 5 + report.overhead + report.architecture, rng.integers(1, 4)):
+            found[at] ^= 1 << int(rng.integers(8))
+        (tmp_path / "x").write_bytes(sealed(bytes(found)))
+        try:
+            stored = compress.load_architecture(tmp_path / "x", max_bytes=1 << 24)
+            assert stored is None or all(mask.any() for mask in stored.keep.values())
+        except TopiaristError:
+            refused += 1
+    assert refused > 200
+    (tmp_path / "x").write_bytes(data)
+    most = sum(mask.numel() for mask in sparse.keep.values())
+    with pytest.raises(TopiaristError, match="max_bytes"):
+        compress.load_architecture(tmp_path / "x", max_bytes=16 * most)
 
 
 def test_a_whole_network_comes_back_with_its_buffers_and_ties(tmp_path: Path) -> None:
@@ -239,13 +287,16 @@ def test_a_file_of_another_network_is_refused_before_its_tensors_are_read(tmp_pa
 
 
 def test_a_forged_architecture_is_refused() -> None:
-    from topiarist.compress.container import write
-    from topiarist.compress.files import File, _architecture
+    from topiarist.compress.container import File, write
+    from topiarist.compress.shape import of_file
 
-    for text in ("[", "[1]", "[" * 5000, json.dumps({"format": "x"})):
-        data, _ = write({}, {"architecture": text})
-        with pytest.raises(TopiaristError):
-            _architecture(File.read(data))
+    told = [{"told": "eJwDAAAAAAE="}, {"told": 3, "name": "x"}, {"told": "?", "name": []}, "told", 3]
+    texts = [json.dumps({"format": "topiarist.architecture", "version": 1, "groups": [entry]}) for entry in told]
+    for text in ("[", "[1]", "[" * 5000, json.dumps({"format": "x"}), *texts):
+        data, *_ = write({}, {"architecture": text})
+        for tensors in ({"x": torch.ones(3)}, None):
+            with pytest.raises(TopiaristError):
+                of_file(File.read(data), tensors)
 
 
 def test_places_that_cannot_be_read_or_written(tmp_path: Path) -> None:

@@ -134,6 +134,7 @@ def train(
     network = source.model()
     history = fit(source, network, _with_epochs(recipe, epochs), method, seed, out, quiet=json)
     write_weights(network, out / "model.safetensors")
+    (out / "architecture.json").unlink(missing_ok=True)  # of a pruned network, which is overwritten
     result = {"model": model, "data": data, "accuracy": history.accuracy, "epochs": list(map(asdict, history.epochs))}
     write_json(out / "result.json", result)
     (out / TRAINING).unlink(missing_ok=True)

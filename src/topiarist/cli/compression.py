@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -143,6 +145,15 @@ def _as_stored(network: nn.Module | dict[str, Tensor], file: Path) -> None:
         network.load_state_dict(compress.load(file))
 
 
+def _forget_result(folder: Path) -> None:
+    """Drops the ``result.json`` of a command, which tells of the network that was overwritten; nobody else's."""
+    file = folder / "result.json"
+    with suppress(OSError, ValueError, RecursionError):
+        told = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(told, dict) and {"model", "data", "accuracy"} <= told.keys():
+            file.unlink()
+
+
 def restore(file: Path, max_bytes: int | None, out: Path) -> dict[str, Any]:
     """Write the tensors of a compressed network as safetensors, and its shape as JSON; plain values for JSON.
 
@@ -151,10 +162,11 @@ def restore(file: Path, max_bytes: int | None, out: Path) -> dict[str, Any]:
             cannot be written, or is full.
     """
     from topiarist import compress
+    from topiarist.compress.files import load_both
 
     _not_onto(file, out / WEIGHTS_FILE)
     limit = compress.MAX_BYTES if max_bytes is None else max_bytes
-    state, shape = compress.load(file, max_bytes=limit), compress.load_architecture(file, max_bytes=limit)
+    state, shape = load_both(file, max_bytes=limit)
     once = {id(value): name for name, value in reversed(list(state.items()))}  # tied tensors are written once
     tensors = {name: value for name, value in state.items() if once[id(value)] == name}
 
@@ -169,7 +181,10 @@ def restore(file: Path, max_bytes: int | None, out: Path) -> dict[str, Any]:
             raise OSError(str(error)) from error
 
     atomically(out / WEIGHTS_FILE, write)
-    if shape is not None:
+    _forget_result(out)
+    if shape is None:
+        (out / SHAPE_FILE).unlink(missing_ok=True)  # that of another network
+    else:
         shape.save(out / SHAPE_FILE)
     size = sum(value.numel() * value.element_size() for value in tensors.values())
     return {"out": str(out), "tensors": len(state), "bytes": size, "architecture": shape is not None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -51,13 +52,13 @@ def plain(value: Any) -> Any:
 
 
 def methods(described: Sequence[Mapping[str, Any]]) -> None:
-    """A table of methods."""
-    table = Table("method", "what it does", "cuts", "target", "needs", "paper")
-    for method in described:
-        row = [method["name"], method["summary"].rstrip("."), method["granularity"], method["target"]]
-        table.add_row(*map(escape, [*row, ", ".join(method["needs"]) or "nothing", method["paper"]]))
-    console().print(table)
-    print("`topiarist methods NAME` shows a method's card and flags.")
+    """A short table of methods, a line for each: of what it does the first clause."""
+    rows = [(method["name"], method["granularity"], re.split("[;,]", method["summary"])[0]) for method in described]
+    wide = max(len(name) for name, *_ in rows)
+    for name, cuts, does in [("method", "cuts", "what it does"), *rows]:
+        line = f"{name:<{wide}}  {cuts:<9}  {does.rstrip('.')}"
+        console().print(escape(line), no_wrap=True, overflow="ellipsis")
+    print("`topiarist methods NAME` shows a method's card: formula, paper, what it needs, flags.")
 
 
 def card(method: Mapping[str, Any]) -> None:
@@ -206,7 +207,9 @@ def trained(result: Mapping[str, Any], out: Path, as_json: bool) -> None:
     if as_json:
         json(result)
         return
-    console().print(f"test accuracy {result['accuracy']:.2f} % after {len(result['epochs'])} epochs", style="bold")
+    count = len(result["epochs"])
+    epochs = "1 epoch" if count == 1 else f"{count} epochs"
+    console().print(f"test accuracy {result['accuracy']:.2f} % after {epochs}", style="bold")
     print(f"weights: {out / 'model.safetensors'}")
 
 

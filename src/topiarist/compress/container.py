@@ -29,7 +29,9 @@ from topiarist.compress.octets import Memory, Source, deflated, varint
 from topiarist.compress.paper import decode_paper
 from topiarist.errors import TopiaristError
 
-MAGIC, VERSION = b"TPCF", 1
+MAGIC, VERSION = b"TPCF", 2
+READS = (1, VERSION)
+"""Version 1 is the same, but for masks of single weights, which were in the architecture as a whole."""
 MAX_BYTES = 1 << 32
 """Memory that reading may take unless the caller says otherwise: 4 GiB."""
 _TENSORS, _AXES, _HEADER = 1 << 20, 64, 1 << 28
@@ -59,8 +61,15 @@ class Entry:
         return 0 if self.coding is Coding.ALIAS else prod(self.shape) * self.dtype.itemsize
 
 
-def write(tensors: Mapping[str, tuple[Tensor, Blob]], texts: Mapping[str, str]) -> tuple[bytes, int]:
-    """A file's bytes, and how many of them are header, checksum and all else that is no blob."""
+def write(tensors: Mapping[str, tuple[Tensor, Blob]], texts: Mapping[str, str]) -> tuple[bytes, int, int]:
+    """A file's bytes, how many of them are header and checksum, and how many more there are for the texts."""
+    head = _head(tensors, texts)
+    data = head + b"".join(blob.data for _, blob in tensors.values())
+    bare = len(_head(tensors, {})) if texts else len(head)
+    return data + zlib.crc32(data).to_bytes(4, "little"), bare + 4, len(head) - bare
+
+
+def _head(tensors: Mapping[str, tuple[Tensor, Blob]], texts: Mapping[str, str]) -> bytes:
     header = bytearray(varint(len(tensors)))
     for name, (tensor, blob) in tensors.items():
         header += _text(name) + bytes([DTYPES.index(tensor.dtype), blob.coding])
@@ -69,9 +78,7 @@ def write(tensors: Mapping[str, tuple[Tensor, Blob]], texts: Mapping[str, str]) 
         header += _text(name) + _text(text)
     small = deflated(bytes(header))
     kept, size = (bytes(header), 0) if small is None else (small, len(header))
-    head = MAGIC + bytes([VERSION]) + varint(len(kept)) + varint(size) + kept
-    data = head + b"".join(blob.data for _, blob in tensors.values())
-    return data + zlib.crc32(data).to_bytes(4, "little"), len(head) + 4
+    return MAGIC + bytes([VERSION]) + varint(len(kept)) + varint(size) + kept
 
 
 def _text(text: str) -> bytes:
@@ -104,9 +111,10 @@ class File:
         """
         if not isinstance(data, (bytes, bytearray, memoryview)) or data[:4] != MAGIC:
             raise TopiaristError("this is no compressed network: give a file that topiarist compress wrote")
-        if len(data) > 4 and data[4] != VERSION:
+        if len(data) > 4 and data[4] not in READS:
             raise TopiaristError(
-                f"this compressed network has version {data[4]}, this release reads {VERSION}: upgrade topiarist"
+                f"this compressed network has version {data[4]}, this release reads {' and '.join(map(str, READS))}: "
+                "upgrade topiarist"
             )
         memory = Memory(max_bytes)
         memory.need(2 * len(data), "the file")

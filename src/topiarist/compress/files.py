@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from errno import EINVAL
 from math import prod
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from topiarist.architecture import Architecture, as_path, atomically, writable
-from topiarist.architecture_file import digest
+from topiarist.compress import shape
 from topiarist.compress.coding import Blob, Coding, encode
-from topiarist.compress.container import MAX_BYTES, File, damaged, write
+from topiarist.compress.container import MAX_BYTES, File, write
 from topiarist.compress.inputs import checked_state, checked_whole, place
 from topiarist.compress.octets import Memory, patterns, varint
 from topiarist.compress.paper import WIDEST, encode_paper
 from topiarist.compress.report import Report, Row
+from topiarist.compress.shape import SHAPE
 from topiarist.errors import TopiaristError
 from topiarist.graph import check_finite
 
 Mode = Literal["ans", "paper"]
-_SHAPE = "architecture"
 _CONVOLUTION_INDEX, _LINEAR_INDEX = 8, 5
 
 
@@ -94,9 +93,11 @@ def pack(
             continue
         seen[where] = len(coded)
         coded[name] = _coded(name, tensor, mode, half, index_bits)
-    data, overhead = write(coded, {} if architecture is None else {_SHAPE: _plain(architecture)})
+    stored = {name: tensor for name, (tensor, _) in coded.items()}
+    texts = {} if architecture is None else {SHAPE: shape.to_text(architecture, stored)}
+    data, overhead, added = write(coded, texts)
     rows = tuple(Row.of(name, tuple(tensor.shape), blob) for name, (tensor, blob) in coded.items())
-    report = Report(rows, overhead, 0)
+    report = Report(rows, overhead, added, 0)
     shapes = {} if architecture is None else architecture.shapes
     return data, replace(report, original=4 * sum(map(prod, shapes.values())) or report.dense)
 
@@ -141,7 +142,16 @@ def load_architecture(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTE
     Raises:
         TopiaristError: as for `load`.
     """
-    return _architecture(File.read(_read(path, max_bytes), max_bytes))
+    return load_both(path, max_bytes=max_bytes)[1]
+
+
+def load_both(
+    path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES
+) -> tuple[dict[str, Tensor], Architecture | None]:
+    """The state dict of a file, see `load`, and the shape of the network where it was stored with one."""
+    file = File.read(_read(path, max_bytes), max_bytes)
+    tensors = file.tensors()
+    return tensors, shape.of_file(file, tensors)
 
 
 def load_model(
@@ -167,7 +177,7 @@ def load_model(
     own = checked_state(model)
     most = 160 * sum(t.numel() for t in own.values()) + (1 << 26) if max_bytes is None else max_bytes
     file = File.read(_read(path, most), most)
-    architecture = _architecture(file)
+    architecture = shape.of_file(file, None)
     if architecture is not None:
         model = architecture.apply(model)
         own = model.state_dict()
@@ -214,21 +224,3 @@ def _read(path: str | os.PathLike[str], max_bytes: int) -> bytes:
         raise TopiaristError(
             f"cannot read {path} ({error.strerror}): give a file that topiarist compress wrote"
         ) from error
-
-
-def _plain(architecture: Architecture) -> str:
-    value: dict[str, Any] = architecture.to_json()
-    del value["sha256"]  # the file has a checksum of its own
-    return json.dumps(value, separators=(",", ":"))
-
-
-def _architecture(file: File) -> Architecture | None:
-    if _SHAPE not in file.texts:
-        return None
-    try:
-        value = json.loads(file.texts[_SHAPE])
-    except (ValueError, RecursionError) as error:
-        raise damaged(error, _SHAPE) from error
-    if isinstance(value, dict):
-        value["sha256"] = digest(value)
-    return Architecture.from_json(value)

@@ -52,18 +52,20 @@ class Report:
 
     Attributes:
         rows: its tensors.
-        overhead: bytes of the header, the checksum, and the architecture where there is one.
+        overhead: bytes of the header and the checksum.
+        architecture: bytes that the shape of the network adds; 0 without one.
         original: bytes of the network in 32 bits a value before anything was cut from it.
     """
 
     rows: tuple[Row, ...]
     overhead: int
+    architecture: int
     original: int
 
     @property
     def bytes(self) -> int:
         """The whole file."""
-        return self.overhead + sum(row.bytes for row in self.rows)
+        return self.overhead + self.architecture + sum(row.bytes for row in self.rows)
 
     @property
     def dense(self) -> int:
@@ -87,7 +89,8 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json`."""
-        totals = {"bytes": self.bytes, "overhead": self.overhead, "dense": self.dense, "original": self.original}
+        parts = {"bytes": self.bytes, "overhead": self.overhead, "architecture": self.architecture}
+        totals = {**parts, "dense": self.dense, "original": self.original}
         rates = {"ratio": self.ratio, "payload": self.payload, "bound": self.bound}
         return {**totals, **rates, "tensors": [{**vars(row), "shape": list(row.shape)} for row in self.rows]}
 
@@ -102,5 +105,6 @@ class Report:
             lines.append(
                 f"{row.name:<{wide}}  {row.coding:<7} {counts:>23} {row.codes or '':>5} {row.bytes:>11,} {entropy:>11}"
             )
-        told = f"{self.bytes:,} bytes, of which {self.overhead:,} are header and checksum"
+        shape = f" and {self.architecture:,} the architecture" if self.architecture else ""
+        told = f"{self.bytes:,} bytes, of which {self.overhead:,} are header and checksum{shape}"
         return "\n".join([*lines, f"{told}; {self.ratio:.1f} times smaller than {self.original:,} bytes in 32 bits"])
