@@ -17,8 +17,9 @@ from topiarist.errors import TopiaristError
 from topiarist.models import fitting_options, make_model
 from topiarist.studies import DEMO, Cell, Study, gather, run, run_cells
 from topiarist.studies.cells import finished, folder, result, unfold
+from topiarist.studies.prunings import Pruning
 from topiarist.studies.statistics import Difference, paired, summarise, verdict
-from topiarist.studies.study import SCRATCH_SEED, Pruning
+from topiarist.studies.study import SCRATCH_SEED
 
 # ---------------------------------------------------------------- statistics
 

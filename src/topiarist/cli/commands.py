@@ -347,6 +347,8 @@ def study(
     file: Path,
     *,
     out: Path | None = None,
+    scale: str | None = None,
+    data_folder: Path | None = None,
     workers: int | None = None,
     executor: Literal["local", "ray"] = "local",
     ray: RayCluster = RayCluster(),  # noqa: B008  a frozen value
@@ -357,6 +359,8 @@ def study(
     Args:
         file: the YAML file.
         out: folder for the results; by default runs/ and the file's name; finished cells there are reused.
+        scale: which scale of the file, where it has several: mini, cpu and paper in the ready studies.
+        data_folder: where relative paths of data begin; by default the current directory.
         workers: cells that run at the same time; 1 by default, and on a Ray cluster as many as it has room for.
         executor: where cells run: in processes of this machine, or on a Ray cluster.
         ray: the cluster, and what each cell gets of it.
@@ -367,11 +371,12 @@ def study(
     if executor == "local" and ray != RayCluster():
         raise TopiaristError("The options of --ray are for a cluster: add --executor ray, or leave them out.")
     folder = out or Path("runs") / file.stem
-    plan = studies.Study.load(file)
+    plan = studies.Study.load(file, scale)
     writable_folder(folder)
     cluster = replace(ray, workers=workers or ray.workers)
     where: Executor = cluster if executor == "ray" else studies.Local(workers or 1)
-    return _tell_study(studies.run(plan, folder, executor=where, quiet=json), folder, json)
+    results = studies.run(plan, folder, executor=where, quiet=json, data_folder=data_folder)
+    return _tell_study(results, folder, json)
 
 
 def merge(first: Path, second: Path, *, out: Path, json: bool = False) -> int:

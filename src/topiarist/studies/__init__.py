@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from topiarist.studies.local import Local as Local
     from topiarist.studies.local import default_workers as default_workers
     from topiarist.studies.merging import merge as merge
+    from topiarist.studies.prunings import Pruning as Pruning
     from topiarist.studies.ray import RayCluster as RayCluster
     from topiarist.studies.results import gather as gather
     from topiarist.studies.runner import Event as Event
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from topiarist.studies.statistics import summarise as summarise
     from topiarist.studies.statistics import verdict as verdict
     from topiarist.studies.study import ARMS as ARMS
-    from topiarist.studies.study import Pruning as Pruning
     from topiarist.studies.study import Study as Study
     from topiarist.studies.whole import report as report
     from topiarist.studies.whole import run as run
@@ -48,11 +48,12 @@ _PUBLIC = {
     "digits": ("DEMO", "demo"),
     "local": ("Local", "default_workers"),
     "merging": ("merge",),
+    "prunings": ("Pruning",),
     "ray": ("RayCluster",),
     "results": ("gather",),
     "runner": ("Event", "Outcome", "run_cells"),
     "statistics": ("Difference", "Summary", "paired", "summarise", "verdict"),
-    "study": ("ARMS", "Pruning", "Study"),
+    "study": ("ARMS", "Study"),
     "whole": ("report", "run"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from topiarist.studies.local import default_workers
-from topiarist.studies.study import Pruning, Study
+from topiarist.studies.prunings import Pruning
+from topiarist.studies.study import Study
 from topiarist.studies.whole import run
 
 HALF = {"macs": 0.5}

@@ -13,9 +13,9 @@ from topiarist.report import write_report
 from topiarist.studies.cells import Cell, finished, folder, publish, unfold, write_json
 from topiarist.studies.results import gather
 from topiarist.studies.runner import locked
-from topiarist.studies.study import ARMS, Study, latency_cell
+from topiarist.studies.study import ARMS, Study, latency_cells
 
-SHARED = ("recipe", "finetune", "cap")
+SHARED = ("recipe", "finetune", "cap", "source", "selectors", "speed")
 """What studies must have in common, since one table rests on it."""
 
 
@@ -23,7 +23,8 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
     """Copy the finished cells of several studies into one folder, and write its ``results.json`` and ``report.html``.
 
     The studies are united (see `united`); cells of a combination that none of them has are reported as missing, and
-    ``topiarist study OUT/study.json --out OUT`` computes them. Where several have a cell, the first one's is taken.
+    ``topiarist study OUT/study.json --out OUT`` computes them; so are networks of a design pattern where seeds were
+    added, which make it another pattern. Where several have a cell, the first one's is taken.
 
     Args:
         folders: of the studies; they stay as they are.
@@ -40,7 +41,7 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
     cells = unfold(study.cells())
     with locked(out):
         write_json(out / "study.json", study.as_json())
-        for cell in [*cells, *dict.fromkeys(map(latency_cell, cells))]:
+        for cell in [*cells, *latency_cells(cells)]:
             source = next((place for place in [out, *places] if finished(place, cell)), out)
             if source != out:
                 _copy(cell, source, out)

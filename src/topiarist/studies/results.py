@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from topiarist import __version__
+from topiarist.studies import published
 from topiarist.studies.cells import failure, finished, result, unfold
 from topiarist.studies.conclusion import SCRATCH, conclude, overall, prunings
 from topiarist.studies.local import default_workers
 from topiarist.studies.statistics import paired, summarise, verdict
-from topiarist.studies.study import ARMS, Row, Study, latency_cell
+from topiarist.studies.study import ARMS, BUILT, Row, Study, latency_cell, latency_cells
 
 SPOKEN = {
     "unpruned": "the unpruned network",
@@ -26,7 +27,9 @@ SPOKEN = {
     "scratch_b": "Scratch-B",
     "lottery": "the lottery ticket",
     "lottery_random": "the redrawn ticket",
-    "uniform": "the uniformly narrowed network",
+    "uniform": "the uniform network",
+    "guided": "the guided pattern",
+    "transferred": "the transferred pattern",
 }
 """Arm → what a sentence calls it."""
 
@@ -36,18 +39,9 @@ PAIRS = (
     ("finetune", "scratch_b"),
     ("scratch_b", "uniform"),
     ("lottery", "lottery_random"),
+    *((arm, other) for arm in ("guided", "transferred") for other in ("uniform", *SCRATCH)),
 )
-"""Arms of one pruning that are compared seed by seed; of others than these see `pairs`."""
-
-_PLAIN = ("unpruned", "pruned", "finetune", "scratch_e", "scratch_b", "lottery", "lottery_random", "uniform")
-"""Arms that need no design; what others train is compared with uniform widths and with the pruned shape itself."""
-
-
-def pairs() -> tuple[tuple[str, str], ...]:
-    """Arms that are compared: `PAIRS`, and every designed shape with uniform widths and with the pruned shape."""
-    designed = [arm for arm in ARMS if arm not in _PLAIN]
-    return tuple(dict.fromkeys([*PAIRS, *((arm, other) for arm in designed for other in ("uniform", *SCRATCH))]))
-
+"""Arms of one pruning that are compared seed by seed."""
 
 Table = Sequence[Mapping[str, Any]]
 
@@ -60,19 +54,26 @@ def gather(study: Study, out: Path) -> dict[str, Any]:
         out: folder of the study.
 
     Returns:
-        Plain values: ``title``, ``study``, ``conclusion`` (sentences, the first one leads), ``rows``, ``overall``
-        (pairs of arms over all prunings and by method), ``comparisons`` (pruning by pruning), ``failed``,
+        Plain values: ``title``, ``study``, ``note``, ``conclusion`` (sentences, the first one leads), ``rows``,
+        ``overall`` (pairs of arms over all prunings and by method), ``comparisons`` (pruning by pruning), ``failed``,
         ``environment``.
     """
-    rows = [_row(row, study.label(row.pruning) if row.pruning else "none", out) for row in study.rows()]
+    rows = [
+        {
+            **_row(row, study.label(row.pruning) if row.pruning else "none", out),
+            "published": published.find(study.published, row.network, row.data, row.pruning, row.arm),
+        }
+        for row in study.rows()
+    ]
     _relate(rows)
     comparisons = list(_comparisons(rows))
-    pooled = list(overall(rows, pairs(), spoken))
+    pooled = list(overall(rows, PAIRS, spoken))
     failed = _failed(study, out)
     return {
         "topiarist": __version__,
         "title": study.title,
         "study": study.as_json(),
+        "note": study.note,
         "conclusion": conclude(comparisons, pooled, failed, spoken),
         "rows": rows,
         "overall": pooled,
@@ -91,7 +92,7 @@ def gather(study: Study, out: Path) -> dict[str, Any]:
 def _failed(study: Study, out: Path) -> dict[str, str]:
     """Key of every cell that is not there → why."""
     cells = unfold(study.cells())
-    clocks = [clock for clock in map(latency_cell, cells) if finished(out, clock.needs[0])]
+    clocks = [clock for clock in latency_cells(cells) if finished(out, clock.needs[0])]
     missing = [cell for cell in unfold([*cells, *clocks]) if not finished(out, cell)]
     return {cell.key: failure(out, cell) or "not computed yet" for cell in missing}
 
@@ -114,7 +115,7 @@ def _row(row: Row, method: str, out: Path) -> dict[str, Any]:
         "method": method,
         "goal": row.pruning.goal if row.pruning else "",
         "arm": row.arm,
-        "label": "before pruning" if row.arm == "unpruned" and row.pruning else ARMS[row.arm],
+        "label": _label(row),
         "accuracy": {**spread, "seeds": {str(seed): value for seed, value in accuracy.items()}},
         **{name: mean(name) for name in ("macs", "params", "bytes", "epochs", "seconds")},
         "latency_ms": median(times) if times else None,
@@ -123,7 +124,18 @@ def _row(row: Row, method: str, out: Path) -> dict[str, Any]:
         "kernels": _kernels([values["kernels"] for values in found.values() if "kernels" in values]),
         "scores": next(({"seed": seed, **v["scores"]} for seed, v in found.items() if "scores" in v), None),
         "cells": {str(seed): cell.key for seed, cell in there.items()},
+        "equal": row.pruning.equal if row.pruning and row.arm in BUILT else None,
+        "pattern": next((need.key for cell in there.values() for need in cell.needs if need.arm == "pattern"), None),
     }
+
+
+def _label(row: Row) -> str:
+    """What tables call a row's arm."""
+    if row.arm == "unpruned" and row.pruning:
+        return "before pruning"
+    if row.arm == "uniform" and row.pruning and row.pruning.granularity == "weight":
+        return "uniform sparsity"
+    return ARMS[row.arm]
 
 
 def _widths(seeds: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, list[float]]:
@@ -158,7 +170,7 @@ def _place(row: Mapping[str, Any]) -> tuple[str, str]:
 def _comparisons(rows: Table) -> Iterator[dict[str, Any]]:
     arms = prunings(rows)
     for (network, data, method, goal), here in arms.items():
-        for a, b in pairs():
+        for a, b in PAIRS:
             if a in here and b in here:
                 yield from _compare(here[a], here[b], spoken(a), spoken(b))
         control = arms.get((network, data, "random", goal), {}) if method != "random" else {}

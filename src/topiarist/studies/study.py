@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,13 @@ import yaml
 from topiarist import methods
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
+from topiarist.fields import check_fields
 from topiarist.pruning import repaired_by
 from topiarist.steps import check_steps
-from topiarist.studies.cells import Cell
+from topiarist.studies import published
+from topiarist.studies.cells import Cell, unfold
+from topiarist.studies.prunings import Pruning, listed, made, prunings
+from topiarist.studies.scales import at_scale
 from topiarist.training.recipe import Recipe
 
 ARMS = {
@@ -27,12 +31,13 @@ ARMS = {
     "lottery": "lottery ticket",
     "lottery_random": "ticket redrawn",
     "uniform": "uniform widths",
+    "guided": "guided pattern",
+    "transferred": "transferred pattern",
 }
 """Arm → what tables call it. ``unpruned`` and ``pruned`` are always there, for the others build on them."""
 
-OPTIONS = ("repair", "rewind", "steps", "step_epochs", "schedule")
-"""What else a pruning may say: the method that repairs what is left, whether the survivors return to their initial
-values after each cut, and of its steps: how many, epochs of training between two of them, how much goes in each."""
+BUILT = ("uniform", "guided", "transferred")
+"""Arms whose shapes are built to a pruning's budget, not found by pruning the network at their seed."""
 
 SCRATCH_SEED = 1_000_003
 """Added to the seed wherever a network starts anew: from the seed itself it would start from the trained network's own
@@ -40,33 +45,21 @@ initial weights, which is another experiment (a lottery ticket's)."""
 
 
 @dataclass(frozen=True)
-class Pruning:
-    """A method with its fields and the budget that it prunes to, perhaps with further options (see `OPTIONS`)."""
+class Speed:
+    """How `topiarist.fit` computes; what it comes to is the same but for rounding.
 
-    method: str
-    budget: Mapping[str, Any]
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
+    Attributes:
+        precision: of Lightning Fabric, as ``"bf16-mixed"``.
+        channels_last: whether the channels of images lie side by side in memory.
+        compiled: whether `torch.compile` makes the network's training step.
+    """
 
-    @property
-    def label(self) -> str:
-        """The method and, where they were set, its fields and options."""
-        settings = ", ".join(f"{key} {value}" for key, value in [*self.fields.items(), *self.options.items()])
-        return f"{self.method} ({settings})" if settings else self.method
+    precision: str = "32-true"
+    channels_last: bool = False
+    compiled: bool = False
 
-    @property
-    def granularity(self) -> str:
-        """``"structure"`` or ``"weight"``."""
-        return methods.make(self.method, **self.fields).granularity
-
-    @property
-    def goal(self) -> str:
-        """The budget in words, for example ``"50 % of MACs"``."""
-        kept = "weights" if self.granularity == "weight" else "units"
-        nouns = {"macs": "MACs", "params": "parameters", "ratio": kept}
-        words = [f"{100 * value:g} % of {nouns[key]}" for key, value in self.budget.items() if key in nouns]
-        words += [f"{key} {value}" for key, value in self.budget.items() if key not in nouns]
-        return ", ".join(words) or "its own rule"
+    def __post_init__(self) -> None:
+        check_fields(self, "the speed")
 
 
 @dataclass(frozen=True)
@@ -93,6 +86,12 @@ class Study:
         finetune: fields of `topiarist.Recipe`: how pruned networks are trained on.
         arms: names from `ARMS`.
         cap: Scratch-B trains for epochs · min(cap, MACs before / MACs after); ``None``: no cap.
+        source: where the pattern of the arm ``transferred`` is found: its ``network``, its ``data`` and its ``budget``,
+            each the row's own where it is left out; by the row's method, with the study's seeds and recipes.
+        selectors: names of networks that get channel selectors (`topiarist.add_selectors`).
+        speed: how `topiarist.fit` computes: its ``precision``, ``channels_last``, ``compiled``.
+        published: published numbers to be shown beside ours (see `topiarist.studies.published`).
+        note: what a reader should know, shown with the results.
         title: heads the report.
     """
 
@@ -104,6 +103,11 @@ class Study:
     finetune: Mapping[str, Any] = field(default_factory=lambda: {"epochs": 40, "lr": 0.001, "schedule": "constant"})
     arms: tuple[str, ...] = ("finetune", "scratch_e", "scratch_b", "uniform")
     cap: float | None = None
+    source: Mapping[str, Any] = field(default_factory=dict)
+    selectors: tuple[str, ...] = ()
+    speed: Mapping[str, Any] = field(default_factory=dict)
+    published: tuple[Mapping[str, Any], ...] = ()
+    note: str = ""
     title: str = "Pruning study"
 
     def __post_init__(self) -> None:
@@ -122,49 +126,83 @@ class Study:
         if self.cap is not None and not (isinstance(self.cap, int | float) and self.cap >= 1):
             raise TopiaristError(f"The cap {self.cap} of Scratch-B must be at least 1, or absent for none.")
         for recipe in (self.recipe, self.finetune):
-            _make(Recipe, recipe, "recipe")
+            made(Recipe, recipe, "recipe")
+        made(Speed, self.speed, "speed")
         for pruning in self.prunings:
-            method = methods.make(pruning.method, **pruning.fields)
-            _make(Budget, pruning.budget, "budget")
-            _make(Recipe, self._options(pruning).get("between", {}), "recipe")
-            check_steps(method, pruning.options.get("steps", 1), pruning.options.get("schedule"))
-            repaired_by(method, pruning.options.get("repair"))
-            if not isinstance(pruning.options.get("rewind", False), bool):
+            self._check(pruning)
+        self._check_source()
+        if unknown := [name for name in self.selectors if name not in self._networks()]:
+            raise TopiaristError(f"The selectors are for {unknown[0]!r}, which is no network here: correct it.")
+        for entry in self.published:
+            published.check(entry, list(ARMS))
+
+    def _check(self, pruning: Pruning) -> None:
+        """Raises where a pruning cannot be."""
+        for named, known in ((pruning.networks, self.networks), (pruning.data, self.data)):
+            if unknown := [name for name in named if name not in known]:
                 raise TopiaristError(
-                    f"rewind is true or false, but {pruning.method} has {pruning.options['rewind']!r}."
+                    f"{pruning.method} is to prune {unknown[0]!r}, which the study lacks: name it there."
                 )
+        method = methods.make(pruning.method, **pruning.fields)
+        made(Budget, pruning.budget, "budget")
+        made(Recipe, self._options(pruning).get("between", {}), "recipe")
+        check_steps(method, pruning.options.get("steps", 1), pruning.options.get("schedule"))
+        repaired_by(method, pruning.options.get("repair"))
+        if not isinstance(pruning.options.get("rewind", False), bool):
+            raise TopiaristError(f"rewind is true or false, but {pruning.method} has {pruning.options['rewind']!r}.")
+
+    def _check_source(self) -> None:
+        """Raises where no pattern can be transferred, though the arm asks for one."""
+        if not isinstance(self.source, Mapping) or not set(self.source) <= {"network", "data", "budget"}:
+            raise TopiaristError(f"The source has the keys network, data and budget, but got {self.source!r}.")
+        if "transferred" in self.arms and not {"network", "data"} & set(self.source):
+            raise TopiaristError(
+                "The arm 'transferred' takes a pattern from elsewhere: add the key 'source' with a network or data."
+            )
+        made(Budget, self.source.get("budget", {}), "budget")
+
+    def _networks(self) -> tuple[str, ...]:
+        """All networks that are trained, the source of a pattern among them."""
+        return (*self.networks, *([str(self.source["network"])] if "network" in self.source else []))
 
     @staticmethod
-    def of(settings: Mapping[str, Any]) -> Study:
+    def of(settings: Mapping[str, Any], scale: str | None = None) -> Study:
         """A study from plain values, as in a YAML file.
 
-        Keys: ``network``, ``data``, ``prunings`` (entries of ``method``, ``budget``, ``fields`` and `OPTIONS`), and the
-        others as the attributes of `Study`; ``seeds`` may be a number of seeds. Where a network, data set, method or
-        budget is a list, each of them is meant.
+        Keys: ``network``, ``data``, ``prunings`` (entries of ``method``, ``budget``, ``fields``, of ``network`` and
+        ``data`` where it is not for all of them, and of `topiarist.studies.prunings.OPTIONS`), and the others as the
+        attributes of `Study`; ``seeds`` may be a number of seeds. Where a network, data set, method or budget is a
+        list, each of them is meant. ``scales`` and ``scale`` are explained at `topiarist.studies.scales.at_scale`.
+
+        Args:
+            settings: the plain values.
+            scale: which of the study's scales is meant.
 
         Raises:
             TopiaristError: for a key that is unknown or missing, or a value that cannot be.
         """
+        settings = at_scale(settings, scale)
         known = {"network", "prunings", *(entry.name for entry in fields(Study))} - {"networks"}
         if unknown := sorted(set(settings) - known):
             raise TopiaristError(f"A study has no key {unknown[0]!r}: its keys are {', '.join(sorted(known))}.")
         if missing := sorted({"network", "data", "prunings"} - set(settings)):
             raise TopiaristError(f"The study lacks the key {missing[0]!r}: add it.")
         values = {key: value for key, value in settings.items() if key not in ("network", "data", "prunings", "seeds")}
-        if "arms" in values:
-            values["arms"] = tuple(_list(values["arms"]))
+        for key in ("arms", "selectors", "published"):
+            if key in values:
+                values[key] = tuple(listed(values[key]))
         seeds = settings.get("seeds", 3)
         return Study(
-            networks=tuple(str(name) for name in _list(settings["network"])),
-            data=tuple(str(name) for name in _list(settings["data"])),
-            prunings=tuple(pruning for entry in _list(settings["prunings"]) for pruning in _prunings(entry)),
-            seeds=tuple(range(min(seeds, 10_001))) if type(seeds) is int else tuple(_list(seeds)),
+            networks=tuple(str(name) for name in listed(settings["network"])),
+            data=tuple(str(name) for name in listed(settings["data"])),
+            prunings=tuple(pruning for entry in listed(settings["prunings"]) for pruning in prunings(entry)),
+            seeds=tuple(range(min(seeds, 10_001))) if type(seeds) is int else tuple(listed(seeds)),
             **values,
         )
 
     @staticmethod
-    def load(path: Path) -> Study:
-        """Read a study from a YAML (or JSON) file.
+    def load(path: Path, scale: str | None = None) -> Study:
+        """Read a study from a YAML (or JSON) file, at one of its scales where it has several.
 
         Raises:
             TopiaristError: if the file cannot be read or is no study.
@@ -178,7 +216,7 @@ class Study:
             raise TopiaristError(f"The study {path} cannot be read ({told}): give a YAML file.") from error
         if not isinstance(settings, dict):
             raise TopiaristError(f"The study {path} is no mapping of keys to values: see the documentation of studies.")
-        return Study.of(settings)
+        return Study.of(settings, scale)
 
     def as_json(self) -> dict[str, Any]:
         """The plain values that `of` makes the same study from."""
@@ -187,7 +225,14 @@ class Study:
             "network": list(self.networks),
             "data": list(self.data),
             "prunings": [
-                {"method": entry.method, "budget": dict(entry.budget), "fields": dict(entry.fields), **entry.options}
+                {
+                    "method": entry.method,
+                    "budget": dict(entry.budget),
+                    "fields": dict(entry.fields),
+                    "network": list(entry.networks),
+                    "data": list(entry.data),
+                    **entry.options,
+                }
                 for entry in self.prunings
             ],
             "seeds": list(self.seeds),
@@ -195,6 +240,11 @@ class Study:
             "finetune": dict(self.finetune),
             "arms": list(self.arms),
             "cap": self.cap,
+            "source": dict(self.source),
+            "selectors": list(self.selectors),
+            "speed": dict(self.speed),
+            "published": [dict(entry) for entry in self.published],
+            "note": self.note,
         }
 
     def label(self, pruning: Pruning) -> str:
@@ -209,8 +259,10 @@ class Study:
             for data in self.data:
                 yield self._row(network, data, None, "unpruned")
                 for pruning in self.prunings:
+                    if not pruning.meant(network, data):
+                        continue
                     arms = [arm for arm in ARMS if arm in self.arms or arm == "pruned"]
-                    if _trained(pruning):
+                    if pruning.trained:
                         arms = ["unpruned", *(arm for arm in arms if arm != "unpruned")]
                     else:
                         arms = [arm for arm in arms if arm != "unpruned"]
@@ -230,18 +282,18 @@ class Study:
         def cell(
             settings: Mapping[str, Any], *needs: Cell, method: str = "none", budget: Mapping[str, Any] = {}
         ) -> Cell:
-            return Cell(arm, network, data, seed, method, dict(budget), settings, needs)
+            told = {**settings, **self._everywhere(network, arm)}
+            return Cell(arm, network, data, seed, method, dict(budget), told, needs)
 
         if arm == "unpruned":
             settings = {"recipe": dict(self.recipe), "seed": seed}
-            if pruning is None or not _trained(pruning):
+            if pruning is None or not pruning.trained:
                 return cell(settings)
             return cell({**settings, "fields": dict(pruning.fields)}, method=pruning.method)
         assert pruning is not None, "only the unpruned arm comes without a pruning"
         scratch = {"recipe": dict(self.recipe), "seed": seed + SCRATCH_SEED}
-        if arm == "uniform" and pruning.granularity == "structure" and set(pruning.budget) == {"macs"}:
-            # the budget alone says what the widths are: one network serves all methods
-            return cell({**scratch, "cap": self.cap}, budget=pruning.budget)
+        if arm in BUILT:
+            return self._built(cell({**scratch, "cap": self.cap}), pruning)
         settings, need = {
             "pruned": ({"fields": dict(pruning.fields), "seed": seed, **self._options(pruning)}, "unpruned"),
             "finetune": ({"recipe": dict(self.finetune), "seed": seed}, "pruned"),
@@ -249,10 +301,36 @@ class Study:
             "scratch_b": ({**scratch, "cap": self.cap}, "pruned"),
             "lottery": ({"recipe": dict(self.recipe), "seed": seed, "start": seed}, "pruned"),
             "lottery_random": ({"recipe": dict(self.recipe), "seed": seed, "start": seed + SCRATCH_SEED}, "pruned"),
-            "uniform": ({**scratch, "cap": self.cap}, "pruned"),
         }[arm]
         needed = self._cell(network, data, pruning, need, seed)
         return cell(settings, needed, method=pruning.method, budget=pruning.budget)
+
+    def _everywhere(self, network: str, arm: str) -> dict[str, Any]:
+        """What the settings of all cells of a network say, where the study says it; speed is for those that train."""
+        told: dict[str, Any] = {"selectors": True} if network in self.selectors else {}
+        return {**told, "speed": dict(self.speed)} if self.speed and arm != "pruned" else told
+
+    def _built(self, cell: Cell, pruning: Pruning) -> Cell:
+        """The cell of a shape that is built to the budget: what it needs is the pattern, and then the pruned network.
+
+        Where the budget alone says how large the network is, no pruned one is needed, and one cell of uniform widths
+        serves all methods.
+        """
+        needs: tuple[Cell, ...] = () if cell.arm == "uniform" else (self._pattern(cell, pruning),)
+        if pruning.measured:
+            needs += (self._cell(cell.network, cell.data, pruning, "pruned", cell.seed),)
+        if pruning.equal == "params":
+            cell = replace(cell, settings={**cell.settings, "equal": "params"})
+        return replace(cell, method=pruning.method if needs else "none", budget=dict(pruning.budget), needs=needs)
+
+    def _pattern(self, cell: Cell, pruning: Pruning) -> Cell:
+        """The design pattern that an arm builds from: the average over the pruned networks of all seeds."""
+        network, data = cell.network, cell.data
+        if cell.arm == "transferred":
+            network, data = str(self.source.get("network", network)), str(self.source.get("data", data))
+            pruning = replace(pruning, budget=dict(self.source.get("budget", pruning.budget)))
+        found = tuple(self._cell(network, data, pruning, "pruned", seed) for seed in self.seeds)
+        return Cell("pattern", network, data, 0, pruning.method, dict(pruning.budget), needs=found)
 
     def _options(self, pruning: Pruning) -> dict[str, Any]:
         """What a pruning says beside method and budget, and how the network trains between its steps, if any.
@@ -273,36 +351,6 @@ def latency_cell(cell: Cell) -> Cell:
     return Cell("latency", cell.network, cell.data, cell.seed, cell.method, cell.budget, needs=(shape,))
 
 
-def _trained(pruning: Pruning) -> bool:
-    """Whether the method takes part in training, so that its unpruned network is another one."""
-    return "training" in methods.get(pruning.method).needs
-
-
-def _list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-
-
-def _prunings(entry: Any) -> Iterator[Pruning]:
-    known = {"method", "budget", "fields", *OPTIONS}
-    if not isinstance(entry, Mapping) or not {"method"} <= set(entry) <= known:
-        others = ", ".join(("'budget'", "'fields'", *map(repr, OPTIONS)))
-        raise TopiaristError(f"The pruning {entry!r} must have the key 'method', and may have {others}.")
-    for budget in _list(entry.get("budget") or {}):
-        for method in _list(entry["method"]):
-            if not isinstance(budget, Mapping):
-                raise TopiaristError(f"The budget {budget!r} must be a mapping, for example {{macs: 0.5}}.")
-            options = {key: entry[key] for key in OPTIONS if entry.get(key) is not None}
-            yield Pruning(str(method), dict(budget), dict(entry.get("fields") or {}), options)
-
-
-def _make(kind: Any, values: Mapping[str, Any], name: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise TopiaristError(f"A {name} maps names to values, but got {values!r}.")
-    known = [entry.name for entry in fields(kind)]
-    if unknown := [key for key in values if key not in known]:
-        raise TopiaristError(f"A {name} has no {unknown[0]!r}: it has {', '.join(known)}.")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        hint = "YAML takes 1e-3 for text: write 1.0e-3"
-        raise TopiaristError(f"The {name} {dict(values)} has a value of a wrong type ({hint}).") from error
+def latency_cells(cells: Iterable[Cell]) -> tuple[Cell, ...]:
+    """The cells that time the networks of these cells and of all that they need, each once."""
+    return tuple(dict.fromkeys(latency_cell(cell) for cell in unfold(cells) if cell.arm != "pattern"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from topiarist.data import load_data
 from topiarist.errors import TopiaristError
 from topiarist.models import make_model
 from topiarist.report import read_results, write_report
-from topiarist.studies.cells import Work, finished, prepare, unfold, write_json
+from topiarist.studies.cells import Cell, Work, finished, prepare, unfold, write_json
 from topiarist.studies.crew import Executor
+from topiarist.studies.places import placed
 from topiarist.studies.progress import Live
 from topiarist.studies.results import gather
 from topiarist.studies.runner import run_cells
-from topiarist.studies.study import Study, latency_cell
+from topiarist.studies.study import Study, latency_cells
 
 PRELOAD = ("lightning_fabric", "safetensors.torch", "sklearn.datasets")
 """What the arms load late and every cell of the demo would otherwise load anew."""
@@ -30,6 +32,8 @@ def run(
     workers: int = 1,
     quiet: bool = False,
     work: Work | None = None,
+    scale: str | None = None,
+    data_folder: str | Path | None = None,
 ) -> dict[str, Any]:
     """Run a study, or go on with it, and write ``results.json`` and its report (see `topiarist.report.write_report`).
 
@@ -40,6 +44,8 @@ def run(
         workers: cells computed at a time, without an executor.
         quiet: show no progress.
         work: what computes a cell; the arms by default.
+        scale: which scale of the file, where it has several.
+        data_folder: where relative paths of data begin; by default the current directory.
 
     Returns:
         The plain values of ``results.json``; ``failed`` in it is empty if every cell is there.
@@ -47,14 +53,18 @@ def run(
     Raises:
         TopiaristError: for a study that cannot be, or a folder that cannot be used.
     """
-    study = study if isinstance(study, Study) else Study.load(Path(study))
-    out = Path(out)
+    if isinstance(study, Study):
+        if scale is not None:
+            raise TopiaristError("A scale is one of a file: give the path of the study, or leave the scale out.")
+    else:
+        study = Study.load(Path(study), scale)
+    out, source = Path(out), None if data_folder is None else Path(data_folder).absolute()
     cells = unfold(study.cells())
     if work is None:
-        work = importlib.import_module("topiarist.studies.arms").work
+        work = importlib.import_module("topiarist.studies.arms").Arms(source)
         if not all(finished(out, cell) for cell in cells):
-            _check_names(study)
-    clocks = list(dict.fromkeys(map(latency_cell, cells)))
+            _check_names(cells, source)
+    clocks = latency_cells(cells)
     prepare(out)
     write_json(out / "study.json", study.as_json())
     with Live(len(cells) + len(clocks), quiet) as live:
@@ -66,12 +76,12 @@ def run(
     return results
 
 
-def _check_names(study: Study) -> None:
+def _check_names(cells: Sequence[Cell], data_folder: Path | None) -> None:
     """Meet a wrong name once, before the first cell."""
-    for network in study.networks:
+    for network in dict.fromkeys(cell.network for cell in cells):
         make_model(network)
-    for data in study.data:
-        load_data(data)
+    for data in dict.fromkeys(cell.data for cell in cells):
+        load_data(placed(data, data_folder))
 
 
 def report(folder: str | Path) -> dict[str, Any]:

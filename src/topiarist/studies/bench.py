@@ -1,0 +1,126 @@
+"""What all arms share: the network and the data of a cell, its training, and what the cells it needs have said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from topiarist import methods
+from topiarist.architecture import SHAPE_FILE, WEIGHTS_FILE, Architecture, save
+from topiarist.data import Data, load_data
+from topiarist.graph import Graph, trace
+from topiarist.graph.selector import declare
+from topiarist.methods import Method
+from topiarist.models import fitting_options, make_model
+from topiarist.selectors import add_selectors
+from topiarist.studies.cells import Cell, write_json
+from topiarist.train import Recipe, evaluate, fit
+
+Result = dict[str, Any]
+Folders = tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all arms of a cell's network start from."""
+
+    data: Data
+    make: Callable[[], nn.Module]
+
+    @staticmethod
+    def of(cell: Cell) -> Bench:
+        """That of a cell."""
+        data = load_data(cell.data)
+        make = make_model(cell.network, **fitting_options(cell.network, data.input_shape, data.classes))
+        return Bench(data, _selecting(make, data.example()) if cell.settings.get("selectors") else make)
+
+    def start(self, seed: int) -> nn.Module:
+        """The network with the initial weights of a seed."""
+        torch.manual_seed(seed)
+        return self.make()
+
+    def graph(self, cell: Cell) -> Graph:
+        """The units of the unpruned network that the cell's method works on."""
+        graph = trace(self.make(), self.data.example())
+        if cell.method == "none":
+            return graph
+        return method_of(cell).units(graph)
+
+
+def _selecting(make: Callable[[], nn.Module], example: Tensor) -> Callable[[], nn.Module]:
+    """The same networks with channel selectors wherever these free something."""
+    names = trace(add_selectors(make(), example_inputs=example), example).selectors
+
+    def selecting() -> nn.Module:
+        model = make()
+        declare(model, names)
+        return model
+
+    return selecting
+
+
+def train(
+    cell: Cell,
+    folder: Path,
+    data: Data,
+    model: nn.Module,
+    architecture: Architecture,
+    recipe: Recipe,
+    shape: Mapping[str, Any],
+    **role: Any,
+) -> Result:
+    """Train a network, going on from the checkpoint that a killed run left in the folder, and keep it.
+
+    Args:
+        cell: whose seed orders the examples.
+        folder: where the network and its course are kept.
+        data: what to train and test on.
+        model: the network, trained in place.
+        architecture: its shape.
+        recipe: how.
+        shape: what is known of the shape: MACs, parameters, widths.
+        role: method, graph and keep, as `topiarist.fit` takes them.
+    """
+    checkpoint = folder / "checkpoint.pt"
+    seed, speed = cell.settings["seed"], cell.settings.get("speed", {})
+    history = fit(model, data, recipe, seed=seed, evaluate_every=0, checkpoint=checkpoint, **speed, **role)
+    save(model, architecture, folder)
+    write_json(folder / "history.json", asdict(history))
+    checkpoint.unlink(missing_ok=True)
+    known: Result = {name: shape[name] for name in ("macs", "params", "ratio", "widths") if name in shape}
+    accuracy = history.epochs[-1].test_accuracy if history.epochs else evaluate(model, data)
+    return {"accuracy": accuracy, **known, "bytes": size_of(folder), "epochs": len(history.epochs)}
+
+
+def recipe_of(cell: Cell) -> Recipe:
+    """How the cell trains."""
+    return Recipe(**cell.settings["recipe"])
+
+
+def method_of(cell: Cell) -> Method:
+    """The cell's method, with the fields of the pruning that it belongs to."""
+    told = (each.settings["fields"] for each in (cell, *cell.needs) if "fields" in each.settings)
+    return methods.make(cell.method, **next(told, {}))
+
+
+def mask_of(bench: Bench, cell: Cell, folder: Path) -> dict[str, Any]:
+    """What keeps pruned weights at zero in training; nothing for a structure, whose units are gone."""
+    if method_of(cell).granularity != "weight":
+        return {}
+    return {"graph": bench.graph(cell), "keep": Architecture.load(folder / SHAPE_FILE).keep}
+
+
+def said(folder: Path) -> Result:
+    """The result in a finished cell's folder."""
+    return dict(json.loads((folder / "result.json").read_text()))
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the weights in a cell's folder."""
+    return (folder / WEIGHTS_FILE).stat().st_size
