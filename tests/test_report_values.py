@@ -14,6 +14,7 @@ from topiarist import Budget, load_data, load_model, prune
 from topiarist.allocation import Choice
 from topiarist.architecture import SHAPE_FILE, Architecture
 from topiarist.report import figures, looks, render, words, write_report
+from topiarist.report.tables import arms_table
 from topiarist.studies import Study, gather, run_cells
 from topiarist.studies.arms import work
 from topiarist.studies.cells import folder, result, unfold
@@ -282,6 +283,11 @@ def test_published_numbers_have_a_column_only_where_there_are_any():
     assert "Published, %" in text
     assert "93.41 ± 0.12" in text
     assert "Liu et al. 2019, Table 1" in text
+    for entry, source in zip(results["rows"], ("one", "two", "one"), strict=False):
+        entry["published"] = {"accuracy": 90.0, "source": source}
+    table = arms_table(results)
+    assert table.notes == {"a": "one", "b": "two"}
+    assert [line.cells[table.heads.index("Published, %")].small for line in table.lines[:3]] == ["a", "b", "a"]
 
 
 def test_the_page_runs_its_own_script_and_nothing_else(large):

@@ -35,6 +35,8 @@ def _blocks(results: Mapping[str, Any]) -> Iterator[str]:
     if "Published, %" in table.heads:
         yield PUBLISHED
     yield _table(table)
+    if table.notes:
+        yield "; ".join(f"{letter}: {_escaped(text)}" for letter, text in table.notes.items()) + "."
     if results["comparisons"]:
         yield from ("## Every comparison", _table(tables.comparison_table(results)))
     yield from ("## How it was done", HOW)

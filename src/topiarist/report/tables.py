@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from topiarist.report import words
@@ -48,12 +48,14 @@ class Table:
         heads: names of the columns.
         numeric: names of those that hold numbers.
         lines: in the order of the study.
+        notes: what letters in the cells stand for.
     """
 
     name: str
     heads: tuple[str, ...]
     numeric: frozenset[str]
     lines: list[Line] = field(default_factory=list)
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 def _places(results: Results) -> list[str]:
@@ -69,17 +71,19 @@ def labels(results: Results) -> dict[str, str]:
 def arms_table(results: Results) -> Table:
     """Every arm of every pruning: accuracy, what was published, costs."""
     published = any(row.get("published") for row in results["rows"])
+    sources = _sources(results)
     places = _places(results)
     heads = [key.capitalize() for key in places]
     heads += ["Method", "Arm", "Accuracy, %"] + (["Published, %"] if published else [])
     numbers = ("MACs", "Parameters", "File", "Latency", "Epochs", "Seeds")
     table = Table("arms", (*heads, *numbers), frozenset((*numbers, "Accuracy, %", "Published, %")))
+    table = replace(table, notes={letter: source for source, letter in sources.items()})
     before: tuple[str, ...] = ()
     for row in results["rows"]:
         cells = [Cell(row[key]) for key in places]
         cells += [Cell(row["method"], row["goal"]), Cell(row["label"], arm=row["arm"])]
         cells += [Cell(words.accuracy(row["accuracy"]), value=row["accuracy"]["mean"])]
-        cells += [_published(row)] if published else []
+        cells += [_published(row, sources)] if published else []
         cells += [
             Cell(words.count(row["macs"]), _share(row["macs_ratio"]), row["macs"]),
             Cell(words.count(row["params"]), _share(row["params_ratio"]), row["params"]),
@@ -94,12 +98,24 @@ def arms_table(results: Results) -> Table:
     return table
 
 
-def _published(row: Mapping[str, Any]) -> Cell:
+def _sources(results: Results) -> dict[str, str]:
+    """Where published numbers are from → the letter that stands for it."""
+    known = [row["published"].get("source") for row in results["rows"] if row.get("published")]
+    return {source: _letter(number) for number, source in enumerate(dict.fromkeys(filter(None, known)))}
+
+
+def _letter(number: int) -> str:
+    """From a to z, then aa, ab and so on."""
+    more, last = divmod(number, 26)
+    return (_letter(more - 1) if more else "") + chr(ord("a") + last)
+
+
+def _published(row: Mapping[str, Any], sources: Mapping[str, str]) -> Cell:
     known = row.get("published")
     if not known:
         return Cell("")
     told = words.accuracy({"mean": known["accuracy"], "std": known.get("spread")})
-    return Cell(told, known.get("source", ""), known["accuracy"])
+    return Cell(told, sources.get(known.get("source"), ""), known["accuracy"])
 
 
 def _share(ratio: float | None) -> str:
