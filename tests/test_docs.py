@@ -43,10 +43,12 @@ def test_commands_parse(page: Path) -> None:
 
 
 def test_yaml_examples_are_what_they_say(tmp_path: Path) -> None:
-    options, study = blocks(ROOT / "docs" / "cli.md", "yaml")
+    options, *studies = blocks(ROOT / "docs" / "cli.md", "yaml")
     (tmp_path / "small.yaml").write_text(options)
     assert parse("prune", commands.prune, ["--config", str(tmp_path / "small.yaml")])["epochs"] is None
-    assert Study.of(yaml.safe_load(study)).title == "LeNet-5 on digits"
+    study, *further = map(yaml.safe_load, studies)
+    for keys in ({}, *further):
+        assert Study.of({**study, **keys}).title == "LeNet-5 on digits"
 
 
 def test_the_table_of_methods_is_todays() -> None:

@@ -255,7 +255,7 @@ def test_all_that_lists_methods_finds_a_new_file(tmp_path, monkeypatch, capsys):
     assert listed["dummy"] == json.loads(json.dumps(describe("dummy")))
     assert listed.keys() == {*GOLDEN, "dummy"}
     assert main(["methods"]) == 0
-    assert " dummy " in capsys.readouterr().out
+    assert "\ndummy " in capsys.readouterr().out
     assert main(["prune", "--method", "dummy", "--help"]) == 0
     assert "--method.step" in capsys.readouterr().out
     generate = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "generate.py"))
