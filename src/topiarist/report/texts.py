@@ -20,6 +20,9 @@ HOW = (
     "its shape is trained anew from random weights: for as many epochs as the unpruned network (Scratch-E), or for as "
     "much compute, epochs × MACs before ∕ MACs after (Scratch-B). A uniformly narrowed network of the same MACs, "
     "trained like Scratch-B, shows what the choice of widths is worth; where the budget is in MACs alone, the methods "
-    "share it, and a method that narrows uniformly as well gives the very same network. MACs of sparse networks count "
-    "nonzero weights; files and latency are those of dense tensors. Latency is measured here, one example at a time."
+    "share it, and a method that narrows uniformly as well gives the very same network. Guided and transferred "
+    "networks have the shape of a design pattern instead: the average, stage by stage, of what the method left at all "
+    "seeds, of this network or of another one. These three have as many parameters as the pruned network where single "
+    "weights go or the budget is in parameters, else as many MACs. MACs of sparse networks count nonzero weights; "
+    "files and latency are those of dense tensors. Latency is measured here, one example at a time."
 )
