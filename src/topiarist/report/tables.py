@@ -215,7 +215,9 @@ def settings(results: Results) -> list[tuple[str, str]]:
     study = results["study"]
     proofs = [row["proof"] for row in results["rows"] if row["proof"] is not None]
     told = [("Seeds", ", ".join(map(str, study["seeds"])))]
-    told += [("Training", _listed(study["recipe"])), ("Fine-tuning", _listed(study["finetune"]))]
+    told += [("Training", _listed(study["recipe"]))]
+    if "finetune" in study["arms"]:
+        told += [("Fine-tuning", _listed(study["finetune"]))]
     told += [(entry["method"], _listed(entry["fields"])) for entry in study["prunings"] if entry["fields"]]
     told += [("Scratch-B at most", "no cap" if study["cap"] is None else f"{study['cap']:g} × the epochs")]
     if proofs:
