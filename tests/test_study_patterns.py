@@ -189,8 +189,9 @@ def test_a_transferred_pattern_is_that_of_the_source(tmp_path: Path, pruning: di
         graph = graph_of()
         assert kept(shape(path).keep) == kept(found.on(graph).keep(graph, Budget(params=0.4)))
     rows = {row["arm"]: row for row in gather(study, tmp_path)["rows"]}
-    assert rows["transferred"]["pattern"] == theirs.key
-    assert rows["guided"]["pattern"] == ours.key
+    assert rows["transferred"]["design"]["cell"] == theirs.key
+    assert rows["guided"]["design"]["cell"] == ours.key
+    assert rows["guided"]["design"]["stages"] == result(tmp_path, ours)["pattern"]["stages"]
     assert rows["guided"]["equal"] == "params"
     assert rows["pruned"]["equal"] is None
 

@@ -219,6 +219,23 @@ def kernels(stages: Mapping[str, Mapping[str, Sequence[float]]], salt: str) -> s
     return svg()
 
 
+def stages(kept: Mapping[str, float], salt: str) -> str:
+    """A bar for each stage of a design pattern: per cent of the units that stay."""
+    with drawing(salt, WIDE, 2.0) as (figure, svg):
+        axes = quiet(figure)
+        places = range(len(kept))
+        bars = axes.bar(
+            places, [100 * value for value in kept.values()], width=0.7, color=COLOURS["accent"], alpha=0.85, lw=0
+        )
+        axes.bar_label(bars, fmt="%.0f", fontsize=8.5)
+        names = [words.times(stage) if stage not in ("", "1") else "no map" for stage in kept]
+        axes.set_xticks(list(places), names, fontsize=8.5)
+        axes.set_xlabel("feature map of the stage")
+        axes.set_ylabel("% of units kept")
+        axes.set_ylim(0, 115 * max(kept.values()))
+    return svg()
+
+
 def _map(axes: Axes, kept: Sequence[float], side: int) -> None:
     """Squares, as strong as the fraction kept is high, beside the highest of the map."""
     highest, lines = max(kept) or 1.0, -(-len(kept) // side)

@@ -58,10 +58,24 @@ def _pruning(
         "widths": Markup(figures.widths(widths, noun, f"widths-{salt}")) if widths else "",
         "kernels": Markup(figures.kernels(kernels, f"kernels-{salt}")) if kernels else "",
         "scores": Markup(figures.scores(scores, noun, f"scores-{salt}")) if scores else "",
+        "designs": _designs(here, salt),
         "seed": scores["seed"] if scores else None,
         "to": scores["to"] if scores else "",
         "comparisons": _comparisons(results, rows[0], name),
     }
+
+
+def _designs(rows: Rows, salt: str) -> list[dict[str, Any]]:
+    """The design patterns that arms were built by: a map for each size of kernels, or a bar for each stage."""
+    found = []
+    for row in rows:
+        design = row.get("design")
+        if design and design["stages"]:
+            of_kernels = isinstance(next(iter(design["stages"].values())), Mapping)
+            draw = figures.kernels if of_kernels else figures.stages
+            figure = Markup(draw(design["stages"], f"design-{row['arm']}-{salt}"))
+            found.append({"label": row["label"], "figure": figure, "of_kernels": of_kernels})
+    return found
 
 
 def _comparisons(results: Results, place: Mapping[str, Any], name: tuple[str, str]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, median
@@ -13,7 +13,7 @@ import torch
 
 from topiarist import __version__
 from topiarist.studies import published
-from topiarist.studies.cells import failure, finished, result, unfold
+from topiarist.studies.cells import Cell, failure, finished, result, unfold
 from topiarist.studies.conclusion import SCRATCH, conclude, overall, prunings
 from topiarist.studies.local import default_workers
 from topiarist.studies.statistics import paired, summarise, verdict
@@ -125,8 +125,14 @@ def _row(row: Row, method: str, out: Path) -> dict[str, Any]:
         "scores": next(({"seed": seed, **v["scores"]} for seed, v in found.items() if "scores" in v), None),
         "cells": {str(seed): cell.key for seed, cell in there.items()},
         "equal": row.pruning.equal if row.pruning and row.arm in BUILT else None,
-        "pattern": next((need.key for cell in there.values() for need in cell.needs if need.arm == "pattern"), None),
+        "design": _design(there.values(), out),
     }
+
+
+def _design(cells: Iterable[Cell], out: Path) -> dict[str, Any] | None:
+    """The design pattern that the networks of a row were built by: one for all seeds."""
+    need = next((need for cell in cells for need in cell.needs if need.arm == "pattern"), None)
+    return None if need is None else {"cell": need.key, "stages": result(out, need)["pattern"]["stages"]}
 
 
 def _label(row: Row) -> str:
