@@ -216,7 +216,7 @@ def settings(results: Results) -> list[tuple[str, str]]:
     proofs = [row["proof"] for row in results["rows"] if row["proof"] is not None]
     told = [("Seeds", ", ".join(map(str, study["seeds"])))]
     told += [("Training", _listed(study["recipe"]))]
-    if "finetune" in study["arms"]:
+    if "finetune" in study.get("arms", ("finetune",)):
         told += [("Fine-tuning", _listed(study["finetune"]))]
     told += [(entry["method"], _listed(entry["fields"])) for entry in study["prunings"] if entry["fields"]]
     told += [("Scratch-B at most", "no cap" if study["cap"] is None else f"{study['cap']:g} × the epochs")]
