@@ -1,5 +1,6 @@
 """How the command line says no: one sentence that names the remedy, exit status 2, no traceback."""
 
+import errno
 import os
 import pickle
 import subprocess
@@ -54,6 +55,9 @@ BAD = {
     "scan without weights": (["sensitivity", NET, "--data", "digits"], "needs --weights"),
     "scan without data": (["sensitivity", NET, "--weights", "/no/such.pt"], "needs --data"),
     "no study": (["study", "/no/such.yaml"], "/no/such.yaml"),
+    "no workers": (["study", "/no/such.yaml", "--workers", "0"], "give at least 1"),
+    "less than no workers": (["study", "/no/such.yaml", "--workers", "-2"], "give at least 1"),
+    "nothing to merge": (["merge", "/no/such", "/no/such", "--out", "out"], "There is no study.json in /no/such"),
     "no results": (["report", "/no/such"], "/no/such"),
     "no config": (["inspect", NET, "--config", "/no/such.yaml"], "/no/such.yaml"),
 }
@@ -129,6 +133,15 @@ def test_an_interrupt_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setattr("topiarist.cli.arguments.parse", lambda *_: {})
     assert run("methods") == 130
     assert capsys.readouterr().err.startswith("topiarist: Interrupted")
+
+
+def test_a_full_disk_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # as writing does: it knows no name
+
+    monkeypatch.setattr(commands, "methods", full)
+    monkeypatch.setattr("topiarist.cli.arguments.parse", lambda *_: {})
+    assert "make room" in one_sentence(run("methods"), capsys)
 
 
 def test_a_closed_pipe_is_quiet() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import topiarist
 from topiarist import Recipe
 from topiarist.data import Data
+from topiarist.errors import TopiaristError
 from topiarist.training import loop
 
 NETWORK = "zoo:digitsnet?width=0.25"
@@ -107,6 +108,40 @@ def test_compiling_is_asked_for(data: Data, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch, "compile", compiled)
     alike(trained(data), trained(data, compiled=True))
     assert asked == [{"dynamic": False, "mode": None}]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"channels_last": "yes"},
+        {"channels_last": None},
+        {"compiled": 1},
+        {"precision": "16-true"},
+        {"precision": "64-true"},
+        {"precision": 64},
+        {"precision": "seventeen"},
+        {"precision": []},
+    ],
+)
+def test_speeds_that_cannot_be(data: Data, wrong: dict[str, Any]) -> None:
+    model = topiarist.load_model(NETWORK)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(TopiaristError, match=next(iter(wrong))):
+        topiarist.fit(model, data, RECIPE, **wrong)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_cannot_be_compiled_says_so(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(model: nn.Module, **_: Any) -> nn.Module:
+        def refuse(*_: Any) -> None:
+            raise torch._dynamo.exc.InternalTorchDynamoError("no compiler\nat all")
+
+        model.register_forward_pre_hook(refuse)
+        return model
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    with pytest.raises(TopiaristError, match=r"cannot be compiled here \(no compiler\): leave compiled out"):
+        topiarist.fit(topiarist.load_model(NETWORK), data, RECIPE, compiled=True)
 
 
 def test_data_stays_where_it_is_without_a_gpu(data: Data) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from door import NET, SHAPE, one_sentence
@@ -75,6 +76,14 @@ def test_gates_that_are_damaged_or_of_another_model_are_refused(tmp_path: Path) 
     (tmp_path / "other" / gates.name).write_bytes(whole)
     with pytest.raises(TopiaristError, match="does not belong to this model"):
         load(lambda: nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["fc.weight", "fc.weight__left_by_.sss", "nothing.weight__left_by_sss"])
+def test_gates_are_named_after_a_parameter_and_a_method(name: str, tmp_path: Path) -> None:
+    trained("sss", {"structure": "channel"}, tmp_path)
+    save_file({name: torch.ones(2)}, tmp_path / "model.gates.safetensors")
+    with pytest.raises(TopiaristError, match="does not belong to this model"):
+        load(network, tmp_path)
 
 
 @pytest.mark.parametrize(("name", "fields", "budget"), GATED[:1] + GATED[2:3])

@@ -217,7 +217,22 @@ def test_room_on_a_node(cluster: RayCluster, resources: dict[str, float], places
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"num_cpus": 0}, {"num_gpus": -1}, {"num_gpus": 1.5}, {"retries": -1}, {"workers": 0}]
+    "wrong",
+    [
+        {"num_cpus": 0},
+        {"num_cpus": 1e-5},
+        {"num_cpus": "2"},
+        {"num_gpus": -1},
+        {"num_gpus": 1.5},
+        {"num_gpus": 1 / 3},
+        {"num_gpus": float("nan")},
+        {"retries": -1},
+        {"retries": 1.5},
+        {"retries": 10**20},
+        {"workers": 0},
+        {"workers": 10**9},
+        {"address": None},
+    ],
 )
 def test_numbers_out_of_range(wrong: dict[str, float]) -> None:
     with pytest.raises(TopiaristError, match=next(iter(wrong))):

@@ -148,6 +148,9 @@ def test_a_scale_overrides_the_keys_of_its_study():
         ({"scales": {"a": 3}}, "a", "maps names to keys"),
         ({"scales": {}}, None, "maps names to keys"),
         ({"scales": {"a": {"sedes": 3}}}, "a", "no key 'sedes'"),
+        ({"scales": {"a": {}}}, "", "no scale ''"),
+        ({"scales": {"a": {}}, "scale": ["a"]}, None, r"no scale \['a'\]"),
+        ({"scales": {1: {}}}, None, "maps names to keys"),
     ],
 )
 def test_scales_that_cannot_be(change, scale, told):
@@ -165,10 +168,18 @@ def test_scales_that_cannot_be(change, scale, told):
         ({"arms": {"finetune": [93.0, 0.1, 0.2]}}, "per cent"),
         ({"arms": [93.0]}, "mapping"),
         ({"budget": 0.5}, "mapping"),
+        ({"source": None}, "'source' of a published entry is a text"),
+        ({"network": 5}, "'network' of a published entry is a text"),
+        ({"network": "zoo:vgg11"}, "about no row"),
+        ({"budget": {"macs": 0.4}}, "about no row"),
+        ({"budget": {"macs": float("nan")}}, "about no row"),
+        ({"fields": {"p": 1}}, "about no row"),
+        ({"method": "l2"}, "about no row"),
     ],
 )
 def test_published_entries_that_cannot_be(change, told):
     entry = {"network": "zoo:digitsnet", "data": "digits", "method": "l1", "source": "us", "arms": {"finetune": 93.0}}
+    entry |= {"budget": {"macs": 0.5}}
     assert Study.of({**SMALL, "published": [entry]}).published == (entry,)
     with pytest.raises(TopiaristError, match=told):
         Study.of({**SMALL, "published": [{**entry, **change}]})

@@ -81,6 +81,24 @@ def test_names_cannot_break_the_page():
     assert "alert(1)" not in page.scripts["code"]
 
 
+def test_names_cannot_steer_the_terminal():
+    hostile = "[/bold] \x1b[31m \x07 [red]"
+    results = make_results(hostile)
+    for entry in results["rows"]:
+        entry |= {"network": hostile, "label": hostile}
+    results["failed"] = {hostile: hostile}
+    out = io.StringIO()
+    show(results, Console(file=out, width=200))
+    assert "[/bold]" in out.getvalue()
+    assert out.getvalue().replace("\n", "").isprintable()
+
+
+def test_half_a_character_is_written_as_a_whole_one(tmp_path):
+    results = make_results()
+    results["title"] = "half \ud83d of it"
+    assert "half ? of it" in write_report(tmp_path, results).read_text(encoding="utf-8")
+
+
 def test_results_with_holes_are_still_told():
     results = make_results()
     for entry in results["rows"]:
@@ -138,6 +156,9 @@ def test_a_folder_without_results(tmp_path):
     with pytest.raises(TopiaristError, match="no results"):
         read_results(tmp_path)
     (tmp_path / "results.json").write_text("{")
+    with pytest.raises(TopiaristError, match="damaged"):
+        read_results(tmp_path)
+    (tmp_path / "results.json").write_text("[" * 100_000)
     with pytest.raises(TopiaristError, match="damaged"):
         read_results(tmp_path)
     (tmp_path / "results.json").write_text("{}")

@@ -1,6 +1,7 @@
 """The arms: what they start from, what stays zero, how long they train; studies that are extended and merged."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -291,6 +292,78 @@ def test_studies_that_do_not_fit_are_not_merged(tmp_path: Path, capsys: pytest.C
     assert "study.json" in one_sentence(
         command("merge", tmp_path / "a", tmp_path / "none", "--out", tmp_path / "out"), capsys
     )
+
+
+def test_merged_studies_show_what_was_published_about_each(tmp_path: Path) -> None:
+    names = ("zoo:digitsnet", "zoo:lenet300")
+    entries = [
+        {
+            "network": name,
+            "data": "digits",
+            "method": "l1",
+            "budget": {"macs": 0.5},
+            "source": name,
+            "arms": {"pruned": 9},
+        }
+        for name in names
+    ]
+    for name, entry in zip(names, entries, strict=True):
+        parts = {"network": name, "data": "digits", "seeds": 1, "arms": [], "published": [entry]}
+        settings = {**parts, "prunings": [{"method": "l1", "budget": {"macs": 0.5}}]}
+        run(Study.of(settings), tmp_path / name, work=accuracies, quiet=True)
+    found = merge([tmp_path / name for name in names], tmp_path / "both")
+    assert [row["published"]["source"] for row in found["rows"] if row["published"]] == list(names)
+
+
+def test_a_merge_without_room_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = replace(DEMO, prunings=DEMO.prunings[:1], seeds=(0,), arms=("finetune",))
+    run(study, tmp_path / "a", work=accuracies, quiet=True)
+
+    def full(*_: Any) -> None:
+        raise shutil.Error([("from", "to", "No space left on device")])
+
+    monkeypatch.setattr(shutil, "copytree", full)
+    with pytest.raises(TopiaristError, match="make room there and merge again"):
+        merge([tmp_path / "a"], tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "[" * 100_000,
+        "{}",
+        '{"accuracy": "x"}',
+        '{"accuracy": NaN}',
+        '{"accuracy": 5, "macs": Infinity}',
+        '{"accuracy": 5, "params": "x"}',
+        '{"accuracy": 5, "widths": [1]}',
+        '{"accuracy": 5, "widths": {"a": [1]}}',
+        '{"accuracy": 5, "scores": [1]}',
+        '{"accuracy": 5, "kernels": {"a": 5}}',
+    ],
+)
+def test_a_damaged_result_says_which_folder_to_delete(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    study = replace(DEMO, prunings=DEMO.prunings[:1], seeds=(0,), arms=("finetune",))
+    run(study, tmp_path / "a", work=accuracies, quiet=True)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    cell = next(cell for cell in study.cells() if cell.arm == "finetune")
+    there = folder(tmp_path / "a", cell)
+    (there / "result.json").write_text(text)
+    told = f"delete the folder {there} and run the study again"
+    assert told in one_sentence(command("report", tmp_path / "a"), capsys)
+    with pytest.raises(TopiaristError, match="delete the folder"):
+        run(study, tmp_path / "a", work=accuracies, quiet=True)
+    assert "delete the folder" in one_sentence(
+        command("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c"), capsys
+    )
+    shutil.rmtree(there)
+    tried: list[str] = []
+    run(study, tmp_path / "a", work=lambda *each: (tried.append(each[0].key), accuracies(*each))[1], quiet=True)
+    assert tried == [cell.key]
 
 
 def test_a_written_study_is_read_again(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Shapes that a study builds to a budget: uniform ones, and those of patterns that its prunings gave."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -234,12 +235,73 @@ def test_a_pattern_goes_to_other_depths_maps_and_classes(tmp_path: Path) -> None
         ({"selectors": ["zoo:vgg19"]}, "no network here"),
         ({"speed": {"channels_first": True}}, "no 'channels_first'"),
         ({"speed": {"channels_last": "yes"}}, "channels_last of the speed"),
+        ({"speed": {"precision": "16-true"}}, "no precision '16-true': choose from"),
+        ({"speed": {"precision": "seventeen"}}, "no precision 'seventeen': choose from"),
+        ({"source": {"network": [NETWORK]}}, "network of the source must be one name"),
+        ({"source": {"data": None}}, "data of the source must be one name"),
+        ({"arms": [["guided"]]}, "no arm"),
+        ({"arms": {}}, "no arm"),
+        ({"cap": float("inf")}, "absent for none"),
+        ({"cap": True}, "absent for none"),
+        ({"title": float("nan")}, "title must be a text"),
+        ({"note": 2026}, "note must be a text"),
+        ({"prunings": [{"method": "l1", "fields": ["p"]}]}, "fields of l1 map names to values"),
+        ({"prunings": [{"method": "l1", "fields": {1: 2}}]}, "fields of l1 map names to values"),
         ({"prunings": [{"method": "l1", "budget": {"macs": 0.5}, "network": "zoo:vgg19"}]}, "which the study lacks"),
     ],
 )
 def test_settings_that_cannot_be(change: dict[str, Any], told: str) -> None:
     with pytest.raises(TopiaristError, match=told):
         Study.of({**SETTINGS, **change})
+
+
+def test_a_seed_that_fails_takes_nothing_with_it_but_what_needs_it(tmp_path: Path) -> None:
+    def fails_once(cell: Cell, here: Path, needs: tuple[Path, ...]) -> dict[str, Any]:
+        if (cell.arm, cell.method, cell.seed) == ("unpruned", "slimming", 3):
+            raise ValueError("broken")
+        return {"accuracy": 50.0}
+
+    study = Study.of({**SETTINGS, "arms": ["finetune", "guided"]})
+    outcome = run_cells(study.cells(), tmp_path, fails_once)
+    cells = {cell.key: (cell.arm, cell.seed) for cell in unfold(study.cells())}
+    wanted = {("unpruned", 3), ("pruned", 3), ("finetune", 3), ("pattern", 0), ("guided", 3), ("guided", 5)}
+    assert {cells[key] for key in outcome.failed} == wanted
+    assert {("pruned", 5), ("finetune", 5)} <= {cells[key] for key in outcome.finished}
+
+
+def test_a_cell_that_cannot_note_why_it_failed_fails_alone(tmp_path: Path) -> None:
+    def blocks_its_note(cell: Cell, here: Path, needs: tuple[Path, ...]) -> dict[str, Any]:
+        if cell.seed == 3:
+            (here / "error.txt").mkdir()
+            raise ValueError("broken")
+        return {"accuracy": 50.0}
+
+    cells = tuple(Cell("unpruned", NETWORK, "digits", seed) for seed in (3, 5))
+    outcome = run_cells(cells, tmp_path, blocks_its_note)
+    assert (list(outcome.failed), outcome.finished) == ([cells[0].key], (cells[1].key,))
+    assert outcome.failed[cells[0].key] == "ValueError: broken"
+    assert run_cells(cells, tmp_path, blocks_its_note).reused == (cells[1].key,)
+
+
+def test_a_budget_without_a_number_is_none() -> None:
+    found = Study.of({**SETTINGS, "prunings": [{"method": "slimming", "budget": {"params": 0.4, "macs": None}}]})
+    assert found.prunings[0].budget == {"params": 0.4}
+    assert found.prunings[0].goal == "40 % of parameters"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": "topiarist.pattern", "version": 1, "kind": "widths"}'])
+def test_a_damaged_pattern_says_how_to_go_on(tmp_path: Path, text: str) -> None:
+    study = Study.of({**SETTINGS, "seeds": [3]})
+    cells = computed(study, tmp_path)
+    there = cells[NETWORK, "pattern", 0]
+    (there / "pattern.json").write_text(text)
+    shutil.rmtree(cells[NETWORK, "guided", 3])
+    outcome = run_cells(study.cells(), tmp_path, work)
+    assert [told for told in outcome.failed.values() if f"delete the folder {there} and run the study again" in told]
+    shutil.rmtree(there)
+    again = run_cells(study.cells(), tmp_path, work)
+    assert again.ok
+    assert len(again.finished) == 2  # the pattern and the network, nothing else
 
 
 def test_blocks_give_no_pattern(tmp_path: Path) -> None:

@@ -53,7 +53,9 @@ def read_left(model: nn.Module, path: Path) -> None:
         ) from error
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, value in found.items():
-        if not value.is_floating_point() or not value.isfinite().all() or name.partition(LEFT)[0] not in parameters:
+        parameter, mark, method = name.partition(LEFT)
+        known = parameter in parameters and mark and "." not in method
+        if not known or not value.is_floating_point() or not value.isfinite().all():
             raise TopiaristError(
                 f"{path} does not belong to this model ({name}); write it again, or delete it to do without the gates"
             )

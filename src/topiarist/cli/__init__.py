@@ -6,6 +6,7 @@ Exit status: 0 on success, 2 on bad input (one sentence on stderr), 130 when int
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -98,6 +99,8 @@ def _fail_on_file(error: OSError) -> int:
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains while closing
         return 141
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _fail(2, f"The disk is full ({error.strerror}): make room; the same command goes on from what is done.")
     if error.filename is None:
         raise error
     return _fail(2, f"Cannot use {error.filename} ({error.strerror}): check the path and its permissions.")

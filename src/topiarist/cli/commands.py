@@ -370,6 +370,8 @@ def study(
 
     if executor == "local" and ray != RayCluster():
         raise TopiaristError("The options of --ray are for a cluster: add --executor ray, or leave them out.")
+    if workers is not None and workers < 1:
+        raise TopiaristError(f"The number of workers is {workers}: give at least 1.")
     folder = out or Path("runs") / file.stem
     plan = studies.Study.load(file, scale)
     writable_folder(folder)

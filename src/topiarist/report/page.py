@@ -69,7 +69,7 @@ def read_results(folder: Path) -> dict[str, Any]:
         raise TopiaristError(
             f"There is no results.json in {folder}: run a study with this output folder first."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TopiaristError(
             f"{path} is damaged: delete it and run the study again, which reuses what is done."
         ) from error
@@ -123,5 +123,5 @@ def _text(name: str) -> str:
 
 def _write(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
+    draft.write_text(text, encoding="utf-8", errors="replace")  # halves of characters, which JSON can hold
     os.replace(draft, path)

@@ -25,25 +25,25 @@ def show(results: Mapping[str, Any], console: Console | None = None) -> None:
         here = [row for row in results["rows"] if (row["network"], row["data"]) == (network, data)]
         console.print(_table(f"{network} on {data}", here, 1 if console.width < 90 else 2))
     for number, sentence in enumerate(results["conclusion"]):
-        console.print(Text(sentence, style="bold" if number == 0 else ""))
+        console.print(_plain(sentence, style="bold" if number == 0 else ""))
     last = ""
     for entry in results["comparisons"]:
         place = f"{entry['network']} on {entry['data']}, " if len(places) > 1 else ""
         if (heading := f"{place}{entry['method']}, {entry['goal']}") != last:
-            console.print(Text(heading, style="dim"))
+            console.print(_plain(heading, style="dim"))
         last = heading
         mark = Text("  ● " if entry["resolved"] else "  ○ ", style="green" if entry["resolved"] else "dim")
         grid = Table.grid()
-        grid.add_row(mark, Text(entry["verdict"]))
+        grid.add_row(mark, _plain(entry["verdict"]))
         console.print(grid)
     for key, error in results["failed"].items():
-        console.print(Text(f"failed: {key}: {error}", style="red"))
+        console.print(_plain(f"failed: {key}: {error}", style="red"))
 
 
 def _table(title: str, rows: list[Mapping[str, Any]], gap: int) -> Table:
     """One table; methods are lines of their own, so that it fits a terminal of 80 columns."""
     table = Table(
-        title=title,
+        title=_plain(title),
         title_justify="left",
         title_style="bold",
         box=None,
@@ -57,10 +57,10 @@ def _table(title: str, rows: list[Mapping[str, Any]], gap: int) -> Table:
     last = "none "
     for row in rows:
         if (heading := f"{row['method']} {row['goal']}") != last:
-            table.add_row(Text(heading.replace(" % of ", " % "), style="bold"))
+            table.add_row(_plain(heading.replace(" % of ", " % "), style="bold"))
         last = heading
         table.add_row(
-            row["label"] if row["method"] == "none" else f"  {row['label']}",
+            _plain(row["label"] if row["method"] == "none" else f"  {row['label']}"),
             words.accuracy(row["accuracy"]),
             words.count(row["macs"]),
             words.percent(row["macs_ratio"]),
@@ -70,3 +70,8 @@ def _table(title: str, rows: list[Mapping[str, Any]], gap: int) -> Table:
             words.DASH if row["epochs"] is None else f"{row['epochs']:.0f}",
         )
     return table
+
+
+def _plain(text: str, style: str = "") -> Text:
+    """Text in which nothing is markup, or tells the terminal what to do."""
+    return Text("".join(sign for sign in text if sign.isprintable()), style=style)

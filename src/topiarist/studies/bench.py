@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from topiarist.graph.selector import declare
 from topiarist.methods import Method
 from topiarist.models import fitting_options, make_model
 from topiarist.selectors import add_selectors
-from topiarist.studies.cells import Cell, write_json
+from topiarist.studies.cells import Cell, read_result, write_json
 from topiarist.train import Recipe, evaluate, fit
 
 Result = dict[str, Any]
@@ -118,7 +117,7 @@ def mask_of(bench: Bench, cell: Cell, folder: Path) -> dict[str, Any]:
 
 def said(folder: Path) -> Result:
     """The result in a finished cell's folder."""
-    return dict(json.loads((folder / "result.json").read_text()))
+    return read_result(folder)
 
 
 def size_of(folder: Path) -> int:

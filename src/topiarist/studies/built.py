@@ -12,6 +12,7 @@ from topiarist.allocation import allocate
 from topiarist.architecture import SHAPE_FILE, Architecture
 from topiarist.budget import Budget
 from topiarist.costs import cost
+from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, trace
 from topiarist.report import designs
 from topiarist.studies.bench import Bench, Folders, Result, method_of, recipe_of, said, train
@@ -43,7 +44,7 @@ def built(cell: Cell, folder: Path, needs: Folders) -> Result:
     """
     bench = Bench.of(cell)
     graph = trace(bench.make(), bench.data.example())
-    found = None if cell.arm == "uniform" else guided.load(needs[0] / PATTERN_FILE).on(graph)
+    found = None if cell.arm == "uniform" else _read(needs[0]).on(graph)
     reference = needs[-1] if cell.needs and cell.needs[-1].arm == "pruned" else None
     budget = Budget(**cell.budget) if reference is None else _as_large(cell, graph, reference)
     seed = cell.settings["seed"]
@@ -64,6 +65,14 @@ def built(cell: Cell, folder: Path, needs: Folders) -> Result:
         reinitialise(model, **mask, seed=seed, make_model=bench.make)
     size = {"macs": after.macs, "params": after.params, "widths": architecture.widths}
     return {**train(cell, folder, bench.data, model, architecture, recipe, size, **mask), "equal": _equal(cell)}
+
+
+def _read(folder: Path) -> guided.WidthPattern | guided.KernelPattern:
+    """The pattern in the folder of a finished cell."""
+    try:
+        return guided.load(folder / PATTERN_FILE)
+    except TopiaristError as error:
+        raise TopiaristError(f"{error}; in a study, delete the folder {folder} and run the study again") from error
 
 
 def _equal(cell: Cell) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -45,13 +46,14 @@ class Executor(Protocol):
 def attempt(cell: Cell, out: Path, work: Work) -> str:
     """Compute a cell; return nothing, or why it failed in one sentence (the whole story goes to its draft)."""
     note = out / "drafts" / cell.key / "error.txt"
-    note.unlink(missing_ok=True)
     try:
+        note.unlink(missing_ok=True)
         compute(cell, out, work)
     except Exception as error:
         told = str(error) if isinstance(error, TopiaristError) else f"{type(error).__name__}: {error}"
         told = " ".join(told.split())
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(f"{told}\n{traceback.format_exc()}")
+        with suppress(OSError):  # a full disk takes no note either; the reason is returned all the same
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(f"{told}\n{traceback.format_exc()}")
         return told
     return ""

@@ -37,6 +37,9 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
         TopiaristError: a folder holds no study, the studies do not fit together, or a run is at work in ``out``.
     """
     places, out = [Path(each) for each in folders], Path(out)
+    for place in places:
+        if not (place / "study.json").is_file():
+            raise TopiaristError(f"There is no study.json in {place}: name output folders of studies.")
     study = united([Study.load(place / "study.json") for place in places])
     cells = unfold(study.cells())
     with locked(out):
@@ -44,14 +47,21 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
         for cell in [*cells, *latency_cells(cells)]:
             source = next((place for place in [out, *places] if finished(place, cell)), out)
             if source != out:
-                _copy(cell, source, out)
+                try:
+                    _copy(cell, source, out)
+                except OSError as error:  # shutil's own has a list of reasons
+                    reason = error.strerror or "not everything could be copied"
+                    raise TopiaristError(
+                        f"The cells of {source} cannot be copied to {out} ({reason}): make room there and merge again, "
+                        "which goes on from what was copied."
+                    ) from error
         results = gather(study, out)
         write_report(out, results)
     return results
 
 
 def united(studies: Sequence[Study]) -> Study:
-    """One study with the networks, data sets, prunings, arms and seeds of all; the title is the first one's.
+    """One study with the networks, data, prunings, arms, seeds and published numbers of all; else it is the first.
 
     Raises:
         TopiaristError: there is none, or their recipes or caps differ.
@@ -81,6 +91,7 @@ def united(studies: Sequence[Study]) -> Study:
         data=every("data"),
         prunings=every("prunings"),
         seeds=tuple(sorted(every("seeds"))),
+        published=every("published"),
         arms=tuple(arm for arm in ARMS if arm in arms),
     )
 

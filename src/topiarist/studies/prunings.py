@@ -101,9 +101,13 @@ def prunings(entry: Any) -> Iterator[Pruning]:
         for method in listed(entry["method"]):
             if not isinstance(budget, Mapping):
                 raise TopiaristError(f"The budget {budget!r} must be a mapping, for example {{macs: 0.5}}.")
+            named = entry.get("fields") or {}
+            if not isinstance(named, Mapping) or not all(isinstance(name, str) for name in named):
+                raise TopiaristError(f"The fields of {method} map names to values, as in {{p: 2}}, but got {named!r}.")
             options = {key: entry[key] for key in OPTIONS if entry.get(key) is not None}
             where = [tuple(map(str, listed(entry.get(key) or ()))) for key in ("network", "data")]
-            yield Pruning(str(method), dict(budget), dict(entry.get("fields") or {}), options, *where)
+            amounts = {key: value for key, value in budget.items() if value is not None}
+            yield Pruning(str(method), amounts, dict(named), options, *where)
 
 
 def made(kind: Any, values: Mapping[str, Any], name: str) -> Any:

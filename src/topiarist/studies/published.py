@@ -25,6 +25,9 @@ def check(entry: Any, arms: Sequence[str]) -> None:
     needed = {"network", "data", "method", "source", "arms"}
     if not isinstance(entry, Mapping) or not needed <= set(entry) <= set(KEYS):
         raise TopiaristError(f"The published entry {entry!r} must have {', '.join(KEYS)}: budget and fields may lack.")
+    for name in ("network", "data", "method", "source"):
+        if not isinstance(entry[name], str):
+            raise TopiaristError(f"The key {name!r} of a published entry is a text, but got {entry[name]!r}.")
     for name in ("budget", "fields", "arms"):
         if not isinstance(entry.get(name, {}), Mapping):
             raise TopiaristError(f"The key {name!r} of a published entry is a mapping, but got {entry[name]!r}.")
@@ -47,6 +50,14 @@ def find(entries: Sequence[Mapping[str, Any]], network: str, data: str, pruning:
             accuracy, spread = _numbers(entry["arms"][arm])
             return {"accuracy": accuracy, "spread": spread, "source": entry["source"]}
     return None
+
+
+def meets(entry: Mapping[str, Any], networks: Sequence[str], data: Sequence[str], prunings: Sequence[Pruning]) -> bool:
+    """Whether an entry is about some row of a study with these networks, data and prunings, whatever its arms are."""
+    if entry["network"] not in networks or entry["data"] not in data:
+        return False
+    meant = [each for each in prunings if each.meant(entry["network"], entry["data"])]
+    return set(entry["arms"]) <= {"unpruned"} or any(_same(entry, each) for each in meant)
 
 
 def _same(entry: Mapping[str, Any], pruning: Pruning) -> bool:

@@ -14,12 +14,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, isfinite
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 from topiarist import __version__
 from topiarist.errors import TopiaristError
+from topiarist.fields import check_fields
 from topiarist.studies.cells import Cell, Work, finished
 from topiarist.studies.crew import LOCK, Crew, attempt
 from topiarist.studies.local import default_workers
@@ -29,6 +30,10 @@ OBJECTS = 100 * 2**20
 
 FRESH = 1.0
 """Seconds after which the cluster is asked again how large it is."""
+
+
+MOST = 1_000_000
+"""No run has more workers, no cell more retries: numbers that Ray can hold."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,16 @@ class RayCluster:
     workers: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, "a Ray cluster")
         for name, legal, wanted in (
-            ("num_cpus", isfinite(self.num_cpus) and self.num_cpus > 0, "above 0"),
-            ("num_gpus", self.num_gpus >= 0 and (self.num_gpus < 1 or self.num_gpus % 1 == 0), "below 1, or whole"),
-            ("retries", self.retries >= 0, "0 or more"),
-            ("workers", self.workers is None or self.workers >= 1, "at least 1"),
+            ("num_cpus", _tellable(self.num_cpus) and self.num_cpus > 0, "a multiple of 0.0001 above 0"),
+            (
+                "num_gpus",
+                _tellable(self.num_gpus) and _placeable(self.num_gpus),
+                "a multiple of 0.0001 below 1, or whole",
+            ),
+            ("retries", 0 <= self.retries <= MOST, f"from 0 to {MOST:,}"),
+            ("workers", self.workers is None or 1 <= self.workers <= MOST, f"from 1 to {MOST:,}"),
         ):
             if not legal:
                 raise TopiaristError(f"{name} of a Ray cluster is {getattr(self, name)}, but must be {wanted}.")
@@ -81,6 +91,15 @@ class RayCluster:
         # A cell lies on one GPU or on several whole ones, never across two.
         each = gpus * int(1 / self.num_gpus + 1e-9) if self.num_gpus < 1 else gpus // int(self.num_gpus)
         return min(processors, each)
+
+
+def _tellable(amount: float) -> bool:
+    """Whether Ray, which counts resources in ten-thousandths, knows such an amount."""
+    return abs(amount * 1e4 - round(amount * 1e4)) < 1e-6 * max(1.0, amount)
+
+
+def _placeable(gpus: float) -> bool:
+    return 0 <= gpus < 1 or (gpus >= 1 and gpus % 1 == 0)
 
 
 class _Tasks:

@@ -110,6 +110,8 @@ class _Queue:
     def finished(self, cell: Cell) -> None:
         """A cell is there: what waited for it alone is ready."""
         for other in self.above[cell.key]:
+            if other.key not in self.lacks:
+                continue  # another cell that it needs has failed
             self.lacks[other.key].discard(cell.key)
             if not self.lacks[other.key]:
                 heapq.heappush(self.ready, self.place[other.key])

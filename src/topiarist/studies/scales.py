@@ -30,15 +30,19 @@ def at_scale(settings: Mapping[str, Any], scale: str | None = None) -> dict[str,
         if scale is not None or "scale" in settings:
             raise TopiaristError("This study has no scales: leave the scale out, or add the key 'scales'.")
         return rest
-    if not isinstance(scales, Mapping) or not scales or not all(isinstance(keys, Mapping) for keys in scales.values()):
+    if not isinstance(scales, Mapping) or not scales or not all(map(_named, scales.items())):
         raise TopiaristError("The key 'scales' maps names to keys of the study, as in {mini: {seeds: 2}}: write it so.")
-    name = scale or settings.get("scale") or next(iter(scales))
-    if name not in scales:
+    name = settings.get("scale", next(iter(scales))) if scale is None else scale
+    if not isinstance(name, str) or name not in scales:
         raise TopiaristError(f"There is no scale {name!r}: this study has {', '.join(map(str, scales))}.")
     found = {**rest, **scales[name]}
     if name != PAPER:
         found.setdefault("note", _note(name))
     return found
+
+
+def _named(scale: tuple[Any, Any]) -> bool:
+    return isinstance(scale[0], str) and isinstance(scale[1], Mapping)
 
 
 def _note(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -13,7 +14,6 @@ import yaml
 from topiarist import methods
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.fields import check_fields
 from topiarist.pruning import repaired_by
 from topiarist.steps import check_steps
 from topiarist.studies import published
@@ -21,6 +21,7 @@ from topiarist.studies.cells import Cell, unfold
 from topiarist.studies.prunings import Pruning, listed, made, prunings
 from topiarist.studies.scales import at_scale
 from topiarist.training.recipe import Recipe
+from topiarist.training.speed import Speed
 
 ARMS = {
     "unpruned": "unpruned",
@@ -42,24 +43,6 @@ BUILT = ("uniform", "guided", "transferred")
 SCRATCH_SEED = 1_000_003
 """Added to the seed wherever a network starts anew: from the seed itself it would start from the trained network's own
 initial weights, which is another experiment (a lottery ticket's)."""
-
-
-@dataclass(frozen=True)
-class Speed:
-    """How `topiarist.fit` computes; what it comes to is the same but for rounding.
-
-    Attributes:
-        precision: of Lightning Fabric, as ``"bf16-mixed"``.
-        channels_last: whether the channels of images lie side by side in memory.
-        compiled: whether `torch.compile` makes the network's training step.
-    """
-
-    precision: str = "32-true"
-    channels_last: bool = False
-    compiled: bool = False
-
-    def __post_init__(self) -> None:
-        check_fields(self, "the speed")
 
 
 @dataclass(frozen=True)
@@ -121,9 +104,13 @@ class Study:
             )
         if len(self.seeds) > 10_000 or any(isinstance(seed, bool) or seed >= 2**62 for seed in self.seeds):
             raise TopiaristError("The seeds must be at most 10,000 whole numbers below 2^62.")
-        if unknown := [arm for arm in self.arms if arm not in ARMS]:
+        for name in ("title", "note"):
+            if not isinstance(getattr(self, name), str):
+                raise TopiaristError(f"The {name} must be a text, but got {getattr(self, name)!r}: put it in quotes.")
+        if unknown := [arm for arm in self.arms if not isinstance(arm, str) or arm not in ARMS]:
             raise TopiaristError(f"There is no arm {unknown[0]!r}: choose from {', '.join(ARMS)}.")
-        if self.cap is not None and not (isinstance(self.cap, int | float) and self.cap >= 1):
+        number = isinstance(self.cap, int | float) and not isinstance(self.cap, bool)
+        if self.cap is not None and not (number and 1 <= self.cap < math.inf):
             raise TopiaristError(f"The cap {self.cap} of Scratch-B must be at least 1, or absent for none.")
         for recipe in (self.recipe, self.finetune):
             made(Recipe, recipe, "recipe")
@@ -135,6 +122,11 @@ class Study:
             raise TopiaristError(f"The selectors are for {unknown[0]!r}, which is no network here: correct it.")
         for entry in self.published:
             published.check(entry, list(ARMS))
+            if not published.meets(entry, self.networks, self.data, self.prunings):
+                raise TopiaristError(
+                    f"The published entry of {entry['source']!r} is about no row of this study: correct its network, "
+                    "data, method, budget or fields, or leave it out."
+                )
 
     def _check(self, pruning: Pruning) -> None:
         """Raises where a pruning cannot be."""
@@ -155,6 +147,9 @@ class Study:
         """Raises where no pattern can be transferred, though the arm asks for one."""
         if not isinstance(self.source, Mapping) or not set(self.source) <= {"network", "data", "budget"}:
             raise TopiaristError(f"The source has the keys network, data and budget, but got {self.source!r}.")
+        for name in ("network", "data"):
+            if not isinstance(self.source.get(name, ""), str):
+                raise TopiaristError(f"The {name} of the source must be one name, but got {self.source[name]!r}.")
         if "transferred" in self.arms and not {"network", "data"} & set(self.source):
             raise TopiaristError(
                 "The arm 'transferred' takes a pattern from elsewhere: add the key 'source' with a network or data."
@@ -211,7 +206,7 @@ class Study:
         try:
             text = path.read_text()
             settings = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             told = " ".join(str(error).split())
             raise TopiaristError(f"The study {path} cannot be read ({told}): give a YAML file.") from error
         if not isinstance(settings, dict):

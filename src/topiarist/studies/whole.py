@@ -98,7 +98,7 @@ def report(folder: str | Path) -> dict[str, Any]:
         settings = json.loads((folder / "study.json").read_text())
     except FileNotFoundError:
         results = read_results(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TopiaristError(
             f"{folder / 'study.json'} is damaged: run the study again, it reuses what is done."
         ) from error
@@ -106,7 +106,7 @@ def report(folder: str | Path) -> dict[str, Any]:
         try:
             study = Study.of(settings)
             results = gather(study, folder)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise TopiaristError(
                 f"The study in {folder} is damaged ({error}): run it again, it reuses what is done."
             ) from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from topiarist.training.dropout import corrected_dropout
 from topiarist.training.history import Epoch, History, Progress
 from topiarist.training.hooks import attach, playing
 from topiarist.training.recipe import Recipe
+from topiarist.training.speed import Speed
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -72,7 +74,7 @@ def fit(
         evaluate_every: the test accuracy is measured after every so many epochs, and after the last; 0: after the last.
         accelerator: of Fabric: ``"auto"``, ``"cpu"``, ``"gpu"``, ….
         devices: of Fabric.
-        precision: of Fabric, for example ``"bf16-mixed"``.
+        precision: of Fabric: ``"32-true"``, ``"16-mixed"`` or ``"bf16-mixed"``.
         channels_last: hold weights of convolutions and images with their channels side by side while training, which
             tensor cores and many CPU kernels prefer. Nothing changes but rounding, and which noise falls on which
             activation where a method draws it for each (vardrop).
@@ -88,6 +90,7 @@ def fit(
         KeyboardInterrupt: the user stopped it; the checkpoint holds the last finished epoch.
     """
     recipe = recipe or Recipe.paper()
+    Speed("32-true" if precision is None else str(precision), channels_last, compiled)  # which looks at them
     method = playing(method)
     if isinstance(method, Method) and (examples := len(data.train_y)):
         method = method.in_training(examples, recipe.epochs * -(-examples // recipe.batch_size))
@@ -111,7 +114,9 @@ def fit(
                 generator = torch.Generator().manual_seed(seed)
                 run = _Run(fabric, module, wrapped, model, optimizer, generator, data, recipe, channels_last)
                 file = _File(None if checkpoint is None else Path(checkpoint), _settings(run, seed, method, keep))
-                return _train(run, file, progress, evaluate_every, _softening(method, model, graph, recipe.epochs))
+                soften = _softening(method, model, graph, recipe.epochs)
+                with _compiling(compiled):
+                    return _train(run, file, progress, evaluate_every, soften)
     finally:
         model.to(origin)
         if channels_last:
@@ -281,6 +286,18 @@ def _lay_out(model: nn.Module, order: torch.memory_format) -> None:
 def _compiled(model: nn.Module, device: torch.device) -> Any:
     """The model with a compiled forward and backward; the parameters are the same ones."""
     return torch.compile(model, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)
+
+
+@contextmanager
+def _compiling(compiled: bool) -> Iterator[None]:
+    """Tells what the compiler could not do; it works late, in the first steps."""
+    try:
+        yield
+    except Exception as error:
+        if not compiled or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise TopiaristError(f"the model cannot be compiled here ({reason}): leave compiled out") from error
 
 
 def _fabric(accelerator: str, devices: int | str, precision: Any) -> Fabric:
