@@ -15,6 +15,7 @@ import topiarist
 from door import NET, SHAPE, one_sentence, run
 from topiarist.cli import commands
 
+STUDIES = Path(__file__).parent.parent / "studies"
 BAD = {
     "seed too large": (["prune", NET, "--method", "l1", "--data", "digits", "--seed", str(2**64)], "from 0 to"),
     "negative seed": (["train", NET, "--data", "digits", "--seed", "-1"], "from 0 to"),
@@ -57,6 +58,7 @@ BAD = {
     "no study": (["study", "/no/such.yaml"], "/no/such.yaml"),
     "no workers": (["study", "/no/such.yaml", "--workers", "0"], "give at least 1"),
     "less than no workers": (["study", "/no/such.yaml", "--workers", "-2"], "give at least 1"),
+    "data elsewhere": (["study", STUDIES / "slimming.yaml", "--scale", "cpu"], "--data-folder DIR"),
     "nothing to merge": (["merge", "/no/such", "/no/such", "--out", "out"], "There is no study.json in /no/such"),
     "no results": (["report", "/no/such"], "/no/such"),
     "no config": (["inspect", NET, "--config", "/no/such.yaml"], "/no/such.yaml"),

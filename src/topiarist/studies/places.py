@@ -23,3 +23,10 @@ def placed(spec: str, folder: Path | None) -> str:
     if kind == "torchvision" and "root" not in split_options(spec)[1]:
         return f"{spec}{'&' if question else '?'}root={folder}"
     return spec
+
+
+def missing(spec: str) -> Path | None:
+    """The relative path that a data set names and that is not there; none where it is, or names no such path."""
+    kind, _, place = spec.partition("?")[0].partition(":")
+    path = Path(place).expanduser()
+    return path if kind in ("npz", "folder") and not path.is_absolute() and not path.exists() else None

@@ -14,7 +14,7 @@ from topiarist.models import make_model
 from topiarist.report import read_results, write_report
 from topiarist.studies.cells import Cell, Work, finished, prepare, unfold, write_json
 from topiarist.studies.crew import Executor
-from topiarist.studies.places import placed
+from topiarist.studies.places import missing, placed
 from topiarist.studies.progress import Live
 from topiarist.studies.results import gather
 from topiarist.studies.runner import run_cells
@@ -81,6 +81,8 @@ def _check_names(cells: Sequence[Cell], data_folder: Path | None) -> None:
     for network in dict.fromkeys(cell.network for cell in cells):
         make_model(network)
     for data in dict.fromkeys(cell.data for cell in cells):
+        if data_folder is None and (lost := missing(data)):
+            raise TopiaristError(f"There is no {lost} here: say in which folder the data lie, --data-folder DIR.")
         load_data(placed(data, data_folder))
 
 
