@@ -132,7 +132,11 @@ def _row(row: Row, method: str, out: Path) -> dict[str, Any]:
 def _design(cells: Iterable[Cell], out: Path) -> dict[str, Any] | None:
     """The design pattern that the networks of a row were built by: one for all seeds."""
     need = next((need for cell in cells for need in cell.needs if need.arm == "pattern"), None)
-    return None if need is None else {"cell": need.key, "stages": result(out, need)["pattern"]["stages"]}
+    if need is None or not finished(out, need):
+        return None
+    told = result(out, need).get("pattern")
+    stages = told.get("stages") if isinstance(told, dict) else None
+    return {"cell": need.key, "stages": stages if isinstance(stages, dict) else {}}
 
 
 def _label(row: Row) -> str:
