@@ -75,7 +75,8 @@ STEPS = 4
 TICKETS = {7: 21.0, 9: 13.4, 15: 3.5}  # rounds → per cent of the weights that are left
 TICKET_EPOCHS = 8
 MERGED = (0.9, 0.7, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1)  # of the neurons, that stay
-DELETED = (0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.12, 0.1, 0.08, 0.06, 0.05, 0.04)  # of the weights, that stay
+DELETED = (0.6, 0.5, 0.4, 0.2, 0.1, 0.05)  # of the weights, that stay
+TRAINED_ON = 0.4  # of the weights, that stay where training follows: LeCun et al. delete 60 %
 PRESSURES = (1.0, 2.0, 4.0)  # weight of the divergence in the smallest file's training, tried on held-out images
 RECORD_EPOCHS = 100
 RECORD_SEEDS = 3
@@ -111,8 +112,15 @@ def choices(network: Network) -> list[Cell]:
 
 
 def surgeons(network: Network, seed: int, chosen: tuple[float, float]) -> Cell:
-    """Error against weights deleted, without training afterwards: magnitude, OBD and OBS on one network."""
-    told = {"methods": list(SURGEONS), "kept": list(DELETED), "images": SURGEON_IMAGES, "dropout": chosen[0]}
+    """Error against weights deleted, on one network: magnitude, OBD and OBS; at one fraction trained on as well."""
+    told = {
+        "methods": list(SURGEONS),
+        "kept": list(DELETED),
+        "images": SURGEON_IMAGES,
+        "dropout": chosen[0],
+        "trained_on": TRAINED_ON,
+        "recipe": {"epochs": network.epochs[1], "weight_decay": chosen[1], **TRAIN, "lr": 0.02},
+    }
     return Cell("deleted", network.name, HELD, seed, settings=told, needs=(dense(network, HELD, seed, *chosen),))
 
 

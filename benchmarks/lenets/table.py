@@ -189,10 +189,10 @@ L0 = {"lenet5": "0.9 % at 20-25-45-462"}
 
 
 def _deleted(network: Network, rows: Mapping[str, Found]) -> list[str]:
-    lines = [f"## Weights deleted without training: {network.title}", ""]
+    lines = [f"## Weights deleted by curvature: {network.title}", ""]
     lines += [
         f"Trained on 50,000 images, {len(rows)} seeds; curvature from {plan.SURGEON_IMAGES:,} of them. OBS works layer "
-        "by layer. Test error by the fraction of weights that stays; dense "
+        "by layer. Test error by the fraction of weights that stays, with no training afterwards; dense "
         f"{summarise([row['dense'][1] for row in rows.values()])}.",
         "",
         "| method | " + " | ".join(f"{100 * kept:g} %" for kept in plan.DELETED) + " |",
@@ -207,6 +207,16 @@ def _deleted(network: Network, rows: Mapping[str, Found]) -> list[str]:
         deleted = summarise([100 * (1 - plan.DELETED[at]) for at in least])
         rise = [row["test"][name][at] - row["dense"][1] for row, at in zip(rows.values(), least, strict=True)]
         lines.append(f"- {name}: {deleted} % of the weights deleted; test error {summarise(rise)} points above dense.")
+    lines += [
+        "",
+        f"With {100 * plan.TRAINED_ON:g} % of the weights left, as LeCun et al. (1989) leave of theirs, and "
+        f"{network.epochs[1]} more epochs:",
+        "",
+    ]
+    for name in (*plan.SURGEONS, "dense"):
+        after = [row["trained"][name][1] for row in rows.values()]
+        rise = [error - row["dense"][1] for error, row in zip(after, rows.values(), strict=True)]
+        lines.append(f"- {name}: {summarise(after)} %, {summarise(rise)} points above dense before them.")
     return lines
 
 

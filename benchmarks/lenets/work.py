@@ -70,14 +70,27 @@ def files(bench: Bench, model: nn.Module) -> Result:
 
 
 def deleted(bench: Bench, start: Path) -> Result:
-    """Per cent wrong of the held-out and of the test images, by method and fraction kept, with no training after."""
+    """Per cent wrong of the held-out and of the test images, by method and fraction kept.
+
+    ``test`` and ``held`` are without training; ``trained`` has ``[held, test]`` at one fraction after it, and
+    ``dense`` after as much training of the whole network.
+    """
     model, told = bench.model(start), bench.cell.settings
     measured = bench.data.subset(told["images"], seed=bench.cell.seed)
-    found: Result = {"held": {}, "test": {}, "dense": [bench.error(model), bench.error(model, bench.whole)]}
+
+    def errors(each: nn.Module) -> list[float]:
+        return [bench.error(each), bench.error(each, bench.whole)]
+
+    found: Result = {"held": {}, "test": {}, "trained": {}, "dense": errors(model)}
     for name in told["methods"]:
-        curve = [prune(model, bench.data.example(), name, kept, measured).model for kept in told["kept"]]
-        found["held"][name] = [bench.error(each) for each in curve]
-        found["test"][name] = [bench.error(each, bench.whole) for each in curve]
+        curve = [prune(model, bench.data.example(), name, kept, measured) for kept in told["kept"]]
+        pairs = [errors(done.model) for done in curve]
+        found["held"][name], found["test"][name] = map(list, zip(*pairs, strict=True))
+        done = curve[told["kept"].index(told["trained_on"])]
+        bench.fit(done.model, bench.recipe(), name, graph=done.graph, keep=done.keep)
+        found["trained"][name] = errors(done.model)
+    bench.fit(model, bench.recipe(), "dense")
+    found["trained"]["dense"] = errors(model)
     return found
 
 

@@ -29,9 +29,6 @@ FORMAT = 1
 NUMBERS = ("accuracy", "macs", "params", "ratio", "bytes", "epochs", "seconds", "latency_ms", "proof")
 """What results say in a number, where they say it."""
 
-NEEDED = {"latency": "latency_ms", "pattern": ""}
-"""Arm → the number without which it has no result; ``accuracy`` for all others."""
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -120,13 +117,9 @@ def finished(out: Path, cell: Cell) -> bool:
     return (folder(out, cell) / "result.json").is_file()
 
 
-def result(out: Path, cell: Cell) -> dict[str, Any]:
-    """The result of a finished cell.
-
-    Raises:
-        TopiaristError: if the file cannot be read, or holds what no cell says.
-    """
-    return read_result(folder(out, cell), NEEDED.get(cell.arm, "accuracy"))
+def result(out: Path, cell: Cell, needed: str = "") -> dict[str, Any]:
+    """The result of a finished cell; arguments and errors as of `read_result`."""
+    return read_result(folder(out, cell), needed)
 
 
 def read_result(place: Path, needed: str = "") -> dict[str, Any]:

@@ -99,9 +99,9 @@ def _failed(study: Study, out: Path) -> dict[str, str]:
 
 def _row(row: Row, method: str, out: Path) -> dict[str, Any]:
     there = {seed: cell for seed, cell in row.cells.items() if finished(out, cell)}
-    found = {seed: result(out, cell) for seed, cell in there.items()}
+    found = {seed: result(out, cell, "accuracy") for seed, cell in there.items()}
     clocks = [latency_cell(cell) for cell in there.values()]
-    times = [result(out, clock)["latency_ms"] for clock in clocks if finished(out, clock)]
+    times = [result(out, clock, "latency_ms")["latency_ms"] for clock in clocks if finished(out, clock)]
     accuracy = {seed: float(values["accuracy"]) for seed, values in found.items()}
     spread = asdict(summarise(list(accuracy.values()))) if accuracy else {"mean": None, "std": None, "n": 0}
 
