@@ -123,20 +123,20 @@ def prune(
     if steps > 1 and units.groups[0].blocks:
         raise TopiaristError(f"{method.name} removes whole blocks in one cut: leave steps out")
     work = _Work(
-        method,
-        repairer,
-        needs,
-        units,
-        example_inputs,
-        data,
-        recipe,
-        between,
-        start,
-        batch_size,
-        seed,
-        told,
-        on_step,
-        distributed,
+        method=method,
+        repairer=repairer,
+        needs=needs,
+        units=units,
+        example_inputs=example_inputs,
+        data=data,
+        recipe=recipe,
+        between=between,
+        start=start,
+        batch_size=batch_size,
+        seed=seed,
+        told=told,
+        on_step=on_step,
+        distributed=distributed,
     )
     if steps == 1:
         trained = work.train(model, units, units.full(), 1)
@@ -218,7 +218,7 @@ def _check(proof: Proof) -> None:
         raise TopiaristError(f"the cut cannot be proved: {proof.reason}; exclude its groups from the budget")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class _Work:
     """What is done in each step; the fields are the arguments of `prune`, and the units of its graph."""
 

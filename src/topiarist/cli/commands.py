@@ -198,7 +198,8 @@ def sensitivity(
 ) -> None:
     """Scan how accuracy and loss change as each group alone loses units, all others whole, without any training.
 
-    The network is judged by held-out training examples; the test examples are not looked at.
+    The network is judged by a share of the training examples, which it has seen where it was trained on all of them;
+    the test examples are not looked at.
 
     Args:
         model: zoo:NAME, torchvision:NAME, timm:NAME or package.module:factory; options as in zoo:vgg11?width=0.25.
@@ -206,7 +207,7 @@ def sensitivity(
         data: digits, digits:28, npz:PATH, folder:PATH or torchvision:NAME.
         method: name of the method that ranks the units of a group; l1 by default.
         ratios: fractions of a group's units that stay.
-        held_out: share of the training examples that the network is judged by.
+        held_out: that share.
         seed: of the data's split, and of what is held out.
         out: folder for sensitivity.json, sensitivity.svg and sensitivity.png.
         json: print the result as JSON.

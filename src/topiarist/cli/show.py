@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as json_format
 import math
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,12 +51,11 @@ def plain(value: Any) -> Any:
 
 
 def methods(described: Sequence[Mapping[str, Any]]) -> None:
-    """A short table of methods, a line for each: of what it does the first clause."""
-    rows = [(method["name"], method["granularity"], re.split("[;,]", method["summary"])[0]) for method in described]
-    wide = max(len(name) for name, *_ in rows)
-    for name, cuts, does in [("method", "cuts", "what it does"), *rows]:
-        line = f"{name:<{wide}}  {cuts:<9}  {does.rstrip('.')}"
-        console().print(escape(line), no_wrap=True, overflow="ellipsis")
+    """A short table of methods: what each cuts, and what it does in one sentence."""
+    table = Table("method", "cuts", "what it does", box=None, pad_edge=False)
+    for method in described:
+        table.add_row(*(escape(method[name]) for name in ("name", "granularity", "summary")))
+    console().print(table)
     print("`topiarist methods NAME` shows a method's card: formula, paper, what it needs, flags.")
 
 
@@ -180,7 +178,7 @@ def sensitivity(found: Sensitivity, out: Path, as_json: bool) -> None:
         json(found.to_json())
         return
     ratios = list(dict.fromkeys(point.ratio for point in found.points))
-    whole = f"{found.accuracy:.1f} % on {found.examples} held-out training examples"
+    whole = f"{found.accuracy:.1f} % on {found.examples} training examples"
     table = Table("group", "units", *(f"{100 * ratio:g} %" for ratio in ratios), title_justify="left")
     table.title = f"accuracy where one group alone keeps so many units by {found.method}; whole network: {whole}"
     for name, points in found.groups.items():

@@ -75,4 +75,5 @@ class Live:
 def describe(cell: Cell) -> str:
     """A cell in a few words."""
     method = "" if cell.method == "none" else f"{cell.method} "
-    return f"{method}{cell.arm}, seed {cell.seed}"
+    budget = [f"{name} {value:g}" for name, value in cell.budget.items() if isinstance(value, int | float)]
+    return ", ".join([f"{method}{cell.arm}", *budget, f"seed {cell.seed}"])

@@ -1,4 +1,4 @@
-"""How a training computes, which changes nothing of what it comes to but rounding."""
+"""How a training computes: the same steps, rounded otherwise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SHORT = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
 @dataclass(frozen=True)
 class Speed:
-    """How `topiarist.fit` computes; what it comes to is the same but for rounding.
+    """How `topiarist.fit` computes: the same steps, rounded otherwise (in 16 bits by far more).
 
     Attributes:
         precision: of Lightning Fabric, as ``"bf16-mixed"`` (see `PRECISIONS`).
