@@ -3,12 +3,11 @@
     python benchmarks/arms.py FOLDER [--out runs/arms] [--workers 2]
     python benchmarks/arms.py FOLDER --mini
 
-FOLDER holds ``fashion_mnist.npz`` and ``cifar10.npz`` with the arrays ``train_x``, ``train_y``, ``test_x``, ``test_y``
-(uint8; `torchvision.datasets` has both sets, and `numpy.savez` writes them). A quarter-width VGG-11 and a half-width
-ResNet-20 train on subsets at three seeds; L1-norm, ThiNet, Network Slimming and Sparse Structure Selection keep half of
-the MACs, magnitude a fifth of the weights; fine-tuning, Scratch-E, Scratch-B (at most twice the epochs) and uniform
-widths follow. Resumable: run it again after an interruption; each study's folder has its own report. Writes ``arms.md``
-and ``arms.json`` beside this script (for ``--mini`` into the run's folder).
+FOLDER holds ``fashion_mnist.npz`` and ``cifar10.npz`` as `fetch.py` writes them. A quarter-width VGG-11 and a
+half-width ResNet-20 train on subsets at three seeds; L1-norm, ThiNet, Network Slimming and Sparse Structure Selection
+keep half of the MACs, magnitude a fifth of the weights; fine-tuning, Scratch-E, Scratch-B (at most twice the epochs)
+and uniform widths follow. Resumable: run it again after an interruption; each study's folder has its own report.
+Writes ``arms.md`` and ``arms.json`` beside this script (for ``--mini`` into the run's folder).
 """
 
 from __future__ import annotations

@@ -3,9 +3,8 @@
     python benchmarks/gpu_speed.py FOLDER [--network resnet56] [--at-once 4] [--rounds 5]
     python benchmarks/gpu_speed.py FOLDER --mini    # a few images on whatever device there is: only whether it runs
 
-FOLDER holds ``cifar10.npz`` with the arrays ``train_x``, ``train_y``, ``test_x``, ``test_y`` (uint8;
-`torchvision.datasets.CIFAR10` has them, and `numpy.savez` writes them). Images per second of training in batches of 64,
-padded, cropped and flipped:
+FOLDER holds ``cifar10.npz`` as `fetch.py` writes it. Images per second of training in batches of 64, padded, cropped
+and flipped:
 
 - plain: a loop over a `torch.utils.data.DataLoader` whose four processes crop and flip image by image, float32;
 - fit: `topiarist.fit` as it is, with the images on the device;

@@ -4,8 +4,8 @@
     python benchmarks/guided.py FOLDER --mini
     python benchmarks/guided.py FOLDER --report-only
 
-FOLDER holds ``mnist.npz`` and ``emnist_letters.npz`` with the arrays ``train_x``, ``train_y``, ``test_x``, ``test_y``
-(uint8). Quarter-width VGGs; every arm is trained from random weights by one recipe, and differs in its shape alone:
+FOLDER holds ``mnist.npz`` and ``emnist_letters.npz``, as `fetch.py` writes them. Quarter-width VGGs; every
+arm is trained from random weights by one recipe, and differs in its shape alone:
 
 - uniform: every layer narrowed, or thinned, alike;
 - direct: what network slimming, or magnitude, leaves of this network on these images, at the same seed;

@@ -2,10 +2,9 @@
 
     python benchmarks/mnist.py FOLDER [--out runs/mnist] [--train 10000] [--workers 2] [--many-seeds]
 
-FOLDER holds ``mnist.npz`` and ``fashion_mnist.npz`` with the arrays ``train_x``, ``train_y``, ``test_x``, ``test_y``
-(uint8; `torchvision.datasets` has both sets, and `numpy.savez` writes them). LeNet-5 with batch norm (slimming needs
-its scales) and a quarter-width VGG-11 train for 3 epochs on a subset, at 3 seeds; random, L1 and slimming keep 70 %
-and 50 % of the MACs; every arm follows. Resumable: run it again after an interruption. Writes ``mnist.md`` and
+FOLDER holds ``mnist.npz`` and ``fashion_mnist.npz`` as `fetch.py` writes them. LeNet-5 with batch norm (slimming
+needs its scales) and a quarter-width VGG-11 train for 3 epochs on a subset, at 3 seeds; random, L1 and slimming keep
+70 % and 50 % of the MACs; every arm follows. Resumable: run it again after an interruption. Writes ``mnist.md`` and
 ``mnist.json`` beside this script.
 
 What a criterion is worth before fine-tuning varies much from seed to seed. ``--many-seeds`` asks only that, of LeNet-5,

@@ -4,12 +4,11 @@
     python benchmarks/paper_gpu.py FOLDER --mini     # an epoch on 256 images: only whether all of it runs
     python benchmarks/paper_gpu.py --report-only     # the tables anew from what the run's folder holds
 
-FOLDER holds ``cifar10.npz`` with the arrays ``train_x``, ``train_y``, ``test_x``, ``test_y`` (uint8, NHWC;
-`torchvision.datasets.CIFAR10` has them, and `numpy.savez` writes them). ResNet-56-A, ResNet-56-B and VGG-16-A of
-Table 1 and VGG-19 with 70 % of its channels cut by network slimming of Table 4 in Liu et al., "Rethinking the Value of
-Network Pruning", ICLR 2019, by its recipes: 160 epochs at rate 0.1, divided by 10 after one half and three quarters,
-batches of 64; fine-tuning for 40 epochs at 0.001; Scratch-E for 160 epochs; Scratch-B without a cap for as much
-computation as the large network. Slimming trains with lam 1e-4.
+FOLDER holds ``cifar10.npz`` as `fetch.py` writes it. ResNet-56-A, ResNet-56-B and VGG-16-A of Table 1 and VGG-19 with
+70 % of its channels cut by network slimming of Table 4 in Liu et al., "Rethinking the Value of Network Pruning", ICLR
+2019, by its recipes: 160 epochs at rate 0.1, divided by 10 after one half and three quarters, batches of 64;
+fine-tuning for 40 epochs at 0.001; Scratch-E for 160 epochs; Scratch-B without a cap for as much computation as the
+large network. Slimming trains with lam 1e-4.
 
 What is compared with the paper are the differences between arms, for these do not depend on how the images are stored.
 Training takes a GPU where there is one; images go there as bytes and are cropped, flipped and normalised on it. These

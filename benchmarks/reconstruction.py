@@ -2,12 +2,11 @@
 
     python benchmarks/reconstruction.py FOLDER [--out runs/reconstruction] [--seeds 3] [--workers 2]
 
-FOLDER holds ``fashion_mnist.npz`` with the arrays ``train_x``, ``train_y``, ``test_x``, ``test_y`` (uint8;
-`torchvision.datasets` has the set, and `numpy.savez` writes it). A quarter-width VGG-11 trains for 3 epochs on a
-subset. Then each layer loses 30 %, 50 % and 70 % of its channels, first alone, then together with all others, and the
-output of the layer that reads it is compared with the original network's on 500 test images: ``|Y - Y'|^2 / |Y|^2``
-over the outputs that stay. Nothing is fine-tuned. Resumable: networks and rows that are there already are not made
-again. Writes ``reconstruction.md`` and ``reconstruction.json`` beside this script.
+FOLDER holds ``fashion_mnist.npz`` as `fetch.py` writes it. A quarter-width VGG-11 trains for 3 epochs on a subset.
+Then each layer loses 30 %, 50 % and 70 % of its channels, first alone, then together with all others, and the output
+of the layer that reads it is compared with the original network's on 500 test images: ``|Y - Y'|^2 / |Y|^2`` over the
+outputs that stay. Nothing is fine-tuned. Resumable: networks and rows that are there already are not made again.
+Writes ``reconstruction.md`` and ``reconstruction.json`` beside this script.
 """
 
 from __future__ import annotations

@@ -2,12 +2,11 @@
 
     python benchmarks/sparse_structure.py FOLDER [--out runs/sparse_structure] [--train 5000] [--epochs 6]
 
-FOLDER holds ``cifar10.npz`` with the arrays ``train_x``, ``train_y``, ``test_x``, ``test_y`` (uint8;
-`torchvision.datasets` has the set, and `numpy.savez` writes it). A ResNet-20 trains with a scale on every residual
-block, a narrow ResNeXt-29 with one on every group of its grouped convolutions; both also without, for comparison. What
-came to exactly 0 is cut without fine-tuning, and cut and mask are compared. One seed, one thread. Resumable: run it
-again after an interruption.
-Writes ``sparse_structure.md`` and ``sparse_structure.json`` beside this script after every training.
+FOLDER holds ``cifar10.npz`` as `fetch.py` writes it. A ResNet-20 trains with a scale on every residual block, a
+narrow ResNeXt-29 with one on every group of its grouped convolutions; both also without, for comparison. What came to
+exactly 0 is cut without fine-tuning, and cut and mask are compared. One seed, one thread. Resumable: run it again
+after an interruption. Writes ``sparse_structure.md`` and ``sparse_structure.json`` beside this script after every
+training.
 """
 
 from __future__ import annotations

@@ -3,10 +3,9 @@
     python benchmarks/lenets FOLDER [--networks lenet300] [--seeds 5] [--workers 1] [--out runs/lenets]
     python benchmarks/lenets FOLDER --report-only
 
-FOLDER holds ``mnist.npz`` with the arrays ``train_x``, ``train_y``, ``test_x``, ``test_y`` (uint8), as
-``torchvision.datasets.MNIST`` has them and ``numpy.savez`` writes them. Dropout and weight decay are chosen at seed 0
-on 10,000 training images held out for it; the test images are read once, in the end. Every finished cell is a folder of
-the run, so a killed run goes on. On two cores the whole takes most of a day; LeNet-300-100 alone about three hours.
+FOLDER holds ``mnist.npz`` as ``fetch.py`` writes it. Dropout and weight decay are chosen at seed 0 on 10,000 training
+images held out for it; the test images are read once, in the end. Every finished cell is a folder of the run, so a
+killed run goes on. On two cores the whole takes most of a day; LeNet-300-100 alone about three hours.
 """
 
 from __future__ import annotations

@@ -4,11 +4,10 @@
     python benchmarks/structured --mini        # a miniature on scikit-learn's digits, in minutes
     python benchmarks/structured --report-only # the tables anew from what the run's folder holds
 
-FOLDER/NAME.npz (fashion_mnist, cifar10) holds the arrays train_x, train_y, test_x, test_y (uint8; NHW or NHWC):
-torchvision.datasets has FashionMNIST and CIFAR10, and numpy.savez writes them. For each seed a quarter-width VGG-11 and
-a ResNet-20 are trained; every method prunes them to 50 % and 30 % of their MACs, and the same short fine-tuning
-follows. Shapes of four methods are trained from scratch as well. Every finished cell is a folder of its own in the
-run's folder, so a killed run goes on. Needs `torch-pruning==1.6.1`.
+FOLDER holds ``fashion_mnist.npz`` and ``cifar10.npz``, as ``fetch.py`` writes them. For each seed a quarter-width
+VGG-11 and a ResNet-20 are trained; every method prunes them to 50 % and 30 % of their MACs, and the same short
+fine-tuning follows. Shapes of four methods are trained from scratch as well. Every finished cell is a folder of its
+own in the run's folder, so a killed run goes on. Needs `torch-pruning==1.6.1`.
 """
 
 from __future__ import annotations

@@ -14,10 +14,7 @@ import topiarist
 from topiarist.data import Data
 from topiarist.data.dataset import stratified
 
-WHERE = (
-    "FOLDER/NAME.npz holds the arrays train_x, train_y, test_x, test_y (uint8; NHW or NHWC): torchvision.datasets has "
-    "FashionMNIST and CIFAR10, and numpy.savez writes them"
-)
+WHERE = "FOLDER/NAME.npz is as benchmarks/fetch.py writes it"
 _PARTS = ("train_x", "train_y", "test_x", "test_y", "held_x", "held_y")
 
 
