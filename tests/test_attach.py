@@ -13,7 +13,7 @@ from torch.nn.functional import mse_loss
 
 from topiarist.errors import TopiaristError
 from topiarist.graph import trace
-from topiarist.graph.graph import Group, Slice
+from topiarist.graph.groups import Group, Slice
 from topiarist.train import attach
 
 

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from topiarist.data import Data, load_data
 from topiarist.errors import TopiaristError
-from topiarist.graph.graph import Group, Slice
+from topiarist.graph.groups import Group, Slice
 from topiarist.methods import Method
 from topiarist.pruning import prune
 from topiarist.train import (

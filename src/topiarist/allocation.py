@@ -23,7 +23,8 @@ from topiarist.patterns import in_pattern
 
 if TYPE_CHECKING:
     from topiarist.costs import Cost
-    from topiarist.graph.graph import Graph, Group, Keep, Scores
+    from topiarist.graph.graph import Graph
+    from topiarist.graph.groups import Group, Keep, Scores
     from topiarist.stats import Stats
 
 __all__ = ["Allocation", "Budget", "Choice", "allocate", "choose", "chosen", "quota"]

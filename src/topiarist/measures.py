@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph, Group, Site
+    from topiarist.graph.graph import Graph
+    from topiarist.graph.groups import Group, Site
 
 
 class Watch:

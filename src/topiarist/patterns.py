@@ -13,7 +13,8 @@ from topiarist.budget import Budget, matching, parsed
 from topiarist.errors import TopiaristError
 
 if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph, Keep, Scores
+    from topiarist.graph.graph import Graph
+    from topiarist.graph.groups import Keep, Scores
 
 
 def in_pattern(graph: Graph, scores: Scores, budget: Budget) -> Keep:

@@ -24,7 +24,7 @@ from topiarist.training.accuracy import rehearse
 
 if TYPE_CHECKING:
     from topiarist.data import Data
-    from topiarist.graph.graph import Keep, Scores
+    from topiarist.graph.groups import Keep, Scores
 
 RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 """Fractions kept, as in the paper's figure."""

@@ -16,7 +16,7 @@ from topiarist.costs import Cost, cost
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, check_finite, trace
 from topiarist.graph.calls import changed, converted, run
-from topiarist.graph.graph import Group, Slice
+from topiarist.graph.groups import Group, Slice
 from topiarist.methods.base import sum_by_unit
 from topiarist.proof import TOLERANCE, Proof, difference, prove
 from topiarist.surgery import copied, cut, mask, with_values

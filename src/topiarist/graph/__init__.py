@@ -17,8 +17,9 @@ from topiarist.errors import TopiaristError
 from topiarist.graph.blocks import Descent
 from topiarist.graph.calls import ALONE, ModuleStack, modes_restored, run, tensors_in
 from topiarist.graph.dropins import RECURRENT, swapped_in
-from topiarist.graph.graph import Graph, Group, Keep, Pinned, Scores, Site, Slice, checked_keep
+from topiarist.graph.graph import Graph, checked_keep
 from topiarist.graph.grouping import emptiable, group
+from topiarist.graph.groups import Group, Keep, Pinned, Scores, Site, Slice
 from topiarist.graph.labels import Origin
 from topiarist.graph.lines import Rectangles, solve_lines
 from topiarist.graph.listener import Listener

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
-from topiarist.graph.graph import Group, Site, Slice
+from topiarist.graph.groups import Group, Site, Slice
 from topiarist.graph.labels import labelled
 from topiarist.graph.lines import Classes, Units
 from topiarist.graph.tracer import Tracer

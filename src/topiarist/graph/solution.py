@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property, partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,15 +17,13 @@ from torch import Tensor
 
 from topiarist.errors import TopiaristError
 from topiarist.graph.calls import Ratio
+from topiarist.graph.groups import Group, Keep, Pinned
 from topiarist.graph.labels import Labels, Vector, labelled
 from topiarist.graph.lines import Classes, Rectangles
 from topiarist.graph.selector import NAME as SELECTOR
 from topiarist.graph.selector import NORM, ChannelSelector
 from topiarist.graph.sizes import Attribute, Equation, Length, Term, evaluate, kept_length, leaves, solve
 from topiarist.graph.tracer import Contraction, Tracer
-
-if TYPE_CHECKING:
-    from topiarist.graph.graph import Group, Keep, Pinned
 
 
 class Correction(NamedTuple):
@@ -242,8 +240,6 @@ class Solution:
 
     def pinned(self, groups: Sequence[Group]) -> tuple[Pinned, ...]:
         """Every axis that no unit of the groups sits on, with the reason."""
-        from topiarist.graph.graph import Pinned
-
         free = {(part.tensor, part.axis) for group in groups for part in group.slices}
         if any(axis is None for _, axis in free):
             return ()  # one unit per weight: nothing else competes

@@ -17,7 +17,8 @@ from topiarist.leftovers import leave
 
 if TYPE_CHECKING:
     from topiarist.budget import Budget
-    from topiarist.graph.graph import Graph, Group, Scores
+    from topiarist.graph.graph import Graph
+    from topiarist.graph.groups import Group, Scores
     from topiarist.methods.base import Method
     from topiarist.stats import Stats
 

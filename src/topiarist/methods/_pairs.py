@@ -16,7 +16,8 @@ from topiarist.methods._readers import Drawn, Layer, Places, hooked, output_at
 from topiarist.stats import eval_mode
 
 if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph, Keep
+    from topiarist.graph.graph import Graph
+    from topiarist.graph.groups import Keep
 
 
 class Reading(NamedTuple):

@@ -21,7 +21,8 @@ from topiarist.graph.calls import run, tensors_in
 from topiarist.stats import eval_mode, moved, parted
 
 if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph, Group, Slice
+    from topiarist.graph.graph import Graph
+    from topiarist.graph.groups import Group, Slice
     from topiarist.stats import Stats
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d

@@ -14,7 +14,8 @@ from topiarist.methods.base import Method
 
 if TYPE_CHECKING:
     from topiarist.budget import Budget
-    from topiarist.graph.graph import Graph, Keep, Scores, Site
+    from topiarist.graph.graph import Graph
+    from topiarist.graph.groups import Keep, Scores, Site
     from topiarist.stats import Stats
 
 _RECTIFIERS = ("ReLU", "ReLU6")

@@ -21,7 +21,8 @@ from topiarist.budget import Allocation, Budget
 from topiarist.errors import TopiaristError
 
 if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph, Group, Keep, Scores, Slice
+    from topiarist.graph.graph import Graph
+    from topiarist.graph.groups import Group, Keep, Scores, Slice
     from topiarist.stats import Statistic, Stats
 
 

@@ -14,7 +14,8 @@ from topiarist.measures import by_unit, lines, on_responses
 from topiarist.methods.base import Method, checked_scores
 
 if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph, Group, Scores, Site
+    from topiarist.graph.graph import Graph
+    from topiarist.graph.groups import Group, Scores, Site
     from topiarist.measures import Watch
     from topiarist.stats import Stats
 

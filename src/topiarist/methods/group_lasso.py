@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
-from topiarist.graph.graph import Slice
+from topiarist.graph.groups import Slice
 from topiarist.methods.base import Method, sum_by_unit
 
 if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph, Group, Scores
+    from topiarist.graph.graph import Graph
+    from topiarist.graph.groups import Group, Scores
     from topiarist.stats import Stats
 
 _KINDS = ("filter", "channel", "both", "unit", "column")

@@ -18,7 +18,8 @@ from topiarist.methods.base import Method, checked_examples
 
 if TYPE_CHECKING:
     from topiarist.budget import Budget
-    from topiarist.graph.graph import Graph, Group, Keep, Scores
+    from topiarist.graph.graph import Graph
+    from topiarist.graph.groups import Group, Keep, Scores
     from topiarist.stats import Stats
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1

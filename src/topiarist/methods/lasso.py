@@ -20,7 +20,8 @@ from topiarist.surgery import mask, with_values
 
 if TYPE_CHECKING:
     from topiarist.budget import Budget
-    from topiarist.graph.graph import Graph, Keep, Slice
+    from topiarist.graph.graph import Graph
+    from topiarist.graph.groups import Keep, Slice
     from topiarist.stats import Stats
 
 

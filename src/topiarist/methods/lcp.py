@@ -24,7 +24,8 @@ from topiarist.stats import collect, cross_entropy, moved, parted
 from topiarist.surgery import cut, masked
 
 if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph, Keep, Scores
+    from topiarist.graph.graph import Graph
+    from topiarist.graph.groups import Keep, Scores
     from topiarist.stats import Stats
 
 _WORDS = {"form": ("shift", "affine"), "metric": ("l2", "l1", "taylor"), "fitness": ("accuracy", "loss")}

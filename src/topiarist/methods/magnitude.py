@@ -12,7 +12,8 @@ from topiarist.methods.base import Method, weights_of
 
 if TYPE_CHECKING:
     from topiarist.budget import Budget
-    from topiarist.graph.graph import Graph, Group, Keep, Scores
+    from topiarist.graph.graph import Graph
+    from topiarist.graph.groups import Group, Keep, Scores
     from topiarist.stats import Stats
 
 

@@ -18,7 +18,8 @@ from topiarist.methods.base import Method
 from topiarist.stats import eval_mode, moved, parted
 
 if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph, Group, Scores, Site
+    from topiarist.graph.graph import Graph
+    from topiarist.graph.groups import Group, Scores, Site
     from topiarist.stats import Stats
 
 

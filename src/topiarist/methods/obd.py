@@ -14,7 +14,8 @@ from topiarist.methods._slopes import Slopes, factors, on_slopes
 from topiarist.methods.base import Method, checked_scores, places_of, weights_of
 
 if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph, Scores
+    from topiarist.graph.graph import Graph
+    from topiarist.graph.groups import Scores
     from topiarist.measures import Watch
     from topiarist.stats import Stats
 

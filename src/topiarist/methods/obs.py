@@ -20,7 +20,8 @@ from topiarist.methods.base import Method, places_of
 
 if TYPE_CHECKING:
     from topiarist.budget import Budget
-    from topiarist.graph.graph import Graph, Keep
+    from topiarist.graph.graph import Graph
+    from topiarist.graph.groups import Keep
     from topiarist.measures import Watch
     from topiarist.stats import Stats
 

@@ -16,7 +16,8 @@ from topiarist.stats import covariance
 
 if TYPE_CHECKING:
     from topiarist.budget import Budget
-    from topiarist.graph.graph import Graph, Keep
+    from topiarist.graph.graph import Graph
+    from topiarist.graph.groups import Keep
     from topiarist.stats import Stats
 
 _INACTIVE = 1e-8

@@ -11,7 +11,8 @@ import torch
 from topiarist.methods.base import Method
 
 if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph, Scores
+    from topiarist.graph.graph import Graph
+    from topiarist.graph.groups import Scores
     from topiarist.stats import Stats
 
 

@@ -14,7 +14,8 @@ from topiarist.methods.l1 import L1
 from topiarist.stats import collect
 
 if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph, Scores
+    from topiarist.graph.graph import Graph
+    from topiarist.graph.groups import Scores
     from topiarist.stats import Stats
 
 

@@ -12,7 +12,8 @@ from topiarist.errors import TopiaristError
 from topiarist.methods.base import Method, sum_by_unit
 
 if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph, Scores, Slice
+    from topiarist.graph.graph import Graph
+    from topiarist.graph.groups import Scores, Slice
     from topiarist.stats import Stats
 
 

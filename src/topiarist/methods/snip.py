@@ -15,7 +15,8 @@ from topiarist.measures import Watch
 from topiarist.methods.base import Method, weights_of
 
 if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph, Group, Scores
+    from topiarist.graph.graph import Graph
+    from topiarist.graph.groups import Group, Scores
     from topiarist.stats import Stats
 
 

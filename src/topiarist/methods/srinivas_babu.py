@@ -20,7 +20,8 @@ from topiarist.methods.base import Method
 
 if TYPE_CHECKING:
     from topiarist.budget import Budget
-    from topiarist.graph.graph import Graph, Group, Keep, Slice
+    from topiarist.graph.graph import Graph
+    from topiarist.graph.groups import Group, Keep, Slice
     from topiarist.stats import Stats
 
 _PRODUCERS = (

@@ -15,7 +15,8 @@ from topiarist.methods._schedules import linear
 from topiarist.methods.base import Method, checked_scores
 
 if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph, Group, Scores
+    from topiarist.graph.graph import Graph
+    from topiarist.graph.groups import Group, Scores
     from topiarist.stats import Stats
 
 

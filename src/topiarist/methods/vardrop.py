@@ -21,7 +21,8 @@ from topiarist.methods.base import Method, checked_examples
 
 if TYPE_CHECKING:
     from topiarist.budget import Budget
-    from topiarist.graph.graph import Graph, Keep, Scores, Slice
+    from topiarist.graph.graph import Graph
+    from topiarist.graph.groups import Keep, Scores, Slice
     from topiarist.stats import Stats
 
 K1, K2, K3 = 0.63576, 1.87320, 1.48695

@@ -20,7 +20,8 @@ from topiarist.methods.base import Method, weights_of
 
 if TYPE_CHECKING:
     from topiarist.budget import Budget
-    from topiarist.graph.graph import Graph, Keep, Scores
+    from topiarist.graph.graph import Graph
+    from topiarist.graph.groups import Keep, Scores
     from topiarist.stats import Stats
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

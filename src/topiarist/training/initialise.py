@@ -15,7 +15,7 @@ from topiarist.training.hooks import dead_entries
 
 if TYPE_CHECKING:
     from topiarist.graph import Graph
-    from topiarist.graph.graph import Keep
+    from topiarist.graph.groups import Keep
 
 
 def reinitialise(

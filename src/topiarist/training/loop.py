@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from topiarist.graph import Graph
-    from topiarist.graph.graph import Keep
+    from topiarist.graph.groups import Keep
 
 _CHECK_EVERY = 100  # steps between two looks at the loss: each look waits for the device
 

@@ -1,0 +1,114 @@
+"""What can be removed, as values: units that compete with each other, and where each of them sits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from topiarist.graph.blocks import Block
+
+Keep = Mapping[str, Tensor]
+"""Group name → bool tensor ``(units,)``: True where the unit stays."""
+
+Scores = Mapping[str, Tensor]
+"""Group name → float tensor ``(units,)``: high where the unit is worth keeping."""
+
+BLOCKS = "blocks"
+"""Name of the group of all residual blocks."""
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """Where the units of a group sit in one tensor.
+
+    Attributes:
+        tensor: dotted name of the parameter or buffer in the model.
+        axis: the axis that the units lie on; ``None`` counts places in the flattened tensor (one unit a weight).
+        positions: int64 ``(units, k)``; row ``u`` lists the places of unit ``u`` on that axis.
+        role: what the tensor does with the unit: ``"output"`` (a weight that produces it: its filter), ``"input"`` (a
+            weight that reads it), ``"bias"``, ``"scale"`` and ``"shift"`` (a normalisation's affine part),
+            ``"statistic"`` (running mean or variance), ``"index"`` (the numbers by which a channel selector picks it),
+            ``"weight"`` (the unit is this weight) or ``"other"``.
+    """
+
+    tensor: str
+    axis: int | None
+    positions: Tensor
+    role: str = "other"
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """Where the units of a group can be seen while the model runs: the output of a module.
+
+    Attributes:
+        module: dotted name of the module.
+        axis: axis of its output, counted from the front of the traced shape.
+        positions: int64 ``(units, k)``, as in a `Slice`.
+        kind: class name of the module, for example ``"Conv2d"`` or ``"ReLU"``.
+        call: which call of the module it is, where one forward pass calls it several times.
+    """
+
+    module: str
+    axis: int
+    positions: Tensor
+    kind: str
+    call: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Units that compete with each other and the tensors that carry them (a "dependency group").
+
+    Attributes:
+        name: the module that produces the units first, for example ``"layer1.0.conv1"``; where one tensor carries
+            several groups a suffix tells them apart (``"attn.qkv:rows"`` are heads, ``"attn.qkv:columns"`` widths).
+        units: how many units there are.
+        slices: where they sit; the first one is the tensor that the group is named after. None where units are blocks.
+        stage: size of the feature map that the units are produced on, for example ``"32x32"``.
+        find_sites: yields the `sites`, when they are asked for.
+        blocks: the residual branch that each unit is, in a graph of blocks.
+    """
+
+    name: str
+    units: int
+    slices: tuple[Slice, ...]
+    stage: str = ""
+    find_sites: Iterable[Site] = field(default=(), repr=False)
+    blocks: tuple[Block, ...] = ()
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """The module outputs that carry the units, in the order of execution."""
+        return tuple(self.find_sites)
+
+    @property
+    def of_weights(self) -> bool:
+        """Whether its units are single weights of one tensor."""
+        return bool(self.slices) and self.slices[0].axis is None
+
+    @property
+    def of_positions(self) -> bool:
+        """Whether its units are positions on axes: channels, neurons, heads."""
+        return bool(self.slices) and not self.of_weights
+
+    def removed(self, mask: Tensor) -> tuple[Block, ...]:
+        """The blocks that a keep of this group removes."""
+        return tuple(block for block, stays in zip(self.blocks, mask.tolist(), strict=False) if not stays)
+
+    def by_role(self, role: str) -> tuple[Slice, ...]:
+        """The slices that play one role (see `Slice`)."""
+        return tuple(part for part in self.slices if part.role == role)
+
+
+class Pinned(NamedTuple):
+    """An axis of a tensor that stays as it is, and why; in a graph of blocks a module, without an axis."""
+
+    tensor: str
+    axis: int | None
+    reason: str
