@@ -96,6 +96,19 @@ def test_the_folded_network_computes_what_the_gated_one_does(structure):
     assert torch.equal(torch.cat(list(scores.values())), scales)
 
 
+def test_small_scales_of_channels_leave_filters_their_length_where_a_norm_follows():
+    """They would be short for one rate of fine-tuning and long for another, though the network is the same."""
+    model, method, graph, optimizer = gated("channel", gamma=0.0)
+    lengths = {each.weight: model.get_parameter(each.weight).flatten(1).norm(dim=1) for each in graph.normed}
+    assert lengths
+    with attach(method, model, optimizer, graph), torch.no_grad():
+        model.sss.scales.mul_(0.01)
+        wanted = model(X.double())
+    assert distance(model(X.double()), wanted) <= 1e-12
+    for name, length in lengths.items():
+        torch.testing.assert_close(model.get_parameter(name).flatten(1).norm(dim=1), length)
+
+
 def multiplied(model, structure, scales):
     """The same network with the scales at the outputs, as the paper draws it."""
     other = copy.deepcopy(model)

@@ -23,6 +23,7 @@ from topiarist.graph.groups import Group, Keep, Pinned, Scores, Site, Slice
 from topiarist.graph.labels import Origin
 from topiarist.graph.lines import Rectangles, solve_lines
 from topiarist.graph.listener import Listener
+from topiarist.graph.norms import Norms
 from topiarist.graph.selector import exposed
 from topiarist.graph.sizes import Equation, Size, remembering
 from topiarist.graph.solution import Solution
@@ -137,6 +138,7 @@ def _run(tracer: Tracer, model: nn.Module, example_inputs: Any) -> None:
     given = tensors_in(example_inputs)
     tracer.batch = given[0].shape[0] if given and given[0].ndim else 1
     tracer.stack = ModuleStack(model, tracer.entered, tracer.left)
+    tracer.norms = Norms()
     tracer.descent = Descent(model)
     tracer.descent.begin(given)
     tracer.memory = remembering(model)
@@ -163,6 +165,8 @@ def _run(tracer: Tracer, model: nn.Module, example_inputs: Any) -> None:
             "tuples, lists, dicts or dataclasses of them"
         )
     tracer.descent.finish(tensors_in(output))
+    tracer.norms.read(tensors_in(output))
+    tracer.normed = tracer.norms.found()
     for tensor in tensors_in(output):
         for vector in tracer.vectors_of(tensor):
             tracer.algebra.pin(vector, "the network's output")
@@ -171,7 +175,7 @@ def _run(tracer: Tracer, model: nn.Module, example_inputs: Any) -> None:
 def _run_training_branch(tracer: Tracer, model: nn.Module, example_inputs: Any) -> None:
     """Lets labels travel through what only runs in training, such as auxiliary classifiers."""
     seen = len(tracer.contractions), dict(tracer.outputs), dict(tracer.inputs), dict(tracer.statistics)
-    descent = tracer.descent
+    descent, normed = tracer.descent, tracer.normed
     model.train()
     try:
         _run(tracer, model, example_inputs)
@@ -181,7 +185,7 @@ def _run_training_branch(tracer: Tracer, model: nn.Module, example_inputs: Any) 
         model.eval()
         del tracer.contractions[seen[0] :]
         tracer.outputs, tracer.inputs, tracer.statistics = seen[1], seen[2], seen[3]
-        tracer.descent = descent
+        tracer.descent, tracer.normed = descent, normed
 
 
 def regroup(model: nn.Module, solution: Solution, deadline: float) -> Graph:

@@ -17,6 +17,7 @@ from topiarist.graph.groups import BLOCKS, Group, Keep, Pinned, Slice
 if TYPE_CHECKING:
     import numpy as np
 
+    from topiarist.graph.norms import Normed
     from topiarist.graph.solution import Solution
 
 
@@ -71,6 +72,11 @@ class Graph:
     def selectors(self) -> tuple[str, ...]:
         """The norms that a declared channel selector follows."""
         return tuple(self.solution.selectors)
+
+    @property
+    def normed(self) -> tuple[Normed, ...]:
+        """The layers whose outputs a batch norm alone reads, right behind them."""
+        return self.solution.trace.normed
 
     def scales(self, group: Group) -> tuple[Slice, ...]:
         """Where a group's units are scaled by a batch norm.

@@ -57,6 +57,18 @@ def convolution(t: Tracer, c: Call) -> None:
     zero = t.of(weight).zero and (bias is None or t.of(bias).zero)
     zero = zero and (not labelled(batch) or (bias is None and t.of(x).zero))
     t.put(c.out, [batch, out] + [None] * (c.out.ndim - 2), zero)
+    if not c["transposed"]:
+        _layer(t, c.out, weight, kernel[0], bias)
+
+
+def _layer(t: Tracer, out: Tensor, weight: Tensor, outputs: Vector, bias: Tensor | None) -> None:
+    """Notes a layer, where weight and bias are whole tensors of the model, and the weight has its outputs first."""
+    source, shift = t.of(weight).source, None if bias is None else t.of(bias).source
+    if source is None or (bias is not None and shift is None) or prod(t.shapes[source]) != weight.numel():
+        return
+    first = next((labels for name, axis, labels in t.sources if (name, axis) == (source, 0)), None)
+    if first is outputs:
+        t.norms.layer(out, source, shift)
 
 
 def _grouped(t: Tracer, c: Call, channels: Vector) -> Vector:
@@ -109,6 +121,7 @@ def product(t: Tracer, c: Call) -> None:
     if weighs:
         t.mark(b[0], "input")
         t.mark(b[1], "output", stage)
+        _layer(t, c.out, right, b[1], added)
     ends = [(left, a[:-1]), (right, b[:-2] + b[-1:] if right.ndim > 1 else ())]
     zero = all(t.of(side).zero or not any(labelled(v) for v in outer) for side, outer in ends)
     t.put(c.out, vectors, zero)

@@ -159,8 +159,10 @@ def batch_norm(t: Tracer, c: Call) -> None:
     shifted = c.get("bias")
     elsewhere = any(labelled(v) for d, v in enumerate(vectors) if d != 1)  # dead there becomes the shift
     t.put(c.outputs[0], vectors, c.traced.zero if shifted is None else t.of(shifted).zero and not elsewhere)
-    if isinstance(scale := c.get("weight"), Tensor):
-        t.scaled(c.outputs[0], t.of(scale).source)
+    scale, _, mean, variance = (t.of(x).source if isinstance(x := c.get(name), Tensor) else None for name in names)
+    if scale is not None:
+        t.scaled(c.outputs[0], scale)
+    t.norms.norm(c.x, scale, mean, variance, c.get("eps", c.get("epsilon")))
 
 
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm")

@@ -21,6 +21,7 @@ from topiarist.graph.blocks import Descent
 from topiarist.graph.calls import ModuleStack, line_of_code, mixing_kind, tensors_in
 from topiarist.graph.dropins import DESCRIBED
 from topiarist.graph.labels import Free, LabelAlgebra, Labels, Origin, Request, Vector, labelled
+from topiarist.graph.norms import Normed, Norms
 from topiarist.graph.rules import apply_rule
 from topiarist.graph.sizes import Attribute, Equation, Expression, Site, expression_of, leaves, remembering
 
@@ -96,6 +97,8 @@ class Tracer(TorchDispatchMode):
         unknown: operators without a rule, and how often.
         touched: names of the tensors that an operator used.
         descent: which calls of modules each tensor descends from, for the blocks.
+        norms: follows the outputs of layers to the batch norms that see them as they come.
+        normed: what it found.
     """
 
     def __init__(self, model: nn.Module, limit: int, deadline: float) -> None:
@@ -127,6 +130,8 @@ class Tracer(TorchDispatchMode):
         self.caller = ""
         self.batch = 1
         self.descent: Descent
+        self.norms: Norms
+        self.normed: tuple[Normed, ...] = ()
         self.stack: ModuleStack
         self.memory: remembering
         self._traced: Any = WeakTensorKeyDictionary()
@@ -264,6 +269,7 @@ class Tracer(TorchDispatchMode):
         given = tensors_in(args) + tensors_in(kwargs)
         sources = [source for tensor in given if (source := self.of(tensor).source) is not None]
         self.touched.update(sources)
+        self.norms.read(given)
         self.descent.follow(func, args, kwargs, given, sources, out)
         if given:
             try:

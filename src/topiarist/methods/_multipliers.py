@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from topiarist.allocation import allocate
 from topiarist.errors import TopiaristError
 from topiarist.leftovers import leave
+from topiarist.methods._lengths import lengths_kept
 
 if TYPE_CHECKING:
     from topiarist.budget import Budget
@@ -237,11 +238,12 @@ def submodule(model: nn.Module, name: str, module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def multiplied(model: nn.Module, name: str, gates: Multipliers, suffix: str) -> Iterator[Multipliers]:
+def multiplied(model: nn.Module, graph: Graph, name: str, gates: Multipliers, suffix: str) -> Iterator[Multipliers]:
     """The model runs with multiplied parameters as long as the context lasts, and then has them for good.
 
     Args:
         model: the model.
+        graph: its graph.
         name: of the gates in it.
         gates: the multipliers.
         suffix: of the buffers that they leave (see `Multipliers.fold`).
@@ -257,4 +259,5 @@ def multiplied(model: nn.Module, name: str, gates: Multipliers, suffix: str) -> 
             for handle in handles:
                 handle.remove()
             gates.close()
-            gates.fold(suffix)
+            with lengths_kept(model, graph.normed):
+                gates.fold(suffix)

@@ -103,7 +103,7 @@ class L0(Method):
         sizes = [_size(graph, graph[name]) if self.weighted else 1 for name in scaled.first]
         counts = torch.tensor([graph[name].units for name in scaled.first])
         gates = _Gates(model, scaled, self.dropout, torch.tensor(sizes).repeat_interleave(counts))
-        return multiplied(model, _GATES, gates, _LEFT)
+        return multiplied(model, graph, _GATES, gates, _LEFT)
 
     def penalty(self, model: nn.Module, graph: Graph) -> Tensor:
         """``lam / N * sum_j |g_j| P(z_j > 0)``."""

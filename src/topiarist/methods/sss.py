@@ -39,7 +39,8 @@ class SSS(Method):
     rate ``eta``: ``z = S(lambda - eta * g)``, ``v' = z - lambda + momentum * v``,
     ``lambda' = max(0, z + momentum * v')``, where ``S`` takes ``eta * gamma`` off the absolute value, at most to 0: the
     paper's accelerated proximal gradient, without weight decay. In the end each scale is multiplied into the
-    parameters that it scaled, so that the network computes the same without it. ``s_j = lambda_j``, without units:
+    parameters that it scaled, so that the network computes the same without it; filters in front of a batch norm, which
+    small scales would leave short, keep their length, and the norm makes up for it. ``s_j = lambda_j``, without units:
     ``(units,)`` for the one group of all blocks, or for each group that layers read; 0 where these parameters are 0,
     and 1 where the network was not trained so. Channels and groups that frozen parameters read have no scales and stay
     whole. Without a budget all structures of score 0 go, but one of each group stays; with one, the lowest scores go
@@ -97,7 +98,7 @@ class SSS(Method):
         scaled = self._scaled(graph, free)
         if frozen := scaled.places.keys() - free:
             raise TopiaristError(f"sss scales a block by {min(frozen)}, which is frozen: thaw it, requires_grad_()")
-        return multiplied(model, _GATES, _Gates(model, scaled), _LEFT)
+        return multiplied(model, graph, _GATES, _Gates(model, scaled), _LEFT)
 
     def proximal(self, model: nn.Module, graph: Graph, lr: float) -> None:
         """One step of the accelerated proximal gradient, from the point where the gradient was taken."""
