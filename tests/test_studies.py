@@ -499,3 +499,10 @@ def test_wrong_names_are_met_before_the_first_cell(tmp_path):
         with pytest.raises(TopiaristError):
             run(Study.of({**SETTINGS, **change}), tmp_path / "out", quiet=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_cell_of_other_work_may_say_what_it_likes(tmp_path):
+    """Benchmarks fill cells of their own, in which an accuracy may be of two kinds, or none."""
+    cell = Cell("mine", "net", "data", 0)
+    assert run_cells([cell], tmp_path, lambda *_: {"accuracy": {"held": 1.0}}).ok
+    assert result(tmp_path, cell)["accuracy"] == {"held": 1.0}

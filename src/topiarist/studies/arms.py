@@ -20,10 +20,11 @@ from topiarist.costs import cost, latency
 from topiarist.guided import KernelPattern
 from topiarist.pruned import Pruned
 from topiarist.pruning import prune
-from topiarist.studies.bench import Bench, Folders, Result, mask_of, recipe_of, said, size_of, train
+from topiarist.studies.bench import Bench, Folders, Result, mask_of, recipe_of, size_of, train
 from topiarist.studies.built import built, pattern
 from topiarist.studies.cells import Cell
 from topiarist.studies.places import placed
+from topiarist.studies.said import said
 from topiarist.studies.scores import histogram
 from topiarist.train import Recipe, evaluate, reinitialise, scratch_b
 

@@ -1,4 +1,4 @@
-"""What all arms share: the network and the data of a cell, its training, and what the cells it needs have said."""
+"""What all arms share: the network and the data of a cell, and its training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from topiarist.graph.selector import declare
 from topiarist.methods import Method
 from topiarist.models import fitting_options, make_model
 from topiarist.selectors import add_selectors
-from topiarist.studies.cells import Cell, read_result, write_json
+from topiarist.studies.cells import Cell, write_json
 from topiarist.train import Recipe, evaluate, fit
 
 Result = dict[str, Any]
@@ -113,11 +113,6 @@ def mask_of(bench: Bench, cell: Cell, folder: Path) -> dict[str, Any]:
     if method_of(cell).granularity != "weight":
         return {}
     return {"graph": bench.graph(cell), "keep": Architecture.load(folder / SHAPE_FILE).keep}
-
-
-def said(folder: Path) -> Result:
-    """The result in a finished cell's folder."""
-    return read_result(folder)
 
 
 def size_of(folder: Path) -> int:

@@ -15,7 +15,8 @@ from topiarist.costs import cost
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, trace
 from topiarist.report import designs
-from topiarist.studies.bench import Bench, Folders, Result, method_of, recipe_of, said, train
+from topiarist.studies.bench import Bench, Folders, Result, method_of, recipe_of, train
+from topiarist.studies.said import said
 from topiarist.train import reinitialise, scratch_b
 
 if TYPE_CHECKING:

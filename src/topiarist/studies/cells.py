@@ -26,9 +26,6 @@ from topiarist.errors import TopiaristError
 FORMAT = 1
 """Part of every key: raised when a cell of the same settings comes to mean something else."""
 
-NUMBERS = ("accuracy", "macs", "params", "ratio", "bytes", "epochs", "seconds", "latency_ms", "proof")
-"""What results say in a number, where they say it."""
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -117,53 +114,34 @@ def finished(out: Path, cell: Cell) -> bool:
     return (folder(out, cell) / "result.json").is_file()
 
 
-def result(out: Path, cell: Cell, needed: str = "") -> dict[str, Any]:
-    """The result of a finished cell; arguments and errors as of `read_result`."""
-    return read_result(folder(out, cell), needed)
+def result(out: Path, cell: Cell) -> dict[str, Any]:
+    """The result of a finished cell; errors as of `read_result`."""
+    return read_result(folder(out, cell))
 
 
-def read_result(place: Path, needed: str = "") -> dict[str, Any]:
+def read_result(place: Path) -> dict[str, Any]:
     """The result in the folder of a finished cell.
 
-    Args:
-        place: the folder.
-        needed: a number that has to be there.
-
     Raises:
-        TopiaristError: if the file cannot be read, or holds what no cell says.
+        TopiaristError: if the file cannot be read, or holds no result.
     """
     path = place / "result.json"
     try:
         values = json.loads(path.read_text(), parse_constant=_no_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise TopiaristError(f"{path} cannot be read: delete the folder {place} and run the study again.") from error
-    if not _is_result(values) or (needed and values.get(needed) is None):
-        raise TopiaristError(f"{path} is no result: delete the folder {place} and run the study again.")
-    return dict(values)
+    if not isinstance(values, dict):
+        raise no_result(place)
+    return values
+
+
+def no_result(place: Path) -> TopiaristError:
+    """What is said of a folder whose result is none."""
+    return TopiaristError(f"{place / 'result.json'} is no result: delete the folder {place} and run the study again.")
 
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no number")
-
-
-def _is_result(values: Any) -> bool:
-    """Whether what reports read of a result has the form that it should have."""
-    if not isinstance(values, dict) or not all(map(_is_number, (values.get(name) for name in NUMBERS))):
-        return False
-    widths, kernels, scores = (values.get(name, {}) for name in ("widths", "kernels", "scores"))
-    if not all(isinstance(each, dict) for each in (widths, kernels, scores)):
-        return False
-    if not all(isinstance(sizes, dict) for sizes in kernels.values()):
-        return False
-    counts = [scores[name] for name in ("edges", "kept", "removed") if name in scores]
-    lines = [*widths.values(), *(kept for sizes in kernels.values() for kept in sizes.values()), *counts]
-    return all(isinstance(line, list) and None not in line and all(map(_is_number, line)) for line in lines) and all(
-        len(pair) == 2 for pair in widths.values()
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def compute(cell: Cell, out: Path, work: Work) -> None:

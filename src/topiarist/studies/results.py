@@ -13,9 +13,10 @@ import torch
 
 from topiarist import __version__
 from topiarist.studies import published
-from topiarist.studies.cells import Cell, failure, finished, result, unfold
+from topiarist.studies.cells import Cell, failure, finished, folder, unfold
 from topiarist.studies.conclusion import SCRATCH, conclude, overall, prunings
 from topiarist.studies.local import default_workers
+from topiarist.studies.said import said
 from topiarist.studies.statistics import paired, summarise, verdict
 from topiarist.studies.study import ARMS, BUILT, Row, Study, latency_cell, latency_cells
 
@@ -99,9 +100,9 @@ def _failed(study: Study, out: Path) -> dict[str, str]:
 
 def _row(row: Row, method: str, out: Path) -> dict[str, Any]:
     there = {seed: cell for seed, cell in row.cells.items() if finished(out, cell)}
-    found = {seed: result(out, cell, "accuracy") for seed, cell in there.items()}
+    found = {seed: said(folder(out, cell), "accuracy") for seed, cell in there.items()}
     clocks = [latency_cell(cell) for cell in there.values()]
-    times = [result(out, clock, "latency_ms")["latency_ms"] for clock in clocks if finished(out, clock)]
+    times = [said(folder(out, clock), "latency_ms")["latency_ms"] for clock in clocks if finished(out, clock)]
     accuracy = {seed: float(values["accuracy"]) for seed, values in found.items()}
     spread = asdict(summarise(list(accuracy.values()))) if accuracy else {"mean": None, "std": None, "n": 0}
 
@@ -134,7 +135,7 @@ def _design(cells: Iterable[Cell], out: Path) -> dict[str, Any] | None:
     need = next((need for cell in cells for need in cell.needs if need.arm == "pattern"), None)
     if need is None or not finished(out, need):
         return None
-    told = result(out, need).get("pattern")
+    told = said(folder(out, need)).get("pattern")
     stages = told.get("stages") if isinstance(told, dict) else None
     return {"cell": need.key, "stages": stages if isinstance(stages, dict) else {}}
 
