@@ -7,7 +7,7 @@ FOLDER holds ``fashion_mnist.npz`` and ``cifar10.npz`` as `fetch.py` writes them
 half-width ResNet-20 train on subsets at three seeds; L1-norm, ThiNet, Network Slimming and Sparse Structure Selection
 keep half of the MACs, magnitude a fifth of the weights; fine-tuning, Scratch-E, Scratch-B (at most twice the epochs)
 and uniform widths follow. Resumable: run it again after an interruption; each study's folder has its own report.
-Writes ``arms.md`` and ``arms.json`` beside this script (for ``--mini`` into the run's folder).
+Writes ``arms.md`` and ``arms.json`` beside this script (for ``--mini`` into the run's folder) after each network.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ def main() -> None:
         )
         sections += [f"## {heading}", "", *table(found)]
         everything[heading] = {"conclusion": found["conclusion"], "rows": [{**r, "data": name} for r in found["rows"]]}
-    (results / "arms.md").write_text("\n".join(sections), encoding="utf-8")
-    (results / "arms.json").write_text(json.dumps(everything, indent=1) + "\n")
+        (results / "arms.md").write_text("\n".join(sections), encoding="utf-8")
+        (results / "arms.json").write_text(json.dumps(everything, indent=1) + "\n")
 
 
 if __name__ == "__main__":
