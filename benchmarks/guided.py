@@ -27,6 +27,7 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ HERE = Path(__file__).parent
 TEST = 10_000
 LAM = 3e-3
 KINDS = {"slimming": "channels", "magnitude": "weights"}
+ARMS = ("uniform", "guided", "transferred", "direct")
 PATTERNS = {"slimming": WidthPattern, "magnitude": KernelPattern}
 
 
@@ -231,7 +233,7 @@ def table(rows: list[dict[str, Any]], patterns: dict[str, Any], plan: Plan, hour
             lines += ["", f"## {target.title}: {kind}", ""]
             lines += ["| parameters | arm | accuracy | MACs kept | against uniform |", "|---:|---|---:|---:|---|"]
             lines += [_line(row, mine) for row in mine]
-    lines += ["", "## What the runs say", "", *_sentences(rows), "", "## Patterns", ""]
+    lines += ["", "## What the runs say", "", *_sentences(rows), "", *_pooled(rows), "", "## Patterns", ""]
     for method, pattern in patterns.items():
         told = ", ".join(f"{' '.join(reversed(place))} {100 * kept:.1f}" for place, kept in pattern.shares.items())
         lines.append(f"- {KINDS[method]}, per cent kept at {100 * MIDDLE[method]:g} % of the parameters: {told}")
@@ -271,6 +273,28 @@ def _sentences(rows: list[dict[str, Any]]) -> list[str]:
             place = f"{row['target']}, {KINDS[row['method']]}, {100 * row['budget']:g} %"
             told.append(f"- {place}: {verdict(row['arm'], other, paired(_values(row), _values(fellow)))}.")
     return told
+
+
+def _pooled(rows: list[dict[str, Any]]) -> list[str]:
+    """Of each target and kind the mean over all budgets, seed by seed, which alone are repetitions."""
+    told = ["On average over the budgets:", ""]
+    for target in TARGETS:
+        for method in KINDS:
+            mine = [row for row in rows if row["target"] == target.title and row["method"] == method]
+            means = {arm: _averaged([row for row in mine if row["arm"] == arm]) for arm in ARMS}
+            arm = next((arm for arm in target.arms if means[arm]), None)
+            for other in ("uniform", "direct"):
+                if arm and means[arm].keys() & means[other].keys():
+                    apart = verdict(arm, other, paired(means[arm], means[other]))
+                    told.append(f"- {target.title}, {KINDS[method]}: {apart}.")
+    return told
+
+
+def _averaged(rows: list[dict[str, Any]]) -> dict[int, float]:
+    """Seed → mean accuracy over rows, of the seeds that all of them have."""
+    values = [_values(row) for row in rows]
+    shared = set.intersection(*(set(each) for each in values)) if values else set()
+    return {seed: fmean(each[seed] for each in values) for seed in sorted(shared)}
 
 
 def spent_hours(cells: list[Cell], out: Path) -> float:
