@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from topiarist import trace
@@ -29,6 +30,8 @@ class Net(nn.Module):
         z = self.norm(y)
         z = {
             "skip": lambda: z + y,
+            "weight tied": lambda: z + F.conv_transpose2d(z, self.conv.weight)[:, :1, 1:-1, 1:-1],
+            "weight read": lambda: z * self.conv.weight.norm(),
             "layer called twice": lambda: z + self.conv(x),
             "norm called twice": lambda: z + self.norm(self.other(x)),
             "seen outside": lambda: z,
@@ -39,7 +42,7 @@ class Net(nn.Module):
 
 APART = (
     "transposed", "activation between", "written in place", "skip", "layer called twice", "norm called twice",
-    "seen outside", "no scale", "no memory",
+    "weight tied", "weight read", "seen outside", "no scale", "no memory",
 )  # fmt: skip
 
 

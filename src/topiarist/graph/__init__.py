@@ -166,7 +166,6 @@ def _run(tracer: Tracer, model: nn.Module, example_inputs: Any) -> None:
         )
     tracer.descent.finish(tensors_in(output))
     tracer.norms.read(tensors_in(output))
-    tracer.normed = tracer.norms.found()
     for tensor in tensors_in(output):
         for vector in tracer.vectors_of(tensor):
             tracer.algebra.pin(vector, "the network's output")
@@ -175,7 +174,7 @@ def _run(tracer: Tracer, model: nn.Module, example_inputs: Any) -> None:
 def _run_training_branch(tracer: Tracer, model: nn.Module, example_inputs: Any) -> None:
     """Lets labels travel through what only runs in training, such as auxiliary classifiers."""
     seen = len(tracer.contractions), dict(tracer.outputs), dict(tracer.inputs), dict(tracer.statistics)
-    descent, normed = tracer.descent, tracer.normed
+    descent, norms = tracer.descent, tracer.norms
     model.train()
     try:
         _run(tracer, model, example_inputs)
@@ -185,7 +184,7 @@ def _run_training_branch(tracer: Tracer, model: nn.Module, example_inputs: Any) 
         model.eval()
         del tracer.contractions[seen[0] :]
         tracer.outputs, tracer.inputs, tracer.statistics = seen[1], seen[2], seen[3]
-        tracer.descent, tracer.normed = descent, normed
+        tracer.descent, tracer.norms = descent, norms
 
 
 def regroup(model: nn.Module, solution: Solution, deadline: float) -> Graph:

@@ -76,7 +76,7 @@ class Graph:
     @property
     def normed(self) -> tuple[Normed, ...]:
         """The layers whose outputs a batch norm alone reads, right behind them."""
-        return self.solution.trace.normed
+        return self.solution.trace.norms.found()
 
     def scales(self, group: Group) -> tuple[Slice, ...]:
         """Where a group's units are scaled by a batch norm.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -25,34 +26,41 @@ class Normed(NamedTuple):
     eps: float
 
 
+@dataclass(eq=False)
+class _Output:
+    """Of a layer: the names of its weight and bias, and how many operators read it."""
+
+    weight: str
+    bias: str | None
+    readers: int = 0
+
+
 class Norms:
     """Follows the outputs of layers through one run, and keeps those that a batch norm alone reads."""
 
     def __init__(self) -> None:
-        self._layers: Any = WeakTensorKeyDictionary()
-        self._readers: Any = WeakTensorKeyDictionary()
-        self._seen: list[tuple[Tensor, Normed]] = []
-        self._called: Counter[str | None] = Counter()
+        self._outputs: Any = WeakTensorKeyDictionary()
+        self._seen: list[tuple[_Output, Normed]] = []
+        self._uses: Counter[str] = Counter()
 
-    def read(self, tensors: Sequence[Tensor]) -> None:
-        """An operator, or whoever runs the network, reads tensors."""
+    def read(self, tensors: Iterable[Tensor], names: Iterable[str] = ()) -> None:
+        """An operator, or whoever runs the network, reads tensors, among them the model's own of these names."""
         for tensor in tensors:
-            if tensor in self._layers:
-                self._readers[tensor] = self._readers.get(tensor, 0) + 1
+            if tensor in self._outputs:
+                self._outputs[tensor].readers += 1
+        self._uses.update(names)
 
     def layer(self, output: Tensor, weight: str, bias: str | None) -> None:
         """The product of a whole weight of the model, and perhaps a bias."""
-        self._called[weight] += 1
-        self._layers[output] = weight, bias
+        self._outputs[output] = _Output(weight, bias)
 
     def norm(self, x: Tensor, scale: str | None, mean: str | None, variance: str | None, eps: float) -> None:
         """A batch norm."""
-        self._called[variance] += 1
-        weight, bias = self._layers.get(x, (None, None))
-        if weight and scale and mean and variance:
-            self._seen.append((x, Normed(weight, bias, scale, mean, variance, eps)))
+        layer = self._outputs.get(x)
+        if layer and scale and mean and variance:
+            self._seen.append((layer, Normed(layer.weight, layer.bias, scale, mean, variance, eps)))
 
     def found(self) -> tuple[Normed, ...]:
-        """The pairs of which each half was called once, and had no other half."""
-        once = [normed for x, normed in self._seen if self._readers.get(x, 0) == 1]
-        return tuple(n for n in once if self._called[n.weight] == 1 == self._called[n.variance])
+        """The pairs of which nothing else reads the output in between, or any of the tensors."""
+        alone = [normed for layer, normed in self._seen if layer.readers == 1]
+        return tuple(normed for normed in alone if all(self._uses[name] == 1 for name in normed[:-1] if name))

@@ -21,7 +21,7 @@ from topiarist.graph.blocks import Descent
 from topiarist.graph.calls import ModuleStack, line_of_code, mixing_kind, tensors_in
 from topiarist.graph.dropins import DESCRIBED
 from topiarist.graph.labels import Free, LabelAlgebra, Labels, Origin, Request, Vector, labelled
-from topiarist.graph.norms import Normed, Norms
+from topiarist.graph.norms import Norms
 from topiarist.graph.rules import apply_rule
 from topiarist.graph.sizes import Attribute, Equation, Expression, Site, expression_of, leaves, remembering
 
@@ -97,8 +97,7 @@ class Tracer(TorchDispatchMode):
         unknown: operators without a rule, and how often.
         touched: names of the tensors that an operator used.
         descent: which calls of modules each tensor descends from, for the blocks.
-        norms: follows the outputs of layers to the batch norms that see them as they come.
-        normed: what it found.
+        norms: which batch norms see a layer's output as it comes.
     """
 
     def __init__(self, model: nn.Module, limit: int, deadline: float) -> None:
@@ -131,7 +130,6 @@ class Tracer(TorchDispatchMode):
         self.batch = 1
         self.descent: Descent
         self.norms: Norms
-        self.normed: tuple[Normed, ...] = ()
         self.stack: ModuleStack
         self.memory: remembering
         self._traced: Any = WeakTensorKeyDictionary()
@@ -269,7 +267,6 @@ class Tracer(TorchDispatchMode):
         given = tensors_in(args) + tensors_in(kwargs)
         sources = [source for tensor in given if (source := self.of(tensor).source) is not None]
         self.touched.update(sources)
-        self.norms.read(given)
         self.descent.follow(func, args, kwargs, given, sources, out)
         if given:
             try:
@@ -278,6 +275,8 @@ class Tracer(TorchDispatchMode):
                 known = False
             if not known:
                 self._pin_unknown(str(func), given, out)
+        moved = {self.of(tensor).source for tensor in tensors_in(out)}  # a view of a weight is no use of it yet
+        self.norms.read(given, set(sources) - moved)
         if (kind := mixing_kind(func, args, kwargs)) is not None:
             self.stack.mix(kind)
         return out
