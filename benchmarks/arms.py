@@ -1,13 +1,14 @@
 """Is fine-tuning a pruned network worth more than training its shape from scratch? The arms on real images.
 
-    python benchmarks/arms.py FOLDER [--out runs/arms] [--workers 2]
+    python benchmarks/arms.py FOLDER [--out runs/arms] [--workers 2] [--networks resnet20]
     python benchmarks/arms.py FOLDER --mini
 
 FOLDER holds ``fashion_mnist.npz`` and ``cifar10.npz`` as `fetch.py` writes them. A quarter-width VGG-11 and a
 half-width ResNet-20 train on subsets at three seeds; L1-norm, ThiNet, Network Slimming and Sparse Structure Selection
 keep half of the MACs, magnitude a fifth of the weights; fine-tuning, Scratch-E, Scratch-B (at most twice the epochs)
 and uniform widths follow. Resumable: run it again after an interruption; each study's folder has its own report.
-Writes ``arms.md`` and ``arms.json`` beside this script (for ``--mini`` into the run's folder) after each network.
+Writes ``arms.md`` and ``arms.json`` beside this script (for ``--mini`` into the run's folder) after each network; one
+that is not asked for stays in them as it was.
 """
 
 from __future__ import annotations
@@ -107,28 +108,40 @@ def head(options: argparse.Namespace, images: int) -> list[str]:
     ]
 
 
+def name_of(network: str) -> str:
+    """``"zoo:vgg11?width=0.25"`` → ``"vgg11"``."""
+    return network.removeprefix("zoo:").partition("?")[0]
+
+
 def main() -> None:
+    names = [name_of(network) for _, network, _, _ in PAIRS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/arms"))
     parser.add_argument("--results", type=Path, default=HERE, help="folder of arms.md and arms.json")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--networks", nargs="+", choices=names, default=names)
     parser.add_argument("--mini", action="store_true", help="few images, one epoch: only shows that all of it runs")
     options = parser.parse_args()
     images, results = (200 if options.mini else 5_000), options.out if options.mini else options.results
-    sections, everything = head(options, images), {}
+    file = results / "arms.json"
+    everything = json.loads(file.read_text()) if file.exists() else {}
     for title, network, name, structure in PAIRS:
+        if name_of(network) not in options.networks:
+            continue
         heading = f"{title} on {name}"
         data = f"npz:{options.folder / name}.npz?train={images}"
         found = run(
             study(heading, network, data, structure, options.mini),
-            options.out / f"{name}-{network[4:].partition('?')[0]}",
+            options.out / f"{name}-{name_of(network)}",
             workers=options.workers,
         )
-        sections += [f"## {heading}", "", *table(found)]
         everything[heading] = {"conclusion": found["conclusion"], "rows": [{**r, "data": name} for r in found["rows"]]}
+        file.write_text(json.dumps(everything, indent=1) + "\n")
+        sections = head(options, images)
+        for each, kept in everything.items():
+            sections += [f"## {each}", "", *table(kept)]
         (results / "arms.md").write_text("\n".join(sections), encoding="utf-8")
-        (results / "arms.json").write_text(json.dumps(everything, indent=1) + "\n")
 
 
 if __name__ == "__main__":

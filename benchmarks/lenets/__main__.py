@@ -5,21 +5,23 @@
 
 FOLDER holds ``mnist.npz`` as ``fetch.py`` writes it. Dropout and weight decay are chosen at seed 0 on 10,000 training
 images held out for it; the test images are read once, in the end. Every finished cell is a folder of the run, so a
-killed run goes on. On two cores the whole takes most of a day; LeNet-300-100 alone about three hours.
+killed run goes on; results that ``lenets.json`` has already are not computed again. LeNet-300-100 takes an hour or two of
+one core, LeNet-5 six or more.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import plan
+import results
 import table
 import work
 
 from topiarist.studies import Cell, run_cells
-from topiarist.studies.cells import finished, prepare, result, unfold
+from topiarist.studies.cells import prepare, unfold
 from topiarist.studies.progress import Live
 
 HERE = Path(__file__).resolve().parent.parent
@@ -35,41 +37,37 @@ def options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="cells at a time")
     parser.add_argument("--threads", type=int, default=1, help="of each worker")
     parser.add_argument("--report-only", action="store_true", help="compute nothing")
+    parser.add_argument("--fresh", action="store_true", help="compute again what lenets.json has")
     return parser.parse_args()
 
 
 def main() -> None:
     asked = options()
     networks = [network for network in plan.NETWORKS if not asked.networks or network.name in asked.networks]
+    file = asked.results / "lenets.json"
+    known = {} if asked.fresh else results.load(file)
+
+    def run(cells: Iterable[Cell]) -> None:
+        """Compute what is neither finished nor known, and take in what the run has."""
+        cells = list(cells)
+        missing = [cell for cell in cells if cell.key not in known]
+        if missing and not asked.report_only:
+            with Live(len(unfold(missing))) as live:
+                worker = work.Worker(asked.folder, asked.threads)
+                run_cells(missing, asked.out, worker, workers=asked.workers, preload=("work",), progress=live)
+        results.add(known, asked.out, cells)
+        results.save(known, file)
+
     prepare(asked.out)
-    worker = work.Worker(asked.folder, asked.threads)
     for network in networks:
-        if not asked.report_only:
-            _run(plan.choices(network), worker, asked)
-        if (chosen := choice(network, asked.out)) is not None and not asked.report_only:
-            _run(list(plan.rest(network, range(asked.seeds), chosen)), worker, asked)
-            _run(plan.records(network), worker, asked)
-        if (best := table.smallest(network, asked.out)) is not None and not asked.report_only:
-            seeds = range(plan.RECORD_SEEDS)
-            _run([plan.record(network, plan.WHOLE, seed, best[0]) for seed in seeds], worker, asked)
-    found = {network.name: table.gather(network, asked.out, range(asked.seeds), choice(network, asked.out))
-             for network in plan.NETWORKS}  # fmt: skip
-    (asked.results / "lenets.json").write_text(json.dumps(found, indent=1) + "\n")
+        run(plan.choices(network))
+        if (chosen := table.choice(network, known)) is not None:
+            run(plan.rest(network, range(asked.seeds), chosen))
+        run(plan.records(network))
+        if (best := table.smallest(network, known)) is not None:
+            run([plan.record(network, plan.WHOLE, seed, best[0]) for seed in range(plan.RECORD_SEEDS)])
+    found = {network.name: table.gather(network, known, range(asked.seeds)) for network in plan.NETWORKS}
     (asked.results / "lenets.md").write_text(table.report(found, asked.workers, asked.threads), encoding="utf-8")
-
-
-def choice(network: plan.Network, out: Path) -> tuple[float, float] | None:
-    """Dropout and weight decay of the fewest mistakes on held-out images; ``None`` until all have been tried."""
-    cells = plan.choices(network)
-    if not all(finished(out, cell) for cell in cells):
-        return None
-    errors = [result(out, cell)["error"] for cell in cells]
-    return network.tried[errors.index(min(errors))]
-
-
-def _run(cells: list[Cell], worker: work.Worker, asked: argparse.Namespace) -> None:
-    with Live(len(unfold(cells))) as live:
-        run_cells(cells, asked.out, worker, workers=asked.workers, preload=("work",), progress=live)
 
 
 if __name__ == "__main__":

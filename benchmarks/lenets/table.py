@@ -4,34 +4,56 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import plan
 import torch
 from plan import Network
+from results import Results
 
 import topiarist
 from topiarist.studies import Cell, paired, summarise, verdict
-from topiarist.studies.cells import finished, result
 
 Found = dict[str, Any]
 WITHIN = 0.1
 """Points of error that a deletion may cost, on held-out images."""
 
 
-def gather(network: Network, out: Path, seeds: Iterable[int], chosen: tuple[float, float] | None) -> Found:
+def choice(network: Network, known: Results) -> tuple[float, float] | None:
+    """Dropout and weight decay of the fewest mistakes on held-out images; ``None`` until all have been tried."""
+    errors = [known[cell.key]["error"] for cell in plan.choices(network) if cell.key in known]
+    return network.tried[errors.index(min(errors))] if len(errors) == len(network.tried) else None
+
+
+def smallest(network: Network, known: Results) -> tuple[float, int] | None:
+    """Pressure and bits of the smallest file whose held-out error is well below the limit; ``None`` until all is tried.
+
+    Where no file is, those of the least error.
+    """
+    cells = plan.records(network)
+    if any(cell.key not in known for cell in cells):
+        return None
+    tries = [
+        (told["error"], told["bytes"], pressure, int(bits))
+        for cell, pressure in zip(cells, plan.PRESSURES, strict=True)
+        for bits, told in known[cell.key]["tries"].items()
+    ]
+    fine = [each for each in tries if each[0] <= network.limit[0] - plan.MARGIN]
+    chosen = min(fine, key=lambda each: each[1]) if fine else min(tries)
+    return chosen[2], chosen[3]
+
+
+def gather(network: Network, known: Results, seeds: Iterable[int]) -> Found:
     """Arm → seed → result of the finished cells; and what was tried and chosen."""
-    seeds = tuple(seeds)
-    tried = [result(out, cell)["error"] if finished(out, cell) else None for cell in plan.choices(network)]
-    found: Found = {"tried": [list(each) for each in network.tried], "held_errors": tried, "chosen": chosen}
-    if chosen is None:
+    tried = [known.get(cell.key, {}).get("error") for cell in plan.choices(network)]
+    found: Found = {"tried": [list(each) for each in network.tried], "held_errors": tried}
+    if (chosen := choice(network, known)) is None:
         return found
 
-    def all_of(make: Any) -> dict[str, Any]:
-        cells: dict[str, Cell] = {str(seed): make(seed) for seed in seeds}
-        return {seed: result(out, cell) for seed, cell in cells.items() if finished(out, cell)}
+    def all_of(make: Callable[[int], Cell], seeds: Iterable[int] = tuple(seeds)) -> dict[str, Any]:
+        cells = {str(seed): make(seed) for seed in seeds}
+        return {seed: known[cell.key] for seed, cell in cells.items() if cell.key in known}
 
     found["dense"] = all_of(lambda seed: plan.dense(network, plan.WHOLE, seed, *chosen))
     found["sparse"] = all_of(lambda seed: plan.sparse(network, plan.WHOLE, seed, *chosen))
@@ -40,39 +62,17 @@ def gather(network: Network, out: Path, seeds: Iterable[int], chosen: tuple[floa
     found["deleted"] = all_of(lambda seed: plan.surgeons(network, seed, chosen))
     found["tickets"] = all_of(lambda seed: plan.tickets(network, seed))
     found["record_tried"] = {
-        f"{pressure:g}": result(out, cell)["tries"]
+        f"{pressure:g}": known[cell.key]["tries"]
         for pressure, cell in zip(plan.PRESSURES, plan.records(network), strict=True)
-        if finished(out, cell)
+        if cell.key in known
     }
-    if (best := smallest(network, out)) is not None:
-        found["record_chosen"] = best
-        cells = {str(seed): plan.record(network, plan.WHOLE, seed, best[0]) for seed in range(plan.RECORD_SEEDS)}
-        found["record"] = {
-            seed: result(out, cell)["tries"][str(best[1])] for seed, cell in cells.items() if finished(out, cell)
-        }
+    if (best := smallest(network, known)) is not None:
+        cells = all_of(lambda seed: plan.record(network, plan.WHOLE, seed, best[0]), range(plan.RECORD_SEEDS))
+        found["record"] = {seed: row["tries"][str(best[1])] for seed, row in cells.items()}
     for method, told in plan.GATED[network.name]:
-        cell = plan.gated(network, method, 0, told)
-        if finished(out, cell):
-            found[method] = result(out, cell)
+        if (cell := plan.gated(network, method, 0, told)).key in known:
+            found[method] = known[cell.key]
     return found
-
-
-def smallest(network: Network, out: Path) -> tuple[float, int] | None:
-    """Pressure and bits of the smallest file whose held-out error is well below the limit; ``None`` until all is tried.
-
-    Where no file is, those of the least error.
-    """
-    cells = plan.records(network)
-    if not all(finished(out, cell) for cell in cells):
-        return None
-    tries = [
-        (told["error"], told["bytes"], pressure, int(bits))
-        for cell, pressure in zip(cells, plan.PRESSURES, strict=True)
-        for bits, told in result(out, cell)["tries"].items()
-    ]
-    fine = [each for each in tries if each[0] <= network.limit[0] - plan.MARGIN]
-    chosen = min(fine, key=lambda each: each[1]) if fine else min(tries)
-    return chosen[2], chosen[3]
 
 
 def report(found: Mapping[str, Found], workers: int, threads: int) -> str:
