@@ -104,6 +104,8 @@ def report(found: Mapping[str, Found], workers: int, threads: int) -> str:
     lines += ["", "## Chosen on held-out images", ""]
     for network in plan.NETWORKS:
         here = found[network.name]
+        if not any(here["held_errors"]):
+            continue
         told = "; ".join(
             f"dropout {dropout:g}, weight decay {decay:g}: {'–' if error is None else f'{error:.2f} %'}"
             for (dropout, decay), error in zip(here["tried"], here["held_errors"], strict=True)
@@ -113,6 +115,8 @@ def report(found: Mapping[str, Found], workers: int, threads: int) -> str:
 
 
 def _records(found: Mapping[str, Found]) -> list[str]:
+    if not any(each.get("record_tried") for each in found.values()):
+        return []
     lines = ["", "## The smallest file", ""]
     lines += [
         "Cut by lasso, trained with variational dropout, pruned, shrunk, trained on, shared, and written in one file: "
