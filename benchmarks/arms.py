@@ -108,6 +108,11 @@ def head(options: argparse.Namespace, images: int) -> list[str]:
     ]
 
 
+def anywhere(row: dict[str, Any], data: str) -> dict[str, Any]:
+    """A row without the names of cells and files, which hold paths."""
+    return {key: value for key, value in row.items() if key != "cells"} | {"data": data}
+
+
 def name_of(network: str) -> str:
     """``"zoo:vgg11?width=0.25"`` → ``"vgg11"``."""
     return network.removeprefix("zoo:").partition("?")[0]
@@ -136,7 +141,7 @@ def main() -> None:
             options.out / f"{name}-{name_of(network)}",
             workers=options.workers,
         )
-        everything[heading] = {"conclusion": found["conclusion"], "rows": [{**r, "data": name} for r in found["rows"]]}
+        everything[heading] = {"conclusion": found["conclusion"], "rows": [anywhere(r, name) for r in found["rows"]]}
         file.write_text(json.dumps(everything, indent=1) + "\n")
         sections = head(options, images)
         for each, kept in everything.items():

@@ -91,6 +91,11 @@ def many_seeds(title: str, parts: list[dict]) -> list[str]:
     return [*lines, "", *(f"- {sentence}" for sentence in sentences), ""]
 
 
+def anywhere(row: dict, data: str) -> dict:
+    """A row without the names of cells and files, which hold paths."""
+    return {key: value for key, value in row.items() if key != "cells"} | {"data": data}
+
+
 def head(options: argparse.Namespace, seeds: int, minutes: float) -> list[str]:
     command = f"python benchmarks/mnist.py FOLDER{' --many-seeds' if options.many_seeds else ''}"
     return [
@@ -125,7 +130,7 @@ def main() -> None:
             for macs, arms in zip(SHARES, ([], later), strict=True)
         ]
         sections += (many_seeds if options.many_seeds else table)(heading, parts)
-        everything[heading] = [{**row, "data": name} for results in parts for row in results["rows"]]
+        everything[heading] = [anywhere(row, name) for results in parts for row in results["rows"]]
         top = head(options, seeds, (time.time() - begin) / 60)
         (HERE / f"{name_out}.md").write_text("\n".join(top + sections))
         (HERE / f"{name_out}.json").write_text(json.dumps(everything, indent=1) + "\n")
