@@ -296,7 +296,7 @@ def test_a_cut_network_exports(name):
     case = CASES[name]
     graph = trace(model := case.model(), case.inputs)
     smaller = cut(model, graph, random_keep(graph, 1))
-    program = torch.export.export(smaller, (case.inputs,))
+    program = torch.export.export(smaller, (case.inputs,), strict=False)  # as by default from torch 2.7 on
     assert distance(program.module()(case.inputs), smaller(case.inputs)) <= 1e-5
 
 

@@ -74,6 +74,7 @@ def stays_zero(t: Tracer, c: Call) -> bool:
 @rule(
     "pointwise", "copy_", "masked_fill", "masked_fill_", "prelu", "_prelu_kernel", "native_dropout", "where", "dropout",
     "bernoulli", "hardswish", "hardswish_", "log_sigmoid_forward", "rrelu_with_noise", "floor_divide",
+    "leaky_relu", "leaky_relu_",  # which old versions of torch do not tag
 )  # fmt: skip
 def pointwise(t: Tracer, c: Call) -> None:
     zero = stays_zero(t, c)
