@@ -19,7 +19,14 @@ class Net(nn.Module):
         self.other = nn.Conv2d(3, 4, 3)
         self.up = nn.ConvTranspose2d(3, 4, 3)
         self.norm = nn.BatchNorm2d(4, affine=way != "no scale", track_running_stats=way != "no memory")
+        self.large = nn.BatchNorm2d(9)
         self.head = nn.Linear(4, 2)
+
+    def part(self, y: torch.Tensor) -> torch.Tensor:
+        """A norm by parts of a larger one's tensors, or by all in another order."""
+        norm, n = self.large, 4
+        tensors = [norm.running_mean, norm.running_var, norm.weight, norm.bias]
+        return F.batch_norm(y, *(each[:n] if self.way == "part of a norm" else each[1:][:n] for each in tensors))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.up(x) if self.way == "transposed" else self.conv(x)
@@ -27,7 +34,9 @@ class Net(nn.Module):
             y = y.relu()
         if self.way == "written in place":
             y.add_(1)
-        z = self.norm(y)
+        if self.way == "norm of the batch":
+            self.norm.train()
+        z = self.part(y) if self.way.startswith("part") else self.norm(y)
         z = {
             "skip": lambda: z + y,
             "weight tied": lambda: z + F.conv_transpose2d(z, self.conv.weight)[:, :1, 1:-1, 1:-1],
@@ -42,7 +51,8 @@ class Net(nn.Module):
 
 APART = (
     "transposed", "activation between", "written in place", "skip", "layer called twice", "norm called twice",
-    "weight tied", "weight read", "seen outside", "no scale", "no memory",
+    "weight tied", "weight read", "seen outside", "no scale", "no memory", "part of a norm", "part in the middle",
+    "norm of the batch",
 )  # fmt: skip
 
 
@@ -95,3 +105,17 @@ def test_zero_filters_and_frozen_layers_stay():
     for name in ("1.weight", "1.running_var", "3.bias", "4.weight", "4.running_mean", "4.running_var"):
         torch.testing.assert_close(model.state_dict()[name], state[name])
     assert (model[3].weight[1] == 0).all()
+
+
+def test_filters_that_would_leave_the_range_of_their_type_stay_short():
+    model, x = trained_mlp().half(), torch.randn(32, 6).half()
+    expected = trained_mlp().half()
+    factor = torch.tensor([1.0, 1.0, 0.5, 1.0]).half()
+    with torch.no_grad(), lengths_kept(model, trace(model, x).normed):
+        model[3].weight.mul_(factor[:, None])
+        model[0].weight.mul_(1e-3)
+    with torch.no_grad():
+        expected[3].weight.mul_(factor[:, None])
+        expected[0].weight.mul_(1e-3)
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    torch.testing.assert_close(model(x), expected(x), rtol=2e-2, atol=2e-2)

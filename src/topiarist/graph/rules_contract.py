@@ -63,8 +63,10 @@ def convolution(t: Tracer, c: Call) -> None:
 
 def _layer(t: Tracer, out: Tensor, weight: Tensor, outputs: Vector, bias: Tensor | None) -> None:
     """Notes a layer, where weight and bias are whole tensors of the model, and the weight has its outputs first."""
-    source, shift = t.of(weight).source, None if bias is None else t.of(bias).source
-    if source is None or (bias is not None and shift is None) or prod(t.shapes[source]) != weight.numel():
+    source, shift = t.of(weight).source, None if bias is None else t.whole(bias)
+    if source is None or prod(t.shapes[source]) != weight.numel():
+        return
+    if bias is not None and (shift is None or bias.numel() != t.shapes[source][0]):
         return
     first = next((labels for name, axis, labels in t.sources if (name, axis) == (source, 0)), None)
     if first is outputs:

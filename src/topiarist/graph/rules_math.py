@@ -155,15 +155,16 @@ def batch_norm(t: Tracer, c: Call) -> None:
         if isinstance(affine, Tensor):
             t.mark(t.vectors_of(affine)[0], role)
             vectors[1] = t.algebra.unify(vectors[1], t.vectors_of(affine)[0])
-    if in_training(c.func, c.given):
+    if training := in_training(c.func, c.given):
         t.mixes("batch", [v if d != 1 else None for d, v in enumerate(vectors)])
     shifted = c.get("bias")
     elsewhere = any(labelled(v) for d, v in enumerate(vectors) if d != 1)  # dead there becomes the shift
     t.put(c.outputs[0], vectors, c.traced.zero if shifted is None else t.of(shifted).zero and not elsewhere)
-    scale, _, mean, variance = (t.of(x).source if isinstance(x := c.get(name), Tensor) else None for name in names)
-    if scale is not None:
-        t.scaled(c.outputs[0], scale)
-    t.norms.norm(c.x, scale, mean, variance, c.get("eps", c.get("epsilon")))
+    if isinstance(scale := c.get("weight"), Tensor) and (source := t.of(scale).source) is not None:
+        t.scaled(c.outputs[0], source)
+    if not training:
+        whole = [t.whole(x) if isinstance(x := c.get(name), Tensor) else None for name in names]
+        t.norms.norm(c.x, whole[0], whole[2], whole[3], c.get("eps", c.get("epsilon")))
 
 
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm")

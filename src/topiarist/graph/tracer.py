@@ -154,6 +154,14 @@ class Tracer(TorchDispatchMode):
         """The labels of a tensor's axes."""
         return self.of(tensor).vectors
 
+    def whole(self, tensor: Tensor) -> str | None:
+        """The parameter or buffer that a tensor is: all of it, in its own order."""
+        traced = self.of(tensor)
+        if traced.source is None or self.shapes[traced.source] != tuple(tensor.shape):
+            return None
+        own = ((axis, labels) for name, axis, labels in self.sources if name == traced.source)
+        return traced.source if all(traced.vectors[axis] is labels for axis, labels in own) else None
+
     def put(self, tensor: Tensor, vectors: Sequence[Vector], zero: bool = False, source: str | None = None) -> None:
         """Sends vectors on with a tensor; an axis of size 1 carries none."""
         sent: list[Vector] = []

@@ -21,7 +21,8 @@ def lengths_kept(model: nn.Module, normed: Sequence[Normed]) -> Iterator[None]:
     a network tears it apart after its filters came out short. With ``c = |w| before / |w| after``: ``w <- c w``, its
     bias and the norm's running mean ``<- c`` times themselves, the running variance ``v <- c^2 v``, and the norm's
     scale ``<- sqrt((c^2 v + eps) / (c^2 (v + eps)))`` times itself, since ``eps`` does not grow with them.
-    Filters that are zero, and layers of which any of this is frozen, stay as they are.
+    Filters that are zero or would leave the range of their type, and layers of which any of this is frozen, stay as
+    they are.
 
     Args:
         model: whose weights are multiplied within.
@@ -42,12 +43,17 @@ def _lengths(weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _regrow(normed: Normed, tensors: dict[str, Tensor], before: Tensor) -> None:
-    weight, scale, variance = (tensors[name] for name in (normed.weight, normed.scale, normed.variance))
-    after, v = _lengths(weight), variance.double()
+    after, v = _lengths(tensors[normed.weight]), tensors[normed.variance].double()
     c = torch.where(after > 0, before / after.clamp(min=torch.finfo(after.dtype).tiny), 1.0)
-    scale.mul_(((c.square() * v + normed.eps) / (c.square() * (v + normed.eps))).sqrt())
-    variance.mul_(c.square())
-    tensors[normed.mean].mul_(c)
-    weight.mul_(c.view(-1, *[1] * (weight.ndim - 1)))
-    if normed.bias is not None:
-        tensors[normed.bias].mul_(c)
+    factors = {normed.weight: c, normed.mean: c, normed.variance: c.square()}
+    factors |= {} if normed.bias is None else {normed.bias: c}
+    factors[normed.scale] = ((c.square() * v + normed.eps) / (c.square() * (v + normed.eps))).sqrt()
+    grown = {n: (tensors[n].double() * _along(f, tensors[n])).to(tensors[n].dtype) for n, f in factors.items()}
+    fits = torch.stack([value.reshape(len(c), -1).isfinite().all(dim=1) for value in grown.values()]).all(dim=0)
+    for name, value in grown.items():
+        tensors[name].copy_(torch.where(_along(fits, value), value, tensors[name]))
+
+
+def _along(filters: Tensor, tensor: Tensor) -> Tensor:
+    """One value for each filter, along a tensor's first axis."""
+    return filters.view(-1, *[1] * (tensor.ndim - 1))
