@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -62,6 +62,8 @@ class Budget:
             if kept is None:
                 raise TopiaristError(f"the ratio of {pattern!r} is missing: give the fraction that stays, from 0 to 1")
             _check_fraction(f"the ratio of {pattern!r}", kept)
+        if not isinstance(self.exclude, str | Sequence | Set):
+            raise TopiaristError(f"exclude lists glob patterns on group names, got {self.exclude!r}")
         patterns = (self.exclude,) if isinstance(self.exclude, str) else tuple(self.exclude)
         if not all(isinstance(pattern, str) for pattern in (*patterns, *self.ratios)):
             raise TopiaristError(f"exclude and ratios name groups by glob patterns, got {[*patterns, *self.ratios]!r}")

@@ -104,8 +104,7 @@ def prune(
     check_finite(model)
     _check_numbers(batch_size=batch_size, seed=seed)
     _check_data(model, data, needs, trains=trains)
-    if wish is None and not isinstance(method, (Rule, Selector)):
-        raise TopiaristError(f"{method.name} needs a budget: give macs, params or ratio, the fraction that stays")
+    check_wish(method, wish)
     graph = trace(model, example_inputs) if graph is None else graph
     if not isinstance(graph, Graph):
         raise TopiaristError(f"graph must be what topiarist.trace(model, example_inputs) gives, but got {graph!r}")
@@ -317,6 +316,14 @@ class Batches:
         return self.data.batches("train", self.batch_size, torch.Generator().manual_seed(self.seed))
 
 
+def check_wish(method: Method, wish: Budget | None) -> None:
+    """Raises where a method cannot do without a budget, or with this one, whatever the network."""
+    if wish is None and not isinstance(method, (Rule, Selector)):
+        raise TopiaristError(f"{method.name} needs a budget: give macs, params or ratio, the fraction that stays")
+    if wish is not None and wish.pattern is not None and method.granularity != "weight":
+        raise TopiaristError(f"a pattern is for methods of single weights, and {method.name} removes structures")
+
+
 def _budget(budget: Budget | Mapping[str, Any] | float | None, method: Method) -> Budget | None:
     if budget is None or isinstance(budget, Budget):
         return budget
@@ -337,4 +344,4 @@ def _repaired(model: nn.Module, graph: Graph, keep: Mapping[str, Tensor], by: Me
     return with_values(model, masked)
 
 
-__all__ = ["Batches", "prune", "repaired_by"]
+__all__ = ["Batches", "check_wish", "prune", "repaired_by"]

@@ -19,6 +19,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from topiarist.errors import TopiaristError
+from topiarist.yaml_files import from_yaml
 
 Command = Callable[..., object]
 
@@ -132,16 +133,16 @@ def read_yaml(path: str) -> dict[str, Any]:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            found = yaml.safe_load(file)
+            found = from_yaml(file)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not a text file"
         raise TopiaristError(
             f"Cannot read the configuration {path} ({reason}): give the path of a YAML file."
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
-        place = f" at line {mark.line + 1}" if mark else ""
-        raise TopiaristError(f"The configuration {path} is not valid YAML{place}: mend it or leave it out.") from error
+        place, told = f" at line {mark.line + 1}" if mark else "", getattr(error, "problem", None) or error
+        raise TopiaristError(f"The configuration {path} is no YAML of options{place} ({told}): mend it.") from error
     if not isinstance(found, dict):
         raise TopiaristError(f"The configuration {path} must be a mapping such as 'epochs: 5', one option a line.")
     return {str(key).replace("-", "_"): value for key, value in found.items()}

@@ -14,13 +14,23 @@ from typing import Any
 import torch
 
 from topiarist import methods
-from topiarist.architecture import SHAPE_FILE, Architecture, load, save
+from topiarist.architecture import Architecture, save
 from topiarist.budget import Budget
 from topiarist.costs import cost, latency
 from topiarist.guided import KernelPattern
 from topiarist.pruned import Pruned
 from topiarist.pruning import prune
-from topiarist.studies.bench import Bench, Folders, Result, mask_of, recipe_of, size_of, train
+from topiarist.studies.bench import (
+    Bench,
+    Folders,
+    Result,
+    mask_of,
+    network_in,
+    recipe_of,
+    shape_in,
+    size_of,
+    train,
+)  # fmt: skip
 from topiarist.studies.built import built, pattern
 from topiarist.studies.cells import Cell
 from topiarist.studies.places import placed
@@ -66,7 +76,7 @@ def unpruned(cell: Cell, folder: Path, needs: Folders) -> Result:
 def pruned(cell: Cell, folder: Path, needs: Folders) -> Result:
     """Prune the trained network; no training follows."""
     bench = Bench.of(cell)
-    model = load(bench.make, needs[0])
+    model = network_in(needs[0], bench)
     seed = cell.settings["seed"]
     chance = {"seed": seed} if "seed" in (entry.name for entry in fields(methods.get(cell.method))) else {}
     method = methods.make(cell.method, **{**chance, **cell.settings["fields"]})
@@ -106,8 +116,8 @@ def finetune(cell: Cell, folder: Path, needs: Folders) -> Result:
     """Train the pruned network on from the weights that it inherits."""
     bench = Bench.of(cell)
     mask = mask_of(bench, cell, needs[0])
-    model = load(bench.make, needs[0])
-    architecture = Architecture.load(needs[0] / SHAPE_FILE)
+    model = network_in(needs[0], bench)
+    architecture = shape_in(needs[0])
     return train(cell, folder, bench.data, model, architecture, recipe_of(cell), said(needs[0]), **mask)
 
 
@@ -119,7 +129,7 @@ def scratch(cell: Cell, folder: Path, needs: Folders) -> Result:
     if "cap" in cell.settings:
         recipe = scratch_b(recipe, max(1.0, shape["ratio"]), cell.settings["cap"])
     mask = mask_of(bench, cell, needs[0])
-    architecture = Architecture.load(needs[0] / SHAPE_FILE)
+    architecture = shape_in(needs[0])
     torch.manual_seed(cell.settings["seed"])
     model = architecture.build(bench.make)
     if mask:
@@ -134,7 +144,7 @@ def ticket(cell: Cell, folder: Path, needs: Folders) -> Result:
     another one redraws them, which is what the ticket is compared with. All else is the same for both.
     """
     bench = Bench.of(cell)
-    architecture = Architecture.load(needs[0] / SHAPE_FILE)
+    architecture = shape_in(needs[0])
     model = architecture.apply(bench.start(cell.settings["start"]))
     mask = mask_of(bench, cell, needs[0])
     return train(cell, folder, bench.data, model, architecture, recipe_of(cell), said(needs[0]), **mask)
@@ -143,7 +153,7 @@ def ticket(cell: Cell, folder: Path, needs: Folders) -> Result:
 def clock(cell: Cell, folder: Path, needs: Folders) -> Result:
     """Measure how long the network takes for one example: the best of several medians, the least disturbed one."""
     bench = Bench.of(cell)
-    model, example = load(bench.make, needs[0]), bench.data.example()
+    model, example = network_in(needs[0], bench), bench.data.example()
     return {"latency_ms": min(latency(model, example) for _ in range(ROUNDS))}
 
 

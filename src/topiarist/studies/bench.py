@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from topiarist import methods
-from topiarist.architecture import SHAPE_FILE, WEIGHTS_FILE, Architecture, save
+from topiarist import guided, methods
+from topiarist.architecture import SHAPE_FILE, WEIGHTS_FILE, Architecture, load, save
 from topiarist.data import Data, load_data
+from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, trace
 from topiarist.graph.selector import declare
 from topiarist.methods import Method
@@ -23,6 +25,7 @@ from topiarist.train import Recipe, evaluate, fit
 
 Result = dict[str, Any]
 Folders = tuple[Path, ...]
+PATTERN_FILE = "pattern.json"
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,33 @@ def train(
     return {"accuracy": accuracy, **known, "bytes": size_of(folder), "epochs": len(history.epochs)}
 
 
+@contextmanager
+def _read_from(folder: Path) -> Iterator[None]:
+    """Says of a finished cell that is damaged how it comes back."""
+    try:
+        yield
+    except TopiaristError as error:
+        raise TopiaristError(f"{error}; in a study, delete the folder {folder} and run the study again") from error
+
+
+def network_in(folder: Path, bench: Bench) -> nn.Module:
+    """The network of a finished cell."""
+    with _read_from(folder):
+        return load(bench.make, folder)
+
+
+def shape_in(folder: Path) -> Architecture:
+    """The shape of a finished cell's network."""
+    with _read_from(folder):
+        return Architecture.load(folder / SHAPE_FILE)
+
+
+def pattern_in(folder: Path) -> guided.WidthPattern | guided.KernelPattern:
+    """The pattern of a finished cell."""
+    with _read_from(folder):
+        return guided.load(folder / PATTERN_FILE)
+
+
 def recipe_of(cell: Cell) -> Recipe:
     """How the cell trains."""
     return Recipe(**cell.settings["recipe"])
@@ -112,7 +142,7 @@ def mask_of(bench: Bench, cell: Cell, folder: Path) -> dict[str, Any]:
     """What keeps pruned weights at zero in training; nothing for a structure, whose units are gone."""
     if method_of(cell).granularity != "weight":
         return {}
-    return {"graph": bench.graph(cell), "keep": Architecture.load(folder / SHAPE_FILE).keep}
+    return {"graph": bench.graph(cell), "keep": shape_in(folder).keep}
 
 
 def size_of(folder: Path) -> int:

@@ -9,13 +9,22 @@ import torch
 
 from topiarist import guided
 from topiarist.allocation import allocate
-from topiarist.architecture import SHAPE_FILE, Architecture
+from topiarist.architecture import Architecture
 from topiarist.budget import Budget
 from topiarist.costs import cost
-from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, trace
 from topiarist.report import designs
-from topiarist.studies.bench import Bench, Folders, Result, method_of, recipe_of, train
+from topiarist.studies.bench import (
+    PATTERN_FILE,
+    Bench,
+    Folders,
+    Result,
+    method_of,
+    pattern_in,
+    recipe_of,
+    shape_in,
+    train,
+)  # fmt: skip
 from topiarist.studies.said import said
 from topiarist.train import reinitialise, scratch_b
 
@@ -24,12 +33,12 @@ if TYPE_CHECKING:
 
     from topiarist.studies.cells import Cell
 
-PATTERN_FILE, PICTURE_FILE = "pattern.json", "pattern.svg"
+PICTURE_FILE = "pattern.svg"
 
 
 def pattern(cell: Cell, folder: Path, needs: Folders) -> Result:
     """Average what the prunings of all seeds keep into a design pattern, and draw it."""
-    found = guided.of(*(Architecture.load(need / SHAPE_FILE) for need in needs))
+    found = guided.of(*(shape_in(need) for need in needs))
     found.save(folder / PATTERN_FILE)
     designs.save(found, folder / PICTURE_FILE)
     return {"pattern": found.to_json(), "prunings": len(needs)}
@@ -45,7 +54,7 @@ def built(cell: Cell, folder: Path, needs: Folders) -> Result:
     """
     bench = Bench.of(cell)
     graph = trace(bench.make(), bench.data.example())
-    found = None if cell.arm == "uniform" else _read(needs[0]).on(graph)
+    found = None if cell.arm == "uniform" else pattern_in(needs[0]).on(graph)
     reference = needs[-1] if cell.needs and cell.needs[-1].arm == "pruned" else None
     budget = Budget(**cell.budget) if reference is None else _as_large(cell, graph, reference)
     seed = cell.settings["seed"]
@@ -68,14 +77,6 @@ def built(cell: Cell, folder: Path, needs: Folders) -> Result:
     return {**train(cell, folder, bench.data, model, architecture, recipe, size, **mask), "equal": _equal(cell)}
 
 
-def _read(folder: Path) -> guided.WidthPattern | guided.KernelPattern:
-    """The pattern in the folder of a finished cell."""
-    try:
-        return guided.load(folder / PATTERN_FILE)
-    except TopiaristError as error:
-        raise TopiaristError(f"{error}; in a study, delete the folder {folder} and run the study again") from error
-
-
 def _equal(cell: Cell) -> str:
     """What the network has in common with the pruned one: ``"macs"`` or ``"params"``."""
     return str(cell.settings.get("equal", "macs"))
@@ -90,7 +91,7 @@ def _as_large(cell: Cell, graph: Graph, reference: Path) -> Budget:
     share = min(1.0, said(reference)[name] / getattr(cost(graph), name))
     limits = {key: cell.budget[key] for key in ("exclude", "floor", "multiple") if key in cell.budget}
     if method_of(cell).granularity == "weight":
-        keep = Architecture.load(reference / SHAPE_FILE).keep
+        keep = shape_in(reference).keep
         limits = {"exclude": tuple(escape(group) for group, kept in keep.items() if bool(kept.all()))}
     return Budget(**{name: share}, **limits)
 

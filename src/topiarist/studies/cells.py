@@ -218,7 +218,9 @@ def prepare(out: Path) -> None:
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
-        raise TopiaristError(f"The folder {out} cannot be written ({error.strerror}): choose another one.") from error
+        raise TopiaristError(
+            f"The folder {out} cannot be written ({error.strerror}): mend that, or choose another one."
+        ) from error
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

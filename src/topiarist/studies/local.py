@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -88,6 +89,8 @@ class _Processes:
         self.context: Any = multiprocessing.get_context(method)
         if method == "forkserver":
             self.context.set_forkserver_preload([work.__module__, *preload])
+            with _deaf():
+                importlib.import_module("multiprocessing.forkserver").ensure_running()  # which some systems lack
         self.idle: list[_Worker] = []
         self.running: dict[Connection, _Worker] = {}
 
@@ -137,6 +140,19 @@ class _Processes:
                 or f"its process ended with exit status {status} (negative: killed by that signal)"
             )
         return cell, seconds, told and ("" if finished(self.out, cell) else told)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes that start here do not hear Ctrl-C, which reaches the whole group: not even while they load modules."""
+    if threading.current_thread() is not threading.main_thread():  # no other may set what signals do
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _serve(pipe: Connection, out: Path, work: Work, threads: int) -> None:

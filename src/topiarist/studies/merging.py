@@ -41,6 +41,10 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
         if not (place / "study.json").is_file():
             raise TopiaristError(f"There is no study.json in {place}: name output folders of studies.")
     study = united([Study.load(place / "study.json") for place in places])
+    if (out / "study.json").is_file() and united([study, Study.load(out / "study.json")]) != study:
+        raise TopiaristError(
+            f"{out} holds a study that is not to be merged: name it as well, or choose another folder."
+        )
     cells = unfold(study.cells())
     with locked(out):
         write_json(out / "study.json", study.as_json())

@@ -97,17 +97,28 @@ def prunings(entry: Any) -> Iterator[Pruning]:
     if not isinstance(entry, Mapping) or not {"method"} <= set(entry) <= known:
         others = ", ".join(("'budget'", "'fields'", "'network'", "'data'", *map(repr, OPTIONS)))
         raise TopiaristError(f"The pruning {entry!r} must have the key 'method', and may have {others}.")
-    for budget in listed(entry.get("budget") or {}):
-        for method in listed(entry["method"]):
+    names, budgets = listed(entry["method"]), listed(_given(entry, "budget", {}))
+    if not names or not budgets:
+        raise TopiaristError(
+            f"The pruning {entry!r} has an empty list of methods or budgets: name one, or leave it out."
+        )
+    for budget in budgets:
+        for method in names:
             if not isinstance(budget, Mapping):
                 raise TopiaristError(f"The budget {budget!r} must be a mapping, for example {{macs: 0.5}}.")
-            named = entry.get("fields") or {}
+            named = _given(entry, "fields", {})
             if not isinstance(named, Mapping) or not all(isinstance(name, str) for name in named):
                 raise TopiaristError(f"The fields of {method} map names to values, as in {{p: 2}}, but got {named!r}.")
             options = {key: entry[key] for key in OPTIONS if entry.get(key) is not None}
-            where = [tuple(map(str, listed(entry.get(key) or ()))) for key in ("network", "data")]
+            where = [tuple(map(str, listed(_given(entry, key, ())))) for key in ("network", "data")]
             amounts = {key: value for key, value in budget.items() if value is not None}
             yield Pruning(str(method), amounts, dict(named), options, *where)
+
+
+def _given(entry: Mapping[str, Any], key: str, otherwise: Any) -> Any:
+    """What an entry says; an empty key of YAML says nothing."""
+    value = entry.get(key)
+    return otherwise if value is None else value
 
 
 def made(kind: Any, values: Mapping[str, Any], name: str) -> Any:

@@ -13,7 +13,7 @@ import torch
 
 from topiarist import __version__
 from topiarist.studies import published
-from topiarist.studies.cells import Cell, failure, finished, folder, unfold
+from topiarist.studies.cells import Cell, failure, finished, folder, no_result, unfold
 from topiarist.studies.conclusion import SCRATCH, conclude, overall, prunings
 from topiarist.studies.local import default_workers
 from topiarist.studies.said import said
@@ -101,6 +101,9 @@ def _failed(study: Study, out: Path) -> dict[str, str]:
 def _row(row: Row, method: str, out: Path) -> dict[str, Any]:
     there = {seed: cell for seed, cell in row.cells.items() if finished(out, cell)}
     found = {seed: said(folder(out, cell), "accuracy") for seed, cell in there.items()}
+    forms = {seed: _form(values) for seed, values in found.items()}
+    if odd := [seed for seed, form in forms.items() if form != next(iter(forms.values()))]:
+        raise no_result(folder(out, there[odd[0]]))  # of the same network, so one of the two is damaged
     clocks = [latency_cell(cell) for cell in there.values()]
     times = [said(folder(out, clock), "latency_ms")["latency_ms"] for clock in clocks if finished(out, clock)]
     accuracy = {seed: float(values["accuracy"]) for seed, values in found.items()}
@@ -128,6 +131,13 @@ def _row(row: Row, method: str, out: Path) -> dict[str, Any]:
         "equal": row.pruning.equal if row.pruning and row.arm in BUILT else None,
         "design": _design(there.values(), out),
     }
+
+
+def _form(values: Mapping[str, Any]) -> list[Any]:
+    """What the seeds of a row have in common: the groups with their units, and the kernels with their positions."""
+    widths, kernels = values.get("widths", {}), values.get("kernels", {})
+    groups = sorted((name, units) for name, (_, units) in widths.items())
+    return [*groups, *sorted((stage, size, len(kept)) for stage, of in kernels.items() for size, kept in of.items())]
 
 
 def _design(cells: Iterable[Cell], out: Path) -> dict[str, Any] | None:

@@ -10,6 +10,9 @@ from topiarist.studies.cells import no_result, read_result
 NUMBERS = ("accuracy", "macs", "params", "ratio", "bytes", "epochs", "seconds", "latency_ms", "proof")
 """What results say in a number, where they say it."""
 
+MOST = 1e30
+"""What no number is beyond: not even the bytes and MACs of the largest networks."""
+
 
 def said(place: Path, needed: str = "") -> dict[str, Any]:
     """The result in the folder of a finished cell.
@@ -29,7 +32,10 @@ def said(place: Path, needed: str = "") -> dict[str, Any]:
 
 def _is_result(values: dict[str, Any]) -> bool:
     """Whether what reports read of a result has the form that it should have."""
-    if not all(map(_is_number, (values.get(name) for name in NUMBERS))):
+    if (
+        not all(map(_is_number, (values.get(name) for name in NUMBERS)))
+        or not 0 <= (values.get("accuracy") or 0) <= 100
+    ):
         return False
     widths, kernels, scores = (values.get(name, {}) for name in ("widths", "kernels", "scores"))
     if not all(isinstance(each, dict) for each in (widths, kernels, scores)):
@@ -44,4 +50,4 @@ def _is_result(values: dict[str, Any]) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST)

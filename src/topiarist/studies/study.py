@@ -14,7 +14,7 @@ import yaml
 from topiarist import methods
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.pruning import repaired_by
+from topiarist.pruning import check_wish, repaired_by
 from topiarist.steps import check_steps
 from topiarist.studies import published
 from topiarist.studies.cells import Cell, unfold
@@ -22,6 +22,7 @@ from topiarist.studies.prunings import Pruning, listed, made, prunings
 from topiarist.studies.scales import at_scale
 from topiarist.training.recipe import Recipe
 from topiarist.training.speed import Speed
+from topiarist.yaml_files import from_yaml
 
 ARMS = {
     "unpruned": "unpruned",
@@ -136,7 +137,7 @@ class Study:
                     f"{pruning.method} is to prune {unknown[0]!r}, which the study lacks: name it there."
                 )
         method = methods.make(pruning.method, **pruning.fields)
-        made(Budget, pruning.budget, "budget")
+        check_wish(method, made(Budget, pruning.budget, "budget") if pruning.budget else None)
         made(Recipe, self._options(pruning).get("between", {}), "recipe")
         check_steps(method, pruning.options.get("steps", 1), pruning.options.get("schedule"))
         repaired_by(method, pruning.options.get("repair"))
@@ -187,6 +188,8 @@ class Study:
             if key in values:
                 values[key] = tuple(listed(values[key]))
         seeds = settings.get("seeds", 3)
+        if type(seeds) is int and seeds < 1:
+            raise TopiaristError(f"The seeds are how many, from 1 on, or a list of them, but got {seeds}.")
         return Study(
             networks=tuple(str(name) for name in listed(settings["network"])),
             data=tuple(str(name) for name in listed(settings["data"])),
@@ -205,7 +208,7 @@ class Study:
         path = Path(path)
         try:
             text = path.read_text()
-            settings = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+            settings = json.loads(text) if path.suffix == ".json" else from_yaml(text)
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             told = " ".join(str(error).split())
             raise TopiaristError(f"The study {path} cannot be read ({told}): give a YAML file.") from error

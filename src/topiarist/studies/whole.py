@@ -12,12 +12,12 @@ from topiarist.data import load_data
 from topiarist.errors import TopiaristError
 from topiarist.models import make_model
 from topiarist.report import read_results, write_report
-from topiarist.studies.cells import Cell, Work, finished, prepare, unfold, write_json
+from topiarist.studies.cells import Cell, Work, finished, unfold, write_json
 from topiarist.studies.crew import Executor
 from topiarist.studies.places import missing, placed
 from topiarist.studies.progress import Live
 from topiarist.studies.results import gather
-from topiarist.studies.runner import run_cells
+from topiarist.studies.runner import locked, run_cells
 from topiarist.studies.study import Study, latency_cells
 
 PRELOAD = ("lightning_fabric", "safetensors.torch", "sklearn.datasets")
@@ -65,8 +65,8 @@ def run(
         if not all(finished(out, cell) for cell in cells):
             _check_names(cells, source)
     clocks = latency_cells(cells)
-    prepare(out)
-    write_json(out / "study.json", study.as_json())
+    with locked(out):  # no run that is at work there has its study changed
+        write_json(out / "study.json", study.as_json())
     with Live(len(cells) + len(clocks), quiet) as live:
         outcome = run_cells(cells, out, work, executor=executor, workers=workers, preload=PRELOAD, progress=live)
         timed = [clock for clock in clocks if clock.needs[0].key not in outcome.failed]
