@@ -1,0 +1,127 @@
+"""What a study refuses before it costs anything, and what it says of results that are damaged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from topiarist.errors import TopiaristError
+from topiarist.studies import Study, merge, run
+from topiarist.studies.cells import folder
+from topiarist.studies.runner import locked
+
+SETTINGS: dict[str, Any] = {
+    "network": "zoo:digitsnet?width=0.25",
+    "data": "digits",
+    "seeds": 2,
+    "arms": ["finetune"],
+    "recipe": {"epochs": 1},
+    "finetune": {"epochs": 1},
+    "prunings": [{"method": "l1", "budget": {"macs": 0.5}}],
+}
+
+
+def invented(each: Any, here: Path, needs: Any) -> dict[str, Any]:
+    """A result without any work."""
+    if each.arm == "latency":
+        return {"latency_ms": 0.25}
+    return {"accuracy": 90.0, "macs": 10, "params": 20, "widths": {"conv1": [8, 16]}}
+
+
+def pruning(**entry: Any) -> dict[str, Any]:
+    return {**SETTINGS, "prunings": [{"method": "l1", **entry}]}
+
+
+@pytest.mark.parametrize(("settings", "told"), [
+    (pruning(method="taylor"), "taylor needs a budget"),
+    (pruning(method="taylor", budget={}), "taylor needs a budget"),
+    (pruning(budget=0), "budget 0 must be a mapping"),
+    (pruning(budget=False), "budget False must be a mapping"),
+    (pruning(budget=""), "budget '' must be a mapping"),
+    (pruning(budget=[]), "empty list"),
+    (pruning(budget={"macs": 0.5}, method=[]), "empty list"),
+    (pruning(budget={"pattern": "2:4"}), "for methods of single weights"),
+    (pruning(budget={"macs": 0.5}, fields=0), "fields of l1 map names to values"),
+    (pruning(budget={"macs": 0.5, "exclude": {"conv1": 0.5}}), "exclude lists"),
+    (pruning(budget={"macs": 0.5}, network=0), "prune '0'"),
+    ({**SETTINGS, "seeds": -3}, "from 1 on.* got -3"),
+    ({**SETTINGS, "recipe": {"lr": 10**400}}, "lr of the recipe must be a finite number"),
+])  # fmt: skip
+def test_a_study_that_cannot_be_is_told_at_once(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(TopiaristError, match=told):
+        Study.of(settings)
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    ("network: a\ndata: b\nprunings: []\nprunings: []\n", "'prunings' stands twice.*line 4"),
+    ("network: a\nrecipe: {lr: 0.1, epochs: 1, lr: 0.2}\n", "'lr' stands twice.*line 2"),
+    ("network: a\nnote: 2020-01-01\n", "put it in quotes"),
+    ("network: a\narms: !!set {finetune}\n", "put it in quotes"),
+])  # fmt: skip
+def test_yaml_that_says_two_things_or_none(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(TopiaristError, match=told):
+        Study.load(tmp_path / "study.yaml")
+
+
+def test_merged_keys_of_yaml_give_way(tmp_path: Path) -> None:
+    """An anchor may be merged, and what is written beside it wins, also where one merge builds on another."""
+    (tmp_path / "study.yaml").write_text(
+        "network: zoo:digitsnet\ndata: digits\nrecipe: &a {lr: 0.1, epochs: 1}\n"
+        "source: {budget: &b {macs: 0.5}}\nfinetune: {<<: *a, lr: 0.2}\n"
+        "prunings: [{method: l1, budget: {<<: *b, macs: 0.25}}]\n"
+    )
+    study = Study.load(tmp_path / "study.yaml")
+    assert study.finetune == {"lr": 0.2, "epochs": 1}
+    assert study.prunings[0].budget == {"macs": 0.25}
+
+
+def test_a_refused_run_leaves_the_study_of_the_other(tmp_path: Path) -> None:
+    run(Study.of(SETTINGS), tmp_path, work=invented, quiet=True)
+    before = (tmp_path / "study.json").read_text()
+    with locked(tmp_path), pytest.raises(TopiaristError, match="Another run is at work"):
+        run(Study.of({**SETTINGS, "seeds": 5}), tmp_path, work=invented, quiet=True)
+    assert (tmp_path / "study.json").read_text() == before
+
+
+def test_a_merge_does_not_take_the_folder_of_another_study(tmp_path: Path) -> None:
+    a, b = Study.of(SETTINGS), Study.of({**SETTINGS, "data": "digits:16"})
+    run(a, tmp_path / "a", work=invented, quiet=True)
+    run(b, tmp_path / "b", work=invented, quiet=True)
+    before = (tmp_path / "b" / "study.json").read_text()
+    with pytest.raises(TopiaristError, match="not to be merged: name it as well"):
+        merge([tmp_path / "a"], tmp_path / "b")
+    assert (tmp_path / "b" / "study.json").read_text() == before
+    assert len(merge([tmp_path / "a", tmp_path / "b"], tmp_path / "b")["rows"]) == 2 * 3
+    merge([tmp_path / "a", tmp_path / "b"], tmp_path / "b")  # and once more
+
+
+@pytest.mark.parametrize("change", [
+    {"accuracy": -5}, {"accuracy": 101}, {"accuracy": 10**400}, {"macs": 10**400}, {"seconds": 1e300},
+    {"widths": {"conv1": [8, 16], "zzz": [1, 2]}}, {"widths": {"zzz": [8, 16]}}, {"widths": {"conv1": [8, 32]}},
+    {"kernels": {"stage1": {"3x3": [1, 1]}}},
+])  # fmt: skip
+def test_a_result_that_cannot_be_names_its_folder(tmp_path: Path, change: dict[str, Any]) -> None:
+    study = Study.of(SETTINGS)
+    run(study, tmp_path, work=invented, quiet=True)
+    row = next(row for row in study.rows() if row.arm == "pruned")
+    place = folder(tmp_path, row.cells[1])
+    file = place / "result.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(TopiaristError, match=f"delete the folder {place} and run"):
+        run(study, tmp_path, work=invented, quiet=True)
+
+
+@pytest.mark.parametrize("lost", ["architecture.json", "model.safetensors"])
+def test_a_damaged_network_says_which_folder_to_delete(tmp_path: Path, lost: str) -> None:
+    study = Study.of({**SETTINGS, "data": "digits:8", "seeds": 1, "arms": []})
+    run(study, tmp_path, quiet=True)
+    row = next(row for row in study.rows() if row.arm == "pruned")
+    place = folder(tmp_path, row.cells[0])
+    (place / lost).write_text("no such thing")
+    found = run(Study.of({**study.as_json(), "arms": ["finetune"]}), tmp_path, quiet=True)
+    (told,) = {each for each in found["failed"].values() if "damaged" in each or "JSON" in each}
+    assert f"in a study, delete the folder {place} and run the study again" in told
