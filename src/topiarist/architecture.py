@@ -165,7 +165,8 @@ class Architecture:
         try:
             value = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise TopiaristError(f"cannot read the architecture {path}: {error.strerror}") from error
+            told = f"cannot read the architecture {path} ({error.strerror}): give a folder that prune() wrote"
+            raise TopiaristError(told) from error
         except (ValueError, RecursionError) as error:
             raise TopiaristError(f"{path} is not a JSON file ({error}); give the one that prune() wrote") from error
         return cls.from_json(value)
