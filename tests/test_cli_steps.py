@@ -61,3 +61,12 @@ def test_what_cannot_be_is_refused_before_the_training(more, told, tmp_path, cap
     words += ["--epochs", 0, "--out", tmp_path]
     assert told in one_sentence(run(*words, *more), capsys)
     assert not (tmp_path / "trained.safetensors").exists()
+
+
+@pytest.mark.parametrize("method", [("sss", "--method.structure", "channel"), ("l0",)])
+def test_methods_that_train_meet_a_budget_without_weights(tmp_path, method):
+    """What only the training ranks is no reason to refuse before it."""
+    name, *fields = method
+    told = ("--data", "digits", "--train.epochs", "2", "--budget.ratio", "0.8", "--epochs", "0", "--seed", "0")
+    out = ("--out", str(tmp_path / "out"))
+    assert run("prune", "zoo:digitsnet?width=0.25", "--method", name, *fields, *told, *out) == 0

@@ -406,8 +406,8 @@ def test_results_say_what_the_cells_show(tmp_path):
         "Whether fine-tuning was worth more than training the pruned shape from scratch is open: no difference "
         "resolved between fine-tuning and Scratch-B (95 % interval −1.12 to +1.14 points, n = 3 seeds), on average "
         "over 4 prunings.",
-        "Where both trainings have equally many epochs, no difference resolved between fine-tuning and Scratch-E: all "
-        "3 seeds differ by +0.60 points, which gives no interval, on average over 4 prunings.",
+        "With no more epochs than the unpruned network had, no difference resolved between fine-tuning and Scratch-E: "
+        "all 3 seeds differ by +0.60 points, which gives no interval, on average over 4 prunings.",
         "No difference between fine-tuning and Scratch-B is resolved for random, l1 and slimming at 50 % of MACs, and "
         "magnitude at 10 % of weights.",
     ]

@@ -140,7 +140,7 @@ def _margin(difference: Difference) -> str:
     if difference.low is None:
         return "one seed gives no interval"
     below = difference.low < MARGIN
-    return f"the interval {'reaches' if below else 'does not reach'} below {MARGIN} points".replace("-", "−")
+    return f"ours less theirs {'may be' if below else 'is not'} below {MARGIN} points".replace("-", "−")
 
 
 def _table(found: dict[str, Any], setting: Setting, macs: float) -> list[str]:

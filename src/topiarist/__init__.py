@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from topiarist import compress as compress
     from topiarist import guided as guided
+    from topiarist import methods as methods
+    from topiarist import report as report
+    from topiarist import studies as studies
+    from topiarist import train as train
     from topiarist.allocation import allocate as allocate
     from topiarist.architecture import Architecture as Architecture
     from topiarist.architecture import load as load
@@ -73,8 +77,8 @@ _PUBLIC = {
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
-_ROOMS = ("compress", "guided")
-"""Packages with names of their own."""
+_ROOMS = ("compress", "guided", "methods", "report", "studies", "train")
+"""Modules with names of their own."""
 
 __all__ = ["__version__", *sorted([*_HOME, *_ROOMS])]
 

@@ -88,7 +88,7 @@ class WidthPattern(Pattern):
             budget: what may stay; groups that it excludes or gives a ratio need no stage in the pattern.
 
         Returns:
-            Group name → bool ``(units,)``. The budget is never exceeded, and met within one unit.
+            Group name → bool ``(units,)``. The budget is never exceeded; the next step of the growth would exceed it.
 
         Raises:
             TopiaristError: the pattern lacks a stage, the budget cannot be met, or the units are no channels.

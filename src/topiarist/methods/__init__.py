@@ -76,7 +76,10 @@ def make(method: str | type[Method] | Method, **fields: Any) -> Method:
         takes = f"its fields are {', '.join(known)}" if known else "it has no fields"
         raise TopiaristError(f"the method {found.name!r} has no field {unknown[0]!r}: {takes}")
     try:
-        made = dataclasses.replace(found, **fields) if isinstance(found, Method) else found(**fields)
+        if isinstance(found, Method):
+            made = dataclasses.replace(found, **fields) if fields else found  # a rehearsal stays one
+        else:
+            made = found(**fields)
     except (TypeError, AttributeError) as error:
         raise TopiaristError(f"the method {found.name!r} cannot take {fields}: see the types of its fields") from error
     check_fields(made, made.name)

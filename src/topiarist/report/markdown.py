@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from topiarist.report import tables
-from topiarist.report.texts import HOW, PAIRED, POOLED, PUBLISHED
+from topiarist.report.texts import PAIRED, POOLED, PUBLISHED, how
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -39,7 +39,7 @@ def _blocks(results: Mapping[str, Any]) -> Iterator[str]:
         yield "; ".join(f"{letter}: {_escaped(text)}" for letter, text in table.notes.items()) + "."
     if results["comparisons"]:
         yield from ("## Every comparison", _table(tables.comparison_table(results)))
-    yield from ("## How it was done", HOW)
+    yield from ("## How it was done", how({row["arm"] for row in results["rows"]}))
     yield "\n".join(f"- {_escaped(name)}: {_escaped(value)}" for name, value in tables.settings(results))
 
 

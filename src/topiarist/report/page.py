@@ -106,6 +106,7 @@ def render(results: Mapping[str, Any]) -> str:
         settings=tables.settings(results),
         looks=shown,
         labels=labels,
+        arms=arms,
         texts=texts,
     )
 

@@ -219,7 +219,8 @@ def settings(results: Results) -> list[tuple[str, str]]:
     if "finetune" in study.get("arms", ("finetune",)):
         told += [("Fine-tuning", _listed(study["finetune"]))]
     told += [(entry["method"], _listed(entry["fields"])) for entry in study["prunings"] if entry["fields"]]
-    told += [("Scratch-B at most", "no cap" if study["cap"] is None else f"{study['cap']:g} × the epochs")]
+    if {"scratch_b", "uniform", "guided", "transferred"} & set(study.get("arms", ())):
+        told += [("Scratch-B at most", "no cap" if study["cap"] is None else f"{study['cap']:g} × the epochs")]
     if proofs:
         told += [("Cut against mask", f"largest relative difference {max(proofs):.1g} in float64")]
     told += [(key.capitalize(), str(value)) for key, value in results["environment"].items()]

@@ -57,7 +57,9 @@ def overall(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], spoken: Spoke
     for a, b in pairs:
         for method in ("", *methods):
             both = [(arms[a], arms[b]) for kind, arms in every.items() if method in ("", kind[2]) and {a, b} <= {*arms}]
-            both = [(one, two) for one, two in both if _seeds(one) & _seeds(two)]
+            both = [(one, two) for one, two in both if _seeds(one) & _seeds(two) and not same(one, two)]
+            if len({(one["label"], two["label"]) for one, two in both}) > 1:
+                continue  # what is removed differs in kind: no mean is told over uniform widths and uniform sparsity
             shared = set.intersection(*(_seeds(one) & _seeds(two) for one, two in both)) if both else set()
             if not shared:
                 continue
@@ -72,6 +74,12 @@ def overall(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], spoken: Spoke
                 "resolved": difference.resolved,
                 "verdict": verdict(spoken(a), spoken(b), difference),
             }
+
+
+def same(one: Row, other: Row) -> bool:
+    """Whether a method has narrowed all layers alike, so that its networks from scratch are the uniform ones."""
+    alike = one["accuracy"]["seeds"] == other["accuracy"]["seeds"] and one["widths"] == other["widths"]
+    return alike and "uniform" in (one["arm"], other["arm"])
 
 
 def _seeds(row: Row) -> set[str]:
@@ -96,7 +104,7 @@ def conclude(comparisons: Sequence[Row], pooled: Sequence[Row], failed: Mapping[
         sentences.append(_worth(total["finetune", scratch]))
         equal = scratch != "scratch_e" and total.get(("finetune", "scratch_e"))
         if equal:
-            sentences.append(f"Where both trainings have equally many epochs, {equal['verdict']}{_average(equal)}.")
+            sentences.append(f"With no more epochs than the unpruned network had, {equal['verdict']}{_average(equal)}.")
         sentences += _by_pruning(comparisons, "finetune", scratch, spoken)
     for a, b in (("finetune", "unpruned"), ("lottery", "lottery_random")):
         if (a, b) in total and not (a == "finetune" and scratch):

@@ -14,7 +14,7 @@ import torch
 from topiarist import __version__
 from topiarist.studies import published
 from topiarist.studies.cells import Cell, failure, finished, folder, no_result, unfold
-from topiarist.studies.conclusion import SCRATCH, conclude, overall, prunings
+from topiarist.studies.conclusion import SCRATCH, conclude, overall, prunings, same
 from topiarist.studies.local import default_workers
 from topiarist.studies.said import said
 from topiarist.studies.statistics import paired, summarise, verdict
@@ -192,7 +192,7 @@ def _comparisons(rows: Table) -> Iterator[dict[str, Any]]:
     arms = prunings(rows)
     for (network, data, method, goal), here in arms.items():
         for a, b in PAIRS:
-            if a in here and b in here:
+            if a in here and b in here and not same(here[a], here[b]):
                 yield from _compare(here[a], here[b], spoken(a), spoken(b))
         control = arms.get((network, data, "random", goal), {}) if method != "random" else {}
         for arm, when in (("pruned", "before any retraining"), ("finetune", "after fine-tuning")):
