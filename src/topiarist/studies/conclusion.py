@@ -94,8 +94,8 @@ def _averaged(rows: Sequence[Row], seeds: Iterable[str]) -> dict[int, float]:
 def conclude(comparisons: Sequence[Row], pooled: Sequence[Row], failed: Mapping[str, str], spoken: Spoken) -> list[str]:
     """The conclusion in words.
 
-    First whether fine-tuning was worth more than training the shape from scratch, over all and pruning by pruning; then
-    what lottery tickets and designed shapes are worth, where there are any; then what is missing.
+    First whether fine-tuning was worth more than training the shape from scratch, over all and pruning by pruning, and
+    what pruning cost; then what lottery tickets and designed shapes are worth, where there are any; what is missing.
     """
     total = {(entry["a"], entry["b"]): entry for entry in pooled if not entry["method"]}
     sentences = []
@@ -106,6 +106,9 @@ def conclude(comparisons: Sequence[Row], pooled: Sequence[Row], failed: Mapping[
         if equal:
             sentences.append(f"With no more epochs than the unpruned network had, {equal['verdict']}{_average(equal)}.")
         sentences += _by_pruning(comparisons, "finetune", scratch, spoken)
+    cost = total.get(("finetune", "unpruned"))
+    if cost and scratch and cost["resolved"]:
+        sentences.append(_sentence(cost))
     for a, b in (("finetune", "unpruned"), ("lottery", "lottery_random")):
         if (a, b) in total and not (a == "finetune" and scratch):
             sentences += [_sentence(total[a, b]), *_by_pruning(comparisons, a, b, spoken)]
@@ -153,6 +156,9 @@ def _by_pruning(comparisons: Sequence[Row], arm: str, against: str, spoken: Spok
         )
         return
     places = dict.fromkeys((entry["network"], entry["data"]) for entry in entries)
+    if len(places) > 1 and not any(entry["resolved"] for entry in entries):
+        yield f"Taken one by one, none of the {len(entries)} prunings resolves a difference between {one} and {other}."
+        return
     for place in places:
         here = [entry for entry in entries if (entry["network"], entry["data"]) == place]
         ahead, behind, left = _split(here)
