@@ -410,8 +410,8 @@ def test_results_say_what_the_cells_show(tmp_path):
         "all 3 seeds differ by +0.60 points, which gives no interval, on average over 4 prunings.",
         "No difference between fine-tuning and Scratch-B is resolved for random, l1 and slimming at 50 % of MACs, and "
         "magnitude at 10 % of weights.",
-        "The unpruned network beats fine-tuning by 0.49 points (95 % interval 0.47 to 0.51, n = 3 seeds), on average over "
-        "4 prunings.",
+        "The unpruned network beats fine-tuning by 0.49 points (95 % interval 0.47 to 0.51, n = 3 seeds), on average "
+        "over 4 prunings.",
     ]
     assert json.loads((tmp_path / "results.json").read_text()) == results
     assert (tmp_path / "report.html").is_file()
