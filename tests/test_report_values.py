@@ -15,6 +15,7 @@ from topiarist.allocation import Choice
 from topiarist.architecture import SHAPE_FILE, Architecture
 from topiarist.report import figures, looks, render, words, write_report
 from topiarist.report.tables import arms_table
+from topiarist.report.texts import how
 from topiarist.studies import Study, gather, run_cells
 from topiarist.studies.arms import work
 from topiarist.studies.cells import folder, result, unfold
@@ -319,3 +320,44 @@ def test_an_arm_that_nobody_knows_is_shown():
     text = render(results)
     assert "Espalier" in text
     assert "var(--spare-1)" in text
+
+
+def test_what_is_pooled_is_of_one_kind():
+    """A pruned shape is not averaged over uniform widths and uniform sparsity, nor compared with itself."""
+    row = {"network": "n", "data": "d", "goal": "half", "label": "Scratch-B", "widths": {"conv": [1, 2]}}
+
+    def rows(method, label, shift, widths):
+        seeds = {"0": 90.0, "1": 91.0}
+        other = {seed: value + shift for seed, value in seeds.items()}
+        yield {**row, "method": method, "arm": "scratch_b", "accuracy": {"seeds": seeds}}
+        yield {
+            **row,
+            "method": method,
+            "arm": "uniform",
+            "label": label,
+            "accuracy": {"seeds": other},
+            "widths": widths,
+        }
+
+    plain = {**row, "method": "none", "arm": "unpruned", "accuracy": {"seeds": {}}}
+    alike = rows("l1", "uniform widths", 0.0, {"conv": [1, 2]})
+    found = rows("slimming", "uniform widths", -1.0, {"conv": [2, 2]})
+    sparse = rows("magnitude", "uniform sparsity", -3.0, {"conv": [2, 2]})
+
+    def told(*parts):
+        every = [plain, *(each for part in parts for each in part)]
+        return {entry["method"]: entry["mean"] for entry in overall(every, [("scratch_b", "uniform")], str)}
+
+    kinds = list(found), list(sparse)
+    assert told(list(alike), kinds[0]) == {"": 1.0, "slimming": 1.0}
+    assert told(*kinds) == {"slimming": 1.0, "magnitude": 3.0}
+
+
+@pytest.mark.parametrize(("arms", "named", "silent"), [
+    (("lottery", "lottery_random"), ("Lottery ticket", "redrawn"), ("Scratch", "Uniform", "Fine-tuned")),
+    (("finetune", "scratch_e"), ("Fine-tuned", "Scratch-E"), ("Scratch-B", "Lottery", "cap")),
+])  # fmt: skip
+def test_only_the_arms_that_there_are_are_explained(arms, named, silent):
+    text = how(arms)
+    assert all(word in text for word in named)
+    assert not any(word in text for word in silent)

@@ -22,14 +22,15 @@ PUBLISHED = (
 ARMS = {
     "finetune": "Fine-tuned: trained on from the weights that are left, for fewer epochs.",
     "scratch_e": "Scratch-E: the pruned shape, trained from random weights for as many epochs as the unpruned network.",
-    "scratch_b": "Scratch-B: the same for as much computation, epochs × MACs before ∕ MACs after, up to the cap below.",
+    "scratch_b": "Scratch-B: the pruned shape, trained from random weights for as much computation as the unpruned "
+    "network, that is epochs × MACs before ∕ MACs after, up to the cap below.",
     "lottery": "Lottery ticket: what is left trains from its own initial weights as the unpruned network did.",
     "lottery_random": "Ticket redrawn: the same with other initial weights.",
     "uniform": "Uniform: trained like Scratch-B; all layers are narrowed alike, which shows what the choice of widths "
     "is worth, or weights went at random places, which shows what the choice of weights is worth.",
     "guided": "Guided pattern: trained like Scratch-B; the shape is the average, stage by stage, of what the method "
     "left at all seeds.",
-    "transferred": "Transferred pattern: the same with the pattern of another network or of other data.",
+    "transferred": "Transferred pattern: like a guided one, with the pattern of another network or of other data.",
 }
 """Arm → what is done in it."""
 

@@ -58,8 +58,8 @@ def overall(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], spoken: Spoke
         for method in ("", *methods):
             both = [(arms[a], arms[b]) for kind, arms in every.items() if method in ("", kind[2]) and {a, b} <= {*arms}]
             both = [(one, two) for one, two in both if _seeds(one) & _seeds(two) and not same(one, two)]
-            if len({(one["label"], two["label"]) for one, two in both}) > 1:
-                continue  # what is removed differs in kind: no mean is told over uniform widths and uniform sparsity
+            if a in SCRATCH and len({two["label"] for _, two in both}) > 1:
+                continue  # a pruned shape is to uniform widths what it is not to uniform sparsity, which has fewer MACs
             shared = set.intersection(*(_seeds(one) & _seeds(two) for one, two in both)) if both else set()
             if not shared:
                 continue
