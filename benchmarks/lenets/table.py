@@ -199,8 +199,8 @@ L0 = {"lenet5": "0.9 % at 20-25-45-462"}
 def _deleted(network: Network, rows: Mapping[str, Found]) -> list[str]:
     lines = [f"## Weights deleted by curvature: {network.title}", ""]
     lines += [
-        f"Trained on 50,000 images, {_seeds(len(rows))}; curvature from {plan.SURGEON_IMAGES:,} of them. OBS works layer "
-        "by layer. Test error by the fraction of weights that stays, with no training afterwards; dense "
+        f"Trained on 50,000 images, {_seeds(len(rows))}; curvature from {plan.SURGEON_IMAGES:,} of them. OBS works "
+        "layer by layer. Test error by the fraction of weights that stays, with no training afterwards; dense "
         f"{summarise([row['dense'][1] for row in rows.values()])}.",
         "",
         "| method | " + " | ".join(f"{100 * kept:g} %" for kept in plan.DELETED) + " |",
@@ -238,7 +238,7 @@ def _merged(network: Network, rows: Mapping[str, Found]) -> list[str]:
     lines = [f"## Neurons merged without data: {network.title}", ""]
     dense = summarise([row["dense"] for row in rows.values()])
     lines += [
-        f"{_seeds(len(rows))}, no data, no training afterwards. Test error by the fraction of neurons that stays"
+        f"No data and no training afterwards; {_seeds(len(rows))}. Test error by the fraction of neurons that stays"
         f"{'' if network.name == 'lenet300' else ' in the linear layers'}; dense {dense}. `merged` is Srinivas & "
         "Babu's method, `cut` the same neurons merely removed.",
         "",
@@ -259,7 +259,7 @@ def _merged(network: Network, rows: Mapping[str, Found]) -> list[str]:
 def _tickets(network: Network, rows: Mapping[str, Found]) -> list[str]:
     lines = [f"## Lottery tickets: {network.title}", ""]
     lines += [
-        f"{_seeds(len(rows))}, {plan.TICKET_EPOCHS} epochs of Adam a round, a fifth of the weights a round; dense "
+        f"{plan.TICKET_EPOCHS} epochs of Adam a round, a fifth of the weights a round; {_seeds(len(rows))}; dense "
         f"{summarise([row['dense'] for row in rows.values()])}.",
         "",
         "| weights left | rewound | other initial weights | difference |",
