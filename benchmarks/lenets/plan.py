@@ -168,6 +168,7 @@ GATED: Mapping[str, tuple[tuple[str, dict[str, Any]], ...]] = {
             {
                 "dropout": 0.0,
                 "fields": {},
+                "rate": 68,
                 "recipe": {**ADAM, "lr": 1e-3, "epochs": 200, "weight_decay": 0.0, "schedule": "linear"}
                 | {"milestones": [0.5]},
             },
@@ -179,6 +180,7 @@ GATED: Mapping[str, tuple[tuple[str, dict[str, Any]], ...]] = {
             {
                 "dropout": 0.0,
                 "fields": {},
+                "rate": 280,
                 "recipe": {**ADAM, "lr": 1e-3, "epochs": 200, "weight_decay": 0.0, "schedule": "linear"}
                 | {"milestones": [0.0]},
             },

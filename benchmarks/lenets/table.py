@@ -189,6 +189,9 @@ def _pipeline(network: Network, found: Found) -> list[str]:
             widths = "-".join(str(kept) for kept in row["widths"].values()) if method == "l0" else ""
             rate = f"{1 / row['kept']:.1f}× weights" + (f", widths {widths}" if widths else "")
             line(method, [row], f"{100 * row['kept']:.2f} %", rate, told)
+            if further := row.get("at_rate"):
+                rate = f"{1 / further['kept']:.1f}× weights"
+                line(f"{method}, to the published rate", [further], f"{100 * further['kept']:.2f} %", rate, told)
     return lines
 
 

@@ -144,7 +144,7 @@ def tickets(bench: Bench) -> Result:
 
 
 def gated(bench: Bench) -> Result:
-    """Trained with gates or noise, pruned by them, and compressed as it is."""
+    """Trained with gates or noise, and pruned by their own rule; and to the published rate, where the cell has one."""
     cell = bench.cell
     model, example = bench.model(), bench.data.example()
     method = make(cell.method, **cell.settings["fields"])
@@ -157,6 +157,9 @@ def gated(bench: Bench) -> Result:
         **weights(done.model, bench.cell.network),
     }
     result["widths"] = {name: kept for name, (kept, _) in done.architecture.widths.items()}
+    if rate := cell.settings.get("rate"):
+        further = prune(model, example, method, 1 / rate, graph=graph)
+        result["at_rate"] = {"error": bench.error(further.model), **weights(further.model, cell.network)}
     done.architecture.save(bench.folder / "architecture.json")
     return bench.keep(done.model, result)
 
