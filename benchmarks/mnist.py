@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import torch
+from arms import anywhere
 
 import topiarist
 from topiarist.studies import Study, run
@@ -89,11 +90,6 @@ def many_seeds(title: str, parts: list[dict]) -> list[str]:
     lines += [f"| {method} | {goal} | {cell(arms['pruned'])} |" for (method, goal), arms in found.items()]
     sentences = [against_random(found, method, goal) for method, goal in found if method != "random"]
     return [*lines, "", *(f"- {sentence}" for sentence in sentences), ""]
-
-
-def anywhere(row: dict, data: str) -> dict:
-    """A row without the names of cells and files, which hold paths."""
-    return {key: value for key, value in row.items() if key != "cells"} | {"data": data}
 
 
 def head(options: argparse.Namespace, seeds: int, minutes: float) -> list[str]:

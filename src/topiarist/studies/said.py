@@ -32,10 +32,9 @@ def said(place: Path, needed: str = "") -> dict[str, Any]:
 
 def _is_result(values: dict[str, Any]) -> bool:
     """Whether what reports read of a result has the form that it should have."""
-    if (
-        not all(map(_is_number, (values.get(name) for name in NUMBERS)))
-        or not 0 <= (values.get("accuracy") or 0) <= 100
-    ):
+    if not all(map(_is_number, (values.get(name) for name in NUMBERS))):
+        return False
+    if not 0 <= (values.get("accuracy") or 0) <= 100:
         return False
     widths, kernels, scores = (values.get(name, {}) for name in ("widths", "kernels", "scores"))
     if not all(isinstance(each, dict) for each in (widths, kernels, scores)):
