@@ -31,6 +31,7 @@ class Network:
         limit: error that the smallest file may have, per cent, and the rate of Bayesian compression (Louizos et al.
             2017) at it.
         cut: group → fraction of its units that the smallest file starts from.
+        noisy: epochs of its training with variational dropout.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Network:
     rates: tuple[float, float]
     limit: tuple[float, int]
     cut: Mapping[str, float]
+    noisy: int
 
 
 NETWORKS = (
@@ -57,6 +59,7 @@ NETWORKS = (
         rates=(12, 40),
         limit=(1.8, 113),
         cut={"layers.1": 0.4, "layers.3": 0.5},
+        noisy=100,
     ),
     Network(
         name="lenet5",
@@ -69,6 +72,7 @@ NETWORKS = (
         rates=(12, 39),
         limit=(1.0, 771),
         cut={"conv1": 0.4, "conv2": 0.4, "fc1": 0.2},
+        noisy=60,
     ),
 )
 STEPS = 4
@@ -78,9 +82,7 @@ MERGED = (0.9, 0.7, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1)  # of the neurons, that stay
 DELETED = (0.6, 0.5, 0.4, 0.2, 0.1, 0.05)  # of the weights, that stay
 TRAINED_ON = 0.4  # of the weights, that stay where training follows: LeCun et al. delete 60 %
 PRESSURES = (1.0, 2.0, 4.0)  # weight of the divergence in the smallest file's training, tried on held-out images
-RECORD_EPOCHS = 100
 RECORD_SEEDS = 3
-MARGIN = 0.1  # points below the limit that the held-out error must be
 SURGEONS = ("magnitude", "obd", "obs")
 SURGEON_IMAGES = 2000
 
@@ -149,7 +151,7 @@ def record(network: Network, data: str, seed: int, pressure: float) -> Cell:
         "pressure": pressure,
         "bits": [2, 3, 4],
         "dense": {"epochs": 12, "weight_decay": 1e-4, **TRAIN},
-        "noisy": {**adam, "lr": 1e-3, "epochs": RECORD_EPOCHS, "milestones": [0.5]},
+        "noisy": {**adam, "lr": 1e-3, "epochs": network.noisy, "milestones": [0.5]},
         "tune": {**adam, "lr": 5e-4, "epochs": 10, "milestones": [0.0]},
         "tied": {**adam, "lr": 1e-4, "epochs": 5, "milestones": [0.0]},
     }
