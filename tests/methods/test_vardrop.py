@@ -16,7 +16,7 @@ from networks import Net, distance
 from topiarist import Budget, Recipe, TopiaristError, load_data, prune
 from topiarist.allocation import choose
 from topiarist.methods import make
-from topiarist.methods.vardrop import divergence
+from topiarist.methods.vardrop import divergence, normal_like
 from topiarist.stats import collect
 from topiarist.train import attach, evaluate, fit
 
@@ -198,6 +198,16 @@ def test_each_example_has_noise_of_its_own_unless_its_weights_are_drawn():
 
 
 # the training
+
+
+def test_noise_is_drawn_along_the_memory_of_any_layout():
+    x = torch.zeros(2, 3, 4, 5)
+    for layout in (x, x.to(memory_format=torch.channels_last), x.transpose(0, 3), x[:, :1].expand(2, 3, 4, 5)):
+        torch.manual_seed(0)
+        drawn = normal_like(layout)
+        torch.manual_seed(0)
+        assert torch.equal(drawn.as_strided((120,), (1,)), torch.randn(120))
+        assert drawn.stride() == torch.empty_like(layout).stride()
 
 
 def test_evaluation_is_free_of_noise_and_the_end_is_what_it_saw():

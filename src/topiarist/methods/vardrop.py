@@ -180,6 +180,16 @@ def log_alpha(theta: Tensor, log_sigma2: Tensor) -> Tensor:
     return log_sigma2 - (theta.square() + _SMALL).log()
 
 
+def normal_like(tensor: Tensor) -> Tensor:
+    """Standard normal values in the layout of a tensor, filled along the memory.
+
+    Processors draw into channels-last memory one value at a time otherwise, which takes eight times as long.
+    """
+    drawn = torch.empty_like(tensor)  # dense in any layout
+    drawn.as_strided((drawn.numel(),), (1,)).normal_()
+    return drawn
+
+
 def _noise(model: nn.Module) -> _Noise:
     noise = getattr(model, _NOISE, None)
     if not isinstance(noise, _Noise):
@@ -231,7 +241,7 @@ class _Noise(nn.Module):
     def seen(self, theta: Tensor) -> Tensor:
         """One of the weights as the model sees it: drawn in training, without pure noise in evaluation."""
         if self.training:
-            return theta + self.sigma(theta) * torch.randn_like(theta)
+            return theta + self.sigma(theta) * normal_like(theta)
         pure = log_alpha(theta, self.log_sigma2[self._index[id(theta)]]) >= self._threshold
         return theta.masked_fill(pure, 0)
 
@@ -270,7 +280,7 @@ class _Drawing(TorchFunctionMode):
         x, theta, bias = (given.pop(name, None) for name in ("input", "weight", "bias"))
         mean = func(x, theta, bias, *more, **given)
         variance = func(x.square(), self.noise.sigma(theta).square(), None, *more, **given)
-        return mean + (variance + _SMALL).sqrt() * torch.randn_like(mean)
+        return mean + (variance + _SMALL).sqrt() * normal_like(mean)
 
 
 @contextmanager
