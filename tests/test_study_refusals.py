@@ -55,6 +55,23 @@ def test_a_study_that_cannot_be_is_told_at_once(settings: dict[str, Any], told: 
         Study.of(settings)
 
 
+@pytest.mark.parametrize(("settings", "told"), [
+    (pruning(), r"pruned of zoo:digitsnet\?width=0.25 on digits by l1: l1 needs a budget"),
+    (pruning(budget={"macs": 1e-4}), "leave at least"),
+    (pruning(budget={"ratios": {"conv9": 0.5}}), "conv9"),
+    (pruning(method="l0", fields={"lam": 0.1}, budget={"macs": 1e-4}, steps=2), "leave at least"),
+    ({**pruning(method="sss"), "arms": ["guided"]}, "no channels, neurons or heads"),
+    ({**pruning(budget={"macs": 0.5}), "arms": ["transferred"], "source": {"network": "zoo:lenet300"}}, "stages"),
+])  # fmt: skip
+def test_what_fails_only_after_training_fails_in_a_rehearsal(
+    tmp_path: Path, settings: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(TopiaristError, match=told) as refused:
+        run(Study.of(settings), tmp_path / "out", quiet=True)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(("text", "told"), [
     ("network: a\ndata: b\nprunings: []\nprunings: []\n", "'prunings' stands twice.*line 4"),
     ("network: a\nrecipe: {lr: 0.1, epochs: 1, lr: 0.2}\n", "'lr' stands twice.*line 2"),

@@ -44,6 +44,8 @@ def study(
 ) -> int:
     """Run the study that a YAML file describes: networks x data x methods x budgets x seeds, and the arms of each.
 
+    A rehearsal without training comes first, so that what cannot be done is told at once.
+
     Args:
         file: the YAML file.
         out: folder for the results; by default runs/ with the names of file and scale; finished cells there are reused.

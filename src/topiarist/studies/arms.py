@@ -30,7 +30,7 @@ from topiarist.studies.bench import (
     shape_in,
     size_of,
     train,
-)  # fmt: skip
+)
 from topiarist.studies.built import built, pattern
 from topiarist.studies.cells import Cell
 from topiarist.studies.places import placed
@@ -48,22 +48,24 @@ class Arms:
 
     Attributes:
         data_folder: where relative paths of data begin; by default where the process is.
+        rehearses: whether cells are only to show that they can be filled (see `Study.rehearsal`).
     """
 
     data_folder: Path | None = None
+    rehearses: bool = False
 
     def __call__(self, cell: Cell, folder: Path, needs: Folders) -> Result:
         """Do what the cell's arm says."""
-        return STEPS[cell.arm](replace(cell, data=placed(cell.data, self.data_folder)), folder, needs)
+        cell = replace(cell, data=placed(cell.data, self.data_folder))
+        return STEPS[cell.arm](Bench.of(cell, self.rehearses), cell, folder, needs)
 
 
 work = Arms()
 """Fills the folder of a cell, with data where the process is."""
 
 
-def unpruned(cell: Cell, folder: Path, needs: Folders) -> Result:
+def unpruned(bench: Bench, cell: Cell, folder: Path, needs: Folders) -> Result:
     """Train the network, with the penalty or gates of a method that asks for them."""
-    bench = Bench.of(cell)
     graph = bench.graph(cell)
     method = None if cell.method == "none" else methods.make(cell.method, **cell.settings["fields"])
     model = bench.start(cell.settings["seed"])
@@ -73,13 +75,14 @@ def unpruned(cell: Cell, folder: Path, needs: Folders) -> Result:
     return train(cell, folder, bench.data, model, whole, recipe_of(cell), shape, method=method, graph=graph)
 
 
-def pruned(cell: Cell, folder: Path, needs: Folders) -> Result:
+def pruned(bench: Bench, cell: Cell, folder: Path, needs: Folders) -> Result:
     """Prune the trained network; no training follows."""
-    bench = Bench.of(cell)
     model = network_in(needs[0], bench)
     seed = cell.settings["seed"]
     chance = {"seed": seed} if "seed" in (entry.name for entry in fields(methods.get(cell.method))) else {}
     method = methods.make(cell.method, **{**chance, **cell.settings["fields"]})
+    if bench.rehearses:
+        method = method.rehearsal()
     budget = Budget(**cell.budget) if cell.budget else None
     options: dict[str, Any] = {
         key: cell.settings[key] for key in ("repair", "steps", "schedule") if key in cell.settings
@@ -112,18 +115,16 @@ def _pictured(done: Pruned) -> Result:
     return found
 
 
-def finetune(cell: Cell, folder: Path, needs: Folders) -> Result:
+def finetune(bench: Bench, cell: Cell, folder: Path, needs: Folders) -> Result:
     """Train the pruned network on from the weights that it inherits."""
-    bench = Bench.of(cell)
     mask = mask_of(bench, cell, needs[0])
     model = network_in(needs[0], bench)
     architecture = shape_in(needs[0])
     return train(cell, folder, bench.data, model, architecture, recipe_of(cell), said(needs[0]), **mask)
 
 
-def scratch(cell: Cell, folder: Path, needs: Folders) -> Result:
+def scratch(bench: Bench, cell: Cell, folder: Path, needs: Folders) -> Result:
     """Train the pruned shape from random weights: Scratch-E, or Scratch-B where the cell has a cap."""
-    bench = Bench.of(cell)
     shape = said(needs[0])
     recipe = recipe_of(cell)
     if "cap" in cell.settings:
@@ -137,27 +138,25 @@ def scratch(cell: Cell, folder: Path, needs: Folders) -> Result:
     return train(cell, folder, bench.data, model, architecture, recipe, shape, **mask)
 
 
-def ticket(cell: Cell, folder: Path, needs: Folders) -> Result:
+def ticket(bench: Bench, cell: Cell, folder: Path, needs: Folders) -> Result:
     """Train what pruning left from initial weights, without a change to them: a lottery ticket (Frankle & Carbin 2019).
 
     ``start`` is their seed: that of the trained network rewinds the survivors to the values that they began with;
     another one redraws them, which is what the ticket is compared with. All else is the same for both.
     """
-    bench = Bench.of(cell)
     architecture = shape_in(needs[0])
     model = architecture.apply(bench.start(cell.settings["start"]))
     mask = mask_of(bench, cell, needs[0])
     return train(cell, folder, bench.data, model, architecture, recipe_of(cell), said(needs[0]), **mask)
 
 
-def clock(cell: Cell, folder: Path, needs: Folders) -> Result:
+def clock(bench: Bench, cell: Cell, folder: Path, needs: Folders) -> Result:
     """Measure how long the network takes for one example: the best of several medians, the least disturbed one."""
-    bench = Bench.of(cell)
     model, example = network_in(needs[0], bench), bench.data.example()
     return {"latency_ms": min(latency(model, example) for _ in range(ROUNDS))}
 
 
-STEPS: Mapping[str, Callable[[Cell, Path, Folders], Result]] = {
+STEPS: Mapping[str, Callable[[Bench, Cell, Path, Folders], Result]] = {
     "unpruned": unpruned,
     "pruned": pruned,
     "finetune": finetune,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +26,34 @@ from topiarist.train import Recipe, evaluate, fit
 Result = dict[str, Any]
 Folders = tuple[Path, ...]
 PATTERN_FILE = "pattern.json"
+REHEARSED = 256
+"""Training and test examples of a rehearsal, at most."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What all arms of a cell's network start from."""
+    """What all arms of a cell's network start from.
+
+    Attributes:
+        data: what is trained and tested on.
+        make: builds the network.
+        rehearses: whether this is no more than a rehearsal, with networks that nothing has trained.
+    """
 
     data: Data
     make: Callable[[], nn.Module]
+    rehearses: bool = False
 
     @staticmethod
-    def of(cell: Cell) -> Bench:
-        """That of a cell."""
+    def of(cell: Cell, rehearses: bool = False) -> Bench:
+        """That of a cell; for a rehearsal a few examples are enough."""
         data = load_data(cell.data)
-        make = make_model(cell.network, **fitting_options(cell.network, data.input_shape, data.classes))
-        return Bench(data, _selecting(make, data.example()) if cell.settings.get("selectors") else make)
+        make: Callable[[], nn.Module] = make_model(
+            cell.network, **fitting_options(cell.network, data.input_shape, data.classes)
+        )
+        if cell.settings.get("selectors"):
+            make = _selecting(make, data.example())
+        return Bench(_few(data) if rehearses else data, make, rehearses)
 
     def start(self, seed: int) -> nn.Module:
         """The network with the initial weights of a seed."""
@@ -53,6 +66,12 @@ class Bench:
         if cell.method == "none":
             return graph
         return method_of(cell).units(graph)
+
+
+def _few(data: Data) -> Data:
+    """The same data with fewer examples."""
+    fewer = data.subset(min(REHEARSED, len(data.train_x)))
+    return replace(fewer, test_x=data.test_x[:REHEARSED], test_y=data.test_y[:REHEARSED])
 
 
 def _selecting(make: Callable[[], nn.Module], example: Tensor) -> Callable[[], nn.Module]:

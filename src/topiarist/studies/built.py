@@ -24,7 +24,7 @@ from topiarist.studies.bench import (
     recipe_of,
     shape_in,
     train,
-)  # fmt: skip
+)
 from topiarist.studies.said import said
 from topiarist.train import reinitialise, scratch_b
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 PICTURE_FILE = "pattern.svg"
 
 
-def pattern(cell: Cell, folder: Path, needs: Folders) -> Result:
+def pattern(bench: Bench, cell: Cell, folder: Path, needs: Folders) -> Result:
     """Average what the prunings of all seeds keep into a design pattern, and draw it."""
     found = guided.of(*(shape_in(need) for need in needs))
     found.save(folder / PATTERN_FILE)
@@ -44,7 +44,7 @@ def pattern(cell: Cell, folder: Path, needs: Folders) -> Result:
     return {"pattern": found.to_json(), "prunings": len(needs)}
 
 
-def built(cell: Cell, folder: Path, needs: Folders) -> Result:
+def built(bench: Bench, cell: Cell, folder: Path, needs: Folders) -> Result:
     """Train a network of the pruning's budget from random weights, as Scratch-B.
 
     A uniform network keeps the same fraction of every group's units, or of every kernel's weights at random places;
@@ -52,7 +52,6 @@ def built(cell: Cell, folder: Path, needs: Folders) -> Result:
     the pruning left at this seed, or those that its budget names; layers whose single weights the pruning left whole
     stay whole.
     """
-    bench = Bench.of(cell)
     graph = trace(bench.make(), bench.data.example())
     found = None if cell.arm == "uniform" else pattern_in(needs[0]).on(graph)
     reference = needs[-1] if cell.needs and cell.needs[-1].arm == "pruned" else None

@@ -271,6 +271,21 @@ class Study:
         """The cells of all rows; some may stand in several rows."""
         return tuple(cell for row in self.rows() for cell in row.cells.values())
 
+    def rehearsal(self) -> Study:
+        """The same study at one seed and without any training: what fails in it fails in the study as well."""
+        untrained = {"epochs": 0}
+        prunings = (
+            replace(each, options={**each.options, "step_epochs": 0}) if "steps" in each.options else each
+            for each in self.prunings
+        )
+        return replace(
+            self,
+            prunings=tuple(prunings),
+            seeds=self.seeds[:1],
+            recipe={**self.recipe, **untrained},
+            finetune={**self.finetune, **untrained},
+        )
+
     def _row(self, network: str, data: str, pruning: Pruning | None, arm: str) -> Row:
         return Row(
             network, data, pruning, arm, {seed: self._cell(network, data, pruning, arm, seed) for seed in self.seeds}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from topiarist.data import load_data
 from topiarist.errors import TopiaristError
@@ -51,7 +54,8 @@ def run(
         The plain values of ``results.json``; ``failed`` in it is empty if every cell is there.
 
     Raises:
-        TopiaristError: for a study that cannot be, or a folder that cannot be used.
+        TopiaristError: for a study that cannot be, or a folder that cannot be used. Before the first cell all arms are
+            rehearsed at one seed, without training and on a few examples.
     """
     if isinstance(study, Study):
         if scale is not None:
@@ -61,9 +65,12 @@ def run(
     out, source = Path(out), None if data_folder is None else Path(data_folder).absolute()
     cells = unfold(study.cells())
     if work is None:
-        work = importlib.import_module("topiarist.studies.arms").Arms(source)
+        arms = importlib.import_module("topiarist.studies.arms")
+        work = arms.Arms(source)
         if not all(finished(out, cell) for cell in cells):
             _check_names(cells, source)
+        if not any(finished(out, cell) for cell in cells):
+            _rehearse(study, arms.Arms(source, rehearses=True), quiet)
     clocks = latency_cells(cells)
     with locked(out):  # no run that is at work there has its study changed
         write_json(out / "study.json", study.as_json())
@@ -116,3 +123,18 @@ def report(folder: str | Path) -> dict[str, Any]:
             results = read_results(folder)  # the cells are gone, what they said is not
     write_report(folder, results)
     return results
+
+
+def _rehearse(study: Study, work: Work, quiet: bool) -> None:
+    """Meet what cannot be done, a budget out of reach for instance, before anything has been trained for it."""
+    cells = unfold(study.rehearsal().cells())
+    shown = Console(stderr=True, quiet=quiet).status("rehearsing without training")
+    with shown, tempfile.TemporaryDirectory(prefix="topiarist-") as folder:
+        failed = run_cells(cells, Path(folder), work).failed
+    for cell in cells:
+        if cell.key in failed:
+            by = "" if cell.method == "none" else f" by {cell.method}"
+            raise TopiaristError(
+                f"The study cannot be run; a rehearsal without training failed at {cell.arm} of {cell.network} "
+                f"on {cell.data}{by}: {failed[cell.key]}"
+            )
