@@ -15,6 +15,27 @@ TRAIN = {"lr": 0.05, "batch_size": 128, "schedule": "cosine", "augment": False}
 ADAM = {"optimizer": "adam", "lr": 1.2e-3, "batch_size": 128, "schedule": "constant", "augment": False}
 
 
+Bits = int | Mapping[str, int]
+"""Of all codebooks, or glob pattern of a layer → of its own."""
+
+
+@dataclass(frozen=True)
+class Smallest:
+    """How the smallest file is made.
+
+    Attributes:
+        cut: group → fraction of its units that it starts from.
+        pressures: weights of the divergence, tried on held-out images.
+        bits: of the codebooks, likewise.
+        epochs: of the training with variational dropout, of that with its zeros, of that with shared weights.
+    """
+
+    cut: Mapping[str, float]
+    pressures: tuple[float, ...]
+    bits: tuple[Bits, ...]
+    epochs: tuple[int, int, int]
+
+
 @dataclass(frozen=True)
 class Network:
     """One of the two LeNets.
@@ -30,8 +51,7 @@ class Network:
         rates: of the papers: weights by magnitude, bytes by Deep Compression.
         limit: error that the smallest file may have, per cent, and the rate of Bayesian compression (Louizos et al.
             2017) at it.
-        cut: group → fraction of its units that the smallest file starts from.
-        noisy: epochs of its training with variational dropout.
+        smallest: how that file is made.
     """
 
     name: str
@@ -43,8 +63,7 @@ class Network:
     errors: tuple[float, float, float]
     rates: tuple[float, float]
     limit: tuple[float, int]
-    cut: Mapping[str, float]
-    noisy: int
+    smallest: Smallest
 
 
 NETWORKS = (
@@ -58,8 +77,9 @@ NETWORKS = (
         errors=(1.64, 1.59, 1.58),
         rates=(12, 40),
         limit=(1.8, 113),
-        cut={"layers.1": 0.4, "layers.3": 0.5},
-        noisy=100,
+        smallest=Smallest(
+            cut={"layers.1": 0.4, "layers.3": 0.5}, pressures=(1.0, 2.0, 4.0), bits=(2, 3, 4), epochs=(100, 10, 5)
+        ),
     ),
     Network(
         name="lenet5",
@@ -71,8 +91,12 @@ NETWORKS = (
         errors=(0.80, 0.77, 0.74),
         rates=(12, 39),
         limit=(1.0, 771),
-        cut={"conv1": 0.4, "conv2": 0.4, "fc1": 0.2},
-        noisy=60,
+        smallest=Smallest(
+            cut={"conv1": 0.5, "conv2": 0.4, "fc1": 0.12},
+            pressures=(0.25, 0.5, 1.0),
+            bits=tuple({"fc1.weight": bits, "*": 5} for bits in (3, 4, 5)),
+            epochs=(60, 40, 20),
+        ),
     ),
 )
 STEPS = 4
@@ -81,7 +105,6 @@ TICKET_EPOCHS = 8
 MERGED = (0.9, 0.7, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1)  # of the neurons, that stay
 DELETED = (0.6, 0.5, 0.4, 0.2, 0.1, 0.05)  # of the weights, that stay
 TRAINED_ON = 0.4  # of the weights, that stay where training follows: LeCun et al. delete 60 %
-PRESSURES = (1.0, 2.0, 4.0)  # weight of the divergence in the smallest file's training, tried on held-out images
 RECORD_SEEDS = 3
 SURGEONS = ("magnitude", "obd", "obs")
 SURGEON_IMAGES = 2000
@@ -145,22 +168,28 @@ def gated(network: Network, method: str, seed: int, told: Mapping[str, Any]) -> 
 
 def record(network: Network, data: str, seed: int, pressure: float) -> Cell:
     """The smallest file at one strength of the divergence, for several numbers of bits."""
-    adam = {**ADAM, "weight_decay": 0.0, "schedule": "linear"}
+    adam, plan = {**ADAM, "weight_decay": 0.0, "schedule": "linear"}, network.smallest
+    noisy, tune, tied = plan.epochs
     told = {
-        "widths": dict(network.cut),
+        "widths": dict(plan.cut),
         "pressure": pressure,
-        "bits": [2, 3, 4],
+        "bits": list(plan.bits),
         "dense": {"epochs": 12, "weight_decay": 1e-4, **TRAIN},
-        "noisy": {**adam, "lr": 1e-3, "epochs": network.noisy, "milestones": [0.5]},
-        "tune": {**adam, "lr": 5e-4, "epochs": 10, "milestones": [0.0]},
-        "tied": {**adam, "lr": 1e-4, "epochs": 5, "milestones": [0.0]},
+        "noisy": {**adam, "lr": 1e-3, "epochs": noisy, "milestones": [0.5]},
+        "tune": {**adam, "lr": 5e-4, "epochs": tune, "milestones": [0.0]},
+        "tied": {**adam, "lr": 1e-4, "epochs": tied, "milestones": [0.0]},
     }
     return Cell("record", network.name, data, seed, "vardrop", settings=told)
 
 
+def named(bits: Bits) -> str:
+    """Numbers of bits in a few words."""
+    return str(bits) if isinstance(bits, int) else ", ".join(f"{layer} {count}" for layer, count in bits.items())
+
+
 def records(network: Network) -> list[Cell]:
     """What is tried at seed 0 on the held-out images."""
-    return [record(network, HELD, 0, pressure) for pressure in PRESSURES]
+    return [record(network, HELD, 0, pressure) for pressure in network.smallest.pressures]
 
 
 GATED: Mapping[str, tuple[tuple[str, dict[str, Any]], ...]] = {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from bench import Bench, Result
+from plan import Bits, named
 from torch import nn
 
 import topiarist
@@ -36,7 +38,7 @@ def record(bench: Bench) -> Result:
     found["thinned"] = bench.error(model)
     model = _tuned(bench, model, bench.recipe("tune"))
     found |= {"tuned": bench.error(model), "nonzero": sum(int(p.count_nonzero()) for p in model.parameters())}
-    found["tries"] = {str(bits): _file(bench, model, bits) for bits in told["bits"]}
+    found["tries"] = {named(bits): _file(bench, model, bits) for bits in told["bits"]}
     return found
 
 
@@ -48,13 +50,14 @@ def _tuned(bench: Bench, model: nn.Module, recipe: Recipe) -> nn.Module:
     return shrink(model, bench.data.example()).model
 
 
-def _file(bench: Bench, model: nn.Module, bits: int) -> dict[str, Any]:
+def _file(bench: Bench, model: nn.Module, bits: Bits) -> dict[str, Any]:
     """One file, and proof that the network comes back from it."""
-    shared = compress.share(model, bits={"*": bits})
+    name = "-".join(re.findall(r"\d+", named(bits)))
+    shared = compress.share(model, bits={"*": bits} if isinstance(bits, int) else bits)
     with shared.tied():
-        bench.fit(shared.model, bench.recipe("tied"), f"tied{bits}")
+        bench.fit(shared.model, bench.recipe("tied"), f"tied{name}")
     shape = _shape(bench, shared.model)
-    bare, whole = bench.folder / f"bits{bits}.tpcf", bench.folder / f"bits{bits}-shape.tpcf"
+    bare, whole = bench.folder / f"bits{name}.tpcf", bench.folder / f"bits{name}-shape.tpcf"
     report = compress.save(shared.model, bare, half=True)
     compress.save(shared.model, whole, half=True, architecture=shape)
     make_model = topiarist.make_model(f"zoo:{bench.cell.network}")

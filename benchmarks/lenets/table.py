@@ -26,7 +26,7 @@ def choice(network: Network, known: Results) -> tuple[float, float] | None:
     return network.tried[errors.index(min(errors))] if len(errors) == len(network.tried) else None
 
 
-def smallest(network: Network, known: Results) -> tuple[float, int] | None:
+def smallest(network: Network, known: Results) -> tuple[float, str] | None:
     """Pressure and bits of the smallest file that is accurate enough; ``None`` until all is tried.
 
     Its held-out error may be above the dense network's by as much as the limit is above the published dense error.
@@ -38,8 +38,8 @@ def smallest(network: Network, known: Results) -> tuple[float, int] | None:
     dense = known[plan.dense(network, plan.HELD, 0, *chosen).key]["error"]
     most = dense + network.limit[0] - network.errors[0]
     tries = [
-        (told["error"], told["bytes"], pressure, int(bits))
-        for cell, pressure in zip(cells, plan.PRESSURES, strict=True)
+        (told["error"], told["bytes"], pressure, bits)
+        for cell, pressure in zip(cells, network.smallest.pressures, strict=True)
         for bits, told in known[cell.key]["tries"].items()
     ]
     fine = [each for each in tries if each[0] <= most]
@@ -66,12 +66,12 @@ def gather(network: Network, known: Results, seeds: Iterable[int]) -> Found:
     found["tickets"] = all_of(lambda seed: plan.tickets(network, seed))
     found["record_tried"] = {
         f"{pressure:g}": known[cell.key]["tries"]
-        for pressure, cell in zip(plan.PRESSURES, plan.records(network), strict=True)
+        for pressure, cell in zip(network.smallest.pressures, plan.records(network), strict=True)
         if cell.key in known
     }
     if (best := smallest(network, known)) is not None:
         cells = all_of(lambda seed: plan.record(network, plan.WHOLE, seed, best[0]), range(plan.RECORD_SEEDS))
-        found["record"] = {seed: row["tries"][str(best[1])] for seed, row in cells.items()}
+        found["record"] = {seed: row["tries"][best[1]] for seed, row in cells.items()}
     for method, told in plan.GATED[network.name]:
         if (cell := plan.gated(network, method, 0, told)).key in known:
             found[method] = known[cell.key]
