@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from topiarist.data import Data
 from topiarist.graph.groups import Group, Slice
 from topiarist.methods import Method
-from topiarist.train import (
-    Recipe,
-)
+from topiarist.train import Recipe
 
 QUICK = Recipe(epochs=4, lr=0.05, batch_size=16)
 

@@ -16,11 +16,7 @@ from corners import QUICK, Gated, Units, corners, equal, net, state
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
 from topiarist.methods import Method
-from topiarist.train import (
-    Epoch,
-    Recipe,
-    fit,
-)
+from topiarist.train import Epoch, Recipe, fit
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,7 @@ from dataclasses import replace
 import pytest
 
 from topiarist.errors import TopiaristError
-from topiarist.train import (
-    Recipe,
-    constant,
-    cosine,
-    linear,
-    scratch_b,
-    scratch_e,
-    step,
-)
+from topiarist.train import Recipe, constant, cosine, linear, scratch_b, scratch_e, step
 
 
 def test_the_paper_s_rates() -> None:

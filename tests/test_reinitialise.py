@@ -8,9 +8,7 @@ from torch import nn
 
 from corners import Units, equal, net, state
 from topiarist.errors import TopiaristError
-from topiarist.train import (
-    reinitialise,
-)
+from topiarist.train import reinitialise
 
 
 def test_reinitialise_draws_anew_by_seed() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,8 +51,9 @@ def _tuned(bench: Bench, model: nn.Module, recipe: Recipe) -> nn.Module:
 
 def _file(bench: Bench, model: nn.Module, bits: Bits) -> dict[str, Any]:
     """One file, and proof that the network comes back from it."""
-    name = "-".join(re.findall(r"\d+", named(bits)))
-    shared = compress.share(model, bits={"*": bits} if isinstance(bits, int) else bits)
+    layers = {"*": bits} if isinstance(bits, int) else bits
+    name = "-".join(map(str, layers.values()))
+    shared = compress.share(model, bits=layers)
     with shared.tied():
         bench.fit(shared.model, bench.recipe("tied"), f"tied{name}")
     shape = _shape(bench, shared.model)

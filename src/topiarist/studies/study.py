@@ -41,6 +41,9 @@ ARMS = {
 BUILT = ("uniform", "guided", "transferred")
 """Arms whose shapes are built to a pruning's budget, not found by pruning the network at their seed."""
 
+STEPWISE = {"steps", "step_epochs", "schedule"}
+"""Options of a pruning between whose steps the network trains."""
+
 SCRATCH_SEED = 1_000_003
 """Added to the seed wherever a network starts anew: from the seed itself it would start from the trained network's own
 initial weights, which is another experiment (a lottery ticket's)."""
@@ -275,7 +278,7 @@ class Study:
         """The same study at one seed and without any training: what fails in it fails in the study as well."""
         untrained = {"epochs": 0}
         prunings = (
-            replace(each, options={**each.options, "step_epochs": 0}) if "steps" in each.options else each
+            replace(each, options={**each.options, "step_epochs": 0}) if each.options.keys() & STEPWISE else each
             for each in self.prunings
         )
         return replace(
@@ -350,7 +353,7 @@ class Study:
 
         From weights that it inherits it trains on as in fine-tuning, from its initial values as in the training.
         """
-        if not pruning.options.keys() & {"steps", "step_epochs", "schedule"}:
+        if not pruning.options.keys() & STEPWISE:
             return dict(pruning.options)
         recipe = {"epochs": Recipe().epochs, **self.recipe} if pruning.options.get("rewind") else self.finetune
         epochs = recipe["epochs"] if pruning.options.get("rewind") else 1
