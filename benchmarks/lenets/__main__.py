@@ -65,7 +65,7 @@ def main() -> None:
             run(plan.rest(network, range(asked.seeds), chosen))
         run(plan.records(network))
         if (best := table.smallest(network, known)) is not None:
-            run([plan.record(network, plan.WHOLE, seed, best[0]) for seed in range(plan.RECORD_SEEDS)])
+            run([plan.record(network, plan.WHOLE, seed, best[0]) for seed in range(network.smallest.seeds)])
     found = {network.name: table.gather(network, known, range(asked.seeds)) for network in plan.NETWORKS}
     (asked.results / "lenets.md").write_text(table.report(found, asked.workers, asked.threads), encoding="utf-8")
 

@@ -11,12 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import topiarist
-from topiarist import Recipe, evaluate, fit
+from topiarist import Architecture, Recipe, evaluate, fit, trace
 from topiarist.data import Data
 from topiarist.studies import Cell
 
 Result = dict[str, Any]
 MODEL = "model.safetensors"
+SMALL = "small"
+"""Folder in a cell's, of a network that was shrunk."""
 
 
 @dataclass(frozen=True)
@@ -52,3 +54,13 @@ class Bench:
         """Stores the weights."""
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, self.folder / MODEL)
         return result
+
+    def widths(self, model: nn.Module) -> dict[str, int]:
+        """Group → units."""
+        return {group.name: group.units for group in trace(model, self.data.example()).groups}
+
+    def shape(self, small: nn.Module) -> Architecture:
+        """A small network's widths as a cut of the whole one; which units went makes no difference any more."""
+        graph, widths = trace(self.model(), self.data.example()), self.widths(small)
+        keep = {group.name: torch.arange(group.units) < widths.get(group.name, 1) for group in graph.groups}
+        return Architecture.of(graph, keep)

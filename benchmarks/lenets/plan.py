@@ -24,16 +24,19 @@ class Smallest:
     """How the smallest file is made.
 
     Attributes:
-        cut: group → fraction of its units that it starts from.
-        pressures: weights of the divergence, tried on held-out images.
+        cut: group → fraction of its units that it starts from; ``None`` takes the network that variational dropout
+            was trained on at full length, and what that left of it.
+        pressures: weights of the divergence, tried on held-out images where there are several.
         bits: of the codebooks, likewise.
         epochs: of the training with variational dropout, of that with its zeros, of that with shared weights.
+        seeds: how many files are made.
     """
 
-    cut: Mapping[str, float]
+    cut: Mapping[str, float] | None
     pressures: tuple[float, ...]
     bits: tuple[Bits, ...]
     epochs: tuple[int, int, int]
+    seeds: int
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,11 @@ NETWORKS = (
         rates=(12, 40),
         limit=(1.8, 113),
         smallest=Smallest(
-            cut={"layers.1": 0.4, "layers.3": 0.5}, pressures=(1.0, 2.0, 4.0), bits=(2, 3, 4), epochs=(100, 10, 5)
+            cut={"layers.1": 0.4, "layers.3": 0.5},
+            pressures=(1.0, 2.0, 4.0),
+            bits=(2, 3, 4),
+            epochs=(100, 10, 5),
+            seeds=3,
         ),
     ),
     Network(
@@ -91,12 +98,7 @@ NETWORKS = (
         errors=(0.80, 0.77, 0.74),
         rates=(12, 39),
         limit=(1.0, 771),
-        smallest=Smallest(
-            cut={"conv1": 0.5, "conv2": 0.4, "fc1": 0.12},
-            pressures=(0.25, 0.5, 1.0),
-            bits=tuple({"fc1.weight": bits, "*": 5} for bits in (3, 4, 5)),
-            epochs=(60, 40, 20),
-        ),
+        smallest=Smallest(cut=None, pressures=(1.0,), bits=(5,), epochs=(0, 30, 15), seeds=1),
     ),
 )
 STEPS = 4
@@ -105,7 +107,6 @@ TICKET_EPOCHS = 8
 MERGED = (0.9, 0.7, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1)  # of the neurons, that stay
 DELETED = (0.6, 0.5, 0.4, 0.2, 0.1, 0.05)  # of the weights, that stay
 TRAINED_ON = 0.4  # of the weights, that stay where training follows: LeCun et al. delete 60 %
-RECORD_SEEDS = 3
 SURGEONS = ("magnitude", "obd", "obs")
 SURGEON_IMAGES = 2000
 
@@ -170,14 +171,19 @@ def record(network: Network, data: str, seed: int, pressure: float) -> Cell:
     """The smallest file at one strength of the divergence, for several numbers of bits."""
     adam, plan = {**ADAM, "weight_decay": 0.0, "schedule": "linear"}, network.smallest
     noisy, tune, tied = plan.epochs
-    told = {
-        "widths": dict(plan.cut),
-        "pressure": pressure,
+    told: dict[str, Any] = {
         "bits": list(plan.bits),
-        "dense": {"epochs": 12, "weight_decay": 1e-4, **TRAIN},
-        "noisy": {**adam, "lr": 1e-3, "epochs": noisy, "milestones": [0.5]},
         "tune": {**adam, "lr": 5e-4, "epochs": tune, "milestones": [0.0]},
         "tied": {**adam, "lr": 1e-4, "epochs": tied, "milestones": [0.0]},
+    }
+    if plan.cut is None:
+        start = next(gated(network, method, seed, each) for method, each in GATED[network.name] if method == "vardrop")
+        return Cell("record", network.name, data, seed, "vardrop", settings=told, needs=(start,))
+    told |= {
+        "widths": dict(plan.cut),
+        "pressure": pressure,
+        "dense": {"epochs": 12, "weight_decay": 1e-4, **TRAIN},
+        "noisy": {**adam, "lr": 1e-3, "epochs": noisy, "milestones": [0.5]},
     }
     return Cell("record", network.name, data, seed, "vardrop", settings=told)
 
@@ -188,7 +194,10 @@ def named(bits: Bits) -> str:
 
 
 def records(network: Network) -> list[Cell]:
-    """What is tried at seed 0 on the held-out images."""
+    """What is tried at seed 0 on the held-out images: nothing, where there is no choice."""
+    plan = network.smallest
+    if len(plan.pressures) == len(plan.bits) == 1:
+        return []
     return [record(network, HELD, 0, pressure) for pressure in network.smallest.pressures]
 
 
@@ -210,10 +219,14 @@ GATED: Mapping[str, tuple[tuple[str, dict[str, Any]], ...]] = {
             "vardrop",
             {
                 "dropout": 0.0,
+                "before": {
+                    "fields": {"warmup": [0.1, 0.4]},
+                    "recipe": {**ADAM, "lr": 1e-3, "epochs": 30, "weight_decay": 0.0},
+                },
                 "fields": {},
                 "rate": 280,
-                "recipe": {**ADAM, "lr": 1e-3, "epochs": 200, "weight_decay": 0.0, "schedule": "linear"}
-                | {"milestones": [0.0]},
+                "recipe": {**ADAM, "lr": 1e-3, "epochs": 100, "weight_decay": 0.0, "schedule": "linear"}
+                | {"milestones": [0.5]},
             },
         ),
         (
@@ -221,13 +234,13 @@ GATED: Mapping[str, tuple[tuple[str, dict[str, Any]], ...]] = {
             {
                 "dropout": 0.0,
                 "fields": {"lam": 0.1},
-                "recipe": {**ADAM, "lr": 1e-3, "epochs": 200, "weight_decay": 0.0, "schedule": "linear"}
+                "recipe": {**ADAM, "lr": 1e-3, "epochs": 100, "weight_decay": 0.0, "schedule": "linear"}
                 | {"milestones": [0.5]},
             },
         ),
     ),
 }
-"""Network → methods that train 200 epochs, with one seed."""
+"""Network → methods whose papers train 200 epochs, with one seed; ``before`` is a training that shrinks the network."""
 
 
 def first(networks: Iterable[Network]) -> Iterator[Cell]:

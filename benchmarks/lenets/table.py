@@ -27,20 +27,22 @@ def choice(network: Network, known: Results) -> tuple[float, float] | None:
 
 
 def smallest(network: Network, known: Results) -> tuple[float, str] | None:
-    """Pressure and bits of the smallest file that is accurate enough; ``None`` until all is tried.
+    """Pressure and bits of the smallest file that is accurate enough; ``None`` until all is tried that there is.
 
     Its held-out error may be above the dense network's by as much as the limit is above the published dense error.
     Where no file is so accurate, those of the least error.
     """
-    cells, chosen = plan.records(network), choice(network, known)
+    told, cells, chosen = network.smallest, plan.records(network), choice(network, known)
+    if not cells:
+        return told.pressures[0], plan.named(told.bits[0])
     if chosen is None or any(cell.key not in known for cell in cells):
         return None
     dense = known[plan.dense(network, plan.HELD, 0, *chosen).key]["error"]
     most = dense + network.limit[0] - network.errors[0]
     tries = [
-        (told["error"], told["bytes"], pressure, bits)
-        for cell, pressure in zip(cells, network.smallest.pressures, strict=True)
-        for bits, told in known[cell.key]["tries"].items()
+        (each["error"], each["bytes"], pressure, bits)
+        for cell, pressure in zip(cells, told.pressures, strict=True)
+        for bits, each in known[cell.key]["tries"].items()
     ]
     fine = [each for each in tries if each[0] <= most]
     best = min(fine, key=lambda each: each[1]) if fine else min(tries)
@@ -49,8 +51,8 @@ def smallest(network: Network, known: Results) -> tuple[float, str] | None:
 
 def gather(network: Network, known: Results, seeds: Iterable[int]) -> Found:
     """Arm → seed → result of the finished cells; and what was tried and chosen."""
-    tried = [known.get(cell.key, {}).get("error") for cell in plan.choices(network)]
-    found: Found = {"tried": [list(each) for each in network.tried], "held_errors": tried}
+    errors = [known.get(cell.key, {}).get("error") for cell in plan.choices(network)]
+    found: Found = {"tried": [list(each) for each in network.tried], "held_errors": errors}
     if (chosen := choice(network, known)) is None:
         return found
 
@@ -64,13 +66,15 @@ def gather(network: Network, known: Results, seeds: Iterable[int]) -> Found:
     found["merged"] = all_of(lambda seed: plan.merged(network, seed, chosen))
     found["deleted"] = all_of(lambda seed: plan.surgeons(network, seed, chosen))
     found["tickets"] = all_of(lambda seed: plan.tickets(network, seed))
-    found["record_tried"] = {
-        f"{pressure:g}": known[cell.key]["tries"]
-        for pressure, cell in zip(network.smallest.pressures, plan.records(network), strict=True)
-        if cell.key in known
-    }
+    if tried := plan.records(network):
+        pressures = network.smallest.pressures
+        found["record_tried"] = {
+            f"{pressure:g}": known[cell.key]["tries"]
+            for pressure, cell in zip(pressures, tried, strict=True)
+            if cell.key in known
+        }
     if (best := smallest(network, known)) is not None:
-        cells = all_of(lambda seed: plan.record(network, plan.WHOLE, seed, best[0]), range(plan.RECORD_SEEDS))
+        cells = all_of(lambda seed: plan.record(network, plan.WHOLE, seed, best[0]), range(network.smallest.seeds))
         found["record"] = {seed: row["tries"][best[1]] for seed, row in cells.items()}
     for method, told in plan.GATED[network.name]:
         if (cell := plan.gated(network, method, 0, told)).key in known:

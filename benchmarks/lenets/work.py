@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from bench import Bench, Result
+from bench import SMALL, Bench, Result
 from record import record
 from torch import nn
 
 import topiarist
-from topiarist import Budget, compress, prune
+from topiarist import Budget, Pruned, Recipe, compress, prune, shrink
 from topiarist.methods import make
 from topiarist.studies import Cell
 
@@ -144,24 +145,48 @@ def tickets(bench: Bench) -> Result:
 
 
 def gated(bench: Bench) -> Result:
-    """Trained with gates or noise, and pruned by their own rule; and to the published rate, where the cell has one."""
-    cell = bench.cell
-    model, example = bench.model(), bench.data.example()
-    method = make(cell.method, **cell.settings["fields"])
-    graph = topiarist.trace(model, example)
-    bench.fit(model, bench.recipe(), method=method, graph=graph)
-    done = prune(model, example, method, graph=graph)
-    result = {
+    """Trained with gates or noise, and pruned by their own rule; and to the published rate, where the cell has one.
+
+    Where the cell has a training before, the units that it left dead are removed after it, and the rest begins again.
+    """
+    told, example = bench.cell.settings, bench.data.example()
+    model, name = bench.model(), bench.cell.network
+    result: Result = {}
+    if before := told.get("before"):
+        done = _gated(bench, model, before, "before")
+        result["before"] = {"error": bench.error(done.model), **weights(done.model, name)}
+        model = shrink(done.model, example).model
+        result["before"]["widths"] = bench.widths(model)
+    done = _gated(bench, model, told, "only")
+    result |= {
         "trained": bench.error(model),
         "error": bench.error(done.model),
-        **weights(done.model, bench.cell.network),
+        **weights(done.model, name),
+        "widths": {group: kept for group, (kept, _) in done.architecture.widths.items()},
     }
-    result["widths"] = {name: kept for name, (kept, _) in done.architecture.widths.items()}
-    if rate := cell.settings.get("rate"):
-        further = prune(model, example, method, 1 / rate, graph=graph)
-        result["at_rate"] = {"error": bench.error(further.model), **weights(further.model, cell.network)}
+    if rate := told.get("rate"):
+        method = make(bench.cell.method, **told["fields"])
+        left = min(1.0, _weights(bench.model()) / _weights(model) / rate)
+        further = prune(model, example, method, left, graph=done.graph)
+        result["at_rate"] = {"error": bench.error(further.model), **weights(further.model, name)}
+    if before:
+        small = shrink(done.model, example).model
+        topiarist.save(small, bench.shape(small), bench.folder / SMALL)
     done.architecture.save(bench.folder / "architecture.json")
     return bench.keep(done.model, result)
+
+
+def _gated(bench: Bench, model: nn.Module, told: Mapping[str, Any], name: str) -> Pruned:
+    """Trained with gates or noise, and pruned by their own rule."""
+    method = make(bench.cell.method, **told["fields"])
+    graph = topiarist.trace(model, bench.data.example())
+    bench.fit(model, Recipe(**told["recipe"]), name, method=method, graph=graph)
+    return prune(model, bench.data.example(), method, graph=graph)
+
+
+def _weights(model: nn.Module) -> int:
+    """How many there are, biases aside."""
+    return sum(p.numel() for p in model.parameters() if p.ndim > 1)
 
 
 def weights(model: nn.Module, network: str) -> Result:
