@@ -61,11 +61,13 @@ def main() -> None:
     prepare(asked.out)
     for network in networks:
         run(plan.choices(network))
-        if (chosen := table.choice(network, known)) is not None:
-            run(plan.rest(network, range(asked.seeds), chosen))
-        run(plan.records(network))
+        if (chosen := table.choice(network, known)) is None:
+            continue
+        run(plan.rest(network, range(asked.seeds), chosen))
+        run(plan.records(network, chosen))
         if (best := table.smallest(network, known)) is not None:
-            run([plan.record(network, plan.WHOLE, seed, best[0]) for seed in range(network.smallest.seeds)])
+            files = range(network.smallest.seeds)
+            run([plan.record(network, plan.WHOLE, seed, best[0], chosen) for seed in files])
     found = {network.name: table.gather(network, known, range(asked.seeds)) for network in plan.NETWORKS}
     (asked.results / "lenets.md").write_text(table.report(found, asked.workers, asked.threads), encoding="utf-8")
 

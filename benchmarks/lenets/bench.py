@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import topiarist
-from topiarist import Architecture, Recipe, evaluate, fit, trace
+from topiarist import Architecture, Recipe, evaluate, fit, prune, trace
 from topiarist.data import Data
 from topiarist.studies import Cell
 
 Result = dict[str, Any]
 MODEL = "model.safetensors"
+LOOKED_AT = 2000
+"""Training images for the least squares of a cut."""
 SMALL = "small"
 """Folder in a cell's, of a network that was shrunk."""
 
@@ -54,6 +57,11 @@ class Bench:
         """Stores the weights."""
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, self.folder / MODEL)
         return result
+
+    def cut(self, model: nn.Module, widths: Mapping[str, float]) -> nn.Module:
+        """Without some of its units, which lasso chooses and makes up for; ``widths`` is group → fraction kept."""
+        looked = self.data.subset(min(LOOKED_AT, len(self.data.train_y)))
+        return prune(model, self.data.example(), "lasso", {"ratios": dict(widths)}, looked).model
 
     def widths(self, model: nn.Module) -> dict[str, int]:
         """Group → units."""

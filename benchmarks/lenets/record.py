@@ -14,8 +14,6 @@ import topiarist
 from topiarist import Recipe, compress, prune, shrink, trace
 from topiarist.methods import make
 
-LOOKED_AT = 2000  # training images for the least squares of the cut
-
 
 def record(bench: Bench, start: Path | None = None) -> Result:
     """Bytes of the whole file and error, for each number of bits that is tried."""
@@ -39,8 +37,7 @@ def _thinned(bench: Bench) -> tuple[nn.Module, Result]:
     model = bench.model()
     bench.fit(model, bench.recipe("dense"), "dense")
     if told["widths"]:
-        looked = bench.data.subset(min(LOOKED_AT, len(bench.data.train_y)))
-        model = prune(model, example, "lasso", {"ratios": told["widths"]}, looked).model
+        model = bench.cut(model, told["widths"])
     found: Result = {"cut": bench.error(model)}
     noise = make("vardrop", examples=round(len(bench.data.train_y) / told["pressure"]))
     bench.fit(model, bench.recipe("noisy"), "noisy", method=noise, graph=trace(model, example))

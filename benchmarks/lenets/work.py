@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from bench import SMALL, Bench, Result
@@ -13,7 +12,7 @@ from record import record
 from torch import nn
 
 import topiarist
-from topiarist import Budget, Pruned, Recipe, compress, prune, shrink
+from topiarist import Budget, compress, prune, shrink
 from topiarist.methods import make
 from topiarist.studies import Cell
 
@@ -144,20 +143,21 @@ def tickets(bench: Bench) -> Result:
     return found
 
 
-def gated(bench: Bench) -> Result:
+def gated(bench: Bench, start: Path | None = None) -> Result:
     """Trained with gates or noise, and pruned by their own rule; and to the published rate, where the cell has one.
 
-    Where the cell has a training before, the units that it left dead are removed after it, and the rest begins again.
+    Where the cell has widths, the network of another one is cut to them first, and trained on.
     """
-    told, example = bench.cell.settings, bench.data.example()
-    model, name = bench.model(), bench.cell.network
-    result: Result = {}
-    if before := told.get("before"):
-        done = _gated(bench, model, before, "before")
-        result["before"] = {"error": bench.error(done.model), **weights(done.model, name)}
-        model = shrink(done.model, example).model
-        result["before"]["widths"] = bench.widths(model)
-    done = _gated(bench, model, told, "only")
+    told, example, name = bench.cell.settings, bench.data.example(), bench.cell.network
+    model, result = bench.model(start), Result()
+    if widths := told.get("widths"):
+        model = bench.cut(model, widths)
+        bench.fit(model, bench.recipe("cut"), "cut")
+        result["cut"] = bench.error(model)
+    method = make(bench.cell.method, **told["fields"])
+    graph = topiarist.trace(model, example)
+    bench.fit(model, bench.recipe(), method=method, graph=graph)
+    done = prune(model, example, method, graph=graph)
     result |= {
         "trained": bench.error(model),
         "error": bench.error(done.model),
@@ -165,23 +165,12 @@ def gated(bench: Bench) -> Result:
         "widths": {group: kept for group, (kept, _) in done.architecture.widths.items()},
     }
     if rate := told.get("rate"):
-        method = make(bench.cell.method, **told["fields"])
         left = min(1.0, _weights(bench.model()) / _weights(model) / rate)
-        further = prune(model, example, method, left, graph=done.graph)
+        further = prune(model, example, method, left, graph=graph)
         result["at_rate"] = {"error": bench.error(further.model), **weights(further.model, name)}
-    if before:
-        small = shrink(done.model, example).model
-        topiarist.save(small, bench.shape(small), bench.folder / SMALL)
-    done.architecture.save(bench.folder / "architecture.json")
-    return bench.keep(done.model, result)
-
-
-def _gated(bench: Bench, model: nn.Module, told: Mapping[str, Any], name: str) -> Pruned:
-    """Trained with gates or noise, and pruned by their own rule."""
-    method = make(bench.cell.method, **told["fields"])
-    graph = topiarist.trace(model, bench.data.example())
-    bench.fit(model, Recipe(**told["recipe"]), name, method=method, graph=graph)
-    return prune(model, bench.data.example(), method, graph=graph)
+    small = shrink(done.model, example).model
+    topiarist.save(small, bench.shape(small), bench.folder / SMALL)
+    return result | {"shrunk": bench.widths(small)}
 
 
 def _weights(model: nn.Module) -> int:
