@@ -144,7 +144,7 @@ def _records(found: Mapping[str, Found]) -> list[str]:
         "LeNet-300-100 is cut by lasso before. Strength and bits are those of the smallest file at seed 0 whose "
         "error on 10,000 held-out images is above the dense network's by no more than the limit is above the "
         "published dense error; that rule came after its files, whose choice it leaves as it was. LeNet-5 starts "
-        "from vardrop's network in the table above, at the paper's strength and with 5 bits. Two tries on held-out "
+        "from vardrop's network in the table above, pruned to the published rate, with 5 bits. Two tries on held-out "
         "images came before, cut further and not trained before the noise: 8-20-100 units at divergence × 1 gave "
         "1.58 % in 2,037 bytes with 4 bits, 10-20-60 at × 0.5 gave 1.80, 1.67 and 1.56 % in 2,353, 2,508 and 2,681 "
         "bytes with 3, 4 and 5 bits for fc1 and 5 for the others. Neither was accurate enough, and noise left 4 or 5 "

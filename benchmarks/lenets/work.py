@@ -146,7 +146,8 @@ def tickets(bench: Bench) -> Result:
 def gated(bench: Bench, start: Path | None = None) -> Result:
     """Trained with gates or noise, and pruned by their own rule; and to the published rate, where the cell has one.
 
-    Where the cell has widths, the network of another one is cut to them first, and trained on.
+    Where the cell has widths, the network of another one is cut to them first, and trained on. The sparsest network is
+    kept, shrunk.
     """
     told, example, name = bench.cell.settings, bench.data.example(), bench.cell.network
     model, result = bench.model(start), Result()
@@ -168,6 +169,7 @@ def gated(bench: Bench, start: Path | None = None) -> Result:
         left = min(1.0, _weights(bench.model()) / _weights(model) / rate)
         further = prune(model, example, method, left, graph=graph)
         result["at_rate"] = {"error": bench.error(further.model), **weights(further.model, name)}
+        done = further
     small = shrink(done.model, example).model
     topiarist.save(small, bench.shape(small), bench.folder / SMALL)
     return result | {"shrunk": bench.widths(small)}
