@@ -231,14 +231,17 @@ GATED: Mapping[str, tuple[tuple[str, dict[str, Any]], ...]] = {
                 | {"milestones": [0.5]},
             },
         ),
-        (
-            "l0",
-            {
-                "dropout": 0.0,
-                "fields": {"lam": 0.1},
-                "recipe": {**ADAM, "lr": 1e-3, "epochs": 100, "weight_decay": 0.0, "schedule": "linear"}
-                | {"milestones": [0.5]},
-            },
+        *(
+            (
+                "l0",
+                {
+                    "dropout": 0.0,
+                    "fields": {"lam": lam},
+                    "recipe": {**ADAM, "lr": 1e-3, "epochs": 100, "weight_decay": 0.0, "schedule": "linear"}
+                    | {"milestones": [0.5]},
+                },
+            )
+            for lam in (0.1, 0.03)
         ),
     ),
 }
