@@ -181,7 +181,7 @@ def record(network: Network, data: str, seed: int, pressure: float, chosen: tupl
         "tied": {**adam, "lr": 1e-4, "epochs": tied, "milestones": [0.0]},
     }
     if plan.cut is None:
-        start = gated(network, "vardrop", dict(GATED[network.name])["vardrop"], chosen)
+        start = next(gated(network, *each, chosen) for each in GATED[network.name] if each[0] == "vardrop")
         return Cell("record", network.name, data, seed, "vardrop", settings=told, needs=(start,))
     told |= {
         "widths": dict(plan.cut),
@@ -219,17 +219,20 @@ GATED: Mapping[str, tuple[tuple[str, dict[str, Any]], ...]] = {
         ),
     ),
     "lenet5": (
-        (
-            "vardrop",
-            {
-                "dropout": 0.0,
-                "widths": {"conv1": 0.7, "conv2": 0.64, "fc1": 0.32},
-                "cut": {"epochs": 4, "weight_decay": 1e-4, **TRAIN, "lr": 0.02},
-                "fields": {},
-                "rate": 280,
-                "recipe": {**ADAM, "lr": 2e-3, "epochs": 70, "weight_decay": 0.0, "schedule": "linear"}
-                | {"milestones": [0.5]},
-            },
+        *(
+            (
+                "vardrop",
+                {
+                    "dropout": 0.0,
+                    "widths": {"conv1": 0.7, "conv2": 0.64, "fc1": 0.32},
+                    "cut": {"epochs": 4, "weight_decay": 1e-4, **TRAIN, "lr": 0.02},
+                    "fields": {},
+                    "rate": 280,
+                    "recipe": {**ADAM, "lr": 2e-3, "epochs": epochs, "weight_decay": 0.0, "schedule": "linear"}
+                    | {"milestones": [0.5]},
+                },
+            )
+            for epochs in (70, 140)
         ),
         *(
             (
