@@ -177,13 +177,30 @@ def gated(network: Network, method: str, told: Mapping[str, Any], chosen: tuple[
     return Cell("gated", network.name, WHOLE, CUT_SEED, method, settings=dict(told), needs=(start,))
 
 
+def after(network: Network, method: str, told: Mapping[str, Any], chosen: tuple[float, float]) -> Cell:
+    """The sparsest network of such a cell, trained on with its zeros as the smallest file's is."""
+    start, recipe = gated(network, method, told, chosen), _tune(network.smallest)
+    return Cell("after", network.name, WHOLE, 0, method, settings={"recipe": recipe}, needs=(start,))
+
+
+def _tune(plan: Smallest) -> dict[str, Any]:
+    return {
+        **ADAM,
+        "weight_decay": 0.0,
+        "schedule": "linear",
+        "lr": 5e-4,
+        "epochs": plan.epochs[1],
+        "milestones": [0.0],
+    }
+
+
 def record(network: Network, data: str, seed: int, pressure: float, chosen: tuple[float, float]) -> Cell:
     """The smallest file at one strength of the divergence, for several numbers of bits."""
     adam, plan = {**ADAM, "weight_decay": 0.0, "schedule": "linear"}, network.smallest
-    noisy, tune, tied = plan.epochs
+    noisy, _, tied = plan.epochs
     told: dict[str, Any] = {
         "bits": list(plan.bits),
-        "tune": {**adam, "lr": 5e-4, "epochs": tune, "milestones": [0.0]},
+        "tune": _tune(plan),
         "tied": {**adam, "lr": 1e-4, "epochs": tied, "milestones": [0.0]},
     }
     if plan.cut is None:
@@ -272,3 +289,5 @@ def rest(network: Network, seeds: Iterable[int], chosen: tuple[float, float]) ->
             yield tickets(network, seed)
     for method, told in GATED[network.name]:
         yield gated(network, method, told, chosen)
+        if network.smallest.cut is None:
+            yield after(network, method, told, chosen)

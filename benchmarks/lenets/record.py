@@ -18,15 +18,15 @@ from topiarist.methods import make
 def record(bench: Bench, start: Path | None = None) -> Result:
     """Bytes of the whole file and error, for each number of bits that is tried."""
     told = bench.cell.settings
-    model, found = _thinned(bench) if start is None else _loaded(bench, start)
-    model = _tuned(bench, model, bench.recipe("tune"))
+    model, found = _thinned(bench) if start is None else loaded(bench, start)
+    model = tuned(bench, model, bench.recipe("tune"))
     found |= {"tuned": bench.error(model), "nonzero": sum(int(p.count_nonzero()) for p in model.parameters())}
     found["tries"] = {named(bits): _file(bench, model, bits) for bits in told["bits"]}
     return found
 
 
-def _loaded(bench: Bench, start: Path) -> tuple[nn.Module, Result]:
-    """What variational dropout left in another cell."""
+def loaded(bench: Bench, start: Path) -> tuple[nn.Module, Result]:
+    """What was kept in another cell."""
     model = topiarist.load(topiarist.make_model(f"zoo:{bench.cell.network}"), start / SMALL)
     return model, {"thinned": bench.error(model)}
 
@@ -45,7 +45,7 @@ def _thinned(bench: Bench) -> tuple[nn.Module, Result]:
     return model, found | {"thinned": bench.error(model)}
 
 
-def _tuned(bench: Bench, model: nn.Module, recipe: Recipe) -> nn.Module:
+def tuned(bench: Bench, model: nn.Module, recipe: Recipe) -> nn.Module:
     """Trained on with its zeros, then shrunk once more."""
     graph = trace(model, bench.data.example()).weights()
     keep = {group.name: model.get_parameter(group.name).flatten() != 0 for group in graph.groups}

@@ -26,17 +26,17 @@ def choice(network: Network, known: Results) -> tuple[float, float] | None:
     return network.tried[errors.index(min(errors))] if len(errors) == len(network.tried) else None
 
 
-def smallest(network: Network, known: Results) -> tuple[float, str] | None:
+def smallest(network: Network, known: Results) -> tuple[float, tuple[str, ...]] | None:
     """Pressure and bits of the smallest file that is accurate enough; ``None`` until all is tried that there is.
 
     Its held-out error may be above the dense network's by as much as the limit is above the published dense error.
-    Where no file is so accurate, those of the least error.
+    Where no file is so accurate, those of the least error. Where nothing is tried, there is a file of all bits.
     """
     if (chosen := choice(network, known)) is None:
         return None
     told, cells = network.smallest, plan.records(network, chosen)
     if not cells:
-        return told.pressures[0], plan.named(told.bits[0])
+        return told.pressures[0], tuple(map(plan.named, told.bits))
     if any(cell.key not in known for cell in cells):
         return None
     dense = known[plan.dense(network, plan.HELD, 0, *chosen).key]["error"]
@@ -48,7 +48,7 @@ def smallest(network: Network, known: Results) -> tuple[float, str] | None:
     ]
     fine = [each for each in tries if each[0] <= most]
     best = min(fine, key=lambda each: each[1]) if fine else min(tries)
-    return best[2], best[3]
+    return best[2], (best[3],)
 
 
 def gather(network: Network, known: Results, seeds: Iterable[int]) -> Found:
@@ -79,9 +79,12 @@ def gather(network: Network, known: Results, seeds: Iterable[int]) -> Found:
         cells = all_of(
             lambda seed: plan.record(network, plan.WHOLE, seed, best[0], chosen), range(network.smallest.seeds)
         )
-        found["record"] = {seed: row["tries"][best[1]] for seed, row in cells.items()}
-    cells = [(method, told, plan.gated(network, method, told, chosen)) for method, told in plan.GATED[network.name]]
-    found["gated"] = [(method, told, known[cell.key]) for method, told, cell in cells if cell.key in known]
+        found["record"] = [(seed, bits, row["tries"][bits], row) for seed, row in cells.items() for bits in best[1]]
+    found["gated"] = []
+    for method, told in plan.GATED[network.name]:
+        gated, after = (make(network, method, told, chosen).key for make in (plan.gated, plan.after))
+        if gated in known:
+            found["gated"].append((method, told, known[gated] | {"after": known.get(after)}))
     return found
 
 
@@ -151,21 +154,26 @@ def _records(found: Mapping[str, Found]) -> list[str]:
         "bytes with 3, 4 and 5 bits for fc1 and 5 for the others. Neither was accurate enough, and noise left 4 or 5 "
         "of conv2's units; hence the wider start and 5 bits.",
         "",
-        "| network | limit | seed | error | bytes | rate | widths | Deep Compression | Bayesian compression |",
-        "|---|---:|---:|---:|---:|---:|---|---:|---:|",
+        "| network | limit | seed | nonzero | error unshared | bits | error | bytes | rate | widths | Deep Compression "
+        "| Bayesian compression |",
+        "|---|---:|---:|---:|---:|---|---:|---:|---:|---|---:|---:|",
     ]
     for network in plan.NETWORKS:
-        for seed, row in found[network.name].get("record", {}).items():
-            widths = "-".join(map(str, row["widths"]))
+        for seed, bits, file, record in found[network.name].get("record", ()):
             cells = (
                 network.title,
                 f"{network.limit[0]} %",
                 seed,
-                f"{row['error']:.2f}",
-                f"{row['bytes']:,} ({row['with_shape']:,})",
+                f"{record['nonzero']:,}",
+                f"{record['tuned']:.2f}",
+                bits,
+                f"{file['error']:.2f}",
+                f"{file['bytes']:,} ({file['with_shape']:,})",
+                f"{file['ratio']:.0f}×",
+                "-".join(map(str, file["widths"])),
+                *(f"{rate}×" for rate in (network.rates[1], network.limit[1])),
             )
-            rates = (f"{row['ratio']:.0f}×", widths, f"{network.rates[1]}×", f"{network.limit[1]}×")
-            lines.append(f"| {' | '.join((*cells, *rates))} |")
+            lines.append(f"| {' | '.join(map(str, cells))} |")
     for network in plan.NETWORKS:
         tried = found[network.name].get("record_tried", {})
         told = "; ".join(
@@ -205,15 +213,15 @@ def _pipeline(network: Network, found: Found) -> list[str]:
             rate = rows[0]["dense_bytes"] / size
             line(title, rows, f"{100 * left:.2f} %", f"{rate:.1f}× bytes ({size:,.0f} B, whole file)", told)
     for method, told, row in found.get("gated", ()):
-        published = GATED[network.name, method]
         fields = (f", {name} {value:g}" for name, value in told["fields"].items())
         title = f"{method}{''.join(fields)}, {told['recipe']['epochs']} epochs"
-        widths = "-".join(str(kept) for kept in row["widths"].values()) if method == "l0" else ""
-        rate = f"{1 / row['kept']:.1f}× weights" + (f", widths {widths}" if widths else "")
-        line(title, [row], f"{100 * row['kept']:.2f} %", rate, published)
-        if further := row.get("at_rate"):
-            rate = f"{1 / further['kept']:.1f}× weights"
-            line(f"{title}, to the published rate", [further], f"{100 * further['kept']:.2f} %", rate, published)
+        more = f"{network.smallest.epochs[1]} epochs with these zeros"
+        stages = {title: row, f"{title}, to the published rate": row.get("at_rate"), more: row.get("after")}
+        for each, result in stages.items():
+            if result is not None:
+                widths = "-".join(map(str, result["widths"].values())) if method == "l0" else ""
+                rate = f"{1 / result['kept']:.1f}× weights" + (f", widths {widths}" if widths else "")
+                line(each, [result], f"{100 * result['kept']:.2f} %", rate, GATED[network.name, method])
     return lines
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from bench import SMALL, Bench, Result
-from record import record
+from record import loaded, record, tuned
 from torch import nn
 
 import topiarist
@@ -175,6 +175,15 @@ def gated(bench: Bench, start: Path | None = None) -> Result:
     return result | {"shrunk": bench.widths(small)}
 
 
+def after(bench: Bench, start: Path) -> Result:
+    """What gates or noise left, trained on with its zeros."""
+    model, before = loaded(bench, start)
+    model = tuned(bench, model, bench.recipe())
+    return {"before": before["thinned"], "error": bench.error(model), **weights(model, bench.cell.network)} | {
+        "widths": bench.widths(model)
+    }
+
+
 def _weights(model: nn.Module) -> int:
     """How many there are, biases aside."""
     return sum(p.numel() for p in model.parameters() if p.ndim > 1)
@@ -193,7 +202,7 @@ def weights(model: nn.Module, network: str) -> Result:
 
 STEPS: dict[str, Callable[..., Result]] = {
     "dense": dense, "sparse": sparse, "shared": shared, "deleted": deleted, "merged": merged,
-    "tickets": tickets, "gated": gated, "record": record,
+    "tickets": tickets, "gated": gated, "after": after, "record": record,
 }  # fmt: skip
 
 
