@@ -6,7 +6,7 @@
 FOLDER holds ``mnist.npz`` as ``fetch.py`` writes it. Dropout and weight decay are chosen at seed 0 on 10,000 training
 images held out for it; the test images are read once, in the end. Every finished cell is a folder of the run, so a
 killed run goes on; results that ``lenets.json`` has already are not computed again. LeNet-300-100 takes an hour or
-two of one core, LeNet-5 six or more.
+two of one core, LeNet-5 ten to twenty-five.
 """
 
 from __future__ import annotations
