@@ -152,7 +152,8 @@ def _records(found: Mapping[str, Found]) -> list[str]:
         "images came before, cut further and not trained before the noise: 8-20-100 units at divergence × 1 gave "
         "1.58 % in 2,037 bytes with 4 bits, 10-20-60 at × 0.5 gave 1.80, 1.67 and 1.56 % in 2,353, 2,508 and 2,681 "
         "bytes with 3, 4 and 5 bits for fc1 and 5 for the others. Neither was accurate enough, and noise left 4 or 5 "
-        "of conv2's units; hence the wider start and 5 bits.",
+        "of conv2's units; hence the wider start and 5 bits. The files with fewer bits were added when that one was "
+        "known.",
         "",
         "| network | limit | seed | nonzero | error unshared | bits | error | bytes | rate | widths | Deep Compression "
         "| Bayesian compression |",
