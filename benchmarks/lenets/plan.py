@@ -24,8 +24,8 @@ class Smallest:
     """How the smallest file is made.
 
     Attributes:
-        cut: group → fraction of its units that it starts from; ``None`` takes the network that variational dropout
-            was trained on at full length, and what that left of it.
+        cut: group → fraction of its units that it starts from; ``None`` takes what variational dropout left in a
+            cell of its own.
         pressures: weights of the divergence, tried on held-out images where the network is cut.
         bits: of the codebooks, likewise; elsewhere there is a file of each.
         epochs: of the training with variational dropout, of that with its zeros, of that with shared weights.

@@ -97,8 +97,8 @@ def report(found: Mapping[str, Found], workers: int, threads: int) -> str:
         "number. Dropout and weight decay were chosen at seed 0 by the error of the pruned network on 10,000 "
         "training images held out for it; everything else was fixed beforehand, but that variational dropout is also "
         "pruned to the published rate, which was added when the error by its own rule on LeNet-300-100 was known, "
-        "and that on LeNet-5 longer variational dropout and weaker L0 gates were added when the errors of the first "
-        "were. "
+        "and that on LeNet-5 the epochs with these zeros, longer variational dropout and weaker L0 gates were added "
+        "when the errors of the first were. "
         f"{workers} worker of {threads} thread on {os.cpu_count()} cores ({platform.machine()}); topiarist "
         f"{topiarist.__version__}, torch {torch.__version__}, Python {platform.python_version()}. Made by "
         "`python benchmarks/lenets FOLDER`.",
