@@ -29,6 +29,7 @@ BAD = {
     "unknown data": (["inspect", NET, "--data", "digit"], "digits"),
     "no data file": (["inspect", NET, "--data", "npz:/no/such.npz"], "/no/such.npz"),
     "unknown option": (["inspect", NET, "--inptu", SHAPE], "did you mean --input"),
+    "a field without its name": (["train", NET, "--data", "digits", "--lr", 0.1], "did you mean --recipe.lr"),
     "unknown field": (["prune", NET, "--method", "l1", "--method.q", "1"], "--method.p"),
     "field without method": (["prune", NET, "--method.p", "1"], "--method NAME"),
     "no method": (["prune", NET, "--data", "digits"], "needs --method"),

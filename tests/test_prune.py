@@ -133,7 +133,7 @@ def test_the_table_names_groups_costs_and_layers_left_alone():
 
 def test_layers_that_the_budget_spares_are_named_as_such():
     found = prune(CASES["chain"].model(), images(2), "l1", {"ratios": {"0": 0.5}})
-    assert found.left_alone["3"] == "the budget keeps every unit"
+    assert found.left_alone["3"] == "keeps every unit"
     assert "output" in found.left_alone["8"]
 
 

@@ -77,7 +77,7 @@ class Pruned:
                     found[name] = odd.get(name, "keeps every weight")
             elif whole not in cut_axes and axes and not any((name, a) in cut_axes for a in axes[:1]):
                 axis = axes[0]
-                found[name.removesuffix(".weight")] = reasons.get((name, axis), "the budget keeps every unit")
+                found[name.removesuffix(".weight")] = reasons.get((name, axis), "keeps every unit")
         return found
 
     def __str__(self) -> str:

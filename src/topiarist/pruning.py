@@ -196,7 +196,10 @@ def _check_data(model: nn.Module, data: Any, needs: Collection[str | Statistic],
     from topiarist.training.accuracy import rehearse
 
     if data is not None and not isinstance(data, Data):
-        raise TopiaristError(f"data must be a topiarist.Data, as load_data gives it, but got {type(data).__name__}")
+        raise TopiaristError(
+            "data must be a topiarist.Data, from load_data or of tensors of yours by topiarist.Data.of, but got "
+            f"{type(data).__name__}; batches of any kind are for topiarist.collect"
+        )
     if data is not None and (trains or set(needs) - {"weights", "training"}):
         rehearse(model, data)
 

@@ -187,7 +187,10 @@ def collect(
     rank, count = ranks() if distributed else (0, 1)
     if wanted:
         if batches is None:
-            raise TopiaristError(f"{wanted[0].name} must be measured: pass data, batches of inputs or (inputs, target)")
+            raise TopiaristError(
+                f"{wanted[0].name} must be measured: pass data, to collect batches of "
+                "inputs or (inputs, target), to prune a topiarist.Data"
+            )
         _measure(model, graph, share(batches, rank, count), wanted, watch, loss)
     sums = added(watch.sums, _device(model)) if count > 1 else watch.sums
     return Stats(tensors, sums, model, batches, on_step)

@@ -350,6 +350,14 @@ def test_scores_follow_the_noise_and_without_training_the_weights():
     assert torch.equal(kept["0.weight"], model[0].weight.flatten() != 0), "of a file only the zeros speak"
 
 
+def test_a_budget_takes_no_weight_that_the_noise_has_not_ranked():
+    model, method, graph, _ = noisy()
+    rooms = graph.weights()
+    with pytest.raises(TopiaristError, match="vardrop has not trained the units that this budget takes"):
+        choose(method, rooms, collect(model, rooms), Budget(ratio=0.25))
+    assert all(bool(kept.all()) for kept in method.select(graph, collect(model, rooms), None).values())
+
+
 def test_one_weight_of_a_tensor_stays():
     model, method, graph, optimizer = noisy()
     with attach(method, model, optimizer, graph):

@@ -244,8 +244,11 @@ def _sentence(message: str, name: str, options: list[str]) -> str:
     unknown = re.search(r"unrecognized arguments: (\S+)|does not accept (?:option|nested key) '([^']+)'", text)
     if unknown:
         option = unknown[1] or f"--{unknown[2]}"
-        near = difflib.get_close_matches(option.partition("=")[0], options, n=1)
-        return f"`topiarist {name}` takes no {option}: {f'did you mean {near[0]}?' if near else see + '.'}"
+        word = option.partition("=")[0]
+        fields = [each for each in options if each.endswith(f".{word.lstrip('-')}")]
+        near = fields or difflib.get_close_matches(word, options, n=1)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"{see}."
+        return f"`topiarist {name}` takes no {option}: {hint}"
     alone = re.match(r"argument (\S+): expected one argument", text)
     if alone:
         return f"{alone[1].replace('.name', '')} needs a value behind it: {see}."

@@ -98,7 +98,8 @@ def graph(found: Graph, cost: Cost, as_json: bool) -> None:
         return
     out = console()
     units = sum(group.units for group in found.groups)
-    out.print(f"{cost.macs:,} MACs, {cost.params:,} parameters, {units:,} units in {len(found.groups)} groups")
+    counted = "1 group" if len(found.groups) == 1 else f"{len(found.groups)} groups"
+    out.print(f"{cost.macs:,} MACs, {cost.params:,} parameters, {units:,} units in {counted}")
     table = Table("group", "units", "stage", "carried by")
     for group in found.groups:
         carriers = list(dict.fromkeys(part.tensor for part in group.slices))

@@ -99,7 +99,7 @@ def report(folder: Path, *, json: bool = False) -> int:
 
 
 def _tell_study(results: Mapping[str, Any], out: Path, as_json: bool) -> int:
-    """Print the results of a study; the exit status, which is 1 where a cell failed."""
+    """Print the results of a study; the exit status, which is 1 where a cell failed or is missing."""
     from topiarist.report import show as show_report
 
     if as_json:

@@ -107,4 +107,6 @@ class Report:
             )
         shape = f" and {self.architecture:,} the architecture" if self.architecture else ""
         told = f"{self.bytes:,} bytes, of which {self.overhead:,} are header and checksum{shape}"
-        return "\n".join([*lines, f"{told}; {self.ratio:.1f} times smaller than {self.original:,} bytes in 32 bits"])
+        cut = "that the network had before it was cut, " if self.original != self.dense else ""
+        whole = f"the {self.original:,} bytes {cut}in 32 bits"
+        return "\n".join([*lines, f"{told}; {self.ratio:.1f} times smaller than {whole}"])

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from topiarist.errors import TopiaristError
 from topiarist.leftovers import LEFT, leave
-from topiarist.methods._multipliers import marked, parameter_of, submodule, trained
+from topiarist.methods._multipliers import check_ranked, marked, parameter_of, submodule, trained
 from topiarist.methods.base import Method, checked_examples
 
 if TYPE_CHECKING:
@@ -54,9 +54,10 @@ class VarDrop(Method):
     draw their outputs instead of the weights, which has less variance: ``y ~ N(W x, (alpha theta^2) x^2)``, each output
     of each example for itself; wherever else a weight is used, it is drawn. When the network is evaluated, and for good
     in the end, weights with ``log alpha >= threshold`` are 0. ``s = -log alpha``, without units: ``(units,)`` for each
-    weight tensor; where the network was not trained so, with the variance of the start: the order of magnitudes.
-    Without a budget all ``log alpha < threshold`` stay, and at least one weight of each tensor; with one, the highest
-    scores do. Biases and frozen weights are neither noisy nor pruned.
+    weight tensor; where the network was not trained so, with the variance of the start: the order of magnitudes,
+    which takes no budget. Without one all ``log alpha < threshold`` stay, those that no training has ranked, and at
+    least one weight of each tensor; with one, the highest scores do. Biases and frozen weights are neither noisy nor
+    pruned.
 
     Cost: each product of the training is computed twice, for mean and variance, and each weight has a second parameter
     with its own state in the optimiser: twice the memory of the weights, and over twice the time.
@@ -68,7 +69,7 @@ class VarDrop(Method):
 
     Raises:
         TopiaristError: a field is out of range, no weight trains, the numbers of training examples and steps are not
-            known, or the noise is not attached.
+            known, the noise is not attached, or a budget takes weights that were not trained with it.
 
     Paper: Molchanov, Ashukha, Vetrov: "Variational Dropout Sparsifies Deep Neural Networks", ICML 2017.
 
@@ -144,12 +145,17 @@ class VarDrop(Method):
 
     def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep | None:
         """What noise does not drown, where there is no budget; one weight of each tensor always stays."""
+        graph = self.units(graph)
+        scores = self.score(graph, stats)
+        fresh = {name: _left(graph[name].slices[0], stats) is None for name in scores}
+        unranked = {name: (each > -_PURE) & fresh[name] for name, each in scores.items()}
         if budget is not None:
+            check_ranked(self, graph, scores, unranked, budget)
             return None
-        keep = dict(self.units(graph).full())
-        for name, scores in self.score(graph, stats).items():
-            keep[name] = (scores > -self.threshold) & (scores > -_PURE)
-            keep[name][scores.argmax()] = True
+        keep = dict(graph.full())
+        for name, each in scores.items():
+            keep[name] = (each > -_PURE) & ((each > -self.threshold) | unranked[name])
+            keep[name][each.argmax()] = True
         return keep
 
     def _warmth(self, done: Tensor) -> Tensor | float:
@@ -164,8 +170,8 @@ class VarDrop(Method):
     def _log_alpha(self, part: Slice, stats: Stats) -> Tensor:
         """Float64 ``(units,)``: what the training left, or that of the first variance."""
         weight = stats.tensor(part.tensor).double().cpu()
-        left = stats.tensors.get(part.tensor + _LEFT)
-        if left is None or left.shape != weight.shape:
+        left = _left(part, stats)
+        if left is None:
             left = log_alpha(weight, torch.full_like(weight, self.start))
         return torch.where(weight == 0, _PURE, left.double().cpu()).flatten()[part.positions[:, 0]]
 
@@ -188,6 +194,12 @@ def normal_like(tensor: Tensor) -> Tensor:
     drawn = torch.empty_like(tensor)  # dense in any layout
     drawn.as_strided((drawn.numel(),), (1,)).normal_()
     return drawn
+
+
+def _left(part: Slice, stats: Stats) -> Tensor | None:
+    """``log alpha`` of a weight tensor that was trained with noise."""
+    left = stats.tensors.get(part.tensor + _LEFT)
+    return left if left is not None and left.shape == stats.tensor(part.tensor).shape else None
 
 
 def _noise(model: nn.Module) -> _Noise:

@@ -36,8 +36,10 @@ def show(results: Mapping[str, Any], console: Console | None = None) -> None:
         grid = Table.grid()
         grid.add_row(mark, _plain(entry["verdict"]))
         console.print(grid)
-    for key, error in results["failed"].items():
-        console.print(_plain(f"failed: {key}: {error}", style="red"))
+    for error in dict.fromkeys(results["failed"].values()):
+        keys = [key for key, why in results["failed"].items() if why == error]
+        which = keys[0] if len(keys) == 1 else f"{len(keys)} cells, such as {keys[0]}"
+        console.print(_plain(f"missing: {which}: {error}", style="red"))
 
 
 def _table(title: str, rows: list[Mapping[str, Any]], gap: int) -> Table:
