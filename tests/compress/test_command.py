@@ -59,7 +59,7 @@ def test_weights_alone_are_shared_by_globs(tmp_path: Path, capsys: pytest.Captur
     words = ["--bits", '{"a.*": 2}', "--out", tmp_path / "x.tpcf"]
     assert run("compress", tmp_path / "x.safetensors", *words) == 0
     printed = capsys.readouterr().out
-    assert "times smaller than 10,000 bytes" in printed
+    assert "times smaller than the 10,000 bytes" in printed
     state = compress.load(tmp_path / "x.tpcf")
     assert len(state["a.weight"].unique()) <= 3
     assert len(state["b.weight"].unique()) == 1600
