@@ -23,8 +23,7 @@ from typing import Any
 import torch
 
 import topiarist
-from topiarist.studies import Study, paired, run
-from topiarist.studies.study import ARMS
+from topiarist.studies import ARMS, Study, paired, run
 
 HERE = Path(__file__).parent
 PAIRS = (

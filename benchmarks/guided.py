@@ -34,12 +34,12 @@ import torch
 
 import topiarist
 from topiarist import Architecture, Budget, Recipe
+from topiarist.compress import patterns as designs
 from topiarist.data import Data
 from topiarist.data.dataset import stratified
 from topiarist.graph import Graph, Keep
 from topiarist.guided import KernelPattern, WidthPattern
 from topiarist.methods import make
-from topiarist.report import designs
 from topiarist.studies import Cell, paired, run_cells, summarise, verdict
 from topiarist.studies.cells import finished, folder, prepare, result, unfold
 from topiarist.studies.progress import Live

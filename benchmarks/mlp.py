@@ -29,8 +29,7 @@ from torch import nn
 import topiarist
 from topiarist import Budget, Recipe
 from topiarist.data import Data
-from topiarist.methods import make
-from topiarist.methods.base import Method
+from topiarist.methods import Method, make
 
 HERE = Path(__file__).parent
 

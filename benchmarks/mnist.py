@@ -24,8 +24,7 @@ import torch
 from arms import anywhere
 
 import topiarist
-from topiarist.studies import Study, run
-from topiarist.studies.statistics import paired
+from topiarist.studies import Study, paired, run
 
 HERE = Path(__file__).parent
 LENET, VGG = ("LeNet-5 (batch norm)", "zoo:lenet5?norm=true"), ("VGG-11, quarter width", "zoo:vgg11?width=0.25")

@@ -32,7 +32,8 @@ import numpy as np
 import torch
 
 import topiarist
-from topiarist.studies import Study, paired, report, run, summarise
+from topiarist.report import rewrite as report
+from topiarist.studies import Study, paired, run, summarise
 from topiarist.studies.cells import prepare
 
 HERE = Path(__file__).parent

@@ -27,11 +27,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import topiarist
-from topiarist.costs import cost
-from topiarist.graph.calls import tensors_in
+from topiarist.budget import cost
+from topiarist.graph import tensors_in
 from topiarist.models import load_model
-from topiarist.proof import fast_path_off
-from topiarist.surgery import copied
+from topiarist.surgery import copied, fast_path_off
 
 NETWORKS = Path(__file__).with_name("networks.txt")
 RATIOS = (0.67, 0.5, 0.33)

@@ -29,9 +29,8 @@ import torch
 from torch import Tensor, nn
 
 import topiarist
-from topiarist.allocation import choose
-from topiarist.methods import make
-from topiarist.methods.base import Repair
+from topiarist.methods import Repair, make
+from topiarist.pruning import choose
 
 HERE = Path(__file__).parent
 NETWORK = "zoo:vgg11?width=0.25&in_channels=1&input_size=28"

@@ -44,7 +44,7 @@ from proof_table import NETWORKS, non_degenerate
 from torch import Tensor, nn
 
 import topiarist
-from topiarist.graph.calls import tensors_in
+from topiarist.graph import tensors_in
 from topiarist.methods.l1 import L1
 from topiarist.models import load_model
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.data import Data
-from topiarist.graph.groups import Group, Slice
+from topiarist.graph import Group, Slice
 from topiarist.methods import Method
 from topiarist.train import Recipe
 

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import topiarist
-from topiarist.costs import cost
+from topiarist.budget import cost
 from topiarist.graph import Graph
 
 TOLERANCE = 1e-10

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from topiarist.zoo.preresnet import PreBottleneck, PreResNet
+from topiarist.models.zoo.preresnet import PreBottleneck, PreResNet
 
 
 def small(in_channels: int = 1, classes: int = 10) -> nn.Module:

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 import topiarist
-from topiarist.allocation import Budget, allocate, choose
-from topiarist.costs import cost
+from topiarist.budget import Budget, allocate, cost
 from topiarist.errors import TopiaristError
 from topiarist.graph import Group, Slice
+from topiarist.measure import collect
 from topiarist.methods import make
-from topiarist.stats import collect
+from topiarist.pruning import choose
 
 
 @dataclass

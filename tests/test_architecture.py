@@ -13,7 +13,7 @@ from torch import nn
 import topiarist
 from networks import CASES, Net, call, conv, distance, images, line, qkv_parts, random_keep, shaken, tokens
 from topiarist import Architecture, TopiaristError, cut, load, save, trace
-from topiarist.costs import cost
+from topiarist.budget import cost
 
 
 class Everything(nn.Module):

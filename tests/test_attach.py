@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from topiarist.errors import TopiaristError
-from topiarist.graph import trace
-from topiarist.graph.groups import Group, Slice
+from topiarist.graph import Group, Slice, trace
 from topiarist.train import attach
 
 

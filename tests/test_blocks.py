@@ -14,8 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import topiarist
 from networks import Net, conv, distance, images, random_keep, shaken, tokens
 from topiarist import Architecture, Budget, TopiaristError, cut, load, mask, prove, prune, save, trace
-from topiarist.costs import cost
-from topiarist.zoo import preresnet110, resnet20, resnext29
+from topiarist.budget import cost
+from topiarist.models.zoo.preresnet import preresnet110
+from topiarist.models.zoo.resnet import resnet20
+from topiarist.models.zoo.resnext import resnext29
 
 X = images(2)
 
@@ -343,7 +345,7 @@ def test_the_file_tells_blocks_and_older_files_do_not():
         value = copy.deepcopy(stored)
         value["groups"][0]["blocks"] = damage
         del value["sha256"]
-        from topiarist.architecture_file import digest
+        from topiarist.architecture import digest
 
         with pytest.raises(TopiaristError, match="damaged"):
             Architecture.from_json({**value, "sha256": digest(value)})

@@ -14,11 +14,10 @@ from torch import nn
 import topiarist
 from door import NET, SHAPE, run
 from topiarist import methods
-from topiarist.budget import Budget
+from topiarist.budget import Budget, cost
 from topiarist.cli import COMMANDS, commands
 from topiarist.cli.arguments import parse
 from topiarist.cli.inputs import parse_shape
-from topiarist.costs import cost
 from topiarist.errors import TopiaristError
 
 

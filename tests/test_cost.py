@@ -7,7 +7,8 @@ from torch import nn
 import topiarist
 from networks import CASES, Net, conv, images, line, multiplications, random_keep, shaken, tokens
 from topiarist import cut, trace
-from topiarist.costs import Cost, cost, latency
+from topiarist.budget import Cost, cost
+from topiarist.measure import latency
 
 
 def test_a_chain_by_hand():

@@ -16,7 +16,7 @@ from PIL import Image
 from small_data import arrays, refusal
 from topiarist.data import load_data
 from topiarist.errors import TopiaristError
-from topiarist.models import import_package
+from topiarist.files import import_package
 
 
 @pytest.fixture

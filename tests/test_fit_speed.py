@@ -11,7 +11,7 @@ import topiarist
 from topiarist import Recipe
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
-from topiarist.training import loop
+from topiarist.train import loop
 
 NETWORK = "zoo:digitsnet?width=0.25"
 RECIPE = Recipe(epochs=2, lr=0.02, batch_size=32)

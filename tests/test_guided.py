@@ -16,8 +16,8 @@ import door
 import topiarist
 from networks import random_keep
 from topiarist import Architecture, Budget, TopiaristError, allocate, cost, guided
+from topiarist.compress import patterns as designs
 from topiarist.guided import KernelPattern, WidthPattern
-from topiarist.report import designs
 from topiarist.train import reinitialise
 
 

@@ -17,16 +17,15 @@ from torch import nn
 import golden
 import topiarist
 from topiarist import methods
-from topiarist.allocation import Budget, choose
+from topiarist.budget import Budget, cost
 from topiarist.cli import main
-from topiarist.costs import cost
 from topiarist.errors import TopiaristError
 from topiarist.graph import Group, Slice
-from topiarist.measures import STATISTICS
-from topiarist.methods import describe, get, make, names
-from topiarist.methods.base import Criterion, Gate, Method, Penalty, Rule, Selector, sum_by_unit
-from topiarist.stats import collect
-from topiarist.zoo import resnet56, resnet110, vgg16
+from topiarist.measure import STATISTICS, collect
+from topiarist.methods import Criterion, Gate, Method, Penalty, Rule, Selector, describe, get, make, names, sum_by_unit
+from topiarist.models.zoo.resnet import resnet56, resnet110
+from topiarist.models.zoo.vgg import vgg16
+from topiarist.pruning import choose
 
 GOLDEN = golden.rows()
 every_method = pytest.mark.parametrize("name", names())

@@ -106,12 +106,12 @@ def test_make_model_refuses_at_once():
         ("zooo:resnet56", "name models as zoo:NAME"),
         ("no_such_package.module:build", "name models as zoo:NAME"),
         ("topiarist.no_such_module:build", "name models as zoo:NAME"),
-        ("topiarist.zoo:resnet57", "did you mean"),
-        ("topiarist.zoo:names", "gave a tuple"),
-        ("topiarist.zoo:__doc__", "is a str"),
+        ("topiarist.models.zoo:resnet57", "did you mean"),
+        ("topiarist.models.zoo:names", "gave a tuple"),
+        ("topiarist.models.zoo:__doc__", "is a str"),
         (".relative:build", "cannot be imported"),
         ("collections:OrderedDict?a=1", "gave a OrderedDict"),
-        ("topiarist.zoo.vgg:vgg11?colour=1", "could not be built"),
+        ("topiarist.models.zoo.vgg:vgg11?colour=1", "could not be built"),
     ],
 )
 def test_bad_names_are_told_in_a_sentence(spec, message):

@@ -10,10 +10,11 @@ from torch import nn
 import door
 import topiarist
 from networks import Net
-from topiarist.allocation import Budget, allocate, choose
+from topiarist.budget import Budget, allocate
 from topiarist.errors import TopiaristError
+from topiarist.measure import collect
 from topiarist.methods import make
-from topiarist.stats import collect
+from topiarist.pruning import choose
 
 
 def network():

@@ -35,7 +35,7 @@ assert torch.distributed.get_world_size() == 2
 
 from topiarist import make_model, methods, prune, trace
 from topiarist.pruning import Batches
-from topiarist.stats import collect
+from topiarist.measure import collect
 
 data = load_data("digits").subset(195)
 torch.manual_seed(1)

@@ -9,7 +9,7 @@ from torch import nn
 import topiarist
 from networks import CASES, Net, call, conv, distance, images, shaken, tokens
 from topiarist import Architecture, Budget, TopiaristError, cut, prune, trace
-from topiarist.costs import cost
+from topiarist.budget import cost
 from topiarist.methods import make, names
 
 WIDE = ["residual", "dense", "attention", "encoder layer", "channel shuffle", "tied weights"]

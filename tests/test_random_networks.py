@@ -17,7 +17,7 @@ import topiarist
 from networks import TOLERANCE, call, distance, multiplications, random_keep, shaken, zeroed
 from programs import Program
 from steps import Recall, Step, width
-from topiarist.costs import cost
+from topiarist.budget import cost
 
 STEPS = {kind.__name__: kind for kind in Step.__subclasses__() if kind is not Recall}
 Plan = list[tuple[Any, ...]]

@@ -10,10 +10,9 @@ import pytest
 
 from topiarist.cli import main
 from topiarist.errors import TopiaristError
-from topiarist.studies import Cell, Study, run_cells
+from topiarist.studies import Cell, RayCluster, Study, run_cells
 from topiarist.studies.arms import work as arms_work
 from topiarist.studies.cells import unfold
-from topiarist.studies.ray import RayCluster
 
 STUDY = {
     "network": "zoo:digitsnet?width=0.25",
@@ -44,7 +43,7 @@ DISTURBED = (
     + """
 def work(cell, folder, needs):
     from topiarist.studies import arms
-    from topiarist.training import checkpoint
+    from topiarist.train import checkpoint
 
     if (cell.arm, cell.seed) == ("finetune", 0):
         if (folder / "checkpoint.pt").exists():

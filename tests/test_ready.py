@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from topiarist import methods
-from topiarist.costs import cost
+from topiarist.budget import cost
 from topiarist.data import load_data
 from topiarist.errors import TopiaristError
 from topiarist.graph import trace

@@ -10,7 +10,7 @@ import topiarist
 from networks import images, shaken
 from topiarist import Data, Recipe, TopiaristError, add_selectors, prune
 from topiarist.methods import make
-from topiarist.zoo.preresnet import PreBasic, PreResNet
+from topiarist.models.zoo.preresnet import PreBasic, PreResNet
 
 RECIPE = Recipe(epochs=2, lr=0.02, schedule="constant")
 

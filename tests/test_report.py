@@ -10,7 +10,9 @@ from rich.console import Console
 
 from report_results import LABELS, make_results
 from topiarist.errors import TopiaristError
-from topiarist.report import figures, looks, read_results, render, show, words, write_report
+from topiarist.report import figures, render, show, words, write_report
+from topiarist.report import style as looks
+from topiarist.studies import read_results
 
 
 class Page(HTMLParser):

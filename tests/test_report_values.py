@@ -11,16 +11,17 @@ import torch
 
 from report_results import KERNELS, LABELS, large_results, make_results, row
 from topiarist import Budget, load_data, load_model, prune
-from topiarist.allocation import Choice
 from topiarist.architecture import SHAPE_FILE, Architecture
-from topiarist.report import figures, looks, render, words, write_report
+from topiarist.pruning import Choice
+from topiarist.report import figures, render, words, write_report
+from topiarist.report import style as looks
 from topiarist.report.tables import arms_table
 from topiarist.report.texts import how
 from topiarist.studies import Study, gather, run_cells
 from topiarist.studies.arms import work
 from topiarist.studies.cells import folder, result, unfold
 from topiarist.studies.conclusion import conclude, overall
-from topiarist.studies.scores import histogram
+from topiarist.studies.histogram import histogram
 
 NETWORK = "zoo:digitsnet?width=0.25"
 

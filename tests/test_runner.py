@@ -76,7 +76,7 @@ SCRIPT = """
 import json, multiprocessing, os, signal, sys
 from pathlib import Path
 from topiarist.studies.cells import Cell
-from topiarist.studies.runner import run_cells
+from topiarist.studies.queue import run_cells
 
 OUT = Path(sys.argv[1])
 base = Cell("base", "net", "data", 0)

@@ -12,11 +12,11 @@ from torch import nn
 import topiarist
 from networks import Net, conv, distance, images, multiplications, net, random_keep, shaken
 from topiarist import Architecture, TopiaristError, add_selectors, cut, mask, prove, trace
-from topiarist.costs import cost
-from topiarist.graph.selector import ChannelSelector
-from topiarist.proof import non_degenerate
-from topiarist.zoo.densenet import DenseNet
-from topiarist.zoo.preresnet import PreBasic, PreBottleneck, PreResNet
+from topiarist.budget import cost
+from topiarist.graph import ChannelSelector
+from topiarist.models.zoo.densenet import DenseNet
+from topiarist.models.zoo.preresnet import PreBasic, PreBottleneck, PreResNet
+from topiarist.surgery import non_degenerate
 
 X = images(2, size=8)
 MAKE = {
@@ -143,7 +143,7 @@ def test_files_from_before_there_were_selectors_still_load():
 
 
 def signed(value):
-    from topiarist.architecture_file import digest
+    from topiarist.architecture import digest
 
     return {**value, "sha256": digest(value)}
 

@@ -11,14 +11,13 @@ from torch import nn
 
 import topiarist
 from door import NET, run
-from topiarist import scan as module
-from topiarist.cli.commands import write_json
+from topiarist.cli.pruning import write_json
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
-from topiarist.judge import judge
-from topiarist.report import curves
-from topiarist.scan import Sensitivity, sensitivity
-from topiarist.stats import collect
+from topiarist.measure import collect, judge
+from topiarist.pruning import Sensitivity, sensitivity
+from topiarist.pruning import sensitivity as module
+from topiarist.report import sensitivity as curves
 from topiarist.surgery import mask
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from topiarist.studies.statistics import Difference, paired, summarise, verdict
+from topiarist.studies import Difference, paired, summarise, verdict
 
 
 def test_summary_by_hand():

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 import topiarist
 from topiarist.errors import TopiaristError
 from topiarist.graph import Group, Site, Slice
-from topiarist.measures import STATISTICS, response_sites
-from topiarist.stats import Stats, collect, covariance, merge
+from topiarist.measure import STATISTICS, Stats, collect, covariance, merge, response_sites
 
 ALL = frozenset({"activations", "gradients", "covariance-max", "covariance-mean"})
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 import topiarist
 from networks import CASES, Net, call, conv, distance, images, shaken
 from topiarist import Budget, Recipe, TopiaristError, add_selectors, prune
-from topiarist.methods import make, names
-from topiarist.methods._schedules import SCHEDULES, cubic, linear
+from topiarist.methods import SCHEDULES, make, names
+from topiarist.methods._schedules import cubic, linear
 from topiarist.models import make_model
+from topiarist.models.zoo.preresnet import PreBasic, PreResNet
 from topiarist.studies import Study, run
-from topiarist.zoo.preresnet import PreBasic, PreResNet
 
 WIDE = ["chain", "residual", "dense", "grouped", "channel shuffle", "attention", "multi-head", "encoder layer"]
 WIDE += ["literal attention", "tied weights", "split"]

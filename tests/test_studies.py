@@ -10,9 +10,8 @@ import torch
 from topiarist.architecture import load
 from topiarist.errors import TopiaristError
 from topiarist.models import fitting_options, make_model
-from topiarist.studies import DEMO, Cell, Study, gather, run, run_cells
+from topiarist.studies import DEMO, Cell, Pruning, Study, gather, run, run_cells
 from topiarist.studies.cells import result, unfold
-from topiarist.studies.prunings import Pruning
 from topiarist.studies.study import SCRATCH_SEED
 
 # ---------------------------------------------------------------- cells and studies

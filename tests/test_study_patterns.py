@@ -13,8 +13,7 @@ from torch import nn
 
 from topiarist import guided
 from topiarist.architecture import SHAPE_FILE, Architecture, load
-from topiarist.budget import Budget
-from topiarist.costs import cost
+from topiarist.budget import Budget, cost
 from topiarist.data import load_data
 from topiarist.errors import TopiaristError
 from topiarist.graph import trace
@@ -22,7 +21,7 @@ from topiarist.models import fitting_options, make_model
 from topiarist.studies import Cell, Study, gather, merge, run, run_cells
 from topiarist.studies.arms import Arms, work
 from topiarist.studies.cells import folder, result, unfold
-from topiarist.studies.places import placed
+from topiarist.studies.data_paths import placed
 
 NETWORK, DEEPER = "zoo:digitsnet?width=0.25", "zoo:resnet20?width=0.25"
 SETTINGS: dict[str, Any] = {

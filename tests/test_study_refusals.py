@@ -11,7 +11,7 @@ import pytest
 from topiarist.errors import TopiaristError
 from topiarist.studies import Study, merge, run
 from topiarist.studies.cells import folder
-from topiarist.studies.runner import locked
+from topiarist.studies.queue import locked
 
 SETTINGS: dict[str, Any] = {
     "network": "zoo:digitsnet?width=0.25",

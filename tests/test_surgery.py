@@ -28,8 +28,7 @@ from networks import (
     zeroed,
 )  # fmt: skip
 from topiarist import TopiaristError, cut, mask, prove, trace
-from topiarist.surgery import copied, masked
-from topiarist.survivors import fast_path_off
+from topiarist.surgery import copied, fast_path_off, masked
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -14,7 +14,8 @@ from torch.nn.functional import cross_entropy
 from corners import QUICK, Units, corners, equal, net, state
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
-from topiarist.train import Epoch, History, evaluate, fit
+from topiarist.measure import evaluate
+from topiarist.train import Epoch, History, fit
 
 
 @pytest.fixture(scope="module")

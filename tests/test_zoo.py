@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from topiarist import zoo
 from topiarist.errors import TopiaristError
-from topiarist.zoo.blocks import ZeroShortcut, scaled
+from topiarist.models import zoo
+from topiarist.models.zoo.blocks import ZeroShortcut, scaled
 
 # Parameters at full width, ten classes, the paper's input; the papers round most of them to "0.27M", "0.85M" ...
 PARAMETERS = {

@@ -23,8 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from topiarist.data import Data
 from topiarist.graph import Graph
-from topiarist.methods.base import Method
-from topiarist.zoo.blocks import ZeroShortcut
+from topiarist.methods import Method
+from topiarist.models.zoo.blocks import ZeroShortcut
 
 STEPS = 400
 BATCH = 64

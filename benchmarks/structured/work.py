@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 import topiarist
 from topiarist import Architecture, Recipe, evaluate, fit, methods
-from topiarist.costs import cost
+from topiarist.budget import cost
 from topiarist.data import Data
 from topiarist.graph import Graph, trace
-from topiarist.methods.base import Rule, Selector
+from topiarist.methods import Rule, Selector
 from topiarist.models import fitting_options, make_model
 from topiarist.studies import Cell
 from topiarist.train import scratch_b

@@ -107,7 +107,7 @@ TRAINED = ["--bits", 3, "--model", NET, "--data", "digits", "--epochs", 2]
 def test_a_stopped_training_of_centroids_goes_on(
     pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from topiarist.training import loop
+    from topiarist.train import loop
 
     def stopped(run: object, epoch: object = loop._epoch) -> object:
         if next(stops):

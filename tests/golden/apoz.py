@@ -5,9 +5,9 @@ from torch import nn
 
 import topiarist
 from golden import Answers, numbers
-from topiarist.allocation import choose
+from topiarist.measure import collect
 from topiarist.methods import make
-from topiarist.stats import collect
+from topiarist.pruning import choose
 
 
 def row() -> Answers:

@@ -4,9 +4,10 @@ import torch
 
 import topiarist
 from golden import Answers, conv_net, numbers
-from topiarist.allocation import Budget, choose
+from topiarist.budget import Budget
+from topiarist.measure import collect
 from topiarist.methods import make
-from topiarist.stats import collect
+from topiarist.pruning import choose
 
 
 def row() -> Answers:

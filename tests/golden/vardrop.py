@@ -8,8 +8,8 @@ from torch import nn
 
 import topiarist
 from golden import Answers, numbers
+from topiarist.measure import collect
 from topiarist.methods import make
-from topiarist.stats import collect
 from topiarist.train import attach
 
 

@@ -5,9 +5,10 @@ from torch import nn
 
 import topiarist
 from golden import Answers, numbers
-from topiarist.allocation import Budget, choose
+from topiarist.budget import Budget
+from topiarist.measure import collect
 from topiarist.methods import make
-from topiarist.stats import collect
+from topiarist.pruning import choose
 
 
 def row() -> Answers:

@@ -8,10 +8,11 @@ from torch import nn
 
 import topiarist
 from networks import Net
-from topiarist.allocation import Budget, choose
+from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
+from topiarist.measure import collect
 from topiarist.methods import make
-from topiarist.stats import collect
+from topiarist.pruning import choose
 
 X = torch.randn(6, 2, 5, 5, generator=torch.Generator().manual_seed(1)).double()
 

@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy
 import topiarist
 from networks import Net
 from topiarist.errors import TopiaristError
+from topiarist.measure import collect
 from topiarist.methods import make
-from topiarist.stats import collect
 
 X = torch.randn(8, 2, 5, 5, generator=torch.Generator().manual_seed(1)).double()
 Y = torch.arange(8) % 3

@@ -11,11 +11,12 @@ from torch import nn
 
 import topiarist
 from networks import Net
-from topiarist.allocation import Budget, choose
+from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
 from topiarist.graph import Group, Slice
+from topiarist.measure import Stats, collect
 from topiarist.methods import make
-from topiarist.stats import Stats, collect
+from topiarist.pruning import choose
 
 
 def two_layers(filters, size=(1, 2)):

@@ -11,8 +11,8 @@ from torch import nn
 import topiarist
 from networks import Net
 from topiarist.errors import TopiaristError
+from topiarist.measure import collect
 from topiarist.methods import make
-from topiarist.stats import collect
 from topiarist.train import attach
 
 GROUPED = ("filter", "channel", "unit", "column")

@@ -15,8 +15,8 @@ import topiarist
 from door import NET, run
 from networks import distance
 from topiarist import Recipe, TopiaristError, load_data, prune
+from topiarist.measure import collect
 from topiarist.methods import make
-from topiarist.stats import collect
 from topiarist.train import attach, fit
 
 X = torch.randn(64, 4, generator=torch.Generator().manual_seed(0)).double()

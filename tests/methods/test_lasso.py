@@ -13,11 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import topiarist
 from reading import contributions, noise, traced
-from topiarist.allocation import Budget, choose
+from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.methods import _readers, lasso, make
+from topiarist.measure import collect
+from topiarist.methods import lasso, make
+from topiarist.methods._readers import _readers
 from topiarist.methods.lasso import Path
-from topiarist.stats import collect
+from topiarist.pruning import choose
 from topiarist.surgery import mask
 
 EVERY = {"samples": 10_000, "examples": 10_000}

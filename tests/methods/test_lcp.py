@@ -11,11 +11,11 @@ from torch import nn
 
 import topiarist
 from golden.lcp import best, tiny
-from topiarist.allocation import Budget, allocate, choose
+from topiarist.budget import Budget, allocate
 from topiarist.errors import TopiaristError
-from topiarist.judge import judge
+from topiarist.measure import collect, judge
 from topiarist.methods import lcp, make
-from topiarist.stats import collect
+from topiarist.pruning import choose
 from topiarist.surgery import cut, mask
 
 HALF = Budget(ratio=0.5)

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 import topiarist
 from topiarist.errors import TopiaristError
+from topiarist.measure import collect
 from topiarist.methods import make
 from topiarist.methods.nisp import _propagated, inf_fs
-from topiarist.stats import collect
 
 
 def data(*shape, seed=0):

@@ -12,8 +12,8 @@ import topiarist
 from networks import Net
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
+from topiarist.measure import collect
 from topiarist.methods import make
-from topiarist.stats import collect
 
 N = 6
 

@@ -11,11 +11,12 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import topiarist
-from topiarist.allocation import Budget, choose
+from topiarist.budget import Budget
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
+from topiarist.measure import collect
 from topiarist.methods import make
-from topiarist.stats import collect
+from topiarist.pruning import choose
 from topiarist.surgery import mask
 
 Y = torch.arange(12) % 3

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 import topiarist
-from topiarist.allocation import Budget, choose
+from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
+from topiarist.measure import collect
 from topiarist.methods import make
-from topiarist.stats import collect
+from topiarist.pruning import choose
 
 
 def conv(seed=0, units=6):

@@ -11,8 +11,8 @@ from torch import nn
 import topiarist
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
+from topiarist.measure import collect
 from topiarist.methods import make
-from topiarist.stats import collect
 from topiarist.train import Recipe, fit
 
 QUICK = Recipe(epochs=4, lr=0.05, batch_size=16)

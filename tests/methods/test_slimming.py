@@ -7,9 +7,9 @@ from torch import nn
 import topiarist
 from networks import Net, conv, images, shaken
 from topiarist import Budget, TopiaristError, add_selectors, trace
+from topiarist.measure import collect
 from topiarist.methods import make
-from topiarist.stats import collect
-from topiarist.zoo.preresnet import PreBasic, PreResNet
+from topiarist.models.zoo.preresnet import PreBasic, PreResNet
 
 X = images(2, size=8)
 

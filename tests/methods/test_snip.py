@@ -8,11 +8,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import topiarist
-from topiarist.allocation import Budget, choose
+from topiarist.budget import Budget
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
+from topiarist.measure import collect
 from topiarist.methods import make
-from topiarist.stats import collect
+from topiarist.pruning import choose
 
 X = torch.randn(12, 2, 5, 5, generator=torch.Generator().manual_seed(1)).double()
 Y = torch.arange(12) % 3

@@ -8,11 +8,12 @@ from torch import nn
 
 import topiarist
 from networks import Net, shaken
-from topiarist.allocation import Budget, choose
+from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
+from topiarist.measure import collect
 from topiarist.methods import make
 from topiarist.methods.srinivas_babu import mode
-from topiarist.stats import collect
+from topiarist.pruning import choose
 
 
 def draw(*shape, seed=1):

@@ -11,9 +11,9 @@ from torch import nn
 import topiarist
 from networks import Net, conv, distance, shaken
 from topiarist import Budget, Recipe, TopiaristError, load_data, prune
-from topiarist.allocation import choose
+from topiarist.measure import collect
 from topiarist.methods import make
-from topiarist.stats import collect
+from topiarist.pruning import choose
 from topiarist.train import attach
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 import topiarist
-from topiarist.allocation import Budget, choose
+from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.methods import make
-from topiarist.methods.base import Schedule
-from topiarist.stats import collect
+from topiarist.measure import collect
+from topiarist.methods import Schedule, make
+from topiarist.pruning import choose
 
 X = torch.randn(6, 2, 3, 3, generator=torch.Generator().manual_seed(1)).double()
 Y = torch.tensor([0.5, -1.0, 2.0, 1.0, -0.3, 0.7]).double()

@@ -9,11 +9,13 @@ from torch import nn
 
 import topiarist
 from reading import contributions, noise, traced
-from topiarist.allocation import Budget, choose
+from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.methods import _readers, make
+from topiarist.measure import collect
+from topiarist.methods import make
+from topiarist.methods._readers import _readers
 from topiarist.methods.thinet import removed, scales
-from topiarist.stats import collect
+from topiarist.pruning import choose
 from topiarist.surgery import mask
 
 EVERY = (10_000, 10_000, 0)  # samples, examples, seed

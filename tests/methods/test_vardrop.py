@@ -14,11 +14,11 @@ import topiarist
 from door import NET, run
 from networks import Net, distance
 from topiarist import Budget, Recipe, TopiaristError, load_data, prune
-from topiarist.allocation import choose
+from topiarist.measure import collect, evaluate
 from topiarist.methods import make
 from topiarist.methods.vardrop import divergence, normal_like
-from topiarist.stats import collect
-from topiarist.train import attach, evaluate, fit
+from topiarist.pruning import choose
+from topiarist.train import attach, fit
 
 X = torch.randn(16, 5, generator=torch.Generator().manual_seed(0)).double()
 

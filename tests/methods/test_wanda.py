@@ -9,12 +9,13 @@ from torch.nn import functional as F
 
 import topiarist
 from networks import Net
-from topiarist.allocation import Budget, allocate, choose
+from topiarist.budget import Budget, allocate
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
+from topiarist.measure import collect
 from topiarist.methods import make
 from topiarist.methods.wanda import in_rows
-from topiarist.stats import collect
+from topiarist.pruning import choose
 
 
 def draw(*shape, seed=1):

@@ -12,8 +12,8 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 
-from topiarist import __version__
 from topiarist.errors import TopiaristError
 
 COMMANDS = {
@@ -66,7 +66,7 @@ def _run(words: list[str]) -> int:
         print(_usage())
         return 0
     if name == "--version":
-        print(f"topiarist {__version__}")
+        print(f"topiarist {version('topiarist')}")
         return 0
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)

@@ -19,7 +19,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from topiarist.errors import TopiaristError
-from topiarist.yaml_files import from_yaml
+from topiarist.files import from_yaml
 
 Command = Callable[..., object]
 

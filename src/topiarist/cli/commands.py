@@ -10,14 +10,10 @@ from topiarist.budget import Budget
 from topiarist.cli import show
 from topiarist.cli.inputs import example_inputs, make_source, writable_folder
 from topiarist.cli.pruning import TRAINING, Plan, Stepwise, fit, run, write_json, write_weights
-from topiarist.cli.studies import demo as demo
-from topiarist.cli.studies import merge as merge
-from topiarist.cli.studies import report as report
-from topiarist.cli.studies import study as study
 from topiarist.errors import TopiaristError
-from topiarist.methods.base import Method
-from topiarist.scan import RATIOS
-from topiarist.training.recipe import Recipe
+from topiarist.methods import Method
+from topiarist.pruning import RATIOS
+from topiarist.train import Recipe
 
 if TYPE_CHECKING:
     from topiarist.graph import Graph
@@ -60,7 +56,7 @@ def inspect(
         why: name of a tensor (fc.weight, or fc.weight:1 for its axis 1) or of a module: explain why it stays as it is.
         json: print JSON.
     """
-    from topiarist.costs import cost
+    from topiarist.budget import cost
     from topiarist.graph import trace
 
     source = make_source(model, data, weights)
@@ -213,9 +209,9 @@ def sensitivity(
         json: print the result as JSON.
     """
     from topiarist.graph import trace
-    from topiarist.report import curves
-    from topiarist.scan import Sensitivity
-    from topiarist.scan import sensitivity as scan
+    from topiarist.pruning import Sensitivity
+    from topiarist.pruning import sensitivity as scan
+    from topiarist.report import save_sensitivity
 
     writable_folder(out)
     source = make_source(model, data, weights, seed)
@@ -235,7 +231,7 @@ def sensitivity(
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(f"Interrupted; the points that were measured are in {file}.") from stop
     for kind in ("svg", "png"):
-        curves.save(found, file.with_suffix(f".{kind}"))
+        save_sensitivity(found, file.with_suffix(f".{kind}"))
     show.sensitivity(found, out, json)
 
 
@@ -255,13 +251,13 @@ def pattern(networks: list[Path], *, out: Path = Path("runs/pattern"), json: boo
     """
     from topiarist import guided
     from topiarist.architecture import SHAPE_FILE, Architecture
-    from topiarist.report import designs
+    from topiarist.report import save_pattern
 
     writable_folder(out)
     found = guided.of(*(Architecture.load(folder / SHAPE_FILE) for folder in networks))
     found.save(out / "pattern.json")
     for kind in ("svg", "png"):
-        designs.save(found, out / f"pattern.{kind}")
+        save_pattern(found, out / f"pattern.{kind}")
     show.pattern(found, out, json)
 
 

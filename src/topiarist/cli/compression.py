@@ -14,12 +14,13 @@ import safetensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from topiarist.architecture import SHAPE_FILE, WEIGHTS_FILE, Architecture, atomically, writable
+from topiarist.architecture import SHAPE_FILE, WEIGHTS_FILE, Architecture
 from topiarist.cli import show
 from topiarist.cli.inputs import Source
 from topiarist.cli.weights import put_weights, read_weights
 from topiarist.errors import TopiaristError
-from topiarist.training.recipe import Recipe
+from topiarist.files import atomically, writable
+from topiarist.train import Recipe
 
 if TYPE_CHECKING:
     from topiarist.compress import Report
@@ -117,7 +118,7 @@ def _shared(
 
 def _beside(out: Path, model: nn.Module) -> Path:
     """The checkpoint of a training, named by the network that it starts from: that of another one is not taken up."""
-    from topiarist.compress.octets import patterns
+    from topiarist.compress import patterns
 
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
@@ -132,7 +133,7 @@ def _not_onto(file: Path, out: Path) -> None:
 
 
 def _accuracy(model: nn.Module | dict[str, Tensor], source: Source) -> float | None:
-    from topiarist.train import evaluate
+    from topiarist.measure import evaluate
 
     return evaluate(model, source.data) if isinstance(model, nn.Module) and source.data is not None else None
 
@@ -162,7 +163,7 @@ def restore(file: Path, max_bytes: int | None, out: Path) -> dict[str, Any]:
             cannot be written, or is full.
     """
     from topiarist import compress
-    from topiarist.compress.files import load_both
+    from topiarist.compress import load_both
 
     _not_onto(file, out / WEIGHTS_FILE)
     limit = compress.MAX_BYTES if max_bytes is None else max_bytes

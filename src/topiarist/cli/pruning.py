@@ -13,13 +13,12 @@ from topiarist.budget import Budget
 from topiarist.cli import show
 from topiarist.cli.inputs import Source
 from topiarist.errors import TopiaristError
-from topiarist.methods.base import Method
+from topiarist.methods import Method
 from topiarist.models import full_name
-from topiarist.training.recipe import Recipe
+from topiarist.train import Recipe
 
 if TYPE_CHECKING:
-    from topiarist.pruned import Pruned
-    from topiarist.shrinking import Shrunk
+    from topiarist.pruning import Pruned, Shrunk
     from topiarist.train import History
 
 TRAINING, FINE_TUNING = "train.ckpt", "finetune.ckpt"
@@ -74,7 +73,7 @@ class Plan:
 
     def model(self, example: Tensor) -> nn.Module:
         """The network to prune, with its selectors."""
-        from topiarist.selectors import add_selectors
+        from topiarist.surgery import add_selectors
 
         model = self.source.model()
         return model if self.selectors is None else add_selectors(model, self.selectors, example)
@@ -92,7 +91,7 @@ def run(plan: Plan, example: Tensor) -> tuple[Pruned, dict[str, Any]]:
         and null where there is no data.
     """
     from topiarist.architecture import save
-    from topiarist.shrinking import shrink
+    from topiarist.pruning import shrink
 
     if plan.shrink and plan.method.granularity != "weight":
         raise TopiaristError(f"{plan.method.name} leaves nothing dead, for it cuts units: leave --shrink out")
@@ -189,7 +188,7 @@ def _plain(plan: Plan, model: nn.Module) -> nn.Module:
 
 def _times(before: nn.Module, after: nn.Module, example: Tensor) -> dict[str, float]:
     """Latencies in milliseconds, measured in turns and the better of two, so that other work disturbs both alike."""
-    from topiarist.costs import latency
+    from topiarist.measure import latency
 
     rounds = [(latency(before, example, repeats=10), latency(after, example, repeats=10)) for _ in range(2)]
     return {"before": min(first for first, _ in rounds), "after": min(second for _, second in rounds)}
@@ -239,7 +238,7 @@ def _finetune(plan: Plan, done: Pruned, example: Tensor) -> History:
 
 
 def _accuracy(plan: Plan, model: nn.Module) -> float | None:
-    from topiarist.train import evaluate
+    from topiarist.measure import evaluate
 
     return None if plan.source.data is None else evaluate(model, plan.source.data)
 

@@ -15,13 +15,12 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from topiarist.budget import Cost
     from topiarist.compress import Report
-    from topiarist.costs import Cost
     from topiarist.graph import Graph
     from topiarist.guided import KernelPattern, WidthPattern
-    from topiarist.pruned import Pruned
-    from topiarist.scan import Sensitivity
-    from topiarist.stats import OnStep
+    from topiarist.measure import OnStep
+    from topiarist.pruning import Pruned, Sensitivity
     from topiarist.train import Epoch
 
 WIDTH = 120

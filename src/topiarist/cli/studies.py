@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from topiarist.cli import show
 from topiarist.cli.inputs import writable_folder
 from topiarist.errors import TopiaristError
-from topiarist.studies.ray import RayCluster
+from topiarist.studies import RayCluster
 
 if TYPE_CHECKING:
     from topiarist.studies import Executor
@@ -93,15 +93,17 @@ def report(folder: Path, *, json: bool = False) -> int:
         folder: the output folder of a demo or a study.
         json: print the results as JSON.
     """
-    from topiarist import studies
+    from topiarist.report import rewrite
 
-    return _tell_study(studies.report(folder), folder, json)
+    return _tell_study(rewrite(folder), folder, json)
 
 
 def _tell_study(results: Mapping[str, Any], out: Path, as_json: bool) -> int:
     """Print the results of a study; the exit status, which is 1 where a cell failed or is missing."""
     from topiarist.report import show as show_report
+    from topiarist.report import write_report
 
+    write_report(out, results)
     if as_json:
         show.json(results)
     else:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
-from topiarist.leftovers import file_beside, read_left
+from topiarist.files import file_beside, read_left
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts store the state dict beside other things."""
@@ -41,7 +41,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def _read(path: Path) -> Mapping[str, object]:
     """What a file holds, by how it begins; a name that says safetensors is taken at its word, for the better error."""
-    from topiarist.compress.container import MAGIC
+    from topiarist.compress import MAGIC
 
     with path.open("rb") as file:
         start = file.read(9)

@@ -10,12 +10,14 @@ Examples:
 """
 
 from topiarist.compress.clusters import Clusters, cluster
-from topiarist.compress.container import MAX_BYTES
-from topiarist.compress.files import load, load_architecture, load_model, pack, save, unpack
+from topiarist.compress.container import MAGIC, MAX_BYTES
+from topiarist.compress.files import load, load_architecture, load_both, load_model, pack, save, unpack
+from topiarist.compress.octets import patterns
 from topiarist.compress.report import Report, Row
 from topiarist.compress.sharing import Shared, share, share_state
 
 __all__ = [
+    "MAGIC",
     "MAX_BYTES",
     "Clusters",
     "Report",
@@ -24,8 +26,10 @@ __all__ = [
     "cluster",
     "load",
     "load_architecture",
+    "load_both",
     "load_model",
     "pack",
+    "patterns",
     "save",
     "share",
     "share_state",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from topiarist.architecture import Architecture, as_path, atomically, writable
+from topiarist.architecture import Architecture
 from topiarist.compress import shape
 from topiarist.compress.coding import Blob, Coding, encode
 from topiarist.compress.container import MAX_BYTES, File, write
@@ -23,6 +23,7 @@ from topiarist.compress.paper import WIDEST, encode_paper
 from topiarist.compress.report import Report, Row
 from topiarist.compress.shape import SHAPE
 from topiarist.errors import TopiaristError
+from topiarist.files import as_path, atomically, writable
 from topiarist.graph import check_finite
 
 Mode = Literal["ans", "paper"]

@@ -14,8 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from topiarist.architecture import Architecture
-from topiarist.architecture_file import digest, pack_mask, unpack_mask
+from topiarist.architecture import Architecture, digest, pack_mask, unpack_mask
 from topiarist.compress.container import File, damaged
 
 SHAPE = "architecture"

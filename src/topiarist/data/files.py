@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from topiarist.errors import TopiaristError
-from topiarist.models import import_package, one_line
+from topiarist.files import import_package, one_line
 
 _KEYS = ("train_x", "train_y", "test_x", "test_y")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from topiarist.data.dataset import Data, stratified
 from topiarist.data.files import read_folder, read_npz, to_images, to_labels
 from topiarist.errors import TopiaristError
-from topiarist.models import close_matches, import_package, one_line, split_options
+from topiarist.files import close_matches, import_package, one_line
+from topiarist.models import split_options
 
 DATA_FORMS = "digits, digits:SIZE, npz:PATH, folder:PATH or torchvision:NAME"
 """How a data set can be named, for messages and help texts."""

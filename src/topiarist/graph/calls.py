@@ -160,7 +160,7 @@ def line_of_code() -> str:
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
-        ours = name.startswith("topiarist.") and not name.startswith("topiarist.zoo")
+        ours = name.startswith(("topiarist.graph.", "topiarist.surgery."))
         if not ours and not name.startswith("torch.") and name != "torch":
             return f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]

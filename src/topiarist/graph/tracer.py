@@ -1,7 +1,7 @@
 """The tracer: runs a network once and lets labels travel through it.
 
 Two modes listen. Below, the `Tracer` sees every operator with its real tensors and applies the rule of its family
-(`rules_*.py`). Above, the `Listener` (`listener.py`) sees the calls as the program wrote them and notes the sizes that
+(`rules/`). Above, the `Listener` (`listener.py`) sees the calls as the program wrote them and notes the sizes that
 it asked for (`sizes.py`).
 """
 
@@ -22,7 +22,7 @@ from topiarist.graph.calls import ModuleStack, line_of_code, mixing_kind, tensor
 from topiarist.graph.dropins import DESCRIBED
 from topiarist.graph.labels import Free, LabelAlgebra, Labels, Origin, Request, Vector, labelled
 from topiarist.graph.norms import Norms
-from topiarist.graph.rules import apply_rule
+from topiarist.graph.rules.registry import apply_rule
 from topiarist.graph.sizes import Attribute, Equation, Expression, Site, expression_of, leaves, remembering
 
 

@@ -13,11 +13,11 @@ import os
 
 from topiarist.architecture import Architecture
 from topiarist.errors import TopiaristError
-from topiarist.guided.kernels import KernelPattern
+from topiarist.guided.kernels import ONE, KernelPattern
 from topiarist.guided.pattern import Pattern, read
 from topiarist.guided.widths import WidthPattern
 
-__all__ = ["KernelPattern", "Pattern", "WidthPattern", "load", "of"]
+__all__ = ["ONE", "KernelPattern", "Pattern", "WidthPattern", "load", "of"]
 
 
 def of(*architectures: Architecture) -> WidthPattern | KernelPattern:

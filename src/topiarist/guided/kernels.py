@@ -7,18 +7,16 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from topiarist.architecture import Architecture
+from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
+from topiarist.graph import Graph, Group, Keep
 from topiarist.guided.pattern import Pattern, groups_of, is_number
-
-if TYPE_CHECKING:
-    from topiarist.architecture import Architecture
-    from topiarist.budget import Budget
-    from topiarist.graph import Graph, Group, Keep
 
 ONE = "1"
 """The kernel of a linear layer: one weight for each pair of input and output."""

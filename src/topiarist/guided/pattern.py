@@ -8,17 +8,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from topiarist.allocation import allocate
-from topiarist.architecture import Architecture, atomically
-from topiarist.budget import Budget, matching
+from topiarist.architecture import Architecture
+from topiarist.budget import Budget, allocate, matching
 from topiarist.errors import TopiaristError
-
-if TYPE_CHECKING:
-    from topiarist.graph import Graph, Group, Keep
+from topiarist.files import atomically
+from topiarist.graph import Graph, Group, Keep
 
 FORMAT, VERSION = "topiarist.pattern", 1
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 
+from topiarist.architecture import Architecture
+from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
+from topiarist.graph import Graph, Group, Keep
 from topiarist.guided.pattern import Pattern, groups_of, is_number
-
-if TYPE_CHECKING:
-    from topiarist.architecture import Architecture
-    from topiarist.budget import Budget
-    from topiarist.graph import Graph, Group, Keep
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,40 @@ import re
 from typing import Any
 
 from topiarist.errors import TopiaristError
-from topiarist.fields import check_fields
-from topiarist.methods.base import Method
+from topiarist.files import check_fields
+from topiarist.methods._schedules import SCHEDULES
+from topiarist.methods.base import (
+    Criterion,
+    Gate,
+    Method,
+    Penalty,
+    Proximal,
+    Repair,
+    Rule,
+    Schedule,
+    Selector,
+    Soft,
+    sum_by_unit,
+)
 
-__all__ = ["Method", "describe", "get", "make", "names"]
+__all__ = [
+    "SCHEDULES",
+    "Criterion",
+    "Gate",
+    "Method",
+    "Penalty",
+    "Proximal",
+    "Repair",
+    "Rule",
+    "Schedule",
+    "Selector",
+    "Soft",
+    "describe",
+    "get",
+    "make",
+    "names",
+    "sum_by_unit",
+]
 
 _ROLES = {
     "criterion": "score",

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from topiarist.errors import TopiaristError
-from topiarist.graph.calls import tensors_in
+from topiarist.graph import tensors_in
 
 _LAYERS = {"linear", *(f"conv{transposed}{dims}d" for transposed in ("", "_transpose") for dims in (1, 2, 3))}
 _PRODUCTS = {"mul", "multiply", "rmul", "matmul", "rmatmul", "mm", "bmm"}

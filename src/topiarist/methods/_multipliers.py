@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from topiarist.allocation import allocate
+from topiarist.budget import Budget, allocate
 from topiarist.errors import TopiaristError
-from topiarist.leftovers import leave
+from topiarist.files import leave
+from topiarist.graph import Graph, Group, Scores
+from topiarist.measure import Stats
 from topiarist.methods._lengths import lengths_kept
 
 if TYPE_CHECKING:
-    from topiarist.budget import Budget
-    from topiarist.graph.graph import Graph
-    from topiarist.graph.groups import Group, Scores
     from topiarist.methods.base import Method
-    from topiarist.stats import Stats
 
 
 class Place(NamedTuple):

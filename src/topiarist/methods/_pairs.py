@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from topiarist.graph.calls import run
+from topiarist.graph import Graph, Keep, run
+from topiarist.measure import eval_mode
 from topiarist.methods._readers import Drawn, Layer, Places, hooked, output_at
-from topiarist.stats import eval_mode
-
-if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph
-    from topiarist.graph.groups import Keep
 
 
 class Reading(NamedTuple):

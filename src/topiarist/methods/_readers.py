@@ -10,20 +10,15 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from topiarist.errors import TopiaristError
-from topiarist.graph.calls import run, tensors_in
-from topiarist.stats import eval_mode, moved, parted
-
-if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph
-    from topiarist.graph.groups import Group, Slice
-    from topiarist.stats import Stats
+from topiarist.graph import Graph, Group, Slice, run, tensors_in
+from topiarist.measure import Stats, eval_mode, moved, parted
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 """What can read a group here: layers whose output is a sum over their inputs, without groups."""

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from topiarist.graph import Graph
+from topiarist.measure import Watch, class_scores
 from topiarist.methods._multipliers import holders_of
 from topiarist.methods._readers import Layer, is_plain, windows_of
-from topiarist.stats import class_scores
-
-if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph
-    from topiarist.measures import Watch
 
 _ROOM = 2**24
 """Numbers that may be in memory at once while slopes are multiplied."""

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.measures import response_sites
+from topiarist.graph import Graph, Keep, Scores, Site
+from topiarist.measure import Stats, response_sites
 from topiarist.methods.base import Method
-
-if TYPE_CHECKING:
-    from topiarist.budget import Budget
-    from topiarist.graph.graph import Graph
-    from topiarist.graph.groups import Keep, Scores, Site
-    from topiarist.stats import Stats
 
 _RECTIFIERS = ("ReLU", "ReLU6")
 

@@ -12,18 +12,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from topiarist.budget import Allocation, Budget
 from topiarist.errors import TopiaristError
-
-if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph
-    from topiarist.graph.groups import Group, Keep, Scores, Slice
-    from topiarist.stats import Statistic, Stats
+from topiarist.graph import Graph, Group, Keep, Scores, Slice
+from topiarist.measure import Statistic, Stats
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Method:
             finds out.
         needs: what has to be there before it can score: ``"weights"``, ``"training"`` (a network trained with the
             method's penalty or gates), ``"evaluations"`` (the model and data, through `Stats`), and statistics: a name
-            in `topiarist.stats.STATISTICS` or a `Statistic` of the method's own.
+            in `topiarist.measure.STATISTICS` or a `Statistic` of the method's own.
         allocation: how a budget is shared out unless the budget says so itself.
         formula: the paper's key equation in LaTeX, for the documentation; the docstring has it in plain text.
         paper: authors, title, venue and year.

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from topiarist.errors import TopiaristError
-from topiarist.measures import by_unit, lines, on_responses
+from topiarist.graph import Graph, Group, Scores, Site
+from topiarist.measure import Stats, Watch, by_unit, lines, on_responses
 from topiarist.methods.base import Method, checked_scores
-
-if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph
-    from topiarist.graph.groups import Group, Scores, Site
-    from topiarist.measures import Watch
-    from topiarist.stats import Stats
 
 
 @dataclass(frozen=True)

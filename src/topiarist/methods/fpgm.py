@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from topiarist.errors import TopiaristError
+from topiarist.graph import Graph, Scores, Slice
+from topiarist.measure import Stats
 from topiarist.methods.base import Method
-
-if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph
-    from topiarist.graph.groups import Scores, Slice
-    from topiarist.stats import Stats
 
 _COLUMNS = 4096
 """How many weights of each filter are in double precision at a time."""

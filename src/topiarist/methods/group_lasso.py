@@ -6,19 +6,15 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
-from topiarist.graph.groups import Slice
+from topiarist.graph import Graph, Group, Scores, Slice
+from topiarist.measure import Stats
 from topiarist.methods.base import Method, sum_by_unit
-
-if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph
-    from topiarist.graph.groups import Group, Scores
-    from topiarist.stats import Stats
 
 _KINDS = ("filter", "channel", "both", "unit", "column")
 

@@ -6,18 +6,14 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
+from topiarist.graph import Graph, Group, Scores
+from topiarist.measure import Stats
 from topiarist.methods.base import Method, sum_by_unit
-
-if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph
-    from topiarist.graph.groups import Group, Scores
-    from topiarist.stats import Stats
 
 
 @dataclass(frozen=True)

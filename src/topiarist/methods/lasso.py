@@ -5,24 +5,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from topiarist.allocation import quota
+from topiarist.budget import Budget, quota
 from topiarist.errors import TopiaristError
+from topiarist.graph import Graph, Keep, Slice
+from topiarist.measure import Stats
 from topiarist.methods._pairs import Reading, alive, readings
 from topiarist.methods._readers import Places, by_unit, gram, grams, readers, scale_inputs, watched
 from topiarist.methods.base import Method
 from topiarist.surgery import mask, with_values
-
-if TYPE_CHECKING:
-    from topiarist.budget import Budget
-    from topiarist.graph.graph import Graph
-    from topiarist.graph.groups import Keep, Slice
-    from topiarist.stats import Stats
 
 
 @dataclass(frozen=True)

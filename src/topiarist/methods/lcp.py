@@ -8,25 +8,19 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from topiarist.allocation import Budget, allocate
+from topiarist.budget import Budget, allocate
 from topiarist.errors import TopiaristError
-from topiarist.graph.calls import run, tensors_in
-from topiarist.judge import Verdict, first_examples, judge
+from topiarist.graph import Graph, Keep, Scores, run, tensors_in
+from topiarist.measure import Stats, Verdict, collect, cross_entropy, first_examples, judge, moved, parted
 from topiarist.methods.base import Method
 from topiarist.methods.l1 import L1
 from topiarist.methods.taylor import Taylor
-from topiarist.stats import collect, cross_entropy, moved, parted
 from topiarist.surgery import cut, masked
-
-if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph
-    from topiarist.graph.groups import Keep, Scores
-    from topiarist.stats import Stats
 
 _WORDS = {"form": ("shift", "affine"), "metric": ("l2", "l1", "taylor"), "fitness": ("accuracy", "loss")}
 """Fields that take one of a few words."""

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from topiarist.budget import matching
+from topiarist.budget import Budget, matching
 from topiarist.errors import TopiaristError
+from topiarist.graph import Graph, Group, Keep, Scores
+from topiarist.measure import Stats
 from topiarist.methods.base import Method, weights_of
-
-if TYPE_CHECKING:
-    from topiarist.budget import Budget
-    from topiarist.graph.graph import Graph
-    from topiarist.graph.groups import Group, Keep, Scores
-    from topiarist.stats import Stats
 
 
 @dataclass(frozen=True)

@@ -5,22 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
-from topiarist.graph.calls import converted, run, tensors_in
-from topiarist.measures import by_unit, lines, on_responses
+from topiarist.graph import Graph, Group, Scores, Site, converted, run, tensors_in
+from topiarist.measure import Stats, by_unit, eval_mode, lines, moved, on_responses, parted
 from topiarist.methods._linearised import LastLayer, Linearised
 from topiarist.methods.base import Method
-from topiarist.stats import eval_mode, moved, parted
-
-if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph
-    from topiarist.graph.groups import Group, Scores, Site
-    from topiarist.stats import Stats
 
 
 @dataclass(frozen=True)

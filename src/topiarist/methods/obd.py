@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from topiarist.errors import TopiaristError
+from topiarist.graph import Graph, Scores
+from topiarist.measure import Stats, Watch
 from topiarist.methods._slopes import Slopes, factors, on_slopes
 from topiarist.methods.base import Method, checked_scores, places_of, weights_of
-
-if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph
-    from topiarist.graph.groups import Scores
-    from topiarist.measures import Watch
-    from topiarist.stats import Stats
 
 Kind = Literal["gauss_newton", "fisher"]
 

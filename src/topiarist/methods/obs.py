@@ -5,25 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod, sqrt
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from topiarist.allocation import allocate
-from topiarist.budget import matching
+from topiarist.budget import Budget, allocate, matching
 from topiarist.errors import TopiaristError
+from topiarist.graph import Graph, Keep
+from topiarist.measure import Stats, Watch
 from topiarist.methods._inverse import adjusted, damped, inverse, removals
 from topiarist.methods._slopes import Slopes, factors, on_slopes, patches, tensors_of, users
 from topiarist.methods.base import Method, places_of
-
-if TYPE_CHECKING:
-    from topiarist.budget import Budget
-    from topiarist.graph.graph import Graph
-    from topiarist.graph.groups import Keep
-    from topiarist.measures import Watch
-    from topiarist.stats import Stats
 
 MOST = 5000
 """Weights that a network may have for its full Hessian: 200 MB for each copy of it, and minutes for its removals."""

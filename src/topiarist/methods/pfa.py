@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from topiarist.allocation import quota
+from topiarist.budget import Budget, quota
 from topiarist.errors import TopiaristError
+from topiarist.graph import Graph, Keep
+from topiarist.measure import Stats, covariance
 from topiarist.methods.base import Method
-from topiarist.stats import covariance
-
-if TYPE_CHECKING:
-    from topiarist.budget import Budget
-    from topiarist.graph.graph import Graph
-    from topiarist.graph.groups import Keep
-    from topiarist.stats import Stats
 
 _INACTIVE = 1e-8
 """Units with less than this part of the largest variance say nothing."""

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
+from topiarist.graph import Graph, Scores
+from topiarist.measure import Stats
 from topiarist.methods.base import Method
-
-if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph
-    from topiarist.graph.groups import Scores
-    from topiarist.stats import Stats
 
 
 @dataclass(frozen=True)

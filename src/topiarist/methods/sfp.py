@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from topiarist.errors import TopiaristError
+from topiarist.graph import Graph, Scores
+from topiarist.measure import Stats, collect
 from topiarist.methods.base import Method
 from topiarist.methods.l1 import L1
-from topiarist.stats import collect
-
-if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph
-    from topiarist.graph.groups import Scores
-    from topiarist.stats import Stats
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
+from topiarist.graph import Graph, Scores, Slice
+from topiarist.measure import Stats
 from topiarist.methods.base import Method, sum_by_unit
-
-if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph
-    from topiarist.graph.groups import Scores, Slice
-    from topiarist.stats import Stats
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from topiarist.errors import TopiaristError
-from topiarist.measures import Watch
+from topiarist.graph import Graph, Group, Scores
+from topiarist.measure import Stats, Watch
 from topiarist.methods.base import Method, weights_of
-
-if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph
-    from topiarist.graph.groups import Group, Scores
-    from topiarist.stats import Stats
 
 
 @dataclass(frozen=True)

@@ -6,23 +6,18 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice, takewhile
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from topiarist.allocation import quota
+from topiarist.budget import Budget, quota
 from topiarist.errors import TopiaristError
-from topiarist.measures import ACTIVATIONS
+from topiarist.graph import Graph, Group, Keep, Slice
+from topiarist.measure import ACTIVATIONS, Stats
 from topiarist.methods._pairs import alive
 from topiarist.methods._readers import readers
 from topiarist.methods.base import Method
-
-if TYPE_CHECKING:
-    from topiarist.budget import Budget
-    from topiarist.graph.graph import Graph
-    from topiarist.graph.groups import Group, Keep, Slice
-    from topiarist.stats import Stats
 
 _PRODUCERS = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,

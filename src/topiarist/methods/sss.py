@@ -6,21 +6,18 @@ import math
 from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.leftovers import LEFT
+from topiarist.files import LEFT
+from topiarist.graph import Graph, Group, Keep, Scores
+from topiarist.measure import Stats
 from topiarist.methods._multipliers import Multipliers, Place, Scaled, check_ranked, marked, multiplied, trained
 from topiarist.methods.base import Method
-
-if TYPE_CHECKING:
-    from topiarist.budget import Budget
-    from topiarist.graph.graph import Graph
-    from topiarist.graph.groups import Group, Keep, Scores
-    from topiarist.stats import Stats
 
 _KINDS = ("block", "group", "channel")
 _GATES = "sss"

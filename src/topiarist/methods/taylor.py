@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from topiarist.costs import cost
+from topiarist.budget import cost
 from topiarist.errors import TopiaristError
+from topiarist.graph import Graph, Group, Scores
+from topiarist.measure import Stats
 from topiarist.methods._schedules import linear
 from topiarist.methods.base import Method, checked_scores
-
-if TYPE_CHECKING:
-    from topiarist.graph.graph import Graph
-    from topiarist.graph.groups import Group, Scores
-    from topiarist.stats import Stats
 
 
 @dataclass(frozen=True)

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from topiarist.allocation import quota
+from topiarist.budget import Budget, quota
 from topiarist.errors import TopiaristError
+from topiarist.graph import Graph, Keep
+from topiarist.measure import Stats
 from topiarist.methods._readers import Places, grams, scale_inputs
 from topiarist.methods.base import Method
-
-if TYPE_CHECKING:
-    from topiarist.budget import Budget
-    from topiarist.graph.graph import Graph
-    from topiarist.graph.groups import Keep
-    from topiarist.stats import Stats
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +14,13 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.leftovers import LEFT, leave
+from topiarist.files import LEFT, leave
+from topiarist.graph import Graph, Keep, Scores, Slice
+from topiarist.measure import Stats
 from topiarist.methods._multipliers import check_ranked, marked, parameter_of, submodule, trained
 from topiarist.methods.base import Method, checked_examples
-
-if TYPE_CHECKING:
-    from topiarist.budget import Budget
-    from topiarist.graph.graph import Graph
-    from topiarist.graph.groups import Keep, Scores, Slice
-    from topiarist.stats import Stats
 
 K1, K2, K3 = 0.63576, 1.87320, 1.48695
 """The paper's constants of the approximated divergence."""

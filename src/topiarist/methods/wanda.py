@@ -6,23 +6,18 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from topiarist.allocation import allocate
+from topiarist.budget import Budget, allocate
 from topiarist.errors import TopiaristError
-from topiarist.measures import Watch
+from topiarist.graph import Graph, Keep, Scores
+from topiarist.measure import Stats, Watch
 from topiarist.methods._readers import Layer, windows_of
 from topiarist.methods.base import Method, weights_of
-
-if TYPE_CHECKING:
-    from topiarist.budget import Budget
-    from topiarist.graph.graph import Graph
-    from topiarist.graph.groups import Keep, Scores
-    from topiarist.stats import Stats
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

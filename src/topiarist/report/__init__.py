@@ -1,6 +1,8 @@
-"""Tables, figures and one self-contained page from the plain values of ``results.json``."""
+"""Reports: tables, figures, and one page that holds everything."""
 
-from topiarist.report.page import read_results, render, write_report
+from topiarist.report.page import render, rewrite, write_report
+from topiarist.report.patterns import save_pattern
+from topiarist.report.sensitivity import save_sensitivity
 from topiarist.report.terminal import show
 
-__all__ = ["read_results", "render", "show", "write_report"]
+__all__ = ["render", "rewrite", "save_pattern", "save_sensitivity", "show", "write_report"]

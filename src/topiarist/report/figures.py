@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from topiarist.report import words
-from topiarist.report.looks import COLOURS, Look
+from topiarist.report.style import COLOURS, Look
 from topiarist.report.svg import drawing, quiet
 
 WIDE = 3.7

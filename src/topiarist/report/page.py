@@ -16,15 +16,14 @@ from markupsafe import Markup
 
 from topiarist.errors import TopiaristError
 from topiarist.report import tables, texts, words
-from topiarist.report.looks import looks
 from topiarist.report.markdown import markdown
 from topiarist.report.sections import sections
-
-NEEDED = ("title", "study", "conclusion", "rows", "comparisons", "failed", "environment")
+from topiarist.report.style import looks
+from topiarist.studies import results_of
 
 
 def write_report(out: Path, results: Mapping[str, Any]) -> Path:
-    """Write ``results.json``, ``report.html`` and ``report.md`` into a folder.
+    """Write ``report.html`` and ``report.md`` into a folder.
 
     Args:
         out: the folder; made if absent.
@@ -39,7 +38,6 @@ def write_report(out: Path, results: Mapping[str, Any]) -> Path:
     out = Path(out)
     page = out / "report.html"
     try:
-        text = json.dumps(results, indent=1, allow_nan=False) + "\n"
         shown, told = render(results), markdown(results)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, UndefinedError) as error:
         raise TopiaristError(
@@ -48,7 +46,6 @@ def write_report(out: Path, results: Mapping[str, Any]) -> Path:
         ) from error
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _write(out / "results.json", text)
         _write(out / "report.md", told)
         _write(page, shown)
     except OSError as error:
@@ -56,25 +53,14 @@ def write_report(out: Path, results: Mapping[str, Any]) -> Path:
     return page
 
 
-def read_results(folder: Path) -> dict[str, Any]:
-    """Read the ``results.json`` of a folder.
+def rewrite(folder: str | Path) -> dict[str, Any]:
+    """Write the report of a study's folder anew; errors as of `topiarist.studies.results_of`.
 
-    Raises:
-        TopiaristError: if there is none, or if it is not one of ours.
+    Returns:
+        The plain values of ``results.json``.
     """
-    path = Path(folder) / "results.json"
-    try:
-        results = json.loads(path.read_text())
-    except OSError as error:
-        raise TopiaristError(
-            f"There is no results.json in {folder}: run a study with this output folder first."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise TopiaristError(
-            f"{path} is damaged: delete it and run the study again, which reuses what is done."
-        ) from error
-    if not isinstance(results, dict) or any(name not in results for name in NEEDED):
-        raise TopiaristError(f"{path} holds no results of a study: name the output folder of a study.")
+    results = results_of(folder)
+    write_report(Path(folder), results)
     return results
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from topiarist.report import figures, tables
-from topiarist.report.looks import Look
+from topiarist.report.style import Look
 
 TOLD = 8
 """Up to so many prunings of a network, each tells its comparisons; those of more are in a table alone."""

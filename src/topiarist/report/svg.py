@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from topiarist.report.looks import COLOURS, variable
+from topiarist.report.style import COLOURS, variable
 
 
 @contextmanager

@@ -15,28 +15,17 @@ import torch
 
 from topiarist import methods
 from topiarist.architecture import Architecture, save
-from topiarist.budget import Budget
-from topiarist.costs import cost, latency
+from topiarist.budget import Budget, cost
 from topiarist.guided import KernelPattern
-from topiarist.pruned import Pruned
-from topiarist.pruning import prune
-from topiarist.studies.bench import (
-    Bench,
-    Folders,
-    Result,
-    mask_of,
-    network_in,
-    recipe_of,
-    shape_in,
-    size_of,
-    train,
-)
+from topiarist.measure import evaluate, latency
+from topiarist.pruning import Pruned, prune
+from topiarist.studies.bench import Bench, Folders, Result, mask_of, network_in, recipe_of, shape_in, size_of, train
 from topiarist.studies.built import built, pattern
+from topiarist.studies.cell_results import said
 from topiarist.studies.cells import Cell
-from topiarist.studies.places import placed
-from topiarist.studies.said import said
-from topiarist.studies.scores import histogram
-from topiarist.train import Recipe, evaluate, reinitialise, scratch_b
+from topiarist.studies.data_paths import placed
+from topiarist.studies.histogram import histogram
+from topiarist.train import Recipe, reinitialise, scratch_b
 
 ROUNDS = 5
 """Times that a latency is measured."""

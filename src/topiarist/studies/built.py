@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from topiarist import guided
-from topiarist.allocation import allocate
 from topiarist.architecture import Architecture
-from topiarist.budget import Budget
-from topiarist.costs import cost
+from topiarist.budget import Budget, allocate, cost
 from topiarist.graph import Graph, Keep, trace
-from topiarist.report import designs
 from topiarist.studies.bench import (
     PATTERN_FILE,
     Bench,
@@ -25,7 +22,7 @@ from topiarist.studies.bench import (
     shape_in,
     train,
 )
-from topiarist.studies.said import said
+from topiarist.studies.cell_results import said
 from topiarist.train import reinitialise, scratch_b
 
 if TYPE_CHECKING:
@@ -33,14 +30,11 @@ if TYPE_CHECKING:
 
     from topiarist.studies.cells import Cell
 
-PICTURE_FILE = "pattern.svg"
-
 
 def pattern(bench: Bench, cell: Cell, folder: Path, needs: Folders) -> Result:
-    """Average what the prunings of all seeds keep into a design pattern, and draw it."""
+    """Average what the prunings of all seeds keep into a design pattern."""
     found = guided.of(*(shape_in(need) for need in needs))
     found.save(folder / PATTERN_FILE)
-    designs.save(found, folder / PICTURE_FILE)
     return {"pattern": found.to_json(), "prunings": len(needs)}
 
 

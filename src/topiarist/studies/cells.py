@@ -37,7 +37,7 @@ class Cell:
         data: the data set's name, for example ``"digits"``.
         seed: seed of initial weights, order of examples and random choices.
         method: the pruning method, ``"none"`` where there is none.
-        budget: fields of `topiarist.budget.Budget`.
+        budget: fields of `topiarist.Budget`.
         settings: everything else that the arm reads: recipes, fields of the method, keyword arguments of the network.
         needs: the cells that this one builds on.
 

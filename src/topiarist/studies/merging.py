@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from topiarist.errors import TopiaristError
-from topiarist.report import write_report
 from topiarist.studies.cells import Cell, finished, folder, publish, unfold, write_json
-from topiarist.studies.results import gather
-from topiarist.studies.runner import locked
+from topiarist.studies.queue import locked
+from topiarist.studies.results import gather, write_results
 from topiarist.studies.study import ARMS, Study, latency_cells
 
 SHARED = ("recipe", "finetune", "cap", "source", "selectors", "speed")
@@ -20,7 +19,7 @@ SHARED = ("recipe", "finetune", "cap", "source", "selectors", "speed")
 
 
 def merge(folders: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
-    """Copy the finished cells of several studies into one folder, and write its ``results.json`` and ``report.html``.
+    """Copy the finished cells of several studies into one folder, and write its ``results.json``.
 
     The studies are united (see `united`); cells of a combination that none of them has are reported as missing, and
     ``topiarist study OUT/study.json --out OUT`` computes them; so are networks of a design pattern where seeds were
@@ -60,7 +59,7 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
                         "which goes on from what was copied."
                     ) from error
         results = gather(study, out)
-        write_report(out, results)
+        write_results(out, results)
     return results
 
 

@@ -9,8 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from topiarist.studies.cells import Cell
-from topiarist.studies.runner import Event
-from topiarist.studies.runner import Progress as Listener
+from topiarist.studies.queue import Event
+from topiarist.studies.queue import Progress as Listener
 
 
 class Live:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 import torch
 
-from topiarist import __version__
+from topiarist.errors import TopiaristError
+from topiarist.files import atomically
 from topiarist.studies import published
+from topiarist.studies.cell_results import said
 from topiarist.studies.cells import Cell, failure, finished, folder, no_result, unfold
 from topiarist.studies.conclusion import SCRATCH, conclude, overall, prunings, same
-from topiarist.studies.local import default_workers
-from topiarist.studies.said import said
+from topiarist.studies.executors.local import default_workers
 from topiarist.studies.statistics import paired, summarise, verdict
 from topiarist.studies.study import ARMS, BUILT, Row, Study, latency_cell, latency_cells
 
@@ -46,6 +49,9 @@ PAIRS = (
 
 Table = Sequence[Mapping[str, Any]]
 
+NEEDED = ("title", "study", "conclusion", "rows", "comparisons", "failed", "environment")
+"""What the results of a study hold."""
+
 
 def gather(study: Study, out: Path) -> dict[str, Any]:
     """Read the cells of a study and say what they show.
@@ -71,7 +77,7 @@ def gather(study: Study, out: Path) -> dict[str, Any]:
     pooled = list(overall(rows, PAIRS, spoken))
     failed = _failed(study, out)
     return {
-        "topiarist": __version__,
+        "topiarist": version("topiarist"),
         "title": study.title,
         "study": study.as_json(),
         "note": study.note,
@@ -226,3 +232,73 @@ def _compare(
         "resolved": difference.resolved,
         "verdict": f"{when}, {told}" if when else told,
     }
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """Read the ``results.json`` of a folder.
+
+    Raises:
+        TopiaristError: if there is none, or if it is not one of ours.
+    """
+    path = Path(folder) / "results.json"
+    try:
+        results = json.loads(path.read_text())
+    except OSError as error:
+        raise TopiaristError(
+            f"There is no results.json in {folder}: run a study with this output folder first."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise TopiaristError(
+            f"{path} is damaged: delete it and run the study again, which reuses what is done."
+        ) from error
+    if not isinstance(results, dict) or any(name not in results for name in NEEDED):
+        raise TopiaristError(f"{path} holds no results of a study: name the output folder of a study.")
+    return results
+
+
+def results_of(folder: str | Path) -> dict[str, Any]:
+    """The results in a study's folder: from the cells that are finished or, without cells, from ``results.json``.
+
+    Returns:
+        The plain values of ``results.json``.
+
+    Raises:
+        TopiaristError: if the folder holds no study.
+    """
+    folder = Path(folder)
+    try:
+        settings = json.loads((folder / "study.json").read_text())
+    except FileNotFoundError:
+        results = read_results(folder)
+    except (OSError, ValueError, RecursionError) as error:
+        raise TopiaristError(
+            f"{folder / 'study.json'} is damaged: run the study again, it reuses what is done."
+        ) from error
+    else:
+        try:
+            study = Study.of(settings)
+            results = gather(study, folder)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise TopiaristError(
+                f"The study in {folder} is damaged ({error}): run it again, it reuses what is done."
+            ) from error
+        if not any(row["cells"] for row in results["rows"]) and (folder / "results.json").exists():
+            results = read_results(folder)  # the cells are gone, what they said is not
+    write_results(folder, results)
+    return results
+
+
+def write_results(out: Path, results: Mapping[str, Any]) -> None:
+    """Write ``results.json`` into the folder of a study.
+
+    Raises:
+        TopiaristError: the results hold what no JSON file can, or the folder cannot be written.
+    """
+    try:
+        text = json.dumps(results, indent=1, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise TopiaristError(
+            f"The results in {out} are damaged ({error}): delete results.json and run the study again, which reuses "
+            "what is done."
+        ) from error
+    atomically(Path(out) / "results.json", lambda draft: draft.write_text(text, encoding="utf-8", errors="replace"))

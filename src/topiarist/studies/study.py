@@ -14,15 +14,13 @@ import yaml
 from topiarist import methods
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.pruning import check_wish, repaired_by
-from topiarist.steps import check_steps
+from topiarist.files import from_yaml
+from topiarist.pruning import check_steps, check_wish, repaired_by
 from topiarist.studies import published
 from topiarist.studies.cells import Cell, unfold
 from topiarist.studies.prunings import Pruning, listed, made, prunings
 from topiarist.studies.scales import at_scale
-from topiarist.training.recipe import Recipe
-from topiarist.training.speed import Speed
-from topiarist.yaml_files import from_yaml
+from topiarist.train import Recipe, Speed
 
 ARMS = {
     "unpruned": "unpruned",

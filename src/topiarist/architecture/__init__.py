@@ -1,0 +1,16 @@
+"""The shape of a pruned network as a value, and its file."""
+
+from topiarist.architecture.architecture import SHAPE_FILE, WEIGHTS_FILE, Architecture, load, save, write_tensors
+from topiarist.architecture.encoding import digest, pack_mask, unpack_mask
+
+__all__ = [
+    "SHAPE_FILE",
+    "WEIGHTS_FILE",
+    "Architecture",
+    "digest",
+    "load",
+    "pack_mask",
+    "save",
+    "unpack_mask",
+    "write_tensors",
+]

@@ -1,0 +1,256 @@
+"""The shape as a value: what each group keeps and where its slices are, in JSON, without weights.
+
+An `Architecture` re-applies to a fresh model without tracing. That is what trains a pruned shape from scratch, restores
+a pruned model without pickle, and carries a design from one network to another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_model as load_tensors
+from safetensors.torch import save_model as save_tensors
+from torch import Tensor, nn
+
+from topiarist.architecture.encoding import decode, encode
+from topiarist.errors import TopiaristError
+from topiarist.files import atomically, file_beside, left, read_left, writable, write_left
+from topiarist.graph import NAME as SELECTOR
+from topiarist.graph import Attribute, Correction, Graph, Group, Keep, check_finite, checked_keep, declare
+from topiarist.surgery import Plan, carry_out, check_shapes, copied, plan
+
+WEIGHTS_FILE, SHAPE_FILE = "model.safetensors", "architecture.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Architecture:
+    """What a pruned network looks like.
+
+    Attributes:
+        groups: with their slices, as the graph had them.
+        keep: group name → bool ``(units,)``.
+        shapes: of the tensors before the cut, by name.
+        sizes: attributes of modules and the values that the cut gives them.
+        corrections: module → what its shim corrects.
+        selectors: norms that a channel selector follows.
+    """
+
+    groups: tuple[Group, ...]
+    keep: Mapping[str, Tensor]
+    shapes: Mapping[str, tuple[int, ...]]
+    sizes: Mapping[Attribute, int]
+    corrections: Mapping[str, Correction]
+    selectors: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, graph: Graph, keep: Keep) -> Architecture:
+        """The architecture that a keep of a graph leaves."""
+        work = plan(graph, keep)
+        groups = tuple(Group(g.name, g.units, g.slices, g.stage, blocks=g.blocks) for g in graph.groups)
+        shapes = dict(graph.shapes)
+        return cls(groups, checked_keep(graph, keep), shapes, work.sizes, work.corrections, graph.selectors)
+
+    @property
+    def widths(self) -> dict[str, tuple[int, int]]:
+        """Group name → (units kept, units there were)."""
+        return {g.name: (int(self.keep[g.name].sum()), g.units) for g in self.groups}
+
+    def plan(self) -> Plan:
+        """What `topiarist.surgery.carry_out` does to a model of the old shape."""
+        survivors: dict[str, dict[int, Tensor]] = {}
+        zeros: dict[str, Tensor] = {}
+        alive: dict[tuple[str, int], Tensor] = {}
+        for group in self.groups:
+            gone = ~self.keep[group.name]
+            if not gone.any():
+                continue
+            for part in group.slices:
+                if part.axis is None:
+                    zeros[part.tensor] = self.keep[group.name]
+                    continue
+                size = self.shapes[part.tensor][part.axis]
+                axis = alive.setdefault((part.tensor, part.axis), torch.ones(size, dtype=torch.bool))
+                axis[part.positions[gone].flatten()] = False
+        for (tensor, dim), axis in alive.items():
+            survivors.setdefault(tensor, {})[dim] = torch.nonzero(axis).flatten()
+        removed = tuple(block for group in self.groups for block in group.removed(self.keep[group.name]))
+        return Plan(survivors, self.sizes, self.corrections, zeros, removed)
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Cuts a model of the old shape; its weights stay where they survive.
+
+        Channel selectors that it lacks are declared first.
+
+        Raises:
+            TopiaristError: the model's tensors are not those that were traced.
+        """
+        if self.selectors:
+            declare(model := copied(model), self.selectors)
+        check_shapes(model, self.shapes)
+        return carry_out(model, self.plan())
+
+    def check(self, state: Mapping[str, Tensor]) -> None:
+        """Sees that tensors are those of a network that was cut to this shape.
+
+        Raises:
+            TopiaristError: one has another shape, or none has a name that the network knows.
+        """
+        survivors = self.plan().survivors
+        known = [name for name in state if name in self.shapes]  # of tied tensors the network knows one name
+        if not known and state:
+            raise TopiaristError(
+                f"the architecture is of another network, which has no {next(iter(state))}: give the one that prune() "
+                "wrote for these weights"
+            )
+        for name in known:
+            cut = {axis: len(kept) for axis, kept in survivors.get(name, {}).items()}
+            wanted = tuple(cut.get(axis, size) for axis, size in enumerate(self.shapes[name]))
+            if (found := tuple(state[name].shape)) != wanted:
+                raise TopiaristError(
+                    f"the architecture is of another network, whose {name} is {wanted} and not {found}: give the one "
+                    "that prune() wrote for these weights"
+                )
+
+    def build(self, make_model: Callable[[], nn.Module]) -> nn.Module:
+        """A pruned network with random weights, for training from scratch.
+
+        Args:
+            make_model: returns a model of the old shape with fresh weights. Where the model has a method
+                ``reset_parameters``, it is called after the cut, so that the weights are drawn for the new shape.
+        """
+        model = self.apply(make_model())
+        reset = getattr(model, "reset_parameters", None)
+        if callable(reset) and not self.plan().zeros:
+            reset()
+        return model
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json`."""
+        return encode(self.groups, self.keep, self.shapes, self.sizes, self.corrections, self.selectors)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Architecture:
+        """The inverse of `to_json`.
+
+        Raises:
+            TopiaristError: the value is no architecture, damaged, or of a version that this release does not know.
+        """
+        return cls(*decode(value))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the JSON file."""
+        text = json.dumps(self.to_json(), separators=(",", ":"))
+        atomically(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Architecture:
+        """Reads the JSON file.
+
+        Raises:
+            TopiaristError: there is no such file, or it is no architecture.
+        """
+        try:
+            value = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            told = f"cannot read the architecture {path} ({error.strerror}): give a folder that prune() wrote"
+            raise TopiaristError(told) from error
+        except (ValueError, RecursionError) as error:
+            raise TopiaristError(f"{path} is not a JSON file ({error}); give the one that prune() wrote") from error
+        return cls.from_json(value)
+
+
+def save(model: nn.Module, architecture: Architecture, path: str | os.PathLike[str]) -> None:
+    """Writes a pruned model into a folder: its tensors as safetensors, its shape as JSON.
+
+    Args:
+        model: the pruned model, perhaps trained further.
+        architecture: its shape.
+        path: the folder; it is made where there is none.
+
+    Raises:
+        TopiaristError: the folder cannot be written.
+    """
+    folder = Path(path)
+    write_tensors(model, folder / WEIGHTS_FILE)
+    architecture.save(folder / SHAPE_FILE)
+
+
+def write_tensors(model: nn.Module, path: Path) -> None:
+    """Writes a model's state dict as safetensors, whole or not at all; tied tensors are stored once.
+
+    What a training with gates left for the score goes into a file beside it, ``model.gates.safetensors``.
+
+    Raises:
+        TopiaristError: the file cannot be written.
+    """
+
+    def write(temporary: Path) -> None:
+        try:
+            save_tensors(model, str(temporary))
+        except safetensors.SafetensorError as error:
+            raise OSError(str(error)) from error
+
+    gates = file_beside(writable(path))
+    if gates.is_file():
+        gates.unlink()  # those of other weights
+    atomically(path, write)
+    if left(model):
+        atomically(gates, lambda temporary: write_left(model, temporary))
+
+
+def load(make_model: Callable[[], nn.Module], path: str | os.PathLike[str]) -> nn.Module:
+    """Restores a pruned model, without pickle and without tracing.
+
+    Args:
+        make_model: returns a model of the old shape.
+        path: the folder that `save` wrote, or the safetensors file in it.
+
+    Raises:
+        TopiaristError: a file is missing, damaged, or belongs to another model.
+    """
+    if not callable(make_model):
+        raise TopiaristError(f"load() takes a function that makes the model: topiarist.make_model({make_model!r})")
+    folder = Path(path)
+    folder = folder.parent if folder.suffix == ".safetensors" else folder
+    model = Architecture.load(folder / SHAPE_FILE).apply(make_model())
+    file = folder / WEIGHTS_FILE
+    if file.is_dir():
+        raise TopiaristError(f"{file} is a folder and no file; give the folder that prune() wrote")
+    picked = {name: b.clone() for name, b in model.named_buffers() if not b.is_floating_point() and _of_selector(name)}
+    try:
+        _check_types(model, file)
+        load_tensors(model, str(file))
+    except FileNotFoundError as error:
+        raise TopiaristError(f"there is no {file}; give the folder that prune() wrote") from error
+    except (safetensors.SafetensorError, OSError) as error:
+        raise TopiaristError(f"{file} is damaged or no safetensors file ({error}); write it again") from error
+    except RuntimeError as error:
+        told = " ".join(str(error).split())[:200]
+        raise TopiaristError(f"{file} does not belong to this architecture: {told}") from error
+    check_finite(model)
+    read_left(model, file_beside(file))
+    for name, indices in picked.items():
+        if not torch.equal(model.get_buffer(name), indices):
+            raise TopiaristError(f"{file} is damaged: {name} is not what the architecture says; write it again")
+    return model
+
+
+def _of_selector(name: str) -> bool:
+    return name.endswith(f"{SELECTOR}.indices")
+
+
+def _check_types(model: nn.Module, file: Path) -> None:
+    """Raises where a file holds whole numbers, truth values or complex numbers in the place of weights."""
+    state = model.state_dict()
+    with safetensors.safe_open(str(file), "pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118  (it is no dict)
+            kind = tensors.get_slice(name).get_dtype()
+            if name in state and state[name].is_floating_point() and not kind.startswith(("F", "BF")):
+                raise TopiaristError(f"{file} holds {name} as {kind}, which is no floating-point type; write it again")

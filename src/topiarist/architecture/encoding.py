@@ -1,0 +1,265 @@
+"""The JSON of an architecture: how it is written, and how it is read from a file that nobody vouches for.
+
+Everything is checked before anything is allocated: a damaged file costs a sentence, not the memory of the machine.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from topiarist.errors import TopiaristError
+from topiarist.graph import NAME as SELECTOR
+from topiarist.graph import Attribute, Block, Correction, Group, Keep, Part, Ratio, Slice
+
+FORMAT = "topiarist.architecture"
+VERSION, WITH_BLOCKS = 1, 2
+"""Files without blocks stay readable for releases that do not know these."""
+LARGEST = 1 << 40
+"""No tensor of a network has more elements, no attribute a larger value."""
+POSITIONS = 1 << 28
+"""No group has more positions on an axis (2 GiB of them)."""
+WEIGHTS = 1 << 31
+"""No tensor has more single weights that are pruned."""
+
+Parts = tuple[
+    tuple[Group, ...],
+    dict[str, Tensor],
+    dict[str, tuple[int, ...]],
+    dict[Attribute, int],
+    dict[str, Correction],
+    tuple[str, ...],
+]
+
+
+def encode(
+    groups: Sequence[Group],
+    keep: Keep,
+    shapes: Mapping[str, tuple[int, ...]],
+    sizes: Mapping[Attribute, int],
+    corrections: Mapping[str, Correction],
+    selectors: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Plain values for `json`; masks as packed bits, positions as runs of (start, count, step)."""
+    value: dict[str, Any] = {
+        "format": FORMAT,
+        "version": WITH_BLOCKS if any(g.blocks for g in groups) else VERSION,
+        "groups": [
+            {
+                "name": g.name,
+                "units": g.units,
+                "stage": g.stage,
+                "kept": pack_mask(keep[g.name]),
+                "slices": [[s.tensor, s.axis, s.role, None if g.of_weights else _runs(s.positions)] for s in g.slices],
+                **({"blocks": [_plain(block) for block in g.blocks]} if g.blocks else {}),
+            }
+            for g in groups
+        ],
+        "shapes": {name: list(shape) for name, shape in shapes.items()},
+        "sizes": [[*attribute, value] for attribute, value in sizes.items()],
+        "corrections": {
+            module: {
+                "sizes": {str(n): [r and list(r) for r in slots] for n, slots in c.sizes.items()},
+                "numbers": {str(n): value for n, value in c.numbers.items()},
+                "squeezes": {str(n): list(dims) for n, dims in c.squeezes.items()},
+                "reads": {str(n): sorted(read.items()) for n, read in c.reads.items()},
+            }
+            for module, c in corrections.items()
+        },
+        "selectors": list(selectors),
+    }
+    return {**value, "sha256": digest(value)}
+
+
+def _plain(block: Block) -> list[Any]:
+    return [block.name, [list(part) for part in block.parts], list(block.tips)]
+
+
+def digest(value: Mapping[str, Any]) -> str:
+    """Of everything but itself, so that a damaged number does not go unnoticed."""
+    content = {key: entry for key, entry in value.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def decode(value: Any) -> Parts:
+    """The inverse of `encode`.
+
+    Raises:
+        TopiaristError: the value is no architecture, damaged, or of a version that this release does not know.
+    """
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise TopiaristError("this is not an architecture of topiarist; give the JSON file that prune() wrote")
+    if value.get("version") not in (VERSION, WITH_BLOCKS):
+        raise TopiaristError(
+            f"the architecture has version {value.get('version')!r}, this release reads {VERSION} and {WITH_BLOCKS}; "
+            "upgrade topiarist"
+        )
+    try:
+        if value["sha256"] != digest(value):
+            raise ValueError("its checksum is wrong")
+        shapes = {_text(name): _shape(shape) for name, shape in value["shapes"].items()}
+        if not isinstance(value["groups"], list):
+            raise TypeError("groups that are no list")
+        masks = [unpack_mask(entry["kept"], _count(entry["units"], 1)) for entry in value["groups"]]
+        if not all(mask.any() for mask in masks):
+            raise ValueError("a group that keeps nothing")
+        groups = tuple(_group(entry, shapes) for entry in value["groups"])
+        keep = {group.name: mask for group, mask in zip(groups, masks, strict=True)}
+        if len(keep) != len(groups):
+            raise ValueError("two groups of one name")
+        sizes = {
+            Attribute(_text(module), _text(name), None if entry is None else _count(entry)): _count(new, 1)
+            for module, name, entry, new in value["sizes"]
+        }
+        corrections = {_text(module): _correction(c) for module, c in value["corrections"].items()}
+        selectors = _selectors(value.get("selectors", []), shapes)  # older files have none
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        zlib.error,
+        binascii.Error,
+    ) as error:
+        raise TopiaristError(f"the architecture is damaged ({error}); write it again with prune()") from error
+    return groups, keep, shapes, sizes, corrections, selectors
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} where a name belongs")
+    return value
+
+
+def _count(value: Any, least: int = 0) -> int:
+    if type(value) is not int or not least <= value <= LARGEST:
+        raise ValueError(f"{value!r} where a count belongs")
+    return value
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    shape = tuple(_count(n) for n in value)
+    elements = 1
+    for n in shape:
+        elements *= n
+    _count(elements)
+    return shape
+
+
+def _group(entry: Any, shapes: Mapping[str, tuple[int, ...]]) -> Group:
+    units = _count(entry["units"], 1)
+    slices = tuple(_slice(part, units, shapes) for part in entry["slices"])
+    blocks = tuple(_block(*block) for block in entry.get("blocks", ()))
+    if bool(slices) == bool(blocks) or len(blocks) not in (0, units):
+        raise ValueError("a group whose units are neither slices nor blocks")
+    return Group(_text(entry["name"]), units, slices, _text(entry["stage"]), blocks=blocks)
+
+
+def _block(name: Any, parts: Any, tips: Any) -> Block:
+    found = tuple(Part(_text(module), _count(outputs)) for module, outputs in parts)
+    if not all(part.module for part in found):
+        raise ValueError("a block that is the whole network")
+    return Block(_text(name), found, tuple(map(_text, tips)))
+
+
+def _slice(part: Any, units: int, shapes: Mapping[str, tuple[int, ...]]) -> Slice:
+    tensor, axis, role, runs = part
+    shape = shapes[_text(tensor)]
+    if axis is None:
+        if units != int(np.prod(shape, dtype=object)):
+            raise ValueError(f"{units} units in the {shape} of {tensor}")
+        return Slice(tensor, None, torch.arange(units).unsqueeze(1), _text(role))
+    size = shape[_count(axis)] if _count(axis) < len(shape) else 0
+    total = 0
+    for start, count, step in runs:
+        total += _count(count, 1)
+        if type(step) is not int or not 0 <= _count(start) < size or not 0 <= start + (count - 1) * step < size:
+            raise ValueError(f"positions beyond the axis {axis} of {tensor}")
+    if total % units or not units <= total <= min(size * units, POSITIONS):
+        raise ValueError(f"{total} positions for {units} units in {tensor}")
+    places = torch.cat([torch.arange(count) * step + start for start, count, step in runs])
+    return Slice(tensor, axis, places.view(units, -1), _text(role))
+
+
+def _selectors(value: Any, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError("selectors that are no list")
+    for name in value:
+        if f"{_text(name)}.{SELECTOR}.indices".lstrip(".") not in shapes:
+            raise ValueError(f"no indices for the selector of {name}")
+    return tuple(value)
+
+
+def _correction(value: Any) -> Correction:
+    sizes = {_key(n): tuple(_ratio(slot) for slot in slots) for n, slots in value["sizes"].items()}
+    numbers: dict[int, float] = {}
+    for n, number in value["numbers"].items():
+        if type(number) not in (int, float) or not isfinite(number):
+            raise ValueError(f"{number!r} where a number belongs")
+        numbers[_key(n)] = number
+    squeezes = {_key(n): tuple(_count(dim) for dim in dims) for n, dims in value["squeezes"].items()}
+    reads = {
+        _key(n): {_count(axis): _count(length, 1) for axis, length in read}
+        for n, read in value.get("reads", {}).items()
+    }
+    return Correction(sizes, numbers, squeezes, reads)
+
+
+def _key(text: str) -> int:
+    return _count(int(text), 1)
+
+
+def _ratio(value: Any) -> Ratio | None:
+    if value is None:
+        return None
+    right, asked = value
+    return Ratio(_count(right, 1), _count(asked))
+
+
+def pack_mask(mask: Tensor) -> str:
+    """Bits ``(units,)`` as text: packed, compressed, base64."""
+    return base64.b64encode(zlib.compress(np.packbits(mask.numpy()).tobytes(), 9)).decode("ascii")
+
+
+def unpack_mask(text: Any, units: int) -> Tensor:
+    """The inverse of `pack_mask`.
+
+    Raises:
+        TypeError: this is no text.
+        ValueError: it is no base64, or of another number of bits.
+        zlib.error: it is damaged.
+    """
+    if units > WEIGHTS:
+        raise ValueError(f"{units} units in a group")
+    length = (units + 7) // 8
+    data = zlib.decompressobj().decompress(base64.b64decode(_text(text), validate=True), length + 1)
+    if len(data) != length:
+        raise ValueError("a mask of the wrong length")
+    return torch.from_numpy(np.unpackbits(np.frombuffer(data, dtype=np.uint8), count=units).astype(bool))
+
+
+def _runs(positions: Tensor) -> list[list[int]]:
+    """Positions, row by row, as runs of (start, count, step)."""
+    flat = positions.flatten().numpy()
+    runs: list[list[int]] = []
+    i = 0
+    while i < len(flat):
+        rest = np.diff(flat[i:])
+        step = int(rest[0]) if len(rest) else 1
+        breaks = np.flatnonzero(rest != step)
+        count = int(breaks[0]) + 1 if len(breaks) else len(rest) + 1
+        runs.append([int(flat[i]), count, step])
+        i += count
+    return runs

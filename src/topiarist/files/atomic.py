@@ -1,0 +1,79 @@
+"""Files that are whole or not there: written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from topiarist.errors import TopiaristError
+
+
+def writable(path: object) -> Path:
+    """Sees that a file can be written, before the work for it begins; missing folders are made.
+
+    Returns:
+        The file itself, where the path leads to it by links: these stay.
+
+    Raises:
+        TopiaristError: this is no path, something else than a file is there, or its folder cannot be written.
+    """
+    target = Path(os.path.realpath(as_path(path)))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            if not stat.S_ISREG(os.stat(target).st_mode):
+                raise OSError("what is there is no regular file")
+        with tempfile.TemporaryFile(dir=target.parent):
+            return target
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def as_path(path: object) -> Path:
+    """A path as a caller gave it.
+
+    Raises:
+        TopiaristError: it is none, or one that no system takes.
+    """
+    try:
+        found = Path(path)  # type: ignore[arg-type]
+        if b"\0" in os.fsencode(found):
+            raise ValueError
+    except (TypeError, ValueError) as error:
+        raise TopiaristError(f"{path!r} is no path: give the name of a file, a str or a pathlib.Path") from error
+    return found
+
+
+def atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes under a temporary name, then renames: a file is whole or not there.
+
+    Raises:
+        TopiaristError: as for `writable`, or the disk is full.
+    """
+    target = writable(path)
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        os.close(handle)
+        try:
+            write(Path(name))
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, target)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: object, error: OSError) -> TopiaristError:
+    return TopiaristError(f"cannot write {path}: {error.strerror or error}; choose another file or folder")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

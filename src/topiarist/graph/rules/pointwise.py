@@ -1,0 +1,215 @@
+"""Arithmetic that keeps positions apart (pointwise), or ends an axis (reductions), or mixes it (softmax, norms)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from math import prod
+
+from torch import Tensor
+
+from topiarist.graph.calls import REDUCING, in_training
+from topiarist.graph.labels import Free, Vector, labelled
+from topiarist.graph.rules.registry import Call, rule
+from topiarist.graph.tracer import Tracer
+
+ZERO_TO_ZERO = {
+    "relu", "gelu", "silu", "tanh", "abs", "neg", "sqrt", "leaky_relu", "elu", "hardswish", "mish", "sin", "sign",
+    "celu", "selu", "_prelu_kernel", "relu6", "softsign", "square", "expm1", "log1p", "tan", "asinh", "atan", "erf",
+    "round", "floor", "ceil", "trunc", "hardshrink", "softshrink", "native_dropout", "threshold_backward", "copy",
+}  # fmt: skip
+"""Pointwise functions with f(0) = 0: they keep dead positions at zero."""
+
+
+def broadcast(t: Tracer, tensors: Sequence[Tensor], out: Tensor) -> list[Vector]:
+    """Unifies the vectors that meet on each axis of the output."""
+    vectors: list[Vector] = [None] * out.ndim
+    for d in range(out.ndim):
+        meeting = [
+            t.vectors_of(x)[d - out.ndim + x.ndim]
+            for x in tensors
+            if x.ndim >= out.ndim - d and x.shape[d - out.ndim + x.ndim] > 1
+        ]
+        if meeting:
+            vectors[d] = meeting[0]
+            for vector in meeting[1:]:
+                vectors[d] = t.algebra.unify(vectors[d], vector)
+    return vectors
+
+
+def stays_zero(t: Tracer, c: Call) -> bool:
+    """Whether dead positions of a pointwise result are zero: 0·y = 0 and 0 + 0 = 0, but sigmoid(0) = 0.5."""
+    name = c.name.rstrip("_")
+    tensors = c.tensors
+    if name in ("mul", "div", "bitwise_and", "logical_and"):
+        sides = tensors[:1] if name == "div" else tensors
+        out = c.outputs[0]
+        for d in range(out.ndim):
+            meeting = [(x, d - out.ndim + x.ndim) for x in tensors if x.ndim >= out.ndim - d]
+            if any(labelled(t.vectors_of(x)[k]) for x, k in meeting) and not any(
+                t.of(x).zero and labelled(t.vectors_of(x)[k]) for x, k in meeting if any(x is s for s in sides)
+            ):
+                return False
+        return True
+    if name in ("add", "sub", "where", "maximum", "minimum", "lerp"):
+        operands = tensors[1:] if name == "where" else tensors
+        other = c.get("other")
+        return (isinstance(other, Tensor) or not other) and all(
+            t.of(x).zero and x.ndim >= back and labelled(t.vectors_of(x)[-back])
+            for x in operands
+            for back in range(1, c.outputs[0].ndim + 1)
+            if any(y.ndim >= back and labelled(t.vectors_of(y)[-back]) for y in operands)
+        )
+    if name in ("clamp", "hardtanh"):
+        low, high = c.get("min", c.get("min_val")), c.get("max", c.get("max_val"))
+        return t.of(tensors[0]).zero and (low is None or low <= 0) and (high is None or high >= 0)
+    if name == "pow":
+        exponent = c.get("exponent")
+        return t.of(tensors[0]).zero and isinstance(exponent, (int, float)) and exponent > 0
+    if name == "copy":
+        return t.of(tensors[-1]).zero
+    return name in ZERO_TO_ZERO and t.of(tensors[0]).zero
+
+
+@rule(
+    "pointwise", "copy_", "masked_fill", "masked_fill_", "prelu", "_prelu_kernel", "native_dropout", "where", "dropout",
+    "bernoulli", "hardswish", "hardswish_", "log_sigmoid_forward", "rrelu_with_noise", "floor_divide",
+    "leaky_relu", "leaky_relu_",  # which old versions of torch do not tag
+)  # fmt: skip
+def pointwise(t: Tracer, c: Call) -> None:
+    zero = stays_zero(t, c)
+    for added in c.tensors if c.name.startswith("add") else ():
+        if t.of(added).source and added.ndim == 1:
+            t.mark(t.vectors_of(added)[0], "bias")
+    source = c.traced.source if c.name == "copy_" else None
+    for out in c.outputs:
+        t.put(out, broadcast(t, c.tensors, out), zero, source)
+    if c.name.endswith("_") and not zero:
+        t.soil(c.x)
+
+
+@rule(*REDUCING, "max", "min", "any", "all", "argmax", "argmin")
+def reduction(t: Tracer, c: Call) -> None:
+    """An axis ends: where dead values would count, the mask leaves them out."""
+    if len(c.tensors) > 1:
+        pointwise(t, c)  # max(x, y)
+        return
+    dims = c.dims()
+    order = c.get("ord", c.get("p"))
+    additive = c.traced.zero and c.name in ("sum", "norm", "linalg_vector_norm") and (order is None or order > 0)
+    over = [v if d in dims else None for d, v in enumerate(c.vectors)]
+    for d in dims:
+        if isinstance(over[d], Free) or not (additive or _survivable(c, dims, d)):
+            t.algebra.pin(over[d], f"{c.name} over the axis depends on every position")
+    if not additive:
+        t.mixes("reduction", over)
+    zero = c.traced.zero and c.name != "logsumexp"
+    for out in c.outputs:
+        kept = [None if d in dims else v for d, v in enumerate(c.vectors)]
+        t.put(out, kept if out.ndim == c.x.ndim else [v for d, v in enumerate(kept) if d not in dims], zero)
+
+
+def _survivable(c: Call, dims: Sequence[int], axis: int) -> bool:
+    """Whether a reduction makes sense over the survivors of an axis, be it a single one.
+
+    An index would count differently. An unbiased variance needs more than one value: where only labelled axes can give
+    it, the first of them may shrink and the others stay.
+    """
+    if c.name not in ("var", "std", "var_mean", "std_mean"):
+        return c.name in REDUCING
+    correction = c.get("correction")
+    taken = float(c.get("unbiased", True)) if correction is None else correction
+    moving = [d for d in dims if labelled(c.vectors[d])]
+    rest = prod(c.x.shape[d] for d in dims if d not in moving)
+    return rest > taken or (axis == moving[0] and rest * prod(c.x.shape[d] for d in moving[1:]) > taken)
+
+
+@rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "cumsum", "sort", "topk", "glu")
+def mixing(t: Tracer, c: Call) -> None:
+    if c.name == "glu":
+        raise ValueError("halves of a gated unit")
+    dim = c["dim"] % c.x.ndim
+    t.algebra.pin(c.vectors[dim], f"{c.name.strip('_')} over the axis depends on every position")
+    vectors = c.vectors
+    vectors[dim] = None
+    for out in c.outputs:
+        t.put(out, vectors)
+
+
+@rule("_weight_norm_interface")
+def weight_norm(t: Tracer, c: Call) -> None:
+    """Scaled rows g · v / |v|, the norm over all axes but one: dead places add nothing to it, dead rows stay out."""
+    vectors, dim = c.vectors, c["dim"]
+    vectors[dim] = t.algebra.unify(vectors[dim], t.vectors_of(c["g"])[dim])
+    t.mixes("weight norm", [v if d == dim else None for d, v in enumerate(vectors)])
+    t.put(c.outputs[0], vectors, c.traced.zero)
+    t.put(c.outputs[1], [vectors[dim] if d == dim else None for d in range(c.x.ndim)])
+
+
+@rule("batch_norm")
+def batch_norm(t: Tracer, c: Call) -> None:
+    vectors = c.vectors
+    names = ("weight", "bias", "running_mean", "running_var")
+    for name, role in zip(names, ("scale", "shift", "statistic", "statistic"), strict=True):
+        affine = c.get(name)
+        if isinstance(affine, Tensor):
+            t.mark(t.vectors_of(affine)[0], role)
+            vectors[1] = t.algebra.unify(vectors[1], t.vectors_of(affine)[0])
+    if training := in_training(c.func, c.given):
+        t.mixes("batch", [v if d != 1 else None for d, v in enumerate(vectors)])
+    shifted = c.get("bias")
+    elsewhere = any(labelled(v) for d, v in enumerate(vectors) if d != 1)  # dead there becomes the shift
+    t.put(c.outputs[0], vectors, c.traced.zero if shifted is None else t.of(shifted).zero and not elsewhere)
+    if isinstance(scale := c.get("weight"), Tensor) and (source := t.of(scale).source) is not None:
+        t.scaled(c.outputs[0], source)
+    if not training:
+        whole = [t.whole(x) if isinstance(x := c.get(name), Tensor) else None for name in names]
+        t.norms.norm(c.x, whole[0], whole[2], whole[3], c.get("eps", c.get("epsilon")))
+
+
+@rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
+def layer_norm(t: Tracer, c: Call) -> None:
+    vectors, shape = c.vectors, c["normalized_shape"]
+    first = len(vectors) - len(shape)
+    for name, role in (("weight", "scale"), ("bias", "shift")):
+        affine = c.get(name)
+        if isinstance(affine, Tensor):
+            for k, vector in enumerate(t.vectors_of(affine)):
+                t.mark(vector, role)
+                vectors[first + k] = t.algebra.unify(vectors[first + k], vector)
+    for k, size in enumerate(shape):
+        written = t.call[k] if k < len(t.call) else size
+        t.asks(written, vectors[first + k])
+    t.mixes("layer", [*([None] * first), *vectors[first:]])
+    elsewhere = any(labelled(v) for v in vectors[:first])  # dead there becomes the shift
+    t.put(c.outputs[0], vectors, not elsewhere or (c.traced.zero and c.get("bias") is None))
+
+
+@rule("native_group_norm")
+def group_norm(t: Tracer, c: Call) -> None:
+    vectors, groups = c.vectors, c["group"]
+    for name, role in (("weight", "scale"), ("bias", "shift")):
+        affine = c.get(name)
+        if isinstance(affine, Tensor):
+            t.mark(t.vectors_of(affine)[0], role)
+            vectors[1] = t.algebra.unify(vectors[1], t.vectors_of(affine)[0])
+    for vector in vectors[2:]:
+        t.algebra.pin(vector, "group norm over the axis depends on every position")
+    if groups > 1:
+        rows, _ = t.algebra.split(vectors[1], [groups, c.x.shape[1] // groups])
+        t.asks(t.call[0] if t.call else groups, rows)
+    t.mixes("group", [None, vectors[1]] + [None] * (len(vectors) - 2))
+    t.put(c.outputs[0], vectors, not labelled(vectors[0]))
+
+
+@rule("spatial")
+def spatial(t: Tracer, c: Call) -> None:
+    """Pooling, resizing and border padding: channels pass, the map's own axes do not."""
+    found = re.search(r"(\d)d", c.name)
+    if found is None or c.outputs[0].ndim != c.x.ndim:
+        raise ValueError("not a map of channels")
+    inner = int(found.group(1))
+    for vector in c.vectors[-inner:]:
+        t.algebra.pin(vector, "an axis of the feature map")
+    for out in c.outputs:
+        t.put(out, c.vectors[:-inner] + [None] * inner, c.traced.zero)

@@ -1,0 +1,137 @@
+"""Which rule belongs to which operator; operators come in families, and a family is one file.
+
+`movement.py`: data moves and labels move with it. `pointwise.py`: pointwise, reductions, softmax, normalisation.
+`contract.py`: convolutions, products and attention. An operator in none of them is unknown, and pins what it
+touches: that can cost compression, never correctness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from topiarist.graph.calls import tensors_in
+from topiarist.graph.labels import Vector
+
+if TYPE_CHECKING:
+    from topiarist.graph.tracer import Tracer
+
+
+class Call:
+    """One operator call.
+
+    Attributes:
+        name: of the operator, without its overload.
+        given: its arguments, by the names of its schema.
+        tensors: those among the arguments, in order.
+        x: the first of them, which most operators work on.
+        traced: what travels with `x`.
+        out: its output.
+    """
+
+    def __init__(self, tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any, tensors: Sequence[Tensor]) -> None:
+        self.name: str = func.overloadpacket.__name__
+        self.func = func
+        self.out = out
+        self.tensors = tensors
+        self.given = dict(_defaults(func))
+        self.given.update(zip(self.given, args, strict=False))
+        self.given.update(kwargs)
+        self.x = tensors[0]
+        self.traced = tracer.of(self.x)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.given[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An argument that not every overload has."""
+        return self.given.get(name, default)
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """The tensors among the outputs, in order."""
+        return tensors_in(self.out)
+
+    @property
+    def vectors(self) -> list[Vector]:
+        """The labels of the axes of `x`, as a list of its own."""
+        return list(self.traced.vectors)
+
+    def dims(self, name: str = "dim") -> list[int]:
+        """The axes that an argument names, counted from the front; all of them where it is None or empty."""
+        given = self.given.get(name)
+        ndim = max(self.x.ndim, 1)
+        chosen = [given] if isinstance(given, int) else list(given or range(ndim))
+        return [d % ndim for d in chosen]
+
+
+Rule = Callable[["Tracer", Call], None]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Registers a rule for the operators of these names."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            RULES[name] = function
+        return function
+
+    return register
+
+
+CONSTRUCTORS = {"new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "scalar_tensor"}
+CONSTRUCTORS |= {"_local_scalar_dense", "is_same_size", "empty_strided", "bernoulli_", "uniform_", "normal_"}
+
+
+def apply_rule(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any, tensors: Sequence[Tensor]) -> bool:
+    """Applies the rule of an operator; False where there is none."""
+    if func.overloadpacket.__name__ in CONSTRUCTORS:
+        return True
+    found = rule_of(func)
+    if found is None:
+        return False
+    found(tracer, Call(tracer, func, args, kwargs, out, tensors))
+    return True
+
+
+@cache
+def rule_of(func: Any) -> Rule | None:
+    """The rule of an operator: by its name, by its tag, or by its family."""
+    name: str = func.overloadpacket.__name__
+    if name in RULES:
+        return RULES[name]
+    if torch.Tag.pointwise in func.tags or _inplace_pointwise(func):
+        return RULES["pointwise"]
+    family = _family(name)
+    return None if family is None else RULES[family]
+
+
+@cache
+def _defaults(func: Any) -> dict[str, Any]:
+    return {argument.name: argument.default_value for argument in func._schema.arguments}
+
+
+def _inplace_pointwise(func: Any) -> bool:
+    """``relu_`` and its like lack the tag that ``relu`` carries."""
+    name: str = func.overloadpacket.__name__
+    if not name.endswith("_") or name.startswith("_"):
+        return False
+    twin = getattr(torch.ops.aten, name[:-1], None)
+    if twin is None:
+        return False
+    return any(torch.Tag.pointwise in getattr(twin, overload).tags for overload in twin.overloads())
+
+
+def _family(name: str) -> str | None:
+    """Families that are told by a part of the name."""
+    for part, family in (("batch_norm", "batch_norm"), ("scaled_dot_product", "attention"), ("pool", "spatial")):
+        if part in name:
+            return family
+    if name.startswith(("upsample", "_upsample", "reflection_pad", "replication_pad", "grid_sampler")):
+        return "spatial"
+    return None

@@ -1,0 +1,13 @@
+"""Networks by name: the zoo, torchvision, timm, or any function of the user's own."""
+
+from topiarist.models.load import (
+    MODEL_FORMS,
+    ModelFactory,
+    fitting_options,
+    full_name,
+    load_model,
+    make_model,
+    split_options,
+)
+
+__all__ = ["MODEL_FORMS", "ModelFactory", "fitting_options", "full_name", "load_model", "make_model", "split_options"]

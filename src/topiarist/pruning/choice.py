@@ -1,0 +1,75 @@
+"""What a method keeps: by its own selection, by its own rule, or by its scores and a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from topiarist.budget import Budget, Cost, allocate
+from topiarist.errors import TopiaristError
+from topiarist.graph import Graph, Keep, Scores
+from topiarist.measure import Stats
+from topiarist.methods import Criterion, Method, Rule, Selector
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What a method keeps, and why.
+
+    Attributes:
+        keep: group name → bool ``(units,)``.
+        scores: group name → ``(units,)``, high = keep; empty where the method selects without scores.
+    """
+
+    keep: Keep
+    scores: Scores
+
+
+def choose(
+    method: Method,
+    graph: Graph,
+    stats: Stats,
+    budget: Budget | Callable[[Collection[str]], Budget] | None = None,
+    *,
+    cost: Callable[[Keep], Cost] | None = None,
+) -> Keep:
+    """What a method keeps: the keep of `chosen`, which see."""
+    return chosen(method, graph, stats, budget, cost=cost).keep
+
+
+def chosen(
+    method: Method,
+    graph: Graph,
+    stats: Stats,
+    budget: Budget | Callable[[Collection[str]], Budget] | None = None,
+    *,
+    cost: Callable[[Keep], Cost] | None = None,
+) -> Choice:
+    """What a method keeps, and why: by its own selection, its own rule, or its scores and a budget.
+
+    Args:
+        method: plays `Selector` or `Criterion`, and perhaps `Rule`.
+        graph: the groups that it works on (``graph.weights()`` for methods of granularity ``"weight"``).
+        stats: what it needs measured.
+        budget: what may stay, perhaps told by the names of the groups that take part; leave it out where the method
+            says so itself.
+        cost: as in `allocate`.
+
+    Raises:
+        TopiaristError: there is no budget, or one too many, or `allocate` refuses it.
+    """
+    rule = method.budget(graph) if isinstance(method, Rule) else None
+    if rule is not None and budget is not None:
+        raise TopiaristError(f"{method.name} brings a budget of its own with these fields: leave out one of the two")
+    budget = budget if rule is None else rule
+    if isinstance(method, Selector):
+        keep = method.select(graph, stats, budget([g.name for g in graph.groups]) if callable(budget) else budget)
+        if keep is not None:
+            return Choice(keep, {})
+    if not isinstance(method, Criterion):
+        raise TopiaristError(f"{method.name} neither scores units nor selects them: take a method that does")
+    if budget is None:
+        raise TopiaristError(f"{method.name} needs a budget: give macs, params or ratio, the fraction that stays")
+    scores = method.score(graph, stats)
+    wish = budget(scores) if callable(budget) else budget
+    return Choice(allocate(graph, scores, wish, method.allocation, cost=cost), scores)

@@ -1,0 +1,336 @@
+"""Shrinking: channels, neurons and heads that sparse weights left dead are removed, and proved like any cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from topiarist.architecture import Architecture
+from topiarist.budget import Cost, cost
+from topiarist.errors import TopiaristError
+from topiarist.graph import Graph, Group, Keep, Slice, changed, check_finite, converted, run, trace
+from topiarist.methods import sum_by_unit
+from topiarist.surgery import TOLERANCE, Proof, copied, cut, difference, fast_path_off, mask, prove, with_values
+
+
+@dataclass(frozen=True, eq=False)
+class Shrunk:
+    """What shrinking gave.
+
+    Attributes:
+        model: the smaller network.
+        architecture: its shape.
+        proof: that the cut computes what the mask does.
+        drift: max |shrunk − given| / max |given| over the outputs, in float64: what removing the dead changed.
+        before: MACs and parameters of the dense network of the given shape.
+        after: those of the smaller one.
+        graph: of the network that was given.
+        keep: group name → bool ``(units,)``.
+    """
+
+    model: nn.Module
+    architecture: Architecture
+    proof: Proof
+    drift: float
+    before: Cost
+    after: Cost
+    graph: Graph
+    keep: Mapping[str, Tensor]
+
+
+def shrink(model: nn.Module, example_inputs: Any, *, graph: Graph | None = None) -> Shrunk:
+    """Removes the units that zero weights left dead: a sparse network becomes a smaller one that computes the same.
+
+    A unit is dead if all weights that read it are zero, or all that produce it: then it is the same number for every
+    input, and what it adds to the layers that read it goes into their biases (Han et al. 2015 remove such neurons
+    when they fine-tune). The dead may leave others dead, so this goes on until none is left. Zeros in what is left
+    stay, and so does a dead unit that is not zero where a layer without a bias or with padding reads it, or where an
+    operator compares it with others, such as a layer norm or a maximum over channels. What goes is checked in float64
+    on the example inputs, on noise, and on noise that is much larger or has the opposite sign: every linear layer and
+    convolution and the outputs must give what they gave before, to 1e-10 of the largest value.
+
+    The network is shrunk as it is evaluated. In training a batch norm behind a dead layer would give another constant
+    than the one that went into a bias.
+
+    Args:
+        model: a network with zeros among its weights; it stays as it is.
+        example_inputs: as for `trace`.
+        graph: its graph, where it was traced before.
+
+    Returns:
+        The smaller network with its shape, its proof and its costs; the network as it is where nothing is dead.
+
+    Raises:
+        TopiaristError: the model cannot be traced, its weights are not finite, or the cut cannot be proved.
+    """
+    check_finite(model)
+    graph = trace(model, example_inputs) if graph is None else graph
+    if graph.of_blocks or any(group.of_weights for group in graph.groups):
+        raise TopiaristError("shrink removes channels and neurons: give the graph that trace returns, not its weights")
+    with torch.no_grad(), fast_path_off():
+        work = _Work(copied(model).double().eval(), graph, _probes(converted(example_inputs, torch.float64)))
+        keep, values = work.all_dead()
+        repaired = copied(model)
+        repaired.load_state_dict(values.state_dict())  # in the precision of the model
+        proof = prove(repaired, graph, keep, example_inputs)
+        drift = work.drift(cut(values, graph, keep))
+    if not proof.max_rel_diff <= TOLERANCE or not drift <= TOLERANCE:
+        raise TopiaristError(
+            f"shrinking cannot be proved ({proof.reason or f'the outputs moved by {drift:.1e}'}): "
+            "pass graph=topiarist.check(model, topiarist.trace(model, example_inputs), example_inputs)"
+        )
+    smaller = cut(repaired, graph, keep)
+    before, after = cost(graph), cost(graph, keep)
+    return Shrunk(smaller, Architecture.of(graph, keep), proof, drift, before, after, graph, keep)
+
+
+def _probes(inputs: Any) -> tuple[Any, ...]:
+    """The inputs, noise around them, and both larger and with the opposite sign."""
+    chance = torch.Generator().manual_seed(0)
+    noisy = changed(inputs, lambda x: x + torch.rand(x.shape, generator=chance).to(x))
+    return (inputs, noisy, *(changed(noisy, partial(torch.mul, other=factor)) for factor in (-1.0, 10.0, -100.0)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """The search for the dead.
+
+    Attributes:
+        model: the network, in double precision.
+        graph: its graph.
+        inputs: on which it is watched.
+        outputs: of the network as it was given, one for each input.
+        seen: linear layer or convolution → what each of its calls gave then.
+    """
+
+    model: nn.Module
+    graph: Graph
+    inputs: tuple[Any, ...]
+    outputs: list[Any] = field(default_factory=list)
+    seen: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        def see(name: str, _: nn.Module, __: Tensor, output: Tensor) -> None:
+            self.seen.setdefault(name, []).append(output.clone())
+
+        whole = mask(self.model, self.graph, self.graph.full())  # built of the same modules as what is compared with it
+        with _watched(whole, see):
+            self.outputs.extend(run(whole, x) for x in self.inputs)
+
+    def all_dead(self) -> tuple[dict[str, Tensor], nn.Module]:
+        """What stays, and the network with its dead units zero and their constants in the biases of their readers."""
+        keep, values = self.graph.full(), self.model
+        compared = _compared(self.graph)
+        tried = {name: torch.full_like(stays, name in compared) for name, stays in keep.items()}
+        while True:
+            found = {group.name: dead(group, values) & ~tried[group.name] for group in self.graph.groups}
+            if not any(bool(mask.any()) for mask in found.values()):
+                return keep, values
+            tried = {name: tried[name] | mask for name, mask in found.items()}
+            constants = _Constants.of(mask(values, self.graph, keep), self.inputs)
+            units = [
+                (group, int(unit))
+                for group in self.graph.groups
+                for unit in found[group.name].nonzero()
+                if constants.foldable(group, int(unit), values)
+            ]
+            keep = self._less(keep, values, [(group.name, unit) for group, unit in units])
+            values = self._without(values, keep)[0]
+
+    def drift(self, model: nn.Module) -> float:
+        """How far the outputs are from those of the network that was given."""
+        return max(difference(run(model, x), y) for x, y in zip(self.inputs, self.outputs, strict=True))
+
+    def _less(self, keep: dict[str, Tensor], values: nn.Module, units: list[tuple[str, int]]) -> dict[str, Tensor]:
+        """The keep without those of some units whose removal changes nothing, found by halves."""
+        if not units:
+            return keep
+        trial = {name: stays.clone() for name, stays in keep.items()}
+        for name, unit in units:
+            trial[name][unit] = trial[name].sum() == 1  # one unit of each group must stay
+        network, same = self._without(values, trial)
+        if same and self.drift(mask(network, self.graph, trial)) <= TOLERANCE:
+            return trial
+        if len(units) == 1:
+            return keep
+        half = len(units) // 2
+        return self._less(self._less(keep, values, units[:half]), values, units[half:])
+
+    def _without(self, values: nn.Module, keep: Keep) -> tuple[nn.Module, bool]:
+        """The network with what a keep removes at zero, and the constants that this takes away in biases instead.
+
+        Also whether every layer gives what it gave before, at the outputs that stay.
+        """
+        masked = mask(values, self.graph, keep)
+        calls: dict[str, int] = {}
+        same = True
+
+        def mend(name: str, layer: nn.Module, _: Tensor, output: Tensor) -> Tensor | None:
+            nonlocal same
+            call = calls[name] = calls.get(name, -1) + 1
+            before = self.seen[name][call]
+            alive = _shaped(self._alive(name, keep), output, layer)
+            lost = (before - output) * alive
+            given = None
+            if call == 0 and layer.bias is not None:
+                constant = lost.movedim(_axis(layer, lost), 0).flatten(1)[:, 0].clone()
+                layer.get_parameter("bias").add_(constant)
+                lost = (lost - _shaped(constant, output, layer)) * alive
+                given = output + _shaped(constant, output, layer)
+            same = same and float(lost.abs().max()) <= TOLERANCE * float(before.abs().max())
+            return given
+
+        with _watched(masked, mend):
+            for x in self.inputs:
+                run(masked, x)
+        return with_values(values, masked), same
+
+    def _alive(self, layer: str, keep: Keep) -> Tensor:
+        """Bool over the outputs of a layer."""
+        tensor = f"{layer}.weight".removeprefix(".")
+        stays = torch.ones(self.graph.shapes[tensor][0], dtype=torch.bool)
+        for group in self.graph.groups:
+            for part in group.slices:
+                if (part.tensor, part.axis) == (tensor, 0):
+                    stays[part.positions[~keep[group.name]].flatten()] = False
+        return stays
+
+
+@dataclass(frozen=True, eq=False)
+class _Constants:
+    """What the layers of a network read, channel by channel.
+
+    Attributes:
+        span: layer → largest and smallest number that it read in each channel, ``(channels,)`` twice.
+        calls: how often it ran.
+    """
+
+    span: dict[str, tuple[Tensor, Tensor]]
+    calls: dict[str, int]
+
+    @classmethod
+    def of(cls, model: nn.Module, inputs: tuple[Any, ...]) -> _Constants:
+        """Measured on some inputs."""
+        found = cls({}, {})
+
+        def see(name: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
+            rows = x.movedim(_axis(layer, x), 0).flatten(1)
+            high, low = rows.amax(1), rows.amin(1)
+            if name in found.span:
+                high, low = torch.maximum(high, found.span[name][0]), torch.minimum(low, found.span[name][1])
+            found.span[name] = high, low
+            found.calls[name] = found.calls.get(name, 0) + 1
+
+        with _watched(model, see):
+            for x in inputs:
+                run(model, x)
+        return found
+
+    def foldable(self, group: Group, unit: int, model: nn.Module) -> bool:
+        """Whether all that reads a dead unit would not miss it, or could have what it adds in a bias."""
+        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+
+        def used(part: Slice) -> bool:
+            there = tensors[part.tensor]
+            return part.axis is None or bool(there.index_select(part.axis, part.positions[unit].to(there.device)).any())
+
+        if not any(used(part) for part in group.slices if part.role != "input"):
+            return True  # nothing produces it and nothing is added: it is zero
+        for part in filter(used, group.by_role("input")):
+            name = part.tensor.rpartition(".")[0]
+            if name not in self.span or part.axis != 1 or not part.tensor.endswith("weight"):
+                return False  # nobody saw what is read
+            layer = model.get_submodule(name)
+            size = tensors[part.tensor].shape[1]
+            channels = torch.cat([part.positions[unit] + k * size for k in range(getattr(layer, "groups", 1))])
+            high, low = (ends[channels] for ends in self.span[name])
+            if bool((high == 0).all() and (low == 0).all()):
+                continue
+            if not torch.allclose(high, low, rtol=1e-12, atol=0) or not _takes_constants(layer):
+                return False
+        return True
+
+
+def _takes_constants(layer: nn.Module) -> bool:
+    """Whether what a constant adds is the same at all places of a layer's output, and can go into its bias."""
+    padding = getattr(layer, "padding", 0)
+    padded = padding != "valid" if isinstance(padding, str) else any(padding) if isinstance(padding, tuple) else padding
+    return layer.bias is not None and not padded
+
+
+def _compared(graph: Graph) -> set[str]:
+    """Groups whose units some operator compares with each other: a norm over channels, a maximum."""
+    found = set()
+    for group in graph.groups:
+        keep = graph.full()
+        keep[group.name] = torch.arange(group.units) != 0
+        gone = graph.dead(keep)
+        for (_, _, kind, _), statistic in graph.solution.trace.statistics.items():
+            if kind != "product" and any(graph.solution.kept(v, gone) is not None for v in statistic.vectors):
+                found.add(group.name)
+    return found
+
+
+def dead(group: Group, model: nn.Module) -> Tensor:
+    """Which units no weight reads, or no weight produces.
+
+    Returns:
+        Bool ``(units,)``.
+    """
+
+    def nothing(role: str) -> Tensor:
+        parts = [part for part in group.by_role(role) if part.axis is not None]
+        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        if not parts:
+            return torch.zeros(group.units, dtype=torch.bool)
+        return torch.stack([sum_by_unit(part, (tensors[part.tensor] != 0).cpu().float()) for part in parts]).sum(0) == 0
+
+    return nothing("input") | nothing("output")
+
+
+@contextmanager
+def _watched(model: nn.Module, act: Callable[[str, nn.Module, Tensor, Tensor], Any]) -> Iterator[None]:
+    """Calls ``act`` with each input and output of the linear layers and convolutions, while open.
+
+    What it returns stands in the output's place.
+    """
+
+    def hook(name: str) -> Any:
+        def see(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+            return act(name, layer, args[0] if args else kwargs["input"], output)
+
+        return see
+
+    handles = [
+        layer.register_forward_hook(hook(name), with_kwargs=True)
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _shaped(values: Tensor, output: Tensor, layer: nn.Module) -> Tensor:
+    """One value for each output of a layer, so that it broadcasts to them."""
+    shape = [1] * output.ndim
+    shape[_axis(layer, output)] = -1
+    return values.to(output.device).view(shape)
+
+
+def _axis(layer: nn.Module, output: Tensor) -> int:
+    """The axis of a layer's output that its biases lie on."""
+    if isinstance(layer, nn.Linear):
+        return output.ndim - 1
+    return output.ndim - len(getattr(layer, "kernel_size", ())) - 1
+
+
+__all__ = ["Shrunk", "dead", "shrink"]

@@ -1,0 +1,177 @@
+"""Cells computed on this machine: in this process, or in several."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from topiarist.studies.cells import Cell, Work, failure, finished
+from topiarist.studies.executors.base import Crew, attempt
+
+
+@dataclass(frozen=True)
+class Local:
+    """Cells are computed on this machine.
+
+    Attributes:
+        workers: how many cells at a time; 1 computes them in this process, more in as many processes. One that crashes
+            takes only its cell with it.
+    """
+
+    workers: int = 1
+
+    def crew(self, out: Path, work: Work, preload: Sequence[str] = ()) -> Crew:
+        """Who computes the cells."""
+        return _Processes(out, work, self.workers, preload) if self.workers > 1 else _Here(out, work)
+
+
+class _Here:
+    """Computes cells in this process, one at a time."""
+
+    def __init__(self, out: Path, work: Work) -> None:
+        self.out, self.work = out, work
+        self._ended: list[tuple[Cell, float, str]] = []
+
+    @property
+    def busy(self) -> int:
+        return len(self._ended)
+
+    @property
+    def room(self) -> int:
+        return 1 - self.busy
+
+    def start(self, cell: Cell) -> None:
+        begin = time.perf_counter()
+        error = attempt(cell, self.out, self.work)
+        self._ended.append((cell, time.perf_counter() - begin, error))
+
+    def ended(self) -> list[tuple[Cell, float, str]]:
+        ended, self._ended = self._ended, []
+        return ended
+
+    def stop(self) -> None:
+        pass
+
+
+@dataclass(eq=False)
+class _Worker:
+    """A process that computes one cell after the other; it is told the cell, and tells why it failed."""
+
+    process: BaseProcess
+    pipe: Connection
+    cell: Cell | None = None
+    begin: float = field(default=0.0)
+
+    def start(self, cell: Cell) -> None:
+        self.cell, self.begin = cell, time.perf_counter()
+        self.pipe.send(cell)
+
+
+class _Processes:
+    """Computes cells in processes that are forked from a server which has the libraries loaded."""
+
+    def __init__(self, out: Path, work: Work, workers: int, preload: Sequence[str]) -> None:
+        self.out, self.work, self.workers = out, work, workers
+        self.threads = max(1, default_workers() // workers)
+        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        self.context: Any = multiprocessing.get_context(method)
+        if method == "forkserver":
+            self.context.set_forkserver_preload([work.__module__, *preload])
+            with _deaf():
+                importlib.import_module("multiprocessing.forkserver").ensure_running()  # which some systems lack
+        self.idle: list[_Worker] = []
+        self.running: dict[Connection, _Worker] = {}
+
+    @property
+    def busy(self) -> int:
+        return len(self.running)
+
+    @property
+    def room(self) -> int:
+        return self.workers - self.busy
+
+    def start(self, cell: Cell) -> None:
+        worker = self.idle.pop() if self.idle else self._hire()
+        worker.start(cell)
+        self.running[worker.pipe] = worker
+
+    def ended(self) -> list[tuple[Cell, float, str]]:
+        return [self._farewell(self.running.pop(pipe)) for pipe in wait(list(self.running)) if pipe in self.running]
+
+    def stop(self) -> None:
+        everyone = [*self.running.values(), *self.idle]
+        for worker in everyone:
+            worker.process.terminate()
+        for worker in everyone:
+            worker.process.join()
+            worker.pipe.close()
+
+    def _hire(self) -> _Worker:
+        mine, theirs = self.context.Pipe()
+        process = self.context.Process(target=_serve, args=(theirs, self.out, self.work, self.threads), daemon=True)
+        process.start()
+        theirs.close()  # so that the pipe ends when the process does
+        return _Worker(process, mine)
+
+    def _farewell(self, worker: _Worker) -> tuple[Cell, float, str]:
+        cell, seconds = worker.cell, time.perf_counter() - worker.begin
+        assert cell is not None, "only a worker with a cell is running"
+        try:
+            told = worker.pipe.recv()
+            self.idle.append(worker)
+        except (EOFError, OSError):  # it has crashed
+            worker.process.join()
+            worker.pipe.close()
+            status = worker.process.exitcode
+            told = (
+                failure(self.out, cell)
+                or f"its process ended with exit status {status} (negative: killed by that signal)"
+            )
+        return cell, seconds, told and ("" if finished(self.out, cell) else told)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes that start here do not hear Ctrl-C, which reaches the whole group: not even while they load modules."""
+    if threading.current_thread() is not threading.main_thread():  # no other may set what signals do
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _serve(pipe: Connection, out: Path, work: Work, threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)  # each on its own processors: more threads only get in the way
+    with suppress(EOFError, OSError):  # the parent is gone
+        while True:
+            pipe.send(attempt(pipe.recv(), out, work))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()  # a killed parent cannot stop its children; without this they would go on beside the next run
+        os._exit(1)
+
+
+def default_workers() -> int:
+    """As many workers as there are processors for this process."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

@@ -1,0 +1,40 @@
+"""Cuts, masks, and the proof that both compute the same."""
+
+from topiarist.surgery.cutting import (
+    Plan,
+    carry_out,
+    check_shapes,
+    copied,
+    cut,
+    dead_places,
+    mask,
+    masked,
+    plan,
+    rewound,
+    with_values,
+)
+from topiarist.surgery.masked_operators import fast_path_off
+from topiarist.surgery.proof import TOLERANCE, Proof, check, difference, non_degenerate, prove
+from topiarist.surgery.selectors import add_selectors
+
+__all__ = [
+    "TOLERANCE",
+    "Plan",
+    "Proof",
+    "add_selectors",
+    "carry_out",
+    "check",
+    "check_shapes",
+    "copied",
+    "cut",
+    "dead_places",
+    "difference",
+    "fast_path_off",
+    "mask",
+    "masked",
+    "non_degenerate",
+    "plan",
+    "prove",
+    "rewound",
+    "with_values",
+]

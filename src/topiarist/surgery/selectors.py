@@ -1,0 +1,89 @@
+"""Channel selectors for networks whose batch norms read what others read too: pre-activation and dense ones.
+
+There a norm's channels are those of a residual stream or of a concatenation, and cannot go because one norm has no use
+for them. A selector behind the norm lets the layer that reads it do without them (Liu et al., "Learning Efficient
+Convolutional Networks through Network Slimming", ICCV 2017); the norm itself stays whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from torch import nn
+
+from topiarist.budget import matching
+from topiarist.errors import TopiaristError
+from topiarist.graph import NAME, ChannelSelector, Graph, check_finite, declare, is_norm, trace
+from topiarist.surgery.cutting import copied
+
+__all__ = ["ChannelSelector", "add_selectors"]
+
+
+def add_selectors(
+    model: nn.Module, norms: str | Collection[str] = "auto", example_inputs: Any = None, *, graph: Graph | None = None
+) -> nn.Module:
+    """Declares channel selectors, so that what reads a norm can lose inputs which others still need.
+
+    Nothing is computed otherwise until a cut; each selector adds one tensor, ``NORM.selector.indices``, to the state
+    dict. An `Architecture` remembers its selectors: the pruned network is loaded into the plain one.
+
+    Args:
+        model: any `torch.nn.Module`; it stays as it is.
+        norms: glob patterns on the names of batch norms that a selector shall follow; ``"auto"``: all norms read by
+            weights alone, which are not the only ones to read the channels: the norms of pre-activation blocks and
+            dense layers, none in plain and post-activation networks.
+        example_inputs: what ``"auto"`` traces the network on.
+        graph: the model's graph, where it was traced before.
+
+    Returns:
+        A copy with selectors.
+
+    Raises:
+        TopiaristError: a pattern matches no batch norm, there is none to select for, or the inputs are missing.
+    """
+    check_finite(model)
+    known = [name for name, module in model.named_modules() if is_norm(module)]
+    if not known:
+        raise TopiaristError("channel selectors follow batch norms, and this network has none: leave selectors out")
+    chosen = copied(model)
+    if norms == "auto":
+        if example_inputs is None:
+            raise TopiaristError("which norms take a selector is found by running the network: pass example_inputs")
+        declare(chosen, known)
+        found = _useful(trace(model, example_inputs) if graph is None else graph, trace(chosen, example_inputs))
+        if not found:
+            raise TopiaristError("no norm of this network reads channels that others need too: leave selectors out")
+        chosen = copied(model)
+    else:
+        patterns = (norms,) if isinstance(norms, str) else tuple(norms)
+        if not patterns:
+            raise TopiaristError("no norm is named for a selector to follow: give glob patterns, or 'auto'")
+        found = list(dict.fromkeys(name for pattern in patterns for name in matching(pattern, known)))
+    declare(chosen, found)
+    return chosen
+
+
+def _useful(plain: Graph, trial: Graph) -> list[str]:
+    """The norms whose selectors free something: weights alone read what is selected, and others read the norm's input.
+
+    Args:
+        plain: graph of the network as it is.
+        trial: graph of the network with a selector behind every norm.
+    """
+    readers: dict[str, set[str]] = {}  # scale → weights that read its channels, wherever they read them
+    for group in plain.groups:
+        for scale in group.by_role("scale"):
+            readers.setdefault(scale.tensor, set()).update(part.tensor for part in group.by_role("input"))
+    selected: dict[str, set[str]] = {}  # norm → weights that read what its selector passes on
+    joined: set[str] = set()  # norms whose outputs meet something else than weights
+    for group in trial.groups:
+        norms = [part.tensor.removesuffix(f".{NAME}.indices") for part in group.by_role("index")]
+        reading = group.by_role("input")
+        if len(norms) > 1 or len(norms) + len(reading) < len(group.slices):
+            joined.update(norms)
+        for norm in norms:
+            selected.setdefault(norm, set()).update(part.tensor for part in reading)
+    return [
+        norm for norm, read in selected.items() if norm not in joined and read != readers.get(f"{norm}.weight", set())
+    ]

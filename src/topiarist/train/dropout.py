@@ -1,0 +1,68 @@
+"""Less dropout for sparse layers, which have less to overfit with (Han et al. 2015)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd as Dropout
+
+from topiarist.measure import mode
+
+
+@contextmanager
+def corrected_dropout(model: nn.Module, example: Tensor, dead: Mapping[str, Tensor]) -> Iterator[None]:
+    """Lowers the rate of each dropout while open, by the connections that the layer behind it has lost.
+
+    ``D = D_0 sqrt(C / C_0)``, with ``C`` of the ``C_0`` weights left in the layer that runs next after the dropout.
+
+    Args:
+        model: the model, whose rates are ``D_0``; they come back in the end.
+        example: inputs, to see what runs after what.
+        dead: parameter name → bool of its shape, True where it is held at zero; layers that it lacks are whole.
+
+    Paper: Han, Pool, Tran, Dally: "Learning both Weights and Connections for Efficient Neural Networks", NIPS 2015.
+    """
+    rates = [(dropout, dropout.p) for dropout in model.modules() if isinstance(dropout, Dropout)]
+    try:
+        for dropout, weight in _next_weights(model, example).items() if rates and dead else ():
+            if weight in dead:
+                dropout.p *= sqrt(1 - float(dead[weight].double().mean()))
+        yield
+    finally:
+        for dropout, rate in rates:
+            dropout.p = rate
+
+
+def _next_weights(model: nn.Module, example: Tensor) -> dict[Dropout, str]:
+    """The weight of the layer that runs first after each dropout."""
+    waiting: list[Dropout] = []
+    found: dict[Dropout, str] = {}
+
+    def watch(name: str) -> Any:
+        def see(module: nn.Module, *_: Any) -> None:
+            if isinstance(module, Dropout):
+                waiting.append(module)
+            else:
+                found.update(dict.fromkeys(waiting, f"{name}.weight".removeprefix(".")))
+                waiting.clear()
+
+        return see
+
+    handles = [
+        module.register_forward_pre_hook(watch(name))
+        for name, module in model.named_modules()
+        if isinstance(module, Dropout)
+        or (isinstance(weight := getattr(module, "weight", None), Tensor) and weight.ndim > 1)
+    ]
+    try:
+        with mode(model, training=False), torch.no_grad():
+            model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

@@ -1,0 +1,152 @@
+"""How long and how fast to train: recipes, learning-rate schedules, and the budgets of the scratch arms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from topiarist.errors import TopiaristError
+from topiarist.files import check_fields
+
+
+def constant(progress: float, milestones: tuple[float, ...] = (), gamma: float = 1.0) -> float:
+    """The learning rate stays: factor 1 at every ``progress``."""
+    return 1.0
+
+
+def step(progress: float, milestones: tuple[float, ...], gamma: float) -> float:
+    """The learning rate drops by ``gamma`` at each milestone: ``gamma ** #{m in milestones: progress >= m}``.
+
+    Args:
+        progress: finished fraction of the training, in [0, 1).
+        milestones: fractions of the training at which the rate drops.
+        gamma: what the rate is multiplied by at each.
+    """
+    return gamma ** sum(progress >= milestone for milestone in milestones)
+
+
+def cosine(progress: float, milestones: tuple[float, ...] = (), gamma: float = 1.0) -> float:
+    """Half a cosine from 1 to 0: ``(1 + cos(pi * progress)) / 2``."""
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def linear(progress: float, milestones: tuple[float, ...] = (), gamma: float = 1.0) -> float:
+    """The learning rate goes from the first milestone (the start, without one) in a straight line to 0."""
+    start = milestones[0] if milestones else 0.0
+    return 1.0 if progress <= start else (1.0 - progress) / (1.0 - start)
+
+
+SCHEDULES: Mapping[str, Callable[[float, tuple[float, ...], float], float]] = {
+    "step": step,
+    "constant": constant,
+    "cosine": cosine,
+    "linear": linear,
+}
+
+OPTIMIZERS = ("adam", "sgd")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Training by stochastic gradient descent with momentum, or Adam; the defaults are the CIFAR recipe of the paper.
+
+    Attributes:
+        epochs: passes over the training set.
+        lr: learning rate at the start.
+        momentum: of the gradient, in [0, 1); Adam's ``beta_1``.
+        weight_decay: factor of the L2 term, added to the gradient of every parameter.
+        nesterov: look ahead by the momentum (the paper's code does not).
+        batch_size: examples a step.
+        schedule: ``"step"``, ``"constant"``, ``"cosine"`` or ``"linear"``; the rate changes between epochs.
+        milestones: fractions of the epochs at which the step schedule drops; from the first on the linear one falls.
+        gamma: factor of each drop.
+        augment: whether the data's own augmentation is applied to the training batches.
+        optimizer: ``"sgd"`` or ``"adam"`` (whose rates are near 0.001).
+
+    Raises:
+        TopiaristError: a value is out of its range.
+
+    References:
+        Liu, Sun, Zhou, Huang, Darrell. Rethinking the Value of Network Pruning. ICLR 2019.
+    """
+
+    epochs: int = 160
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    nesterov: bool = False
+    batch_size: int = 64
+    schedule: str = "step"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    gamma: float = 0.1
+    augment: bool = True
+    optimizer: str = "sgd"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "the recipe")
+        try:
+            object.__setattr__(self, "milestones", tuple(float(fraction) for fraction in self.milestones))
+        except (TypeError, ValueError) as error:
+            raise TopiaristError(f"milestones of the recipe must be fractions, but got {self.milestones!r}") from error
+        if self.schedule not in SCHEDULES:
+            raise TopiaristError(f"unknown schedule {self.schedule!r}: choose one of {', '.join(sorted(SCHEDULES))}")
+        for name, legal, wanted in (
+            ("epochs", isinstance(self.epochs, int) and self.epochs >= 0, "a whole number, 0 or more"),
+            ("lr", 0 < self.lr < math.inf, "a finite number above 0"),
+            ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more"),
+            ("optimizer", self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
+            ("nesterov", not self.nesterov or self.momentum > 0, "False where momentum is 0"),
+            ("nesterov", not self.nesterov or self.optimizer == "sgd", "False where the optimizer is not sgd"),
+            ("batch_size", isinstance(self.batch_size, int) and self.batch_size >= 1, "a whole number, 1 or more"),
+            ("milestones", all(0 <= fraction <= 1 for fraction in self.milestones), "fractions of the epochs"),
+            ("gamma", 0 < self.gamma <= 1, "in (0, 1]"),
+        ):
+            if not legal:
+                raise TopiaristError(f"the recipe's {name} is {getattr(self, name)}: it must be {wanted}")
+
+    @classmethod
+    def paper(cls) -> Recipe:
+        """The paper's CIFAR training: 160 epochs, rate 0.1, divided by 10 after one half and three quarters."""
+        return cls()
+
+    @classmethod
+    def finetune(cls) -> Recipe:
+        """The paper's fine-tuning of inherited weights: 40 epochs at the constant rate 0.001."""
+        return cls(epochs=40, lr=0.001, schedule="constant")
+
+    def rate(self, epoch: int) -> float:
+        """The learning rate of an epoch, counted from 0."""
+        return self.lr * SCHEDULES[self.schedule](epoch / max(self.epochs, 1), self.milestones, self.gamma)
+
+
+def scratch_e(recipe: Recipe) -> Recipe:
+    """Scratch-E: a pruned architecture is trained from random weights for as many epochs as the large network was."""
+    return recipe
+
+
+def scratch_b(recipe: Recipe, ratio: float, cap: float | None = None) -> Recipe:
+    """Scratch-B: the pruned architecture is trained from random weights with the computation of the large network.
+
+    ``epochs = int(epochs_large * min(ratio, cap))``. The milestones are fractions, so they stretch along.
+
+    Args:
+        recipe: what the large network was trained with.
+        ratio: MACs of the large network over MACs of the pruned one, at least 1; nonzero MACs for sparse masks.
+        cap: upper bound of the ratio (the paper uses 2 on ImageNet and none on CIFAR).
+
+    Raises:
+        TopiaristError: the ratio or the cap is below 1.
+    """
+    for name, value in (("ratio", ratio), ("cap", cap)):
+        if value is not None and not value >= 1:
+            raise TopiaristError(
+                f"scratch-B's {name} is {value}: it is the MACs of the large network over those of the small one, "
+                "so give at least 1"
+            )
+    stretch = ratio if cap is None else min(ratio, cap)
+    if not math.isfinite(recipe.epochs * stretch):
+        raise TopiaristError("scratch-B's ratio is infinite: give a finite one, or a cap")
+    # 100 * 1.15 is 114.99… in floating point: the whole number that was meant must not lose an epoch.
+    return replace(recipe, epochs=int(recipe.epochs * stretch + 1e-9))
