@@ -19,7 +19,9 @@ data = topiarist.load_data("digits")
 model = topiarist.load_model("zoo:digitsnet")  # the same trained network in each process: here it is trained in each
 topiarist.fit(model, data, topiarist.Recipe(epochs=2), seed=0)
 
-result = topiarist.prune(model, data.example(), "taylor", topiarist.Budget(macs=0.5), data=data, distributed=together)
+result = topiarist.prune(
+    model, data.example(), "taylor", topiarist.Budget(macs=0.5), data=data, run=topiarist.Run(distributed=together)
+)
 kept = " ".join(str(units) for units, _ in result.architecture.widths.values())
 where = f"process {distributed.get_rank()} of {distributed.get_world_size()}" if together else "alone"
 print(f"{where}: {result.after.macs:,} of {result.before.macs:,} MACs, units kept: {kept}")

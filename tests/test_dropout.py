@@ -61,7 +61,12 @@ def test_the_rates_come_back_when_a_training_fails():
 
 def test_steps_of_magnitude_pruning_train_with_less():
     model = Net()
-    found = prune(model, data().example(), "magnitude", 0.25, data(), steps=2, between=Recipe(epochs=1, lr=0.01))
+    found = prune(
+        model,
+        data().example(),
+        topiarist.Pruning.of("magnitude", 0.25, steps=topiarist.Steps(2, training=Recipe(epochs=1, lr=0.01))),
+        data=data(),
+    )
     assert found.model.early.p == RATE
     assert any(late < RATE for _, late in Net.seen)
 

@@ -110,7 +110,7 @@ def test_what_a_pattern_does_not_go_with_is_told():
         with pytest.raises(TopiaristError, match="single weights: take a method that scores them"):
             choose(make(method), graph, collect(model, graph, [X]), Budget(pattern="2:4"))
     with pytest.raises(TopiaristError, match="leave steps out"):
-        topiarist.prune(model, X[:1], "magnitude", {"pattern": "2:4"}, steps=2)
+        topiarist.prune(model, X[:1], topiarist.Pruning.of("magnitude", {"pattern": "2:4"}, steps=2))
     with pytest.raises(TopiaristError, match=r"fits no weight tensor: 0.weight has 3 inputs, which 5"):
         topiarist.prune(model, X[:1], "magnitude", {"pattern": "2:5"})
     with pytest.raises(TopiaristError, match="matches no group"):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from topiarist import Run
 from topiarist.data import load_data
 from topiarist.errors import TopiaristError
 from topiarist.pruning import prune
@@ -33,7 +34,7 @@ for one, two in zip(run(1), run(2), strict=True):
     torch.testing.assert_close(one, two)
 assert torch.distributed.get_world_size() == 2
 
-from topiarist import make_model, methods, prune, trace
+from topiarist import Run, make_model, methods, prune, trace
 from topiarist.pruning import Batches
 from topiarist.measure import collect
 
@@ -42,7 +43,7 @@ torch.manual_seed(1)
 model = make_model("zoo:digitsnet?width=0.25")()
 for method in ("taylor", "apoz", "fisher", "pfa"):  # gradients, activations, curvature, covariance
     wish = None if method == "pfa" else 0.5
-    one, two = (prune(model, data.example(), method, wish, data, distributed=each) for each in (False, True))
+    one, two = (prune(model, data.example(), method, wish, data, run=Run(distributed=each)) for each in (False, True))
     assert not all(bool(kept.all()) for kept in one.keep.values()), method
     for name, kept in one.keep.items():
         assert torch.equal(kept, two.keep[name]), (method, name)
@@ -73,7 +74,7 @@ def test_nobody_to_share_with() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 10))
     data = load_data("digits")
     with pytest.raises(TopiaristError, match="torchrun"):
-        prune(model, data.example(), "taylor", 0.5, data, distributed=True)
+        prune(model, data.example(), "taylor", 0.5, data, run=Run(distributed=True))
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ def test_methods_see_the_training_examples_in_one_random_order():
 
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
     for seed in (0, 0, 1):
-        prune(model, data.example(), Looking(), 0.5, data, seed=seed)
+        prune(model, data.example(), Looking(), 0.5, data, run=topiarist.Run(seed=seed))
     (first, again), (repeated, _), (other, _) = seen
     assert torch.equal(first, again)
     assert torch.equal(first, repeated)

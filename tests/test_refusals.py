@@ -35,20 +35,32 @@ def untrained(*_):
 @pytest.mark.parametrize("method", ["slimming", "sfp", "group_lasso"])
 def test_a_budget_that_cannot_be_is_refused_before_the_training(method, budget, digits):
     with pytest.raises(TopiaristError):
-        prune(net(), digits.example(), method, budget, digits, recipe=RECIPE, progress=untrained)
+        prune(
+            net(),
+            digits.example(),
+            topiarist.Pruning.of(method, budget, sparse_training=RECIPE),
+            data=digits,
+            run=topiarist.Run(progress=untrained),
+        )
 
 
 def test_the_least_that_can_stay_is_told_of_the_network_that_was_given(digits):
     told = []
     for steps in (1, 4):
         with pytest.raises(TopiaristError, match=r"budget keeps 0.001 of") as error:
-            prune(net(), digits.example(), "l1", 0.001, digits, steps=steps, between=RECIPE, progress=untrained)
+            prune(
+                net(),
+                digits.example(),
+                topiarist.Pruning.of("l1", 0.001, steps=topiarist.Steps(steps, training=RECIPE)),
+                data=digits,
+                run=topiarist.Run(progress=untrained),
+            )
         told.append(str(error.value))
     assert told[0] == told[1]
 
 
 def test_a_floor_of_each_step_may_go_below_the_floor_of_one(digits):
-    found = prune(net(), digits.example(), "l1", {"params": 0.3, "floor": 0.7}, steps=4)
+    found = prune(net(), digits.example(), topiarist.Pruning.of("l1", {"params": 0.3, "floor": 0.7}, steps=4))
     assert found.proof.ok
     with pytest.raises(TopiaristError, match=r"floor|at least|least"):
         prune(net(), digits.example(), "l1", {"params": 0.3, "floor": 0.7})
@@ -60,7 +72,14 @@ def test_values_to_rewind_to_must_be_finite(steps, digits):
         name: torch.full_like(v, torch.nan) if v.is_floating_point() else v for name, v in net().state_dict().items()
     }
     with pytest.raises(TopiaristError, match="rewind to are not finite"):
-        prune(net(), digits.example(), "l1", 0.5, digits, steps=steps, between=RECIPE, rewind=start, progress=untrained)
+        prune(
+            net(),
+            digits.example(),
+            topiarist.Pruning.of("l1", 0.5, steps=topiarist.Steps(steps, training=RECIPE), rewind=True),
+            data=digits,
+            initial=start,
+            run=topiarist.Run(progress=untrained),
+        )
 
 
 @pytest.mark.parametrize("method", ["taylor", "fisher", "apoz", "lasso", "thinet", "lcp", "nisp", "pfa"])
@@ -83,11 +102,12 @@ def test_normalisation_must_be_finite(field, digits):
         dataclasses.replace(digits, **field)
 
 
-@pytest.mark.parametrize("recipes", [{"recipe": {"epochs": 1}}, {"between": {"epochs": 1}}, {"between": "x"}])
-def test_a_recipe_is_a_recipe(recipes, digits):
-    for steps in (1, 2):
-        with pytest.raises(TopiaristError, match=r"topiarist\.Recipe"):
-            prune(net(), digits.example(), "l1", 0.5, digits, steps=steps, **recipes)
+@pytest.mark.parametrize("recipe", [{"epochs": 1}, "x", 3])
+def test_a_recipe_is_a_recipe(recipe):
+    with pytest.raises(TopiaristError, match=r"topiarist\.Recipe"):
+        topiarist.Steps(2, training=recipe)
+    with pytest.raises(TopiaristError, match=r"topiarist\.Recipe"):
+        topiarist.Pruning(make("slimming"), topiarist.Budget(macs=0.5), sparse_training=recipe)
 
 
 def test_lasso_needs_something_that_varies(digits):
@@ -155,15 +175,11 @@ def test_fields_of_a_wrong_type_are_told(method, field, value, told):
 
 
 def test_arguments_of_a_wrong_type_are_told(digits):
-    for told, arguments in (
-        ("graph must be", {"graph": 5}),
-        ("batch_size must be a whole number", {"batch_size": "4"}),
-        ("batch_size must be a whole number", {"batch_size": 0}),
-        ("seed must be a whole number", {"seed": 1.5}),
-        ("there is no schedule", {"schedule": "cubik"}),
-    ):
-        with pytest.raises(TopiaristError, match=told):
-            prune(net(), digits.example(), "l1", 0.5, digits, **arguments)
+    with pytest.raises(TopiaristError, match="graph must be"):
+        prune(net(), digits.example(), "l1", 0.5, digits, graph=5)
+    for name, value in (("batch_size", "4"), ("batch_size", 0), ("seed", 1.5)):
+        with pytest.raises(TopiaristError, match=f"{name} must be a whole number"):
+            topiarist.Run(**{name: value})
     with pytest.raises(TopiaristError, match="glob patterns"):
         topiarist.Budget(macs=0.5, exclude=[5])
 
@@ -221,9 +237,15 @@ def test_a_keep_of_another_network_is_told(digits):
 
 def test_a_repair_and_a_rewinding_are_not_asked_for_at_once(digits):
     start = net().state_dict()
-    with pytest.raises(TopiaristError, match="leave one of them out"):
-        prune(net(), digits.example(), "l1", 0.5, digits, repair="lasso", rewind=start)
-    found = prune(net(), digits.example(), "thinet", 0.5, digits, rewind=start)
+    with pytest.raises(TopiaristError, match="leave out repair or rewind"):
+        prune(
+            net(),
+            digits.example(),
+            topiarist.Pruning.of("l1", 0.5, repair="lasso", rewind=True),
+            data=digits,
+            initial=start,
+        )
+    found = prune(net(), digits.example(), topiarist.Pruning.of("thinet", 0.5, rewind=True), data=digits, initial=start)
     assert found.repair is None
     assert "repaired" not in str(found)
 

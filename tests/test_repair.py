@@ -30,7 +30,7 @@ def shown(data):
 def test_the_same_units_go_and_the_outputs_move_less(method, repair, digits):
     model, x = net(), shown(digits)
     plain = prune(model, digits.example(), method, 0.5, digits)
-    mended = prune(model, digits.example(), method, 0.5, digits, repair=repair)
+    mended = prune(model, digits.example(), topiarist.Pruning.of(method, 0.5, repair=repair), data=digits)
     assert all(torch.equal(plain.keep[name], mended.keep[name]) for name in plain.keep)
     assert mended.repair == methods.make(repair)
     assert f"repaired by {repair}" in str(mended)
@@ -50,7 +50,7 @@ def test_a_cut_of_doubled_channels_is_mended_without_a_trace():
                 (0.0,) * 6, (1.0,) * 6)  # fmt: skip
     flat = nn.Sequential(nn.Flatten(), model)
     repair = methods.make("lasso", ridge=1e-9)
-    pruned = prune(flat, data.example(), "l1", {"ratio": 0.5}, data, repair=repair)
+    pruned = prune(flat, data.example(), topiarist.Pruning.of("l1", {"ratio": 0.5}, repair=repair), data=data)
     assert pruned.keep["1.0"].tolist() == [False] * 4 + [True] * 4
     with torch.no_grad():
         assert (pruned.model(x[..., None, None]) - flat(x[..., None, None])).abs().max() < 1e-4
@@ -60,7 +60,7 @@ def test_a_cut_of_doubled_channels_is_mended_without_a_trace():
 
 def test_a_method_that_repairs_itself_may_be_named_again(digits):
     one = prune(net(), digits.example(), "thinet", 0.5, digits)
-    two = prune(net(), digits.example(), "thinet", 0.5, digits, repair="thinet")
+    two = prune(net(), digits.example(), topiarist.Pruning.of("thinet", 0.5, repair="thinet"), data=digits)
     assert one.repair == two.repair == methods.make("thinet")
     assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True))
     assert prune(net(), digits.example(), "l1", 0.5).repair is None
@@ -73,9 +73,9 @@ def test_who_cannot_repair_is_told(digits):
         ("lassoo", "l1", "lasso"),
     ):
         with pytest.raises(TopiaristError, match=told):
-            prune(net(), digits.example(), method, 0.5, digits, repair=repair)
+            prune(net(), digits.example(), topiarist.Pruning.of(method, 0.5, repair=repair), data=digits)
     with pytest.raises(TopiaristError, match="data"):
-        prune(net(), digits.example(), "l1", 0.5, repair="lasso")
+        prune(net(), digits.example(), topiarist.Pruning.of("l1", 0.5, repair="lasso"))
 
 
 def test_the_command_line_repairs_too(tmp_path, capsys):

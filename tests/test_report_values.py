@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from report_results import KERNELS, LABELS, large_results, make_results, row
-from topiarist import Budget, load_data, load_model, prune
+from topiarist import Budget, Pruning, load_data, load_model, prune
 from topiarist.architecture import SHAPE_FILE, Architecture
 from topiarist.pruning import Choice
 from topiarist.report import figures, render, words, write_report
@@ -78,17 +78,17 @@ def test_what_is_removed_lies_below_the_cut_and_what_stays_above(spread, factor)
     assert found["to"] == ("" if factor == 1 else "difference" if spread == "signed" else "ratio")
 
 
-@pytest.mark.parametrize(("method", "options"), [("l1", {}), ("magnitude", {}), ("magnitude", {"steps": 2})])
-def test_a_pruning_keeps_its_scores(method, options):
+@pytest.mark.parametrize(("method", "steps"), [("l1", 1), ("magnitude", 1), ("magnitude", 2)])
+def test_a_pruning_keeps_its_scores(method, steps):
     torch.manual_seed(0)
     data, model = load_data("digits"), load_model(NETWORK)
-    done = prune(model, data.example(), method, Budget(ratio=0.5), data=data, **options)
+    done = prune(model, data.example(), Pruning.of(method, Budget(ratio=0.5), steps=steps), data=data)
     units = sum(len(values) for values in done.choice.scores.values())
     kept, removed = counted(histogram(done.choice))
     assert kept + removed == units
     assert kept == sum(int(done.keep[name].sum()) for name in done.choice.scores)
     assert (units == sum(group.units for group in done.graph.groups)) == (
-        not options
+        steps == 1
     )  # the last cut's, of what was left
 
 

@@ -64,7 +64,7 @@ def test_known_values_of_the_schedules():
 def test_the_steps_are_one_cut_of_the_network_that_was_given(name, budget):
     case = CASES[name]
     model = case.model()
-    found = prune(model, case.inputs, "random", budget, steps=3)
+    found = prune(model, case.inputs, topiarist.Pruning.of("random", budget, steps=3))
     assert found.proof.max_rel_diff <= 1e-10, found.proof.reason
     again = found.architecture.apply(found.trained)
     assert torch.equal(call(again, case.inputs), call(found.model, case.inputs))
@@ -86,7 +86,10 @@ def test_steps_without_training_keep_what_one_cut_keeps(budget, schedule):
     torch.manual_seed(0)
     x = images(2, size=8)
     model = add_selectors(shaken(PreResNet(3, 4, [4, 6, 8], 2, PreBasic, 5)), "auto", x)
-    once, steps = (prune(model, x, "slimming", budget, steps=n, schedule=schedule) for n in (1, 4))
+    once, steps = (
+        prune(model, x, topiarist.Pruning.of("slimming", budget, steps=topiarist.Steps(n, schedule=schedule)))
+        for n in (1, 4)
+    )
     assert kept(once) == kept(steps)
     assert torch.equal(once.model(x), steps.model(x))
 
@@ -94,7 +97,7 @@ def test_steps_without_training_keep_what_one_cut_keeps(budget, schedule):
 @pytest.mark.parametrize("budget", [0.3, {"ratio": 0.3, "exclude": ["0.weight"]}, {"ratios": {"3*": 0.2, "0*": 0.5}}])
 def test_steps_without_training_keep_the_weights_that_one_cut_keeps(budget):
     model = CASES["chain"].model()
-    once, steps = (prune(model, images(2), "magnitude", budget, steps=n) for n in (1, 3))
+    once, steps = (prune(model, images(2), topiarist.Pruning.of("magnitude", budget, steps=n)) for n in (1, 3))
     assert kept(once) == kept(steps)
     assert all(torch.equal(a, b) for a, b in zip(once.model.parameters(), steps.model.parameters(), strict=True))
     assert once.after == steps.after
@@ -106,7 +109,9 @@ def test_a_floor_is_a_share_of_what_each_step_finds():
     with torch.no_grad():
         model[1].weight.mul_(1e-3)  # the layer of 8 has lower scales than the one of 6
     budget = Budget(ratio=8 / 14, floor=0.5)
-    widths = [prune(model, images(2), "slimming", budget, steps=n).architecture.widths for n in (1, 2)]
+    widths = [
+        prune(model, images(2), topiarist.Pruning.of("slimming", budget, steps=n)).architecture.widths for n in (1, 2)
+    ]
     assert widths[0] == {"0": (4, 8), "3": (4, 6)}
     assert widths[1] == {"0": (3, 8), "3": (5, 6)}  # 8, 5 (3 of 14 are to go), 3 (half of 5, rounded up)
     with pytest.raises(TopiaristError, match="floor"):
@@ -115,7 +120,7 @@ def test_a_floor_is_a_share_of_what_each_step_finds():
 
 def test_groups_that_come_down_to_one_unit_stay_there():
     model = CASES["chain"].model()
-    found = prune(model, images(2), "l1", {"ratios": {"0": 0}}, steps=3)
+    found = prune(model, images(2), topiarist.Pruning.of("l1", {"ratios": {"0": 0}}, steps=3))
     assert int(found.keep["0"].sum()) == 1
     assert bool(found.keep["3"].all())
     assert found.proof.ok
@@ -125,7 +130,7 @@ def test_the_graph_with_its_options_is_followed():
     case = CASES["attention"]
     model = case.model()
     graph = topiarist.trace(model, case.inputs, rectangles="rows")
-    found = prune(model, case.inputs, "random", {"ratio": 0.4}, graph=graph, steps=2)
+    found = prune(model, case.inputs, topiarist.Pruning.of("random", {"ratio": 0.4}, steps=2), graph=graph)
     assert set(found.keep) == {"qkv"}
     assert found.model.heads < 3
 
@@ -137,8 +142,10 @@ def test_the_graph_with_its_options_is_followed():
 def test_every_method_goes_in_steps(method, digits):
     chosen = make(method)
     budget = None if method == "pfa" else {"macs": 0.5}
-    trains = {"recipe" if method == "l0" else "between": RECIPE}  # gates that have not been trained rank nothing
-    found = prune(digitsnet(), digits.example(), chosen, budget, digits.subset(256), steps=2, **trains)
+    before = RECIPE if method == "l0" else None  # gates that have not been trained rank nothing
+    steps = topiarist.Steps(2, training=None if before else RECIPE)
+    request = topiarist.Pruning.of(chosen, budget, steps=steps, sparse_training=before)
+    found = prune(digitsnet(), digits.example(), request, data=digits.subset(256))
     assert found.proof.ok
     assert distance(found.architecture.apply(found.trained)(digits.example()), found.model(digits.example())) == 0
     assert budget is None or found.after.macs <= 0.5 * found.before.macs
@@ -146,13 +153,18 @@ def test_every_method_goes_in_steps(method, digits):
 
 def test_whole_blocks_go_in_one_cut(digits):
     with pytest.raises(TopiaristError, match="leave steps out"):
-        prune(make_model("zoo:resnet20")(), torch.randn(2, 3, 32, 32), "sss", 0.5, steps=2)
+        prune(make_model("zoo:resnet20")(), torch.randn(2, 3, 32, 32), topiarist.Pruning.of("sss", 0.5, steps=2))
 
 
 def test_prune_retrain_prune(digits):
     """Han et al.: what is gone stays gone, and what is left is retrained and pruned again."""
     model = digitsnet()
-    found = prune(model, digits.example(), "magnitude", 0.1, digits, steps=3, between=RECIPE)
+    found = prune(
+        model,
+        digits.example(),
+        topiarist.Pruning.of("magnitude", 0.1, steps=topiarist.Steps(3, training=RECIPE)),
+        data=digits,
+    )
     first = prune(model, digits.example(), "magnitude", 0.7).keep
     alive = sum(int(k.sum()) for k in found.keep.values())
     assert alive == int(0.1 * sum(k.numel() for k in found.keep.values()))
@@ -169,7 +181,11 @@ def test_prune_retrain_prune(digits):
 def test_the_same_seed_gives_the_same_keep(digits):
     runs = [
         prune(
-            digitsnet(), digits.example(), "taylor", {"ratio": 0.5}, digits.subset(256), steps=3, between=RECIPE, seed=s
+            digitsnet(),
+            digits.example(),
+            topiarist.Pruning.of("taylor", {"ratio": 0.5}, steps=topiarist.Steps(3, training=RECIPE)),
+            data=digits.subset(256),
+            run=topiarist.Run(seed=s),
         )
         for s in (0, 0, 1)
     ]
@@ -181,9 +197,17 @@ def test_the_same_seed_gives_the_same_keep(digits):
 def test_a_method_trains_its_way_before_every_step(digits):
     rows = []
     found = prune(
-        digitsnet(), digits.example(), make("slimming", lam=0.01), {"ratio": 0.4}, digits.subset(256), steps=2,
-        recipe=Recipe(epochs=2, lr=0.02), between=RECIPE, progress=lambda *row: rows.append(row[:2]),
-    )  # fmt: skip
+        digitsnet(),
+        digits.example(),
+        topiarist.Pruning.of(
+            make("slimming", lam=0.01),
+            {"ratio": 0.4},
+            steps=topiarist.Steps(2, training=RECIPE),
+            sparse_training=Recipe(epochs=2, lr=0.02),
+        ),
+        data=digits.subset(256),
+        run=topiarist.Run(progress=lambda *row: rows.append(row[:2])),
+    )
     assert rows == [(n, 5) for n in (1, 2, 3, 4, 5)]
     assert found.proof.ok
 
@@ -197,42 +221,49 @@ def test_a_schedule_of_the_methods_own_counts(digits):
             return linear(step, steps, target)
 
     model = digitsnet()
-    prune(model, digits.example(), Slow(), {"macs": 0.5}, steps=2)
+    prune(model, digits.example(), topiarist.Pruning.of(Slow(), {"macs": 0.5}, steps=2))
     assert asked == [(1, 2, 0.5), (2, 2, 0.5)]
-    prune(model, digits.example(), Slow(), {"macs": 0.5}, steps=2, schedule="cubic")
+    prune(
+        model, digits.example(), topiarist.Pruning.of(Slow(), {"macs": 0.5}, steps=topiarist.Steps(2, schedule="cubic"))
+    )
     assert len(asked) == 2
 
 
 def test_the_given_model_stays_as_it_is(digits):
     model = digitsnet()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    prune(model, digits.example(), "l1", 0.5, digits.subset(256), steps=2, between=RECIPE)
+    prune(
+        model,
+        digits.example(),
+        topiarist.Pruning.of("l1", 0.5, steps=topiarist.Steps(2, training=RECIPE)),
+        data=digits.subset(256),
+    )
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
 # errors
 
 
-@pytest.mark.parametrize(("options", "told"), [
-    ({"steps": 0}, "steps"), ({"steps": 1.5}, "steps"), ({"steps": True}, "steps"), ({"schedule": "slow"}, "schedule"),
-    ({"steps": 2, "between": RECIPE}, "give data"),
+@pytest.mark.parametrize(("steps", "named"), [
+    (0, "steps"), (1.5, "steps"), (True, "steps"), ({"schedule": "slow"}, "schedule"),
+    ({"count": 2, "training": {"epochs": 1}}, "give data"), ({"counts": 2}, "did you mean count"),
 ])  # fmt: skip
-def test_steps_that_cannot_be(options, told):
-    with pytest.raises(TopiaristError, match=told) as error:
-        prune(CASES["chain"].model(), images(2), "l1", 0.5, **options)
+def test_steps_that_cannot_be(steps, named):
+    with pytest.raises(TopiaristError, match=named) as error:
+        prune(CASES["chain"].model(), images(2), topiarist.Pruning.of("l1", 0.5, steps=steps))
     assert "\n" not in str(error.value)
 
 
 def test_a_preset_is_one_cut():
     model = topiarist.load_model("zoo:resnet56", width=0.25)
     with pytest.raises(TopiaristError, match="one cut"):
-        prune(model, images(1, size=32), make("l1", preset="resnet56-A"), steps=2)
+        prune(model, images(1, size=32), topiarist.Pruning.of(make("l1", preset="resnet56-A"), steps=2))
 
 
 def test_what_cannot_be_proved_is_pinned_in_every_step():
     inner = Net(lambda n, x: n.b(n.a(x) * 2 if n.a(x).shape[1] > 7 else n.a(x)), a=conv(3, 8), b=conv(8, 5, 1))
     model = shaken(Net(lambda n, x: n.last(n.after(n.inner(x))), inner=inner, after=conv(5, 6), last=conv(6, 4)))
-    found = prune(model, images(2), "l1", {"ratio": 0.5}, steps=2)
+    found = prune(model, images(2), topiarist.Pruning.of("l1", {"ratio": 0.5}, steps=2))
     assert found.proof.max_rel_diff <= 1e-10
     assert int(found.keep["after"].sum()) == 3
     assert found.model.inner.a.weight.shape == (8, 3, 3, 3)
@@ -279,7 +310,13 @@ def test_survivors_return_to_their_first_values(method, budget, steps, digits):
     start = {name: value.clone() for name, value in model.state_dict().items()}
     data = digits.subset(256)
     topiarist.fit(model, data, RECIPE)
-    found = prune(model, digits.example(), method, budget, data, steps=steps, between=RECIPE, rewind=start)
+    found = prune(
+        model,
+        digits.example(),
+        topiarist.Pruning.of(method, budget, steps=topiarist.Steps(steps, training=RECIPE), rewind=True),
+        data=data,
+        initial=start,
+    )
     first = digitsnet()
     first.load_state_dict(start)
     ticket = topiarist.cut(first, found.graph, found.keep)
@@ -299,7 +336,13 @@ def test_what_is_rewound_in_each_step_decides_the_next(digits):
     topiarist.fit(again, data, RECIPE, graph=once.graph, keep=once.keep)
     weights = {group.name: again.get_parameter(group.name).abs().flatten() for group in once.graph.groups}
     found = prune(
-        model, digits.example(), "magnitude", 0.2, data, steps=2, between=RECIPE, rewind=start, schedule="linear"
+        model,
+        digits.example(),
+        topiarist.Pruning.of(
+            "magnitude", 0.2, steps=topiarist.Steps(2, schedule="linear", training=RECIPE), rewind=True
+        ),
+        data=data,
+        initial=start,
     )
     kept_now = torch.cat([weights[name][mask] for name, mask in found.keep.items()])
     gone_now = torch.cat([weights[name][mask & ~found.keep[name]] for name, mask in once.keep.items()])
@@ -311,4 +354,9 @@ def test_what_is_rewound_in_each_step_decides_the_next(digits):
 
 def test_values_of_another_network_cannot_be_rewound_to():
     with pytest.raises(TopiaristError, match="before training"):
-        prune(digitsnet(), torch.zeros(2, 1, 8, 8), "l1", 0.5, rewind={"weight": torch.zeros(1)})
+        prune(
+            digitsnet(),
+            torch.zeros(2, 1, 8, 8),
+            topiarist.Pruning.of("l1", 0.5, rewind=True),
+            initial={"weight": torch.zeros(1)},
+        )

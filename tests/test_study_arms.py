@@ -12,7 +12,7 @@ from torch import nn
 
 from door import one_sentence
 from door import run as command
-from topiarist import methods
+from topiarist import Pruning, Run, Steps, methods
 from topiarist.architecture import SHAPE_FILE, Architecture, load
 from topiarist.budget import Budget
 from topiarist.data import load_data
@@ -97,7 +97,12 @@ def test_a_rewound_pruning_is_that_of_prune(tmp_path: Path) -> None:
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     fit(model, data, recipe, seed=3)
     done = prune(
-        model, data.example(), "magnitude", Budget(ratio=0.25), data=data, steps=2, between=recipe, rewind=start, seed=3
+        model,
+        data.example(),
+        Pruning.of("magnitude", Budget(ratio=0.25), steps=Steps(2, training=recipe), rewind=True),
+        data=data,
+        initial=start,
+        run=Run(seed=3),
     )
     assert same(load(make, cells["magnitude", "pruned"]), done.model)
     assert same(done.model, done.architecture.apply(initial(3)))
@@ -174,7 +179,9 @@ def test_a_repair_gives_the_same_shape_other_values(tmp_path: Path) -> None:
     assert all(torch.equal(kept, other.keep[name]) for name, kept in one.keep.items())
     trained = load(make, folder(tmp_path, study.cells()[0]))
     data = load_data("digits")
-    done = prune(trained, data.example(), "l1", Budget(macs=0.5), data=data, repair="lasso", seed=3)
+    done = prune(
+        trained, data.example(), Pruning.of("l1", Budget(macs=0.5), repair="lasso"), data=data, run=Run(seed=3)
+    )
     assert same(load(make, repaired), done.model)
     assert not same(load(make, plain), done.model)
 

@@ -31,9 +31,16 @@ def sparse(bench: Bench, start: Path) -> Result:
     cell = bench.cell
     model = bench.model(start)
     done = prune(
-        model, bench.data.example(), cell.method, dict(cell.budget), bench.data,
-        steps=cell.settings["steps"], between=bench.recipe("between"), seed=cell.seed,
-    )  # fmt: skip
+        model,
+        bench.data.example(),
+        topiarist.Pruning.of(
+            cell.method,
+            dict(cell.budget),
+            steps=topiarist.Steps(cell.settings["steps"], training=bench.recipe("between")),
+        ),
+        data=bench.data,
+        run=topiarist.Run(seed=cell.seed),
+    )
     pruned = bench.error(done.model)
     bench.fit(done.model, bench.recipe(), graph=done.graph, keep=done.keep)
     return bench.keep(
@@ -131,7 +138,9 @@ def tickets(bench: Bench) -> Result:
         # The last layer loses half as much each time, as in the paper.
         slow = (1 + told["rate"]) / 2
         budget = {"ratios": {"*": told["rate"] ** number, last: slow**number}}
-        done = prune(model, bench.data.example(), "magnitude", budget, rewind=values)
+        done = prune(
+            model, bench.data.example(), topiarist.Pruning.of("magnitude", budget, rewind=True), initial=values
+        )
         model = done.model
         masked = {"graph": done.graph, "keep": done.keep}
         bench.fit(model, bench.recipe(), f"ticket{number}", **masked)

@@ -184,16 +184,18 @@ def _by_ours(
     bench: Bench, model: nn.Module, measured: Data, budget: Mapping[str, Any], folder: Path
 ) -> tuple[nn.Module, Result]:
     method, example = bench.method(), measured.example()
-    told: dict[str, Any] = {"data": measured, "seed": bench.cell.seed, "repair": bench.repair()}
+    run = topiarist.Run(seed=bench.cell.seed)
     begin, own = time.process_time(), False
     try:
-        done = topiarist.prune(model, example, method, dict(budget), **told)
+        request = topiarist.Pruning.of(method, dict(budget), repair=bench.repair())
+        done = topiarist.prune(model, example, request, data=measured, run=run)
     except topiarist.TopiaristError:
         if not isinstance(method, Rule | Selector):
             raise
         # It may take no budget, but find the widths itself.
         begin, own = time.process_time(), True
-        done = topiarist.prune(model, example, method, **told)
+        request = topiarist.Pruning.of(method, repair=bench.repair())
+        done = topiarist.prune(model, example, request, data=measured, run=run)
     seconds = time.process_time() - begin
     done.architecture.save(folder / "architecture.json")
     widths = {name: kept for name, (kept, _) in done.architecture.widths.items()}

@@ -39,8 +39,11 @@ if TYPE_CHECKING:
     from topiarist.models import load_model as load_model
     from topiarist.models import make_model as make_model
     from topiarist.pruning import Pruned as Pruned
+    from topiarist.pruning import Pruning as Pruning
+    from topiarist.pruning import Run as Run
     from topiarist.pruning import Sensitivity as Sensitivity
     from topiarist.pruning import Shrunk as Shrunk
+    from topiarist.pruning import Steps as Steps
     from topiarist.pruning import prune as prune
     from topiarist.pruning import sensitivity as sensitivity
     from topiarist.pruning import shrink as shrink
@@ -63,7 +66,7 @@ _PUBLIC = {
     "measure": ("Stats", "collect", "evaluate", "latency"),
     "methods": ("Method",),
     "models": ("load_model", "make_model"),
-    "pruning": ("Pruned", "Sensitivity", "Shrunk", "prune", "sensitivity", "shrink"),
+    "pruning": ("Pruned", "Pruning", "Run", "Sensitivity", "Shrunk", "Steps", "prune", "sensitivity", "shrink"),
     "surgery": ("Proof", "add_selectors", "check", "cut", "mask", "prove"),
     "train": ("Recipe", "attach", "fit"),
 }

@@ -223,14 +223,14 @@ def test_it_comes_through_the_front_door(granularity):
     before = copy.deepcopy(model.state_dict())
     recipe = Recipe(epochs=40, lr=0.02, optimizer="adam", schedule="constant", batch_size=64, augment=False)
     method = make("l0", granularity=granularity, lam=1.0)
-    done = prune(model, data.example(), method, data=data, recipe=recipe)
+    done = prune(model, data.example(), topiarist.Pruning.of(method, sparse_training=recipe), data=data)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert done.proof.ok
     kept = torch.cat(list(done.keep.values()))
     assert 0 < int(kept.sum()) < 0.8 * len(kept)
     x, _ = next(iter(data.batches("test", 32)))
     assert distance(done.model.eval()(x), done.trained.eval()(x)) <= 1e-4
-    half = prune(model, data.example(), method, 0.3, data=data, recipe=recipe)
+    half = prune(model, data.example(), topiarist.Pruning.of(method, 0.3, sparse_training=recipe), data=data)
     assert half.after.params <= 0.35 * half.before.params
 
 

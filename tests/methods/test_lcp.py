@@ -207,7 +207,9 @@ def test_the_test_examples_are_never_looked_at():
     method = make("lcp", examples=60, **QUICK)
     told = []
     found = [
-        topiarist.prune(model, data.example(), method, 0.5, each, on_step=lambda *step: told.append(step)).keep
+        topiarist.prune(
+            model, data.example(), method, 0.5, each, run=topiarist.Run(on_step=lambda *step: told.append(step))
+        ).keep
         for each in (data, other)
     ]
     assert same(*found)

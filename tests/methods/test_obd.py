@@ -164,7 +164,7 @@ def test_weights_are_scored_by_their_own_curvature_after_a_cut():
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
     x, y = rand(N, 4, 1, 1).float(), torch.arange(N) % 3
     data = Data.of("points", x, y, x, y)
-    pruned = topiarist.prune(model, data.example(), "obd", 0.5, data, steps=2)
+    pruned = topiarist.prune(model, data.example(), topiarist.Pruning.of("obd", 0.5, steps=2), data=data)
     first = topiarist.prune(model, data.example(), "obd", 0.75, data)
     gone = torch.cat([~keep for keep in first.keep.values()])
     inputs = data.normalise(x)

@@ -201,7 +201,10 @@ def test_weights_that_went_in_one_step_stay_away_in_the_next(hessian):
     data = Data.of("points", x, Y, x, Y)
     model = nn.Sequential(nn.Flatten(), *tiny().float())
     once, twice = (
-        topiarist.prune(model, data.example(), make("obs", hessian=hessian), 0.4, data, steps=n) for n in (1, 2)
+        topiarist.prune(
+            model, data.example(), topiarist.Pruning.of(make("obs", hessian=hessian), 0.4, steps=n), data=data
+        )
+        for n in (1, 2)
     )
     for pruned in (once, twice):
         assert sum(int(keep.sum()) for keep in pruned.keep.values()) == 4

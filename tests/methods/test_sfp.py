@@ -95,7 +95,13 @@ def test_a_stopped_training_resumes_to_the_same_bits(data, tmp_path, moment):
 
 
 def test_what_is_cut_after_training_is_what_was_zero(data):
-    pruned = topiarist.prune(net(), data.example(), METHOD, {"ratio": 0.5}, data=data, recipe=QUICK, seed=3)
+    pruned = topiarist.prune(
+        net(),
+        data.example(),
+        topiarist.Pruning.of(METHOD, {"ratio": 0.5}, sparse_training=QUICK),
+        data=data,
+        run=topiarist.Run(seed=3),
+    )
     assert torch.equal(pruned.keep["0"], ~zeroed(pruned.trained))
 
 

@@ -79,7 +79,7 @@ def test_a_pruned_weight_is_the_first_to_go():
 def test_steps_score_what_is_left_anew():
     model = network()
     data = Data("drawn", X.float(), Y, X.float(), Y, 3, (0.0, 0.0), (1.0, 1.0))
-    pruned = topiarist.prune(model.float(), data.train_x[:1], "snip", 0.25, data, steps=2)
+    pruned = topiarist.prune(model.float(), data.train_x[:1], topiarist.Pruning.of("snip", 0.25, steps=2), data=data)
     first = topiarist.prune(model, data.train_x[:1], "snip", 0.625, data)
     weights = [model.get_parameter(name) for name in pruned.keep]
     stats = collect(first.model, first.graph, [(data.normalise(X.float()), Y)], make("snip").needs)

@@ -129,7 +129,10 @@ def test_merges_agree_with_loops_over_the_whole_matrix(normalised, left):
 
 def test_merging_in_steps_goes_on_where_it_stopped():
     model, x = linear(nn.ReLU(), units=9)
-    once, steps = (topiarist.prune(model, x[:1], "srinivas_babu", {"ratios": {"0": 1 / 3}}, steps=n) for n in (1, 3))
+    once, steps = (
+        topiarist.prune(model, x[:1], topiarist.Pruning.of("srinivas_babu", {"ratios": {"0": 1 / 3}}, steps=n))
+        for n in (1, 3)
+    )
     assert torch.equal(once.keep["0"], steps.keep["0"])
     torch.testing.assert_close(steps.model(x), once.model(x))
 

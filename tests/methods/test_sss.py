@@ -221,7 +221,12 @@ def test_training_through_the_front_door_prunes_and_loads_again(tmp_path):
     torch.manual_seed(0)
     model = make_model()
     method = make("sss", gamma=0.1)
-    done = prune(model, data.example(), method, data=data, recipe=Recipe(epochs=3, lr=0.1, batch_size=64))
+    done = prune(
+        model,
+        data.example(),
+        topiarist.Pruning.of(method, sparse_training=Recipe(epochs=3, lr=0.1, batch_size=64)),
+        data=data,
+    )
     assert 1 <= int(done.keep["blocks"].sum()) < 7
     assert done.proof.ok
     x, _ = next(iter(data.batches("test", 32)))

@@ -277,7 +277,12 @@ def test_most_weights_of_the_digits_go_at_little_loss():
     recipe = Recipe(epochs=40, lr=0.005, optimizer="adam", schedule="linear", milestones=(), weight_decay=0)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 50), nn.ReLU(), nn.Linear(50, 10))
-    done = prune(model, data.example(), make("vardrop", warmup=(0.1, 0.8)), data=data, recipe=recipe)
+    done = prune(
+        model,
+        data.example(),
+        topiarist.Pruning.of(make("vardrop", warmup=(0.1, 0.8)), sparse_training=recipe),
+        data=data,
+    )
     assert done.proof.ok
     kept = sum(int(kept.sum()) for kept in done.keep.values())
     assert kept <= 0.06 * (6400 + 5000 + 500)
@@ -295,8 +300,9 @@ def test_convolutions_train_with_a_budget_and_in_steps():
     recipe = Recipe(epochs=3, lr=0.003, optimizer="adam", schedule="constant")
     torch.manual_seed(0)
     model = topiarist.make_model(NET, in_channels=1, classes=10, input_size=8)()
-    for words in ({}, {"steps": 2}):
-        done = prune(model, data.example(), "vardrop", 0.3, data, recipe=recipe, **words)
+    for steps in (1, 2):
+        request = topiarist.Pruning.of("vardrop", 0.3, steps=steps, sparse_training=recipe)
+        done = prune(model, data.example(), request, data=data)
         units = sum(len(kept) for kept in done.keep.values())
         assert sum(int(kept.sum()) for kept in done.keep.values()) == pytest.approx(0.3 * units, abs=1)
         assert done.proof.ok

@@ -100,7 +100,7 @@ def test_steps_that_score_what_is_left_keep_equally_many_in_every_row():
     model = nn.Sequential(nn.Conv2d(2, 6, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(54, 7)).double()
     x, y = draw(20, 2, 5, 5).float(), torch.arange(20) % 7
     data = Data("drawn", x, y, x, y, 7, (0.0, 0.0), (1.0, 1.0))
-    pruned = topiarist.prune(model.float(), x[:1], "wanda", 0.3, data, steps=3)
+    pruned = topiarist.prune(model.float(), x[:1], topiarist.Pruning.of("wanda", 0.3, steps=3), data=data)
     for name, kept in pruned.keep.items():
         rows = kept.view(pruned.graph.shapes[name][0], -1).sum(1)
         assert kept.sum() == int(0.3 * len(kept))

@@ -1,9 +1,10 @@
 """From words on the command line to the arguments of a function, with jsonargparse.
 
 A command is a plain function: its parameters are its options, its docstring is its help. What this file adds to
-jsonargparse is small: a method goes by its registered name (``--method l1``) and the fields of its dataclass are the
-flags ``--method.FIELD``; a YAML file (``--config``) may hold any of the options, and what is typed wins over it;
-dashes and underscores in option names are one; every mistake becomes one sentence.
+jsonargparse is small: a method is given by its registered name (``--method l1``) and the fields of its dataclass are
+the flags ``--method.FIELD``; the fields of a `Pruning` are options of their own; a YAML file (``--config``) may hold
+any of the options, and what is typed wins over it; dashes and underscores in option names are one; every mistake
+becomes one sentence.
 """
 
 from __future__ import annotations
@@ -20,16 +21,25 @@ import yaml
 
 from topiarist.errors import TopiaristError
 from topiarist.files import from_yaml
+from topiarist.pruning import Pruning
 
 Command = Callable[..., object]
 
 
+SHORT = {"method": "name", "repair": "name", "steps": "count"}
+"""Option → its field that a value alone means: ``--method l1`` is ``--method.name l1``."""
+
+REQUEST = tuple(entry.name for entry in dataclasses.fields(Pruning))
+"""Options of a command that takes a `Pruning`."""
+
+
 def parse(name: str, command: Command, words: Sequence[str]) -> dict[str, Any]:
-    """The keyword arguments of a command, from the words after its name.
+    """Turns the words behind a command's name into its keyword arguments.
 
     Args:
         name: the command's name, for the help and the errors.
-        command: the function; a parameter called ``method`` becomes ``--method NAME --method.FIELD VALUE``.
+        command: the function; a parameter ``method`` becomes ``--method NAME --method.FIELD VALUE``, one of the type
+            `Pruning` becomes one option for each of its fields.
         words: what was typed after the command's name.
 
     Returns:
@@ -39,18 +49,29 @@ def parse(name: str, command: Command, words: Sequence[str]) -> dict[str, Any]:
         TopiaristError: an option that the command lacks, a value of the wrong type, a file that is no YAML.
     """
     typed, config = _split_config([_underscored(word) for word in words])
-    takes_method = "method" in inspect.signature(command).parameters
-    method = _method_name(typed, config) if takes_method else None
-    if takes_method:
-        typed = [re.sub(r"^--method(?==|$)", "--method.name", word) for word in typed]
-        if method is None and any(re.match(r"--method\.(?!name$)", word) for word in typed):
-            raise TopiaristError("--method.FIELD needs --method NAME as well: `topiarist methods` lists the names.")
+    options = _options(command)
+    short = {key: field for key, field in SHORT.items() if key in options}
+    for key, field in short.items():
+        typed = [re.sub(rf"^--{key}(?==|$)", f"--{key}.{field}", word) for word in typed]
+        if key in config and not isinstance(config[key], Mapping):
+            config[key] = {field: config[key]}
+    methods = {key: _method_name(key, typed, config) for key, field in short.items() if field == "name"}
+    for key, method in methods.items():
+        if method is None and any(re.match(rf"--{key}\.(?!name$)", word) for word in typed):
+            raise TopiaristError(f"--{key}.FIELD needs --{key} NAME as well: `topiarist methods` lists the names")
     if config:
         typed = ["--config", json.dumps(config), *typed]
-    parser = _parser(name, command, method)
-    found = _parse(parser, name, _lists_in_brackets(parser, typed))
-    found.pop("config", None)
-    return _built(command, found)
+    parser = _parser(name, command, methods)
+    values = _parse(parser, name, _lists_in_brackets(parser, typed))
+    values.pop("config", None)
+    return _built(command, values)
+
+
+def _options(command: Command) -> tuple[str, ...]:
+    """Returns the names of a command's options; those of a request in its place."""
+    hints = get_type_hints(command)
+    names = ((REQUEST if hints[key] is Pruning else (key,)) for key in inspect.signature(command).parameters)
+    return tuple(name for group in names for name in group)
 
 
 def _underscored(word: str) -> str:
@@ -118,11 +139,7 @@ def _bracketed(value: str) -> str:
 def _read_config(path: str) -> dict[str, Any]:
     if not path:
         raise TopiaristError("--config needs the path of a YAML file.")
-    config = read_yaml(path)
-    method = config.get("method")
-    if isinstance(method, str):
-        config["method"] = {"name": method}
-    return config
+    return read_yaml(path)
 
 
 def read_yaml(path: str) -> dict[str, Any]:
@@ -148,29 +165,27 @@ def read_yaml(path: str) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in found.items()}
 
 
-def _method_name(words: list[str], config: Mapping[str, Any]) -> str | None:
-    """The method's name, needed before the parser is made since it decides which flags there are."""
+def _method_name(key: str, words: list[str], config: Mapping[str, Any]) -> str | None:
+    """Returns a method's name, needed before the parser is made since it decides which flags there are."""
     for at, word in enumerate(words):
-        if word.startswith("--method="):
-            return word.partition("=")[2]
-        if word == "--method" and at + 1 < len(words):
-            return words[at + 1]
-    method = config.get("method")
-    if isinstance(method, Mapping):
-        return str(method.get("name") or "") or None
-    return None
+        option, equals, value = word.partition("=")
+        if option == f"--{key}.name":
+            return value if equals else next(iter(words[at + 1 : at + 2]), None)
+    method = config.get(key)
+    return str(method.get("name") or "") or None if isinstance(method, Mapping) else None
 
 
-def _parser(name: str, command: Command, method: str | None) -> Any:
+def _parser(name: str, command: Command, methods: Mapping[str, str | None]) -> Any:
     from jsonargparse import ArgumentParser
 
-    told = inspect.getdoc(command) or ""
-    summary = told.partition("\n\nArgs:")[0]
-    parameters, hints, documented = inspect.signature(command).parameters, get_type_hints(command), _documented(told)
+    text = inspect.getdoc(command) or ""
+    summary = text.partition("\n\nArgs:")[0]
+    parameters, hints, documented = inspect.signature(command).parameters, get_type_hints(command), _documented(text)
     switches = [key for key in parameters if hints[key] is bool]
     positional = [key for key, at in parameters.items() if at.kind is not at.KEYWORD_ONLY]
     optional = [key for key in positional if parameters[key].default is None]
     several = [key for key in positional if get_origin(hints[key]) is list]
+    requests = [key for key in parameters if hints[key] is Pruning]
     words = [f"[{key.upper()}]" if key in optional else key.upper() for key in positional]
     words = [f"{word} [...]" if key in several else word for key, word in zip(positional, words, strict=True)]
     parser = ArgumentParser(
@@ -184,30 +199,50 @@ def _parser(name: str, command: Command, method: str | None) -> Any:
         parser.add_argument(key, type=hints[key], nargs="?", help=documented.get(key, ""))
     for key in several:
         parser.add_argument(key, type=get_args(hints[key])[0], nargs="+", help=documented.get(key, ""))
-    skipped: set[str | int] = {key for key in parameters if key in {*switches, *optional, *several, "method"}}
+    by_hand = {*switches, *optional, *several, *requests, "method"}
+    skipped: set[str | int] = {key for key in parameters if key in by_hand}
     parser.add_function_arguments(command, skip=skipped, as_positional=True)
     for group in parser._action_groups:
-        if group.title == summary.rstrip(
-            "."
-        ):  # jsonargparse heads a function's options by its docstring, which stands above them
+        if group.title == summary.rstrip("."):  # jsonargparse heads the options by the docstring, which stands above
             group.title = "arguments"
     if "method" in parameters:
-        _add_method(parser, method, required=parameters["method"].default is inspect.Parameter.empty)
+        _add_method(
+            parser, "method", methods["method"], required=parameters["method"].default is inspect.Parameter.empty
+        )
+    if requests:
+        _add_request(parser, methods)
     for switch in switches:
         parser.add_argument(f"--{switch}", action="store_true", help=documented.get(switch, ""))
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     return parser
 
 
-def _add_method(parser: Any, method: str | None, *, required: bool) -> None:
-    """The flag ``--method NAME``, and those of the fields of the method that was named."""
+def _add_method(parser: Any, key: str, method: str | None, *, required: bool) -> None:
+    """Adds the flag ``--KEY NAME``, and those of the fields of the method that was named."""
     from topiarist import methods
 
     more = "its fields are the flags below" if method else "its fields are flags too, see `topiarist methods NAME`"
-    told = f"name of a method, in short --method NAME; {more}"
-    parser.add_argument("--method.name", metavar="NAME", required=required, help=told)
+    text = f"name of a method, in short --{key} NAME; {more}"
+    parser.add_argument(f"--{key}.name", metavar="NAME", required=required, help=text)
     if method:
-        parser.add_class_arguments(methods.get(method), "method")
+        parser.add_class_arguments(methods.get(method), key)
+
+
+def _add_request(parser: Any, methods: Mapping[str, str | None]) -> None:
+    """Adds an option for each field of a `Pruning`; recipes that may be left out are mappings."""
+    from topiarist.budget import Budget
+    from topiarist.pruning import Steps
+
+    documented = _documented(inspect.getdoc(Pruning) or "")
+    recipe = dict[str, Any] | None
+    _add_method(parser, "method", methods["method"], required=True)
+    parser.add_class_arguments(Budget, "budget")
+    _add_method(parser, "repair", methods["repair"], required=False)
+    parser.add_class_arguments(Steps, "steps", skip={"training"})
+    between = "fields of the recipe that trains between two cuts, as --steps.training.epochs 1"
+    parser.add_argument("--steps.training", type=recipe, default=None, help=between)
+    parser.add_argument("--sparse_training", type=recipe, default=None, help=documented["sparse_training"])
+    parser.add_argument("--rewind", action="store_true", help=documented["rewind"])
 
 
 def _documented(docstring: str) -> dict[str, str]:
@@ -254,7 +289,7 @@ def _sentence(message: str, name: str, options: list[str]) -> str:
         return f"{alone[1].replace('.name', '')} needs a value behind it: {see}."
     missing = re.search(r"the following arguments are required: (.+)", text)
     if missing:
-        keys = ["method" if key == "method.name" else key for key in missing[1].split(", ")]
+        keys = [key.removesuffix(".name") for key in missing[1].split(", ")]
         needed = " and ".join(f"--{key}" if f"--{key}" in [*options, "--method"] else key.upper() for key in keys)
         return f"`topiarist {name}` needs {needed}: {see}."
     key = re.match(r'Parser key "([^"]+)"', text)
@@ -271,16 +306,21 @@ def _sentence(message: str, name: str, options: list[str]) -> str:
     return f"{text.rstrip('.')}: {see}."
 
 
-def _built(command: Command, found: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as the function wants them: dataclasses and the method made from their fields."""
-    made = dict(found)
+def _built(command: Command, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Builds dataclasses, the method and the request from the values of their options."""
+    made = dict(values)
     for key, hint in get_type_hints(command).items():
-        if key == "method" and isinstance(found.get(key), Mapping):
-            fields = dict(found[key])
+        if hint is Pruning:
+            request = {name: made.pop(name) for name in REQUEST}
+            if not request["repair"] or request["repair"]["name"] is None:
+                request["repair"] = None
+            made[key] = Pruning.from_json(request)
+        elif key == "method" and isinstance(values.get(key), Mapping):
+            fields = dict(values[key])
             name = fields.pop("name", None)
             made[key] = _method(name, fields) if name else None
-        elif dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(found.get(key), Mapping):
-            made[key] = hint(**found[key])
+        elif dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(values.get(key), Mapping):
+            made[key] = hint(**values[key])
     return made
 
 

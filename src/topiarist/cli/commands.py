@@ -6,13 +6,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from topiarist.budget import Budget
 from topiarist.cli import show
 from topiarist.cli.inputs import example_inputs, make_source, writable_folder
-from topiarist.cli.pruning import TRAINING, Plan, Stepwise, fit, run, write_json, write_weights
+from topiarist.cli.pruning import TRAINING, Plan, fit, run, write_json, write_weights
 from topiarist.errors import TopiaristError
 from topiarist.methods import Method
-from topiarist.pruning import RATIOS
+from topiarist.pruning import RATIOS, Pruning
 from topiarist.train import Recipe
 
 if TYPE_CHECKING:
@@ -114,7 +113,7 @@ def train(
     writable_folder(out)
     source = make_source(model, data, weights, seed)
     network = source.model()
-    history = fit(source, network, _with_epochs(recipe, epochs), method, seed, out, quiet=json)
+    history = fit(source, network, _with_epochs(recipe, epochs), method, out, quiet=json)
     write_weights(network, out / "model.safetensors")
     (out / "architecture.json").unlink(missing_ok=True)  # of a pruned network, which is overwritten
     result = {"model": model, "data": data, "accuracy": history.accuracy, "epochs": list(map(asdict, history.epochs))}
@@ -126,56 +125,44 @@ def train(
 def prune(
     model: str,
     *,
-    method: Method,
-    budget: Budget = Budget(),  # noqa: B008  a frozen value
+    pruning: Pruning,
     data: str | None = None,
     input: str | None = None,
     weights: Path | None = None,
-    train: Recipe = Recipe.paper(),  # noqa: B008
+    train: Recipe = Recipe.paper(),  # noqa: B008  a frozen value
     finetune: Recipe = Recipe.finetune(),  # noqa: B008
     epochs: int | None = None,
-    steps: int = 1,
-    step_epochs: int = 1,
-    schedule: str | None = None,
-    repair: str | None = None,
     selectors: str | None = None,
     shrink: bool = False,
     seed: int = 0,
     out: Path = Path("runs/prune"),
     json: bool = False,
 ) -> None:
-    """Prune a network, prove the cut, fine-tune it, and write the smaller network with what it costs and can do.
+    """Prune a network, prove the cut, fine-tune it, and write the smaller network with its costs and accuracy.
 
     Args:
         model: zoo:NAME, torchvision:NAME, timm:NAME or package.module:factory; options as in zoo:vgg11?width=0.25.
-        method: a method's name.
-        budget: how much stays; every number is the fraction that is kept.
+        pruning: how it is pruned.
         data: digits, digits:28, npz:PATH, folder:PATH or torchvision:NAME; without it nothing is trained or measured.
         input: shape of the input, as 1,3,32,32 or 3x32x32; by default that of the data.
         weights: file of trained weights (safetensors or a PyTorch state dict); without it the network is trained first.
-        train: how the network is trained where no weights are given.
+        train: how the network is trained where no weights are given, with what the method does in training.
         finetune: how the pruned network is trained on.
         epochs: short for --finetune.epochs.
-        steps: how many times the network is pruned a little, each time on what the time before left.
-        step_epochs: epochs of training between two steps, otherwise as --finetune says.
-        schedule: linear or cubic, how much goes in each step; by default the method's own, else linear.
-        repair: lasso or thinet, to refit what another method left; that method's own repair otherwise.
         selectors: auto, or a glob on names of batch norms: what reads them loses inputs that others need.
-        shrink: of single weights: remove the channels and neurons that are dead in the end, and prove it.
-        seed: of everything random.
+        shrink: in unstructured pruning, remove the channels and neurons that are dead in the end, and prove it.
+        seed: of everything random; rewinding returns to the initial weights that it draws.
         out: folder for result.json, model.safetensors and architecture.json.
         json: print the result as JSON.
     """
     writable_folder(out)
     if data is None and weights is None:
-        raise TopiaristError("Pruning needs trained weights: give --weights FILE, or --data DATA to train first.")
+        raise TopiaristError("pruning needs trained weights: give --weights FILE, or --data DATA to train first")
     if data is None and epochs:
-        raise TopiaristError("Fine-tuning needs --data DATA: name the data set, or leave --epochs out.")
+        raise TopiaristError("fine-tuning needs data: give --data DATA, or leave --epochs out")
     source = make_source(model, data, weights, seed)
-    asked = budget if budget != Budget() else None
-    stepwise = Stepwise(steps, step_epochs, schedule)
     tuned = _with_epochs(finetune, epochs)
-    plan = Plan(source, method, repair, asked, train, tuned, stepwise, selectors, shrink, seed, out, quiet=json)
+    plan = Plan(source, pruning, train, tuned, selectors, shrink, out, quiet=json)
     done, result = run(plan, example_inputs(source, input))
     show.pruned(done, result, out, json)
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from topiarist.budget import Budget
 from topiarist.cli import show
 from topiarist.cli.inputs import Source
 from topiarist.errors import TopiaristError
 from topiarist.methods import Method
 from topiarist.models import full_name
+from topiarist.pruning import Pruning
 from topiarist.train import Recipe
 
 if TYPE_CHECKING:
@@ -25,51 +25,39 @@ TRAINING, FINE_TUNING = "train.ckpt", "finetune.ckpt"
 
 
 @dataclass(frozen=True)
-class Stepwise:
-    """In how many steps a network is pruned.
-
-    Attributes:
-        steps: cuts.
-        epochs: of training between two of them.
-        schedule: how much goes in each.
-    """
-
-    steps: int = 1
-    epochs: int = 1
-    schedule: str | None = None
-
-
-@dataclass(frozen=True)
 class Plan:
     """What is to be pruned and how.
 
     Attributes:
-        source: the network, its weights, its data.
-        method: what ranks the units.
-        repair: name of the method that gives what is left new values, if another one does.
-        budget: how much stays; ``None`` leaves it to the method's own rule.
+        source: the network, its weights, its data, the seed.
+        request: how it is pruned.
         train: recipe for a network without weights.
         finetune: recipe for the pruned network.
-        stepwise: in how many steps it is pruned.
         selectors: the norms that a channel selector shall follow, if any.
         shrink: remove the channels and neurons that zero weights left dead.
-        seed: of everything random.
         out: the folder for the results.
         quiet: show no progress.
     """
 
     source: Source
-    method: Method
-    repair: str | None
-    budget: Budget | None
+    request: Pruning
     train: Recipe
     finetune: Recipe
-    stepwise: Stepwise
     selectors: str | None
     shrink: bool
-    seed: int
     out: Path
     quiet: bool
+
+    @property
+    def method(self) -> Method:
+        """What ranks the units."""
+        return self.request.method
+
+    @property
+    def untrained(self) -> Pruning:
+        """The same request without any training: what it refuses is refused before a training, not after it."""
+        steps = replace(self.request.steps, training=None)
+        return replace(self.request, method=self.method.rehearsal(), steps=steps, sparse_training=None)
 
     def model(self, example: Tensor) -> nn.Module:
         """The network to prune, with its selectors."""
@@ -78,96 +66,81 @@ class Plan:
         model = self.source.model()
         return model if self.selectors is None else add_selectors(model, self.selectors, example)
 
+    def initial(self, example: Tensor) -> dict[str, Tensor]:
+        """The values that the network began with, drawn with the seed."""
+        return replace(self, source=replace(self.source, weights=None)).model(example).state_dict()
+
 
 def run(plan: Plan, example: Tensor) -> tuple[Pruned, dict[str, Any]]:
-    """Do it, and write ``result.json``, ``model.safetensors`` and ``architecture.json``.
+    """Prunes, and writes ``result.json``, ``model.safetensors`` and ``architecture.json``.
 
     Args:
         plan: what is to be done.
         example: input for tracing, the proof and the timing.
 
     Returns:
-        What `topiarist.prune` found, and the values of ``result.json``; accuracies are per cent of the test examples,
+        What `topiarist.prune` gave, and the values of ``result.json``; accuracies are per cent of the test examples,
         and null where there is no data.
     """
     from topiarist.architecture import save
     from topiarist.pruning import shrink
 
     if plan.shrink and plan.method.granularity != "weight":
-        raise TopiaristError(f"{plan.method.name} leaves nothing dead, for it cuts units: leave --shrink out")
-    data = plan.source.data
+        raise TopiaristError(f"{plan.method.name} leaves nothing dead, for it prunes units: leave --shrink out")
     model = plan.model(example)
     if plan.source.weights is None:
-        # A rehearsal: a budget that cannot be met is found before the training, not after it.
-        _prune(plan, model, example, rehearsal=True)
-        fit(plan.source, model, plan.train, plan.method, plan.seed, plan.out, quiet=plan.quiet)
+        _prune(plan, plan.untrained, model, example)
+        fit(plan.source, model, plan.train, plan.method, plan.out, quiet=plan.quiet)
         write_weights(_plain(plan, model), plan.out / "trained.safetensors")
     before = _accuracy(plan, model)
-    done = _prune(plan, model, example)
+    done = _prune(plan, plan.request, model, example)
     times = _times(model, done.model, example)
-    pruned = _accuracy(plan, done.model)
-    finetuned = None
-    if data is not None and plan.finetune.epochs:
-        finetuned = _finetune(plan, done, example).accuracy
+    accuracy = {"before": before, "pruned": _accuracy(plan, done.model), "finetuned": _finetuned(plan, done)}
     shrunk = shrink(done.model, example) if plan.shrink else None
     last = done if shrunk is None else shrunk
     save(last.model, last.architecture, plan.out)
-    result = {
-        "model": full_name(plan.source.make),
-        "data": None if data is None else data.name,
-        "seed": plan.seed,
-        "method": plan.method.name,
-        "fields": asdict(plan.method),
-        "repair": None if done.repair is None else done.repair.name,
-        "budget": None if plan.budget is None else asdict(plan.budget),
-        "steps": plan.stepwise.steps,
-        "selectors": list(done.architecture.selectors),
-        "kept": {name: list(counts) for name, counts in done.architecture.widths.items()},
-        "macs": {"before": done.before.macs, "after": done.after.macs},
-        "params": {"before": done.before.params, "after": done.after.params},
-        "shrunk": None if shrunk is None else _shrunk(shrunk),
-        "latency_ms": times,
-        "accuracy": {"before": before, "pruned": pruned, "finetuned": finetuned},
-        "proof": asdict(done.proof),
-        "pinned": [entry._asdict() for entry in done.graph.pinned],
-    }
+    result = {**_described(plan, done), "shrunk": _shrunk(shrunk), "latency_ms": times, "accuracy": accuracy}
     write_json(plan.out / "result.json", result)
     for checkpoint in (TRAINING, FINE_TUNING):  # kept to here, so that an interrupted run goes on where it was
         (plan.out / checkpoint).unlink(missing_ok=True)
     return done, result
 
 
-def _prune(plan: Plan, model: nn.Module, example: Tensor, *, rehearsal: bool = False) -> Pruned:
-    """Prune a network, in one step or in several; a rehearsal does not train between them."""
-    from topiarist.pruning import prune
+def _described(plan: Plan, done: Pruned) -> dict[str, Any]:
+    """Returns what was asked for and what was pruned, as plain values."""
+    data = plan.source.data
+    return {
+        "model": full_name(plan.source.make),
+        "data": None if data is None else data.name,
+        "seed": plan.source.seed,
+        "pruning": plan.request.to_json(),
+        "selectors": list(done.architecture.selectors),
+        "kept": {name: list(counts) for name, counts in done.architecture.widths.items()},
+        "macs": {"before": done.before.macs, "after": done.after.macs},
+        "params": {"before": done.before.params, "after": done.after.params},
+        "proof": asdict(done.proof),
+        "pinned": [entry._asdict() for entry in done.graph.pinned],
+    }
 
-    how = plan.stepwise
-    between = None
-    if plan.source.data is not None and how.steps > 1 and how.epochs and not rehearsal:
-        between = replace(plan.finetune, epochs=how.epochs)
-    method = plan.method.rehearsal() if rehearsal else plan.method
+
+def _prune(plan: Plan, request: Pruning, model: nn.Module, example: Tensor) -> Pruned:
+    """Prunes a network; training between the steps shows its epochs, a method that works for long its steps."""
+    from topiarist.pruning import Run, prune
+
+    trains = request.sparse_training is not None or (request.steps.count > 1 and request.steps.training is not None)
+    initial = plan.initial(example) if request.rewind else None
     with (
-        show.training("between the steps", plan.quiet or between is None) as told,
-        show.steps(plan.quiet or rehearsal or between is not None) as on_step,
+        show.training("training while pruning", plan.quiet or not trains) as progress,
+        show.steps(plan.quiet or trains or request != plan.request) as on_step,
     ):
-        return prune(
-            model,
-            example,
-            method,
-            plan.budget,
-            data=plan.source.data,
-            repair=plan.repair,
-            steps=how.steps,
-            schedule=how.schedule,
-            between=between,
-            seed=plan.seed,
-            progress=told,
-            on_step=on_step,
-        )
+        how = Run(seed=plan.source.seed, progress=progress, on_step=on_step)
+        return prune(model, example, request, data=plan.source.data, initial=initial, run=how)
 
 
-def _shrunk(shrunk: Shrunk) -> dict[str, Any]:
-    """What shrinking left: units of each group, costs of the dense network of that shape, and the proof."""
+def _shrunk(shrunk: Shrunk | None) -> dict[str, Any] | None:
+    """Returns what shrinking kept: units of each group, costs of the dense network of that shape, and the proof."""
+    if shrunk is None:
+        return None
     return {
         "kept": {name: list(counts) for name, counts in shrunk.architecture.widths.items()},
         "macs": shrunk.after.macs,
@@ -194,9 +167,7 @@ def _times(before: nn.Module, after: nn.Module, example: Tensor) -> dict[str, fl
     return {"before": min(first for first, _ in rounds), "after": min(second for _, second in rounds)}
 
 
-def fit(
-    source: Source, model: nn.Module, recipe: Recipe, method: Method | None, seed: int, out: Path, *, quiet: bool
-) -> History:
+def fit(source: Source, model: nn.Module, recipe: Recipe, method: Method | None, out: Path, *, quiet: bool) -> History:
     """Train a network on its data, with what the method does in training; go on from ``train.ckpt`` in the folder."""
     from topiarist.graph import trace
     from topiarist.train import fit as train
@@ -210,7 +181,7 @@ def fit(
             model,
             source.data,
             recipe,
-            seed=seed,
+            seed=source.seed,
             method=method if acts else None,
             graph=graph,
             checkpoint=out / TRAINING,
@@ -218,23 +189,25 @@ def fit(
         )
 
 
-def _finetune(plan: Plan, done: Pruned, example: Tensor) -> History:
-    """Train the pruned network on; where single weights were pruned they stay zero."""
+def _finetuned(plan: Plan, done: Pruned) -> float | None:
+    """Trains the pruned network on, and returns its accuracy; pruned weights stay zero."""
     from topiarist.train import fit as train
 
-    assert plan.source.data is not None
+    if plan.source.data is None or not plan.finetune.epochs:
+        return None
     sparse = plan.method.granularity == "weight"
-    with show.training("fine-tuning", plan.quiet) as told:
-        return train(
+    with show.training("fine-tuning", plan.quiet) as progress:
+        history = train(
             done.model,
             plan.source.data,
             plan.finetune,
-            seed=plan.seed,
+            seed=plan.source.seed,
             graph=done.graph if sparse else None,
             keep=done.keep if sparse else None,
             checkpoint=plan.out / FINE_TUNING,
-            progress=told,
+            progress=progress,
         )
+    return history.accuracy
 
 
 def _accuracy(plan: Plan, model: nn.Module) -> float | None:

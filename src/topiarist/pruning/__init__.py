@@ -1,8 +1,8 @@
-"""Pruning from a request to its result: in one call, in several steps, and what else one asks of a network to prune."""
+"""Pruning from a request to its result: in one cut or several; how sensitive groups are; dead units removed."""
 
 from topiarist.pruning.choice import Choice, choose
-from topiarist.pruning.iterative import check_steps
-from topiarist.pruning.pipeline import Batches, check_wish, prune, repaired_by
+from topiarist.pruning.pipeline import Batches, prune
+from topiarist.pruning.request import Pruning, Run, Steps, trains_sparsely
 from topiarist.pruning.result import Pruned
 from topiarist.pruning.sensitivity_scan import RATIOS, Point, Sensitivity, sensitivity
 from topiarist.pruning.shrinking import Shrunk, dead, shrink
@@ -13,14 +13,15 @@ __all__ = [
     "Choice",
     "Point",
     "Pruned",
+    "Pruning",
+    "Run",
     "Sensitivity",
     "Shrunk",
-    "check_steps",
-    "check_wish",
+    "Steps",
     "choose",
     "dead",
     "prune",
-    "repaired_by",
     "sensitivity",
     "shrink",
+    "trains_sparsely",
 ]

@@ -33,11 +33,11 @@ def choose(
     *,
     cost: Callable[[Keep], Cost] | None = None,
 ) -> Keep:
-    """What a method keeps: the keep of `chosen`, which see."""
-    return chosen(method, graph, stats, budget, cost=cost).keep
+    """Returns what a method keeps: the keep of `make_choice`, whose arguments these are."""
+    return make_choice(method, graph, stats, budget, cost=cost).keep
 
 
-def chosen(
+def make_choice(
     method: Method,
     graph: Graph,
     stats: Stats,
@@ -45,14 +45,14 @@ def chosen(
     *,
     cost: Callable[[Keep], Cost] | None = None,
 ) -> Choice:
-    """What a method keeps, and why: by its own selection, its own rule, or its scores and a budget.
+    """Chooses what a method keeps: by its own selection, its own rule, or its scores and a budget.
 
     Args:
         method: plays `Selector` or `Criterion`, and perhaps `Rule`.
         graph: the groups that it works on (``graph.weights()`` for methods of granularity ``"weight"``).
         stats: what it needs measured.
-        budget: what may stay, perhaps told by the names of the groups that take part; leave it out where the method
-            says so itself.
+        budget: how much is kept, or a function that says so for the names of the groups that take part; left out where
+            the method brings its own rule.
         cost: as in `allocate`.
 
     Raises:
@@ -63,13 +63,14 @@ def chosen(
         raise TopiaristError(f"{method.name} brings a budget of its own with these fields: leave out one of the two")
     budget = budget if rule is None else rule
     if isinstance(method, Selector):
-        keep = method.select(graph, stats, budget([g.name for g in graph.groups]) if callable(budget) else budget)
+        names = [group.name for group in graph.groups]
+        keep = method.select(graph, stats, budget(names) if callable(budget) else budget)
         if keep is not None:
             return Choice(keep, {})
     if not isinstance(method, Criterion):
-        raise TopiaristError(f"{method.name} neither scores units nor selects them: take a method that does")
+        raise TopiaristError(f"{method.name} neither scores units nor selects them: choose a method that does")
     if budget is None:
-        raise TopiaristError(f"{method.name} needs a budget: give macs, params or ratio, the fraction that stays")
+        raise TopiaristError(f"{method.name} needs a budget: give macs, params or ratio, the fraction that is kept")
     scores = method.score(graph, stats)
-    wish = budget(scores) if callable(budget) else budget
-    return Choice(allocate(graph, scores, wish, method.allocation, cost=cost), scores)
+    amount = budget(scores) if callable(budget) else budget
+    return Choice(allocate(graph, scores, amount, method.allocation, cost=cost), scores)

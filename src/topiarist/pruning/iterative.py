@@ -1,8 +1,8 @@
 """Pruning in several steps with training between them, whose keeps compose into one keep of the original network.
 
-Each step prunes what the one before left: it measures, scores and cuts the smaller network, or, where single weights
-go, the weights that are still there. Two cuts in turn are one cut of the composed keep, so that in the end a single
-keep of the original graph says it all, and is proved like any other.
+Each step prunes what the one before kept: it measures, scores and cuts the smaller network or, in unstructured pruning,
+the weights that are still kept. Two cuts in turn are one cut of the composed keep, so that in the end a single keep of
+the original graph says it all, and is proved like any other.
 """
 
 from __future__ import annotations
@@ -18,142 +18,109 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.budget import Allocation, Budget, cost, matching
-from topiarist.data import Data
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep
-from topiarist.methods import SCHEDULES, Gate, Method, Penalty, Proximal, Schedule, Soft
+from topiarist.methods import SCHEDULES, Method, Schedule
+from topiarist.pruning.request import Pruning, Steps
 from topiarist.surgery import copied, plan
-from topiarist.train import Epoch, Progress, Recipe
-
-Wish = Callable[[Collection[str]], Budget] | None
-"""Names of the groups that take part → what may stay of them in this step."""
+from topiarist.train import Epoch, Progress
 
 
 class Work(Protocol):
     """What is done in each step."""
 
-    def step(self, model: nn.Module, graph: Graph, held: Keep, wish: Wish, step: int) -> tuple[nn.Module, Keep]:
-        """Trains a network the method's way and prunes it; the smaller one, and what it keeps of the graph."""
+    def step(
+        self, model: nn.Module, graph: Graph, keep: Keep, share: Share | None, step: int
+    ) -> tuple[nn.Module, Graph, Keep]:
+        """Trains a network the method's way and prunes it; the smaller one, its graph, and what it keeps of that."""
 
-    def again(self, model: nn.Module, held: Keep) -> nn.Module:
-        """The smaller network with the values to which it is rewound; itself, where it is not."""
+    def rewind(self, model: nn.Module, keep: Keep) -> nn.Module:
+        """Returns the smaller network with its initial values; itself, where it is not rewound."""
 
-    def rest(self, model: nn.Module, graph: Graph, held: Keep, step: int) -> nn.Module:
+    def retrain(self, model: nn.Module, graph: Graph, keep: Keep, step: int) -> nn.Module:
         """Trains the smaller network before the next step."""
 
     def trace(self, model: nn.Module, graph: Graph) -> Graph:
         """Traces the smaller network as the original one was."""
 
 
-def check_steps(
-    method: Method,
-    steps: int,
-    schedule: str | None,
-    *,
-    trains: bool = False,
-    data: Data | None = None,
-    **recipes: Recipe | None,
-) -> None:
-    """Raises where steps are asked for that cannot be, before any work is done."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise TopiaristError(f"steps must be a whole number of at least 1, the cuts to make, but got {steps!r}")
-    if schedule is not None and (not isinstance(schedule, str) or schedule not in SCHEDULES):
-        raise TopiaristError(f"there is no schedule {schedule!r}: take {' or '.join(SCHEDULES)}, or leave it out")
-    for what, recipe in recipes.items():
-        if recipe is not None and not isinstance(recipe, Recipe):
-            raise TopiaristError(f"{what} must be a topiarist.Recipe, but got {recipe!r}")
-    if trains and data is None:
-        raise TopiaristError(f"{method.name} is to train the network: give data")
-
-
-def acts(method: Method) -> bool:
-    """Whether a method takes part in training."""
-    return isinstance(method, Penalty | Proximal | Gate | Soft)
-
-
-def kept_after(method: Method, schedule: str | None, steps: int) -> Callable[[int, float], float]:
-    """(step, target) → the fraction kept after a step: the method's schedule unless another one is named."""
-    if schedule is None and isinstance(method, Schedule):
+def kept_after(method: Method, steps: Steps) -> Callable[[int, float], float]:
+    """Returns (step, target) → the fraction kept after a step: the method's schedule unless another one is named."""
+    if steps.schedule is None and isinstance(method, Schedule):
         own = method
-        return lambda step, target: own.kept(step, steps, target)
-    chosen = SCHEDULES[schedule or "linear"]
-    return lambda step, target: chosen(step, steps, target)
+        return lambda step, target: own.kept(step, steps.count, target)
+    schedule = SCHEDULES[steps.schedule or "linear"]
+    return lambda step, target: schedule(step, steps.count, target)
 
 
-class Told:
-    """Tells of the epochs of several trainings as if they were one."""
+class EpochCounter:
+    """Counts the epochs of several trainings as if they were one."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self.progress, self.total, self.done = progress, total, 0
 
     @classmethod
-    def of(
-        cls, progress: Progress | None, method: Method, recipe: Recipe | None, between: Recipe | None, steps: int
-    ) -> Told:
-        """What `prune` trains in so many steps."""
-        before = recipe.epochs if recipe is not None and acts(method) else 0
-        after = between.epochs if between is not None else 0
-        return cls(progress, steps * before + (steps - 1) * after)
+    def of(cls, progress: Progress | None, request: Pruning) -> EpochCounter:
+        """Counts all that a pruning trains."""
+        steps, sparse = request.steps, request.sparse_training
+        before = 0 if sparse is None else sparse.epochs
+        between = 0 if steps.training is None else steps.training.epochs
+        return cls(progress, steps.count * before + (steps.count - 1) * between)
 
     def __call__(self, epoch: int, epochs: int, row: Epoch) -> None:
-        """After each epoch of each training."""
+        """Called after each epoch of each training."""
         self.done += 1
         if self.progress is not None:
             self.progress(self.done, self.total, row)
 
 
-def in_steps(
-    model: nn.Module,
-    graph: Graph,
-    budget: Budget | None,
-    allocation: Allocation,
-    kept: Callable[[int, float], float],
-    steps: int,
-    work: Work,
+def prune_in_steps(
+    model: nn.Module, graph: Graph, request: Pruning, kept: Callable[[int, float], float], work: Work
 ) -> tuple[nn.Module, dict[str, Tensor]]:
     """Prunes in several steps.
 
     Args:
         model: the network; it stays as it is.
         graph: its graph.
-        budget: what may stay in the end; ``None`` where the method says so itself in every step. A ``floor`` below 1
-            is a fraction of what the step found.
-        allocation: how the method shares a budget out.
-        kept: (step, fraction) → the fraction that stays after a step, where the fraction is asked for in the end.
-        steps: how many.
+        request: its budget is that of the whole pruning; without one the method decides in every step. A ``floor``
+            below 1 is a fraction of what the step receives.
+        kept: (step, fraction) → the fraction kept after a step, where the fraction is asked for in the end.
         work: what each step does.
 
     Returns:
-        The network in its original size, with the values that the smaller one ended with where units survive; and
+        The network in its original size, with the values that the smaller one ended with where units are kept; and
         what it keeps.
 
     Raises:
-        TopiaristError: what a step raises, or a step found units that the original network has not.
+        TopiaristError: what a step raises, or a step met units that the original network has not.
     """
-    if budget is not None and budget.pattern is not None:
-        raise TopiaristError("a pattern is cut in one step: leave steps out")
+    allocation, steps = request.method.allocation, request.steps.count
     keep = graph.full()
-    small, left = model, Left(graph, {group.name: group.name for group in graph.groups})
+    small, remaining = model, Remaining(graph, {group.name: group.name for group in graph.groups})
     for step in range(1, steps + 1):
-        wish = None if budget is None else _Share(budget, allocation, partial(kept, step), graph, keep, left)
-        small, chosen = work.step(small, left.graph, keep, wish, step)
-        keep = dict(chosen) if step == 1 else composed(graph, keep, left.graph, chosen)
-        small = work.again(small, keep)
+        budget = request.budget
+        share = None if budget is None else Share(budget, allocation, partial(kept, step), graph, keep, remaining)
+        small, cut_graph, chosen = work.step(small, remaining.graph, keep, share, step)
+        if step == 1:
+            graph, keep = cut_graph, dict(chosen)  # what could not be proved is pinned by now
+        else:
+            keep = composed(graph, keep, cut_graph, chosen)
+        small = work.rewind(small, keep)
         if step == steps:
             break
-        left = Left.of(graph, keep, small, work)
-        if not left.graph.groups:
+        remaining = Remaining.of(graph, keep, small, work)
+        if not remaining.graph.groups:
             break  # every group is down to one unit
-        small = work.rest(small, left.graph, keep, step)
+        small = work.retrain(small, remaining.graph, keep, step)
     return lifted(model, small, graph, keep), keep
 
 
 @dataclass(frozen=True, eq=False)
-class Left:
-    """What earlier steps left.
+class Remaining:
+    """What earlier steps kept.
 
     Attributes:
-        graph: of the smaller network; where single weights go, of the weights that are still there.
+        graph: of the smaller network; in unstructured pruning, of the weights that are still kept.
         origin: its groups → those of the original graph.
     """
 
@@ -161,8 +128,8 @@ class Left:
     origin: Mapping[str, str]
 
     @classmethod
-    def of(cls, graph: Graph, keep: Keep, small: nn.Module, work: Work) -> Left:
-        """The units that are left; those of the smaller network that the original one lacks stay out of it."""
+    def of(cls, graph: Graph, keep: Keep, small: nn.Module, work: Work) -> Remaining:
+        """Returns the units that are kept; those of the smaller network that the original one lacks are left out."""
         if graph.groups[0].of_weights:
             groups = []
             for group in graph.groups:
@@ -171,10 +138,10 @@ class Left:
                 groups.append(replace(group, units=len(rest.positions), slices=(rest,)))
             many = tuple(group for group in groups if group.units > 1)
             return cls(replace(graph, groups=many), {group.name: group.name for group in many})
-        found = work.trace(small, graph)
+        traced = work.trace(small, graph)
         places = {key: torch.nonzero(axis).flatten() for key, axis in _alive(graph, keep).items()}
         origin: dict[str, str] = {}
-        for group in found.groups:
+        for group in traced.groups:
             mine = [
                 (part.tensor, part.axis, places[part.tensor, part.axis][part.positions])
                 for part in group.slices
@@ -183,11 +150,11 @@ class Left:
             name = _name_of_origin(group.name, mine[0], graph, keep) if len(mine) == len(group.slices) else None
             if name is not None:
                 origin[group.name] = name
-        return cls(replace(found, groups=tuple(g for g in found.groups if g.name in origin)), origin)
+        return cls(replace(traced, groups=tuple(g for g in traced.groups if g.name in origin)), origin)
 
 
 def _name_of_origin(name: str, place: tuple[str, int | None, Tensor], graph: Graph, keep: Keep) -> str | None:
-    """The group of the original graph whose units sit at a place and can still lose some; of several the namesake."""
+    """Returns the group of the original graph with units at a place that can lose some; of several the namesake."""
     tensor, axis, positions = place
     found = [
         group.name
@@ -200,16 +167,16 @@ def _name_of_origin(name: str, place: tuple[str, int | None, Tensor], graph: Gra
 
 
 @dataclass(frozen=True, eq=False)
-class _Share:
-    """A budget of the original network as one of what is left of it, after some step.
+class Share:
+    """A budget of the original network as one of what earlier steps kept of it.
 
     Attributes:
-        budget: what may stay in the end.
+        budget: how much is kept in the end.
         allocation: how it is shared out.
-        kept: fraction that stays in the end → fraction that stays after this step.
+        kept: fraction kept in the end → fraction kept after this step.
         graph: the original one.
-        keep: what earlier steps left of it.
-        left: what that is now.
+        keep: what earlier steps kept of it.
+        remaining: what that is now.
     """
 
     budget: Budget
@@ -217,23 +184,24 @@ class _Share:
     kept: Callable[[float], float]
     graph: Graph
     keep: Keep
-    left: Left
+    remaining: Remaining
 
     def __call__(self, names: Collection[str]) -> Budget:
-        """The budget of this step, for the groups of these names."""
-        wish, whole = self.budget, [group.name for group in self.graph.groups]
-        here = {g.name: self.left.origin[g.name] for g in self.left.graph.groups if g.name in self.left.origin}
-        own = {name: ratio for pattern, ratio in wish.ratios.items() for name in matching(pattern, whole)}
-        excluded = {name for pattern in wish.exclude for name in matching(pattern, whole)}
+        """Returns the budget of this step, for the groups of these names."""
+        budget, all_names = self.budget, [group.name for group in self.graph.groups]
+        origin = self.remaining.origin
+        here = {g.name: origin[g.name] for g in self.remaining.graph.groups if g.name in origin}
+        own = {name: ratio for pattern, ratio in budget.ratios.items() for name in matching(pattern, all_names)}
+        excluded = {name for pattern in budget.exclude for name in matching(pattern, all_names)}
         ratios = {name: self.kept(ratio) for name, ratio in own.items() if name not in excluded}
         shared = [name for name, o in here.items() if name in names and o not in own and o not in excluded]
-        uniform = (wish.allocation or self.allocation) == "uniform"
-        ratio = wish.ratio
-        if ratio is not None and uniform and wish.macs is None and wish.params is None:
-            ratios |= {self.left.origin[name]: self.kept(ratio) for name in shared}
+        uniform = (budget.allocation or self.allocation) == "uniform"
+        ratio = budget.ratio
+        if ratio is not None and uniform and budget.macs is None and budget.params is None:
+            ratios |= {origin[name]: self.kept(ratio) for name in shared}
             ratio = None
         return replace(
-            wish,
+            budget,
             ratios={escape(n): self._of_group(o, ratios[o]) for n, o in here.items() if o in ratios},
             exclude=tuple(escape(n) for n, o in here.items() if o in excluded),
             macs=self._of_network("macs"),
@@ -241,23 +209,28 @@ class _Share:
             ratio=None if ratio is None else self._of_units(ratio, shared, {*own, *excluded}),
         )
 
+    def on(self, graph: Graph) -> Share:
+        """Returns the same share of what is left of the step's graph, after some of its units were pinned."""
+        first = self.remaining.graph is self.graph
+        return replace(self, graph=graph if first else self.graph, remaining=replace(self.remaining, graph=graph))
+
     def _of_group(self, name: str, fraction: float) -> float:
-        """A fraction of all units of a group as one of those that are left."""
+        """Converts a fraction of all units of a group to one of those that are kept."""
         return min(1.0, fraction * len(self.keep[name]) / int(self.keep[name].sum()))
 
     def _of_network(self, what: str) -> float | None:
-        """A fraction of the original cost as one of today's."""
+        """Converts a fraction of the original cost to one of the present cost."""
         fraction: float | None = getattr(self.budget, what)
         if fraction is None:
             return None
         then = getattr(cost(self.graph, self.graph.full()), what)
-        now = getattr(cost(self.left.graph, self.left.graph.full()), what)
+        now = getattr(cost(self.remaining.graph, self.remaining.graph.full()), what)
         return min(1.0, self.kept(fraction) * then / max(now, 1))
 
     def _of_units(self, fraction: float, shared: Collection[str], others: Collection[str]) -> float:
-        """A fraction of all units that take part; groups that are down to one unit took part before."""
-        origins = {self.left.origin[name] for name in shared}
-        gone = set(self.keep) - set(self.left.origin.values()) - set(others)
+        """Converts a fraction of all units that take part; groups that are down to one unit took part before."""
+        origins = {self.remaining.origin[name] for name in shared}
+        gone = set(self.keep) - set(self.remaining.origin.values()) - set(others)
         units = sum(len(self.keep[name]) for name in origins | gone)
         now = sum(int(self.keep[name].sum()) for name in origins)
         alone = sum(int(self.keep[name].sum()) for name in gone)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -15,6 +15,7 @@ from topiarist.budget import Cost, misfits
 from topiarist.graph import Graph
 from topiarist.methods import Method
 from topiarist.pruning.choice import Choice
+from topiarist.pruning.request import Pruning
 from topiarist.surgery import Proof
 
 
@@ -23,18 +24,16 @@ class Pruned:
     """What pruning gave; `print` shows it as a table.
 
     Attributes:
-        model: the smaller model, with the weights that survived.
+        model: the smaller model, with the weights that were kept.
         architecture: its shape.
         proof: that the cut computes what the mask does.
         before: MACs and parameters of the model that was given.
-        after: those of the smaller one (nonzero ones, where single weights were removed).
+        after: those of the smaller one (nonzero ones, in unstructured pruning).
         graph: of the model that was given.
         keep: group name → bool ``(units,)``.
-        method: with its hyper-parameters.
+        request: what was asked for.
         trained: the model that was cut: the given one, or its copy trained with the method's penalty.
-        repair: the method that gave what was left new values, if any did.
-        pattern: ``"N:M"``, where the budget asked for one.
-        choice: what the last cut kept of the units that it found, and the scores by which it did.
+        choice: what the last cut kept of the units that it received, and the scores by which it did.
     """
 
     model: nn.Module
@@ -44,78 +43,86 @@ class Pruned:
     after: Cost
     graph: Graph
     keep: Mapping[str, Tensor]
-    method: Method
+    request: Pruning
     trained: nn.Module
-    repair: Method | None = None
-    pattern: str | None = None
     choice: Choice | None = None
 
     @property
+    def method(self) -> Method:
+        """The method, with its hyper-parameters."""
+        return self.request.method
+
+    @property
+    def repair(self) -> Method | None:
+        """The method that gave the kept weights new values, if any did."""
+        return None if self.request.rewind else self.request.repairer
+
+    @property
     def left_alone(self) -> dict[str, str]:
-        """Layer → why it is as wide as it was; layers whose output shrank are left out. Of blocks, why they stay."""
+        """Layer → why it keeps its width, narrowed layers left out; in a graph of blocks, block → why it is kept."""
         if self.graph.of_blocks:
             return dict(self.graph.stays)
-        cut_axes = {
-            (part.tensor, part.axis)
+        carriers = {
+            (part.tensor, part.axis): bool(self.keep[group.name].all())
             for group in self.graph.groups
             for part in group.slices
-            if not bool(self.keep[group.name].all())
         }
-        reasons = {(p.tensor, p.axis): p.reason for p in self.graph.pinned}
-        known = {(part.tensor, part.axis) for group in self.graph.groups for part in group.slices}
-        odd = misfits(self.graph, [name for name, axis in known if axis is None], self.pattern) if self.pattern else {}
-        found: dict[str, str] = {}
+        if self.graph.groups[0].of_weights:
+            return self._full_tensors([name for (name, _), full in carriers.items() if full])
+        reasons = {(pin.tensor, pin.axis): pin.reason for pin in self.graph.pinned}
+        unchanged: dict[str, str] = {}
         for name in self.graph.parameters:
             shape = self.graph.shapes[name]
-            if len(shape) < 2:
-                continue
-            axes = [axis for axis in range(len(shape)) if shape[axis] > 1][:2]
-            whole = (name, None)
-            if whole in known:
-                if whole not in cut_axes:
-                    found[name] = odd.get(name, "keeps every weight")
-            elif whole not in cut_axes and axes and not any((name, a) in cut_axes for a in axes[:1]):
-                axis = axes[0]
-                found[name.removesuffix(".weight")] = reasons.get((name, axis), "keeps every unit")
-        return found
+            first = next((axis for axis, size in enumerate(shape) if size > 1), None)
+            if len(shape) > 1 and first is not None and carriers.get((name, first), True):
+                unchanged[name.removesuffix(".weight")] = reasons.get((name, first), "keeps every unit")
+        return unchanged
+
+    def _full_tensors(self, names: Sequence[str]) -> dict[str, str]:
+        """Returns why weight tensors keep every weight."""
+        budget = self.request.budget
+        pattern = None if budget is None else budget.pattern
+        reasons = misfits(self.graph, names, pattern) if pattern else {}
+        return {name: reasons.get(name, "keeps every weight") for name in names}
 
     def __str__(self) -> str:
+        text = io.StringIO()
+        console = Console(file=text, width=110, highlight=False)
+        console.print(self._table())
+        for line in self._lines():
+            console.print(line, markup=False)
+        return text.getvalue().rstrip()
+
+    def _table(self) -> Table:
         table = Table(title=f"{self.method.name}: what each group keeps", title_justify="left")
         for heading in ("group", "feature map", "kept", "of", "share"):
             table.add_column(heading, justify="left" if heading in ("group", "feature map") else "right")
         for group in self.graph.groups:
             kept = int(self.keep[group.name].sum())
             table.add_row(group.name, group.stage, f"{kept:,}", f"{group.units:,}", f"{kept / group.units:.0%}")
-        text = io.StringIO()
-        console = Console(file=text, width=110)
-        console.print(table)
+        return table
+
+    def _lines(self) -> Iterator[str]:
+        """Yields what stands below the table."""
         for group in self.graph.groups:
-            if gone := [block.name for block in group.removed(self.keep[group.name])]:
-                console.print(f"Blocks removed: {', '.join(gone)}", highlight=False)
+            if removed := [block.name for block in group.removed(self.keep[group.name])]:
+                yield f"Blocks removed: {', '.join(removed)}"
         if all(bool(kept.all()) for kept in self.keep.values()):
-            trained = (
-                " has to train a network before it, longer or harder than this one;" if _trains(self.method) else ""
-            )
-            console.print(f"Nothing goes: {self.method.name}{trained} a budget says how much shall go", highlight=False)
-        if self.left_alone:
-            console.print("Layers left alone:")
-            for layer, reason in self.left_alone.items():
-                console.print(f"  {layer}: {reason}", highlight=False)
+            trains = "train the network with it for longer or with a stronger penalty, or "
+            yield f"No units were pruned: {trains if 'training' in self.method.needs else ''}give a smaller budget"
+        if unchanged := self.left_alone:
+            yield "Layers left alone:"
+            yield from (f"  {layer}: {reason}" for layer, reason in unchanged.items())
         for operator in self.graph.unknown:
-            console.print(f"Operator without a rule: {operator} (what it touches is pinned)", highlight=False)
+            yield f"Operator without a rule: {operator} (what it touches is pinned)"
         for name, old, new in (
             ("MACs", self.before.macs, self.after.macs),
             ("parameters", self.before.params, self.after.params),
         ):
-            console.print(f"{name}: {old:,} → {new:,} ({new / max(old, 1):.1%})", highlight=False)
-        if self.graph.groups and self.graph.groups[0].of_weights:
-            console.print("weights are set to zero, tensors keep their size: MACs and parameters count nonzeros")
+            yield f"{name}: {old:,} → {new:,} ({new / max(old, 1):.1%})"
+        if self.method.granularity == "weight":
+            yield "pruned weights are zero, tensors keep their size: MACs and parameters count nonzeros"
         if self.repair is not None and self.repair != self.method:
-            console.print(f"what was left was repaired by {self.repair.name}", highlight=False)
-        told = self.proof.reason or "cut and mask agree"
-        console.print(f"proof: {told}; largest relative difference {self.proof.max_rel_diff:.1e} in float64")
-        return text.getvalue().rstrip()
-
-
-def _trains(method: Method) -> bool:
-    return "training" in method.needs
+            yield f"the kept weights were repaired by {self.repair.name}"
+        proved = self.proof.reason or "cut and mask agree"
+        yield f"proof: {proved}; largest relative difference {self.proof.max_rel_diff:.1e} in float64"

@@ -1,0 +1,318 @@
+"""The request: what a pruning is, in one frozen value.
+
+Python, the command line, a study's YAML and a result's JSON all spell it alike.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from topiarist.budget import Budget
+from topiarist.errors import TopiaristError
+from topiarist.files import close_matches
+from topiarist.measure import OnStep
+from topiarist.methods import (
+    SCHEDULES,
+    Gate,
+    Method,
+    Penalty,
+    Proximal,
+    Repair,
+    Rule,
+    Selector,
+    Soft,
+    make,
+)
+from topiarist.train import Progress, Recipe
+
+RETRAINING = Recipe.finetune()
+"""What fields of the training between two cuts are where they are left out."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """In how many cuts a network is pruned, and what happens between them.
+
+    Attributes:
+        count: how many cuts; each one scores what the cut before it kept.
+        schedule: the fraction kept after each cut: ``"linear"`` (every cut prunes equally much), ``"cubic"`` (the first
+            ones prune most, Zhu & Gupta 2017); ``None`` for the method's own where it has one, else linear.
+        training: trains the network between two cuts, in the method's way where no sparse training comes before them;
+            pruned weights stay zero.
+
+    Raises:
+        TopiaristError: a value is of a wrong type, or there is no such schedule.
+    """
+
+    count: int = 1
+    schedule: str | None = None
+    training: Recipe | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 1:
+            raise TopiaristError(f"steps must be a whole number of cuts, at least 1, but got {self.count!r}")
+        if self.schedule is not None and self.schedule not in SCHEDULES:
+            raise TopiaristError(
+                f"there is no schedule {self.schedule!r}: choose {' or '.join(SCHEDULES)}, or leave it out"
+            )
+        _check_type("steps.training", self.training, Recipe)
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """How a network is pruned: by which method, to which budget, and what else is done on the way.
+
+    `Pruning.of` builds one from short spellings, `Pruning.from_json` from the plain values of `to_json`, and `flags`
+    are the same values on the command line.
+
+    Attributes:
+        method: the method with its hyper-parameters.
+        budget: how much is kept; ``None`` where the method brings its own rule.
+        repair: the method that gives the kept weights new values in place of the pruning method: ``lasso`` after
+            ``slimming`` refits by least squares what reads the kept channels. ``None`` for the pruning method's own.
+        steps: in how many cuts, with what training between them. A budget's ``floor`` below 1 is a fraction of what
+            each cut receives.
+        sparse_training: trains with the method's penalty, gates or soft pruning before each cut (Network Slimming);
+            without it the network is taken to be trained that way already.
+        rewind: whether the kept weights return to their initial values after each cut (lottery tickets, Frankle &
+            Carbin 2019). Of methods that repair, only the choice counts then.
+
+    Raises:
+        TopiaristError: a value is of a wrong type, or two of them do not go together.
+    """
+
+    method: Method
+    budget: Budget | None = None
+    repair: Method | None = None
+    steps: Steps = field(default_factory=Steps)
+    sparse_training: Recipe | None = None
+    rewind: bool = False
+
+    def __post_init__(self) -> None:
+        _check_type("budget", self.budget, Budget)
+        _check_type("sparse_training", self.sparse_training, Recipe)
+        if not isinstance(self.rewind, bool):
+            raise TopiaristError(f"rewind must be True or False, but got {self.rewind!r}")
+        if self.repair is not None:
+            _check_repair(self.method, self.repair)
+            if self.rewind:
+                raise TopiaristError("rewinding undoes a repair: leave out repair or rewind")
+        if self.sparse_training is not None and not trains_sparsely(self.method):
+            raise TopiaristError(
+                f"{self.method.name} takes no part in training: leave sparse_training out, and train the network first"
+            )
+        _check_budget(self.method, self.budget, self.steps)
+
+    @classmethod
+    def of(
+        cls,
+        method: str | Mapping[str, Any] | Method,
+        budget: Budget | Mapping[str, Any] | float | None = None,
+        *,
+        repair: str | Mapping[str, Any] | Method | None = None,
+        steps: int | Mapping[str, Any] | Steps = 1,
+        sparse_training: Mapping[str, Any] | Recipe | None = None,
+        rewind: bool = False,
+    ) -> Pruning:
+        """Builds a request from short spellings.
+
+        Args:
+            method: a name, a mapping of ``name`` and fields, or a method.
+            budget: a number is the fraction of MACs that is kept (of weights, for unstructured methods).
+            repair: as ``method``.
+            steps: a number is how many cuts there are, without training between them; in a mapping, ``training`` may
+                hold fields of `Recipe`, those left out are of `Recipe.finetune`.
+            sparse_training: fields of `Recipe`, those left out are of `Recipe.paper`.
+            rewind: as the attribute.
+
+        Raises:
+            TopiaristError: there is no such method, field or value, or two of them do not go together.
+        """
+        chosen = _method("method", method)
+        if isinstance(budget, int | float) and not isinstance(budget, bool):
+            budget = Budget(ratio=budget) if chosen.granularity == "weight" else Budget(macs=budget)
+        if not isinstance(steps, Steps | Mapping):
+            steps = Steps(steps)
+        amount = _built("budget", Budget(), budget)
+        return cls(
+            method=chosen,
+            budget=None if amount == Budget() else amount,
+            repair=None if repair is None else _method("repair", repair),
+            steps=_built("steps", Steps(), steps),
+            sparse_training=_built("sparse_training", Recipe.paper(), sparse_training),
+            rewind=rewind,
+        )
+
+    @classmethod
+    def from_json(cls, value: Any) -> Pruning:
+        """Builds a request from plain values, as in a YAML file; the keys are the attributes.
+
+        Raises:
+            TopiaristError: as `of`; a key is unknown, or the method is missing.
+        """
+        _check_keys("pruning", cls, value)
+        if "method" not in value:
+            raise TopiaristError("the pruning names no method: add the key 'method'")
+        return cls.of(**value)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the request as plain values for `json`."""
+        return {
+            "method": _plain_method(self.method),
+            "budget": None if self.budget is None else asdict(self.budget),
+            "repair": None if self.repair is None else _plain_method(self.repair),
+            "steps": asdict(self.steps),
+            "sparse_training": None if self.sparse_training is None else asdict(self.sparse_training),
+            "rewind": self.rewind,
+        }
+
+    def flags(self) -> list[str]:
+        """Returns the words that make the same request on the command line; what has its default is left out."""
+        words: list[str] = []
+        for key, method in (("method", self.method), ("repair", self.repair)):
+            if method is not None:
+                words += [f"--{key}", method.name, *_flags(key, method, make(method.name))]
+        words += [] if self.budget is None else _flags("budget", self.budget, Budget())
+        words += _flags("steps", self.steps, Steps())
+        if self.sparse_training is not None:
+            words += _recipe_flags("sparse_training", self.sparse_training, Recipe.paper())
+        return [*words, "--rewind"] if self.rewind else words
+
+    @property
+    def repairer(self) -> Method | None:
+        """The method that gives the kept weights new values, if any does."""
+        if self.repair is not None:
+            return self.repair
+        return self.method if isinstance(self.method, Repair) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """How a pruning is run: what changes neither its meaning nor, but for the seed, its result.
+
+    Attributes:
+        seed: of the training, and of the order in which a method sees the training examples.
+        batch_size: examples in a batch of what is measured.
+        progress: called after each epoch, counted through all trainings.
+        on_step: called by methods that work for long, with what they do, how many steps are done, and of how many.
+        distributed: under torchrun, shares what is measured in one pass among all processes, which call this alike and
+            get the same (see `topiarist.collect`); all else, training too, each of them does for itself.
+
+    Raises:
+        TopiaristError: seed or batch size are no whole numbers in range.
+    """
+
+    seed: int = 0
+    batch_size: int = 64
+    progress: Progress | None = None
+    on_step: OnStep | None = None
+    distributed: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("seed", 0), ("batch_size", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise TopiaristError(f"{name} must be a whole number of at least {least}, but got {value!r}")
+
+
+def trains_sparsely(method: Method) -> bool:
+    """Returns whether a method takes part in training: by a penalty, a proximal step, gates, or soft pruning."""
+    return isinstance(method, Penalty | Proximal | Gate | Soft)
+
+
+def _check_budget(method: Method, budget: Budget | None, steps: Steps) -> None:
+    """Raises where a method needs a budget, or cannot meet this one, whatever the network."""
+    if budget is None:
+        if not isinstance(method, Rule | Selector):
+            raise TopiaristError(f"{method.name} needs a budget: give macs, params or ratio, the fraction that is kept")
+        return
+    if budget.pattern is not None and method.granularity != "weight":
+        raise TopiaristError(f"N:M sparsity is unstructured, and {method.name} prunes structures: leave it out")
+    if budget.pattern is not None and steps.count > 1:
+        raise TopiaristError("N:M sparsity is reached in one cut: leave steps out")
+
+
+def _check_repair(method: Method, repair: Method) -> None:
+    """Raises where a method does not repair, or not what another one prunes."""
+    if not isinstance(repair, Repair):
+        raise TopiaristError(
+            f"{repair.name} does not repair: choose lasso or thinet for structured pruning, obs for unstructured"
+        )
+    if repair.granularity != method.granularity:
+        kinds = {"structure": "structured", "weight": "unstructured"}
+        raise TopiaristError(
+            f"{repair.name} repairs {kinds[repair.granularity]} pruning only, and {method.name} is "
+            f"{kinds[method.granularity]}: choose another repair"
+        )
+
+
+def _check_type(name: str, value: object, kind: type) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise TopiaristError(f"{name} must be a topiarist.{kind.__name__}, but got {value!r}")
+
+
+def _check_keys(name: str, kind: type, value: Any) -> None:
+    """Raises where plain values are no mapping of a dataclass's field names."""
+    known = [entry.name for entry in fields(kind)]
+    if not isinstance(value, Mapping):
+        raise TopiaristError(f"{name} must map names to values ({', '.join(known)}), but got {value!r}")
+    for key in value:
+        if key not in known:
+            hint = close_matches(str(key), known) or f"its keys are {', '.join(known)}"
+            raise TopiaristError(f"{name} has no {key!r}: {hint}")
+
+
+def _built(name: str, start: Any, value: Any) -> Any:
+    """Builds a dataclass from a mapping of its fields; a value of the class, or ``None``, is passed on.
+
+    Args:
+        name: what messages call it.
+        start: has the values of the fields that are left out.
+        value: the mapping.
+    """
+    kind = type(start)
+    if value is None or isinstance(value, kind):
+        return value
+    _check_keys(name, kind, value)
+    values = {
+        key: _built(f"{name}.{key}", RETRAINING, each) if key == "training" else each for key, each in value.items()
+    }
+    try:
+        return replace(start, **values)
+    except TypeError as error:
+        raise TopiaristError(
+            f"{name} has a value of a wrong type in {dict(value)}: see the fields of {kind.__name__} (YAML reads 1e-3 "
+            "as text: write 1.0e-3)"
+        ) from error
+
+
+def _method(name: str, value: Any) -> Method:
+    """Makes a method from its name, a mapping, or itself."""
+    if not isinstance(value, Mapping):
+        return make(value)
+    if not isinstance(value.get("name"), str):
+        raise TopiaristError(f"{name} is given as a mapping without a name: write it as {{name: l1, ...}}")
+    given = {str(key): tuple(each) if isinstance(each, list) else each for key, each in value.items() if key != "name"}
+    return make(value["name"], **given)
+
+
+def _plain_method(method: Method) -> dict[str, Any]:
+    return {"name": method.name, **asdict(method)}
+
+
+def _flags(prefix: str, holder: Any, start: Any) -> Iterator[str]:
+    """Yields ``--PREFIX.FIELD VALUE`` for each field of a dataclass in which it differs from another one."""
+    for entry in fields(holder):
+        name, value = f"{prefix}.{entry.name}", getattr(holder, entry.name)
+        if isinstance(value, Recipe):
+            yield from _recipe_flags(name, value, RETRAINING)
+        elif value != getattr(start, entry.name):
+            yield from (f"--{name}", value if isinstance(value, str) else json.dumps(value))
+
+
+def _recipe_flags(name: str, recipe: Recipe, start: Recipe) -> list[str]:
+    """Returns the flags of a recipe; an empty mapping asks for the one it starts from."""
+    return list(_flags(name, recipe, start)) or [f"--{name}", "{}"]
