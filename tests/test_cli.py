@@ -13,12 +13,11 @@ from torch import nn
 
 import topiarist
 from door import NET, SHAPE, run
-from topiarist import methods
+from topiarist import Pruning, TopiaristError, methods
 from topiarist.budget import Budget, cost
 from topiarist.cli import COMMANDS, commands
 from topiarist.cli.arguments import parse
 from topiarist.cli.inputs import parse_shape
-from topiarist.errors import TopiaristError
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +130,9 @@ def options(*words: str) -> dict[str, object]:
 def test_fields_are_flags() -> None:
     typed = "zoo:lenet5 --method l1 --method.p 2 --budget.macs=0.5 --finetune.batch-size 7 --budget.exclude conv1,*.bn"
     found = options(*typed.split(), "--budget.ratios.layer1.*", "0.5", "--budget.ratios.a-b=0.2")
-    assert found["method"] == methods.make("l1", p=2)
-    assert found["budget"] == Budget(macs=0.5, exclude=("conv1", "*.bn"), ratios={"layer1.*": 0.5, "a-b": 0.2})
+    request = found["pruning"]
+    assert request.method == methods.make("l1", p=2)
+    assert request.budget == Budget(macs=0.5, exclude=("conv1", "*.bn"), ratios={"layer1.*": 0.5, "a-b": 0.2})
     assert found["finetune"] == topiarist.Recipe(epochs=40, lr=0.001, schedule="constant", batch_size=7)
     assert found["model"] == "zoo:lenet5"
 
@@ -142,12 +142,12 @@ def test_all_of_it_can_come_from_yaml_and_what_is_typed_wins(tmp_path: Path) -> 
     told = {"model": "zoo:lenet5", "method": {"name": "l1", "p": 2}, "budget": {"macs": 0.5, "floor": 2}, "epochs": 3}
     file.write_text(yaml.safe_dump(told))
     found = options("--config", str(file))
-    assert found["method"] == methods.make("l1", p=2)
-    assert (found["model"], found["budget"], found["epochs"]) == ("zoo:lenet5", Budget(macs=0.5, floor=2), 3)
+    assert found["pruning"].method == methods.make("l1", p=2)
+    assert (found["model"], found["pruning"].budget, found["epochs"]) == ("zoo:lenet5", Budget(macs=0.5, floor=2), 3)
     found = options("--epochs", "4", f"--config={file}", "--budget.macs", "0.3", "--method.p", "1")
-    assert (found["budget"], found["epochs"], found["method"]) == (Budget(macs=0.3, floor=2), 4, methods.make("l1"))
-    file.write_text("method: slimming\nmodel: zoo:lenet5")
-    assert options("--config", str(file))["method"] == methods.make("slimming")
+    assert (found["pruning"], found["epochs"]) == (Pruning.of("l1", Budget(macs=0.3, floor=2)), 4)
+    file.write_text("method: slimming\nmodel: zoo:lenet5\nbudget: {ratio: 0.5}")
+    assert options("--config", str(file))["pruning"].method == methods.make("slimming")
 
 
 def test_printed_options_are_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -341,6 +341,7 @@ def test_demo_reports_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     results: dict[str, object] = {"failed": {}}
     monkeypatch.setattr(studies, "demo", lambda *_, **__: results, raising=False)
     monkeypatch.setattr(report, "show", lambda *_: None)
+    monkeypatch.setattr(report, "write_report", lambda *_: None)
     assert run("demo", "--out", tmp_path) == 0
     results["failed"] = {"cell": "the loss diverged"}
     assert run("demo", "--out", tmp_path) == 1

@@ -15,10 +15,13 @@ def test_pruning_in_steps_trains_between_them(tmp_path, capsys):
     words = ["prune", NET, "--data", "digits", "--method", "magnitude", "--budget.ratio", 0.2, "--train.epochs", 1]
     words += ["--epochs", 0, "--json", "--out"]
     kept = {}
-    for name, more in (("one", []), ("three", ["--steps", 3, "--step-epochs", 1, "--schedule", "cubic"])):
+    for name, more in (
+        ("one", []),
+        ("three", ["--steps", 3, "--steps.training.epochs", 1, "--steps.schedule", "cubic"]),
+    ):
         assert run(*words, tmp_path / name, *more) == 0
         result = json.loads(capsys.readouterr().out)
-        assert result["steps"] == (3 if more else 1)
+        assert result["pruning"]["steps"]["count"] == (3 if more else 1)
         assert result["proof"]["max_rel_diff"] <= 1e-10
         kept[name] = topiarist.Architecture.load(tmp_path / name / "architecture.json").keep
     assert sum(int(k.sum()) for k in kept["one"].values()) == sum(int(k.sum()) for k in kept["three"].values())
@@ -54,7 +57,7 @@ def test_the_trained_weights_are_those_of_the_plain_network(selected, tmp_path, 
 
 @pytest.mark.parametrize(("more", "told"), [
     (["--selectors", "auto"], "leave selectors out"), (["--selectors", "x*"], "matches no"),
-    (["--steps", 0], "steps"), (["--schedule", "slow"], "schedule"),
+    (["--steps", 0], "steps"), (["--steps.schedule", "slow"], "schedule"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_before_the_training(more, told, tmp_path, capsys):
     words = ["prune", NET, "--data", "digits", "--method", "l1", "--budget.macs", 0.5, "--train.epochs", 1]

@@ -67,9 +67,7 @@ def test_short_spellings_mean_the_same() -> None:
 
 
 def test_recipes_that_are_given_in_part_start_from_their_own_defaults() -> None:
-    request = Pruning.of(
-        "slimming", 0.5, steps={"count": 2, "training": {"epochs": 1}}, sparse_training={"epochs": 1}
-    )
+    request = Pruning.of("slimming", 0.5, steps={"count": 2, "training": {"epochs": 1}}, sparse_training={"epochs": 1})
     assert request.steps.training == Recipe(epochs=1, lr=0.001, schedule="constant")
     assert request.sparse_training == Recipe(epochs=1)
 
