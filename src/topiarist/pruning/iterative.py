@@ -130,8 +130,8 @@ def in_steps(
     Raises:
         TopiaristError: what a step raises, or a step found units that the original network has not.
     """
-    if budget is not None and budget.pattern is not None:
-        raise TopiaristError("a pattern is cut in one step: leave steps out")
+    if budget is not None and budget.n_of_m is not None:
+        raise TopiaristError("N:M sparsity is reached in one step: leave steps out")
     keep = graph.full()
     small, left = model, Left(graph, {group.name: group.name for group in graph.groups})
     for step in range(1, steps + 1):

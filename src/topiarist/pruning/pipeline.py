@@ -16,7 +16,7 @@ from topiarist.budget import Budget, allocate, cost, matching
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, check_finite, trace
-from topiarist.measure import OnStep, Statistic, Stats, collect, rehearse
+from topiarist.measure import OnStep, Statistic, Stats, check_fits, collect
 from topiarist.methods import Method, Repair, Rule, Selector, make
 from topiarist.pruning.choice import Choice, chosen
 from topiarist.pruning.iterative import Told, Wish, acts, check_steps, in_steps, kept_after
@@ -151,7 +151,7 @@ def prune(
         method=method,
         trained=trained,
         repair=repairer if rewind is None else None,
-        pattern=None if wish is None else wish.pattern,
+        n_of_m=None if wish is None else wish.n_of_m,
         choice=work.choices[-1],
     )
 
@@ -192,7 +192,7 @@ def _check_data(model: nn.Module, data: Any, needs: Collection[str | Statistic],
             f"{type(data).__name__}; batches of any kind are for topiarist.collect"
         )
     if data is not None and (trains or set(needs) - {"weights", "training"}):
-        rehearse(model, data)
+        check_fits(model, data)
 
 
 def _rehearse(method: Method, units: Graph, wish: Budget, steps: int) -> None:
@@ -313,8 +313,10 @@ def check_wish(method: Method, wish: Budget | None) -> None:
     """Raises where a method cannot do without a budget, or with this one, whatever the network."""
     if wish is None and not isinstance(method, (Rule, Selector)):
         raise TopiaristError(f"{method.name} needs a budget: give macs, params or ratio, the fraction that stays")
-    if wish is not None and wish.pattern is not None and method.granularity != "weight":
-        raise TopiaristError(f"a pattern is for methods of single weights, and {method.name} removes structures")
+    if wish is not None and wish.n_of_m is not None and method.granularity != "weight":
+        raise TopiaristError(
+            f"{method.name} is structured: N:M sparsity takes an unstructured method, such as magnitude"
+        )
 
 
 def _budget(budget: Budget | Mapping[str, Any] | float | None, method: Method) -> Budget | None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from topiarist.architecture import Architecture
-from topiarist.budget import Cost, misfits
+from topiarist.budget import Cost, not_n_of_m
 from topiarist.graph import Graph
 from topiarist.methods import Method
 from topiarist.pruning.choice import Choice
@@ -33,7 +33,7 @@ class Pruned:
         method: with its hyper-parameters.
         trained: the model that was cut: the given one, or its copy trained with the method's penalty.
         repair: the method that gave what was left new values, if any did.
-        pattern: ``"N:M"``, where the budget asked for one.
+        n_of_m: ``"N:M"``, where the budget asked for one.
         choice: what the last cut kept of the units that it found, and the scores by which it did.
     """
 
@@ -47,7 +47,7 @@ class Pruned:
     method: Method
     trained: nn.Module
     repair: Method | None = None
-    pattern: str | None = None
+    n_of_m: str | None = None
     choice: Choice | None = None
 
     @property
@@ -63,7 +63,7 @@ class Pruned:
         }
         reasons = {(p.tensor, p.axis): p.reason for p in self.graph.pinned}
         known = {(part.tensor, part.axis) for group in self.graph.groups for part in group.slices}
-        odd = misfits(self.graph, [name for name, axis in known if axis is None], self.pattern) if self.pattern else {}
+        odd = not_n_of_m(self.graph, [name for name, axis in known if axis is None], self.n_of_m) if self.n_of_m else {}
         found: dict[str, str] = {}
         for name in self.graph.parameters:
             shape = self.graph.shapes[name]
