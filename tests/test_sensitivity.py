@@ -14,7 +14,7 @@ from door import NET, run
 from topiarist.cli.pruning import write_json
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
-from topiarist.measure import collect, judge
+from topiarist.measure import collect, evaluate_batches
 from topiarist.pruning import Sensitivity, sensitivity
 from topiarist.pruning import sensitivity as module
 from topiarist.report import sensitivity as curves
@@ -62,7 +62,7 @@ def test_each_point_is_its_group_masked_by_hand() -> None:
     for point in found.points:
         keep = torch.zeros(point.units, dtype=torch.bool)
         keep[norms[point.group].argsort(descending=True)[: point.kept]] = True
-        accuracy, loss = judge(mask(MODEL, GRAPH, {point.group: keep}), held)
+        accuracy, loss = evaluate_batches(mask(MODEL, GRAPH, {point.group: keep}), held)
         assert point.accuracy == accuracy
         assert point.loss == pytest.approx(loss, rel=1e-6)
     assert (found.total, found.examples) == (6, 60)
@@ -187,7 +187,7 @@ def test_an_interrupted_scan_leaves_what_it_measured(
         left[0] -= 1
         if left[0] < 0:
             raise KeyboardInterrupt
-        return judge(*arguments)
+        return evaluate_batches(*arguments)
 
     monkeypatch.setattr(module, "judge", interrupted)
     words = ["--weights", weights, "--data", "digits", "--ratios", "0.5", "--out", tmp_path]

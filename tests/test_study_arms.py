@@ -111,7 +111,7 @@ def test_a_rewound_pruning_is_that_of_prune(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- sparse masks
 
 SPARSE = [name for name in methods.names() if methods.get(name).granularity == "weight"]
-BUDGETS: dict[str, dict[str, Any]] = {"wanda": {"pattern": "2:4"}}
+BUDGETS: dict[str, dict[str, Any]] = {"wanda": {"n_of_m": "2:4"}}
 FIELDS: dict[str, dict[str, Any]] = {"l0": {"granularity": "weight"}}
 
 

@@ -16,8 +16,7 @@ from reading import contributions, noise, traced
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
 from topiarist.measure import collect
-from topiarist.methods import lasso, make
-from topiarist.methods._readers import _readers
+from topiarist.methods import _readers, lasso, make
 from topiarist.methods.lasso import Path
 from topiarist.pruning import choose
 from topiarist.surgery import mask

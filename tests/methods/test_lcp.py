@@ -13,7 +13,7 @@ import topiarist
 from golden.lcp import best, tiny
 from topiarist.budget import Budget, allocate
 from topiarist.errors import TopiaristError
-from topiarist.measure import collect, judge
+from topiarist.measure import collect, evaluate_batches
 from topiarist.methods import lcp, make
 from topiarist.pruning import choose
 from topiarist.surgery import cut, mask
@@ -102,8 +102,8 @@ def test_the_best_shift_is_found_whatever_the_seed(seed):
     alone = choose(make("lcp", candidates=1), graph, stats, HALF)
     assert widths(alone) != widths(expected)
     assert (
-        judge(mask(stats.model, graph, expected), [(x, y)]).accuracy
-        > 40 + judge(mask(stats.model, graph, alone), [(x, y)]).accuracy
+        evaluate_batches(mask(stats.model, graph, expected), [(x, y)]).accuracy
+        > 40 + evaluate_batches(mask(stats.model, graph, alone), [(x, y)]).accuracy
     )
     assert same(choose(make("lcp", seed=seed), graph, stats, HALF), expected)
 
@@ -136,7 +136,7 @@ def test_more_candidates_are_never_worse():
     x, y = stats.batches[0]
     for fitness, index, sign in (("accuracy", 0, 1), ("loss", 1, -1)):
         found = [
-            sign * judge(mask(stats.model, graph, choose(method, graph, stats, HALF)), [(x, y)])[index]
+            sign * evaluate_batches(mask(stats.model, graph, choose(method, graph, stats, HALF)), [(x, y)])[index]
             for method in (make("lcp", candidates=n, fitness=fitness) for n in (1, 20, 64))
         ]
         assert found == sorted(found)
@@ -177,11 +177,11 @@ def test_candidates_may_be_tuned_before_they_are_judged(monkeypatch):
     for steps in (0, 40):
         told = []
         with monkeypatch.context() as patch:
-            patch.setattr(lcp, "judge", lambda *args, told=told: told.append(judge(*args)) or told[-1])
+            patch.setattr(lcp, "judge", lambda *args, told=told: told.append(evaluate_batches(*args)) or told[-1])
             choose(make("lcp", candidates=1, examples=10, steps=steps, lr=0.05), graph, stats, HALF)
         losses[steps] = told[0].loss
     keep = choose(make("lcp", candidates=1), graph, stats, HALF)
-    assert losses[0] == pytest.approx(judge(cut(model, graph, keep), [(x[:10], y[:10])]).loss)
+    assert losses[0] == pytest.approx(evaluate_batches(cut(model, graph, keep), [(x[:10], y[:10])]).loss)
     assert losses[40] < losses[0]
     assert torch.equal(model[0].weight, tiny()[0][0].weight)
 

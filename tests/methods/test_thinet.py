@@ -12,8 +12,7 @@ from reading import contributions, noise, traced
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
 from topiarist.measure import collect
-from topiarist.methods import make
-from topiarist.methods._readers import _readers
+from topiarist.methods import _readers, make
 from topiarist.methods.thinet import removed, scales
 from topiarist.pruning import choose
 from topiarist.surgery import mask

@@ -1,43 +1,43 @@
-"""The wish: how much of a network may stay, and where."""
+"""The budget: how much of a network is kept, and where."""
 
 from __future__ import annotations
 
 import difflib
 import math
-import re
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Literal, TypeGuard
 
+from topiarist.budget.n_of_m import parse
 from topiarist.errors import TopiaristError
 
 Allocation = Literal["uniform", "global"]
-"""How a budget is shared out: every group gives the same fraction, or the lowest scores of the network go first."""
+"""How a budget is shared out: every group loses the same fraction, or the lowest scores of all groups are pruned."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of the network is kept. Every number is the fraction **kept**, from 0 to 1.
+    """Says how much of the network is kept. Every number is the fraction **kept**, from 0 to 1.
 
     Of ``macs``, ``params`` and ``ratio`` any may be given; all that are given hold. Groups that match ``ratios`` keep
-    just that fraction, whatever else is asked; groups that match ``exclude`` stay whole. A ``pattern`` says it all, but
-    for what is excluded.
+    exactly that fraction, whatever else is asked; groups that match ``exclude`` are not pruned. ``n_of_m`` is given
+    alone, or with ``exclude``.
 
     Attributes:
-        macs: multiply-accumulates of the whole network that may stay, as a fraction of what it has now.
-        params: parameters of the whole network that may stay, as a fraction of what it has now.
-        ratio: units that may stay: of every group under uniform allocation, of all groups together under global;
-            groups that stay whole or have a ratio of their own do not count.
-        ratios: glob pattern on group names → fraction of that group's units that stays, rounded down to whole units
+        macs: fraction kept of the network's multiply-accumulates, at most.
+        params: fraction kept of the network's parameters, at most.
+        ratio: fraction kept of the units, at most: of every group under uniform allocation, of all groups together
+            under global; groups that are excluded or have a ratio of their own do not count.
+        ratios: glob pattern on group names → fraction kept of that group's units, rounded down to a number of units
             and never less than one; the last pattern that matches a group counts.
-        exclude: glob patterns on the names of groups that stay whole.
+        exclude: glob patterns on the names of groups that are not pruned.
         floor: the least that a group keeps: 1 and above in units, below 1 as a fraction of the group.
-        multiple: every group that is cut keeps a multiple of this many units, if it has that many (8 or 16 suit
+        multiple: every group that is pruned keeps a multiple of this many units, if it has that many (8 or 16 suit
             vector hardware).
         allocation: ``"uniform"``, ``"global"``, or ``None`` for the method's own.
-        pattern: ``"N:M"``, for methods that remove single weights: of each ``M`` in a row along a weight's inputs the
-            ``N`` of highest score stay. Tensors whose inputs ``M`` does not divide stay whole.
+        n_of_m: ``"N:M"`` sparsity, for unstructured methods: of every ``M`` in a row along a weight's inputs the
+            ``N`` of highest score are kept. Tensors whose inputs ``M`` does not divide are not pruned.
 
     Raises:
         TopiaristError: a number is out of range.
@@ -51,77 +51,72 @@ class Budget:
     floor: float = 1
     multiple: int = 1
     allocation: Allocation | None = None
-    pattern: str | None = None
+    n_of_m: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("macs", "params", "ratio"):
             _check_fraction(name, getattr(self, name))
         if not isinstance(self.ratios, Mapping):
-            raise TopiaristError(f"ratios must map group patterns to fractions, got {self.ratios!r}")
+            raise TopiaristError(f"ratios must map glob patterns on group names to fractions, but got {self.ratios!r}")
         for pattern, kept in self.ratios.items():
             if kept is None:
-                raise TopiaristError(f"the ratio of {pattern!r} is missing: give the fraction that stays, from 0 to 1")
+                raise TopiaristError(f"the ratio of {pattern!r} is missing: give the fraction kept, from 0 to 1")
             _check_fraction(f"the ratio of {pattern!r}", kept)
         if not isinstance(self.exclude, str | Sequence | Set):
-            raise TopiaristError(f"exclude lists glob patterns on group names, got {self.exclude!r}")
+            raise TopiaristError(f"exclude must list glob patterns on group names, but got {self.exclude!r}")
         patterns = (self.exclude,) if isinstance(self.exclude, str) else tuple(self.exclude)
         if not all(isinstance(pattern, str) for pattern in (*patterns, *self.ratios)):
-            raise TopiaristError(f"exclude and ratios name groups by glob patterns, got {[*patterns, *self.ratios]!r}")
+            raise TopiaristError(
+                f"exclude and ratios must name groups by glob patterns, but got {[*patterns, *self.ratios]!r}"
+            )
         object.__setattr__(self, "exclude", patterns)
         object.__setattr__(self, "ratios", dict(self.ratios))
         _check_limits(self.floor, self.multiple, self.allocation)
-        if self.pattern is not None:
-            parsed(self.pattern)
-            if replace(self, exclude=(), pattern=None) != Budget():
-                raise TopiaristError("a pattern says by itself how much stays: give nothing beside it but exclude")
+        if self.n_of_m is not None:
+            parse(self.n_of_m)
+            if replace(self, exclude=(), n_of_m=None) != Budget():
+                raise TopiaristError("n_of_m says by itself how much is kept: give nothing beside it but exclude")
 
     @property
     def asks(self) -> bool:
-        """Whether it names any amount at all."""
-        return bool(self.ratios) or any(part is not None for part in (self.macs, self.params, self.ratio, self.pattern))
+        """Whether any amount is given."""
+        return bool(self.ratios) or any(part is not None for part in (self.macs, self.params, self.ratio, self.n_of_m))
 
+    def excluded(self, names: Collection[str]) -> set[str]:
+        """Returns the names that ``exclude`` matches.
 
-def parsed(pattern: str) -> tuple[int, int]:
-    """``"2:4"`` → ``(2, 4)``.
-
-    Raises:
-        TopiaristError: it is no pattern.
-    """
-    found = re.fullmatch(r"(\d{1,4}):(\d{1,4})", pattern) if isinstance(pattern, str) else None
-    n, m = (int(found[1]), int(found[2])) if found else (0, 0)
-    if not 0 < n < m:
-        raise TopiaristError(f"pattern must be N:M, as 2:4 for two of each four weights, but got {pattern!r}")
-    return n, m
+        Raises:
+            TopiaristError: a pattern matches none.
+        """
+        return {name for pattern in self.exclude for name in matching(pattern, names)}
 
 
 def matching(pattern: str, names: Collection[str]) -> list[str]:
-    """The names that a glob pattern matches.
+    """Returns the names that a glob pattern matches.
 
     Raises:
         TopiaristError: there is none; close names are given.
     """
-    found = [name for name in names if fnmatchcase(name, pattern)]
-    if not found:
+    matches = [name for name in names if fnmatchcase(name, pattern)]
+    if not matches:
         near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or list(names)[:3]
-        raise TopiaristError(
-            f"the pattern {pattern!r} matches no group: take {', '.join(near)} or a glob on such names"
-        )
-    return found
+        raise TopiaristError(f"the pattern {pattern!r} matches no group: use {', '.join(near)} or a glob on such names")
+    return matches
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _check_fraction(name: str, value: Any) -> None:
-    """A fraction kept lies from 0 to 1; whoever writes 50 means per cent."""
+def _check_fraction(name: str, value: object) -> None:
+    """Refuses what is no fraction from 0 to 1; whoever writes 50 means per cent."""
     if value is None or (_is_number(value) and 0 <= value <= 1):
         return
     hint = f": write {value / 100:g} to keep {value:g} %" if _is_number(value) and 1 < value <= 100 else ""
-    raise TopiaristError(f"{name} is the fraction that stays, a number from 0 to 1, but got {value!r}{hint}")
+    raise TopiaristError(f"{name} must be the fraction kept, a number from 0 to 1, but got {value!r}{hint}")
 
 
-def _check_limits(floor: Any, multiple: Any, allocation: Any) -> None:
+def _check_limits(floor: object, multiple: object, allocation: object) -> None:
     if not _is_number(floor) or not (0 < floor < math.inf) or (floor > 1 and floor != int(floor)):
         raise TopiaristError(
             f"floor must be a whole number of units (1, 2, ...) or a fraction between 0 and 1, but got {floor!r}"

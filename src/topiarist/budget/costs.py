@@ -19,11 +19,11 @@ class Cost:
 
 
 def cost(graph: Graph, keep: Keep | None = None) -> Cost:
-    """MACs and parameters of a keep, without running the network.
+    """Computes MACs and parameters of a keep, without running the network.
 
     A product of tensors costs as many MACs as the product of its kept lengths, summed over all products:
-    ``MACs = Σ_products Π_axes kept(axis)``, and ``params = Σ_tensors Π_axes kept(axis)``. Where single weights are
-    removed, both count nonzero weights only. What lies in a removed block counts nothing.
+    ``MACs = Σ_products Π_axes kept(axis)``, and ``params = Σ_tensors Π_axes kept(axis)``. Where individual
+    weights are removed, both count nonzero weights only. What lies in a removed block counts nothing.
 
     Args:
         graph: of the network.
@@ -51,18 +51,18 @@ def cost(graph: Graph, keep: Keep | None = None) -> Cost:
         if group.name in keep and group.of_weights
     }
 
-    def gone(name: str) -> bool:
+    def is_removed(name: str) -> bool:
         return any(block.holds(name) for block in removed)
 
     macs = sum(
         prod(kept(f) for f in c.factors) * density.get(c.weight or "", 1.0)
         for c in trace.contractions
-        if not gone(c.module)
+        if not is_removed(c.module)
     )
     axes = {(name, axis): labels for name, axis, labels in trace.sources}
     params = sum(
         prod(kept(axes.get((name, k), n)) for k, n in enumerate(graph.shapes[name])) * density.get(name, 1.0)
         for name in graph.parameters
-        if not gone(name)
+        if not is_removed(name)
     )
     return Cost(round(macs / trace.batch), round(params))

@@ -1,67 +1,80 @@
-"""N:M patterns: of each M weights in a row along a tensor's inputs the N of highest score stay."""
+"""N:M sparsity: of every M weights in a row along a tensor's inputs, the N of highest score are kept."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from math import prod
 
 import torch
 from torch import Tensor
 
-from topiarist.budget.budget import Budget, matching, parsed
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, Scores
 
 
-def in_pattern(graph: Graph, scores: Scores, budget: Budget) -> Keep:
-    """What a budget with a pattern keeps.
-
-    Args:
-        graph: of single weights.
-        scores: group name → ``(units,)``, high = keep; groups without scores stay whole.
-        budget: its ``pattern``, and what it excludes.
-
-    Returns:
-        Group name → bool ``(units,)``; tensors that the pattern does not fit are whole (`misfits` says why).
+def parse(n_of_m: object) -> tuple[int, int]:
+    """Returns ``(2, 4)`` for ``"2:4"``.
 
     Raises:
-        TopiaristError: the units are no single weights, an excluded pattern matches nothing, or nothing fits.
+        TopiaristError: it is not of this form, or N is not below M.
+    """
+    match = re.fullmatch(r"(\d{1,4}):(\d{1,4})", n_of_m) if isinstance(n_of_m, str) else None
+    n, m = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 0 < n < m:
+        raise TopiaristError(f"n_of_m must be N:M, as 2:4 for two of each four weights, but got {n_of_m!r}")
+    return n, m
+
+
+def keep_n_of_m(graph: Graph, scores: Scores, n_of_m: str, excluded: set[str]) -> Keep:
+    """Returns what N:M sparsity keeps.
+
+    Args:
+        graph: of individual weights.
+        scores: group name → ``(units,)``, high = keep; groups without scores are not pruned.
+        n_of_m: ``"N:M"``.
+        excluded: names of groups that are not pruned.
+
+    Returns:
+        Group name → bool ``(units,)``; tensors without blocks of M inputs are not pruned (`not_n_of_m` says why).
+
+    Raises:
+        TopiaristError: the units are no individual weights, or no tensor has blocks of M inputs.
     """
     if not all(group.of_weights for group in graph.groups):
-        raise TopiaristError("a pattern is one of single weights: take a method that scores them, such as magnitude")
-    n, m = parsed(budget.pattern or "")
-    excluded = {name for pattern in budget.exclude for name in matching(pattern, [g.name for g in graph.groups])}
-    taking = [name for name in scores if name not in excluded]
-    reasons = misfits(graph, taking, budget.pattern or "")
-    if len(reasons) == len(taking):
-        why = "".join(f": {name} {reason}" for name, reason in list(reasons.items())[:1])
-        raise TopiaristError(f"the pattern {budget.pattern} fits no weight tensor{why}; take another one, or a ratio")
+        raise TopiaristError("N:M sparsity is unstructured: use a method that scores weights, such as magnitude")
+    n, m = parse(n_of_m)
+    names = [name for name in scores if name not in excluded]
+    reasons = not_n_of_m(graph, names, n_of_m)
+    if len(reasons) == len(names):
+        why = "".join(f" ({name} {reason})" for name, reason in list(reasons.items())[:1])
+        raise TopiaristError(f"no weight tensor can be {n_of_m} sparse{why}: choose another N:M, or a ratio")
     keep = graph.full()
-    for name in taking:
+    for name in names:
         if name not in reasons:
             axis = graph.input_axis(name) or 0
-            lines = scores[name].detach().cpu().view(graph.shapes[name]).movedim(axis, -1)
-            keep[name] = best_of_each(lines, n, m).movedim(-1, axis).flatten()
+            rows = scores[name].detach().cpu().view(graph.shapes[name]).movedim(axis, -1)
+            keep[name] = highest_of_each(rows, n, m).movedim(-1, axis).flatten()
     return keep
 
 
-def misfits(graph: Graph, names: Iterable[str], pattern: str) -> dict[str, str]:
-    """Why weight tensors stay whole under a pattern; those that it fits are left out."""
-    _, m = parsed(pattern)
-    found = {}
+def not_n_of_m(graph: Graph, names: Iterable[str], n_of_m: str) -> dict[str, str]:
+    """Returns why weight tensors are not pruned to N:M, for those that are not."""
+    _, m = parse(n_of_m)
+    reasons = {}
     for name in names:
         axis = graph.input_axis(name)
         if axis is None:
-            found[name] = "has no axis of several inputs"
+            reasons[name] = "has no axis of several inputs"
         elif graph[name].units != prod(graph.shapes[name]):
-            found[name] = "has lost weights before"
+            reasons[name] = "has been pruned before"
         elif graph.shapes[name][axis] % m:
-            found[name] = f"has {graph.shapes[name][axis]} inputs, which {m} does not divide"
-    return found
+            reasons[name] = f"has {graph.shapes[name][axis]} inputs, which {m} does not divide"
+    return reasons
 
 
-def best_of_each(scores: Tensor, n: int, m: int) -> Tensor:
-    """Bool, as the scores ``(..., inputs)``: True for the ``n`` highest of each ``m``, of equal ones the first."""
+def highest_of_each(scores: Tensor, n: int, m: int) -> Tensor:
+    """Returns bool ``(..., inputs)``: True for the ``n`` highest scores of each ``m``, of equal ones the first."""
     blocks = scores.unflatten(-1, (-1, m))
-    best = blocks.argsort(stable=True, dim=-1, descending=True)[..., :n]
-    return torch.zeros_like(blocks, dtype=torch.bool).scatter_(-1, best, True).flatten(-2)
+    highest = blocks.argsort(stable=True, dim=-1, descending=True)[..., :n]
+    return torch.zeros_like(blocks, dtype=torch.bool).scatter_(-1, highest, True).flatten(-2)

@@ -1,46 +1,33 @@
 """What methods need measured: one pass over the data, sums that merge.
 
 The statistics of `topiarist.measure` add to float64 sums, one set for each group. Sums of one batch, of ten, or of
-several machines add up to the same numbers, so that batches, micro-batches and ranks share the code.
+several machines add up to the same numbers, so that batches, micro-batches and processes share the code.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.hooks import RemovableHandle
 
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, check_finite, run, tensors_in
-from topiarist.measure.processes import added, ranks, share
+from topiarist.graph import Graph, check_finite, run
+from topiarist.measure.batches import batch_size, device_of, inputs_and_target, mode, to_device
+from topiarist.measure.evaluation import Loss, cross_entropy
+from topiarist.measure.processes import batches_of_rank, rank_and_world_size, sum_over_processes
 from topiarist.measure.statistics import STATISTICS, Statistic, Watch
 
-__all__ = [
-    "STATISTICS",
-    "Loss",
-    "OnStep",
-    "Statistic",
-    "Stats",
-    "Watch",
-    "collect",
-    "covariance",
-    "cross_entropy",
-    "merge",
-]
-
-Loss = Callable[[Any, Any], Tensor]
-"""``(output, target)`` → the mean over the examples of the batch, a scalar."""
+Sums = Mapping[tuple[str, str], Tensor]
+"""``(group, key)`` → float64 sum over all that was seen; the statistics name their keys."""
 
 OnStep = Callable[[str, int, int], object]
-"""Called while a method works for long: what it does, how many steps are done, and of how many."""
+"""Called while a method works for long, with what it does, how many steps are done, and of how many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,17 +39,17 @@ class Stats:
         sums: ``(group, key)`` → float64 sum over all that was seen; the statistics name their keys.
         model: the model itself, for methods that must run it in their own way.
         batches: the data that was measured, likewise.
-        on_step: who wants to know how far a method is that works for long.
+        on_step: called by methods that work for long.
     """
 
     tensors: Mapping[str, Tensor]
-    sums: Mapping[tuple[str, str], Tensor] = field(default_factory=dict)
+    sums: Sums = field(default_factory=dict)
     model: nn.Module | None = None
     batches: Iterable[Any] | None = None
     on_step: OnStep | None = None
 
-    def tell(self, what: str, done: int, total: int) -> None:
-        """Says how far a method is, to whoever wants to know."""
+    def report(self, what: str, done: int, total: int) -> None:
+        """Calls ``on_step``, where there is one, with how far a method is."""
         if self.on_step is not None:
             self.on_step(what, done, total)
 
@@ -133,17 +120,6 @@ _ELSEWHERE = ("weights", "training", "evaluations")
 """What a method may need that is not measured here."""
 
 
-def cross_entropy(output: Any, target: Any) -> Tensor:
-    """Mean cross entropy of the class scores in a model's output."""
-    return F.cross_entropy(class_scores(output), target)
-
-
-def class_scores(output: Any) -> Tensor:
-    """The first tensor in a model's output (its ``logits`` where it has some): ``(N, classes, ...)``."""
-    output = output.get("logits", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
-    return tensors_in(output)[0]
-
-
 def collect(
     model: nn.Module,
     graph: Graph,
@@ -164,7 +140,7 @@ def collect(
         needs: names in `STATISTICS` or statistics; ``"weights"``, ``"training"`` and ``"evaluations"`` ask nothing of
             this function.
         loss: mean over the examples of a batch, for statistics that need gradients.
-        on_step: handed to the method, which tells it how far it is if it works for long.
+        on_step: handed to the method, which calls it if it works for long.
         distributed: share the pass among the processes of ``torch.distributed``, as torchrun starts them: each sees
             every n-th batch, the sums of all are added, and all get the same. All of them call this, with the same
             model and the same batches.
@@ -180,15 +156,15 @@ def collect(
     check_finite(model)
     wanted = _statistics(needs)
     watch = Watch()
-    rank, count = ranks() if distributed else (0, 1)
+    rank, world_size = rank_and_world_size() if distributed else (0, 1)
     if wanted:
         if batches is None:
             raise TopiaristError(
                 f"{wanted[0].name} must be measured: pass data, to collect batches of "
                 "inputs or (inputs, target), to prune a topiarist.Data"
             )
-        _measure(model, graph, share(batches, rank, count), wanted, watch, loss)
-    sums = added(watch.sums, _device(model)) if count > 1 else watch.sums
+        _measure(model, graph, batches_of_rank(batches, rank, world_size), wanted, watch, loss)
+    sums = sum_over_processes(watch.sums, device_of(model)) if world_size > 1 else watch.sums
     return Stats(tensors, sums, model, batches, on_step)
 
 
@@ -202,34 +178,34 @@ def _measure(
 ) -> None:
     """Runs the model over the data with the statistics hooked in; a batch that does not count leaves zeros."""
     backward = any(statistic.gradients for statistic in wanted)
-    device = _device(model)
-    handles: list[RemovableHandle] = []
+    device = device_of(model)
     seen = 0
-    with _frozen_again(model), eval_mode(model), torch.enable_grad() if backward else torch.no_grad():
-        try:
-            for statistic in wanted:
-                handles += statistic.watch(model, graph, watch)
-            for batch, counts in batches:
-                inputs, target = parted(batch)
-                output = run(model, moved(inputs, device))
-                seen += 1
-                if backward:
-                    if target is None:
-                        raise TopiaristError("gradients need targets: pass batches as pairs (inputs, target)")
-                    examples = len(tensors_in(inputs)[0])
-                    watch.backward(loss(output, moved(target, device)) * examples)
-                del output  # and the graph with it, before the next batch needs the memory
-                if not counts:
-                    watch.sums = {key: torch.zeros_like(total) for key, total in watch.sums.items()}
-        finally:
-            for handle in handles:
-                handle.remove()
+    with (
+        _frozen_again(model),
+        mode(model, training=False),
+        torch.enable_grad() if backward else torch.no_grad(),
+        ExitStack() as handles,
+    ):
+        for statistic in wanted:
+            for handle in statistic.watch(model, graph, watch):
+                handles.callback(handle.remove)
+        for batch, counts in batches:
+            inputs, target = inputs_and_target(batch)
+            output = run(model, to_device(inputs, device))
+            seen += 1
+            if backward:
+                if target is None:
+                    raise TopiaristError("gradients need targets: pass batches as pairs (inputs, target)")
+                watch.backward(loss(output, to_device(target, device)) * batch_size(inputs))
+            del output  # and the graph with it, before the next batch needs the memory
+            if not counts:
+                watch.sums = {key: torch.zeros_like(total) for key, total in watch.sums.items()}
     if not seen:
         raise TopiaristError("there is no batch in the data: pass at least one")
 
 
 def _statistics(needs: Collection[str | Statistic]) -> list[Statistic]:
-    found: dict[str, Statistic] = {}
+    statistics: dict[str, Statistic] = {}
     for need in needs:
         if isinstance(need, str) and need not in STATISTICS:
             if need in _ELSEWHERE:
@@ -237,35 +213,8 @@ def _statistics(needs: Collection[str | Statistic]) -> list[Statistic]:
             near = difflib.get_close_matches(need, STATISTICS, n=3) or STATISTICS
             raise TopiaristError(f"there is no statistic {need!r}: take {', '.join(near)}")
         statistic = STATISTICS[need] if isinstance(need, str) else need
-        found[statistic.name] = statistic
-    return [found[name] for name in sorted(found)]
-
-
-def parted(batch: Any) -> tuple[Any, Any]:
-    """Inputs and target of a batch; the target is ``None`` where there is none."""
-    if isinstance(batch, tuple | list) and len(batch) == 2:
-        return batch[0], batch[1]
-    if isinstance(batch, tuple | list) and len(batch) == 1:
-        return batch[0], None
-    return batch, None
-
-
-def moved(value: Any, device: torch.device) -> Any:
-    """The same value with its tensors on a device."""
-    return mapped(value, lambda tensor: tensor.to(device))
-
-
-def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same nested value with each of its tensors changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: mapped(entry, change) for key, entry in value.items()}
-    return type(value)(mapped(entry, change) for entry in value) if isinstance(value, tuple | list) else value
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((tensor.device for _, tensor in _named_tensors(model)), torch.device("cpu"))
+        statistics[statistic.name] = statistic
+    return [statistics[name] for name in sorted(statistics)]
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -273,21 +222,9 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers(remove_duplicate=False)
 
 
-def _added(first: Mapping[tuple[str, str], Tensor], second: Mapping[tuple[str, str], Tensor]) -> dict[Any, Tensor]:
+def _added(first: Sums, second: Sums) -> Sums:
     both = {key: first[key] + second[key] for key in first if key in second}
     return {**first, **second, **both}
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and afterwards each module's own mode as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

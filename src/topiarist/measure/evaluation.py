@@ -1,24 +1,27 @@
-"""How well a network does on some examples: what is asked again and again while a method tries keeps out."""
+"""How well a classifier does on some examples, and the check that it fits a data set."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from operator import itemgetter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from topiarist.data import Data, Split
 from topiarist.errors import TopiaristError
+from topiarist.files import one_line
 from topiarist.graph import run, tensors_in
-from topiarist.measure.collection import class_scores, cross_entropy, eval_mode, mapped, moved, parted
+from topiarist.measure.batches import device_of, inputs_and_target, mode, to_device
 
-__all__ = ["Verdict", "first_examples", "judge"]
+Loss = Callable[[Any, Any], Tensor]
+"""``(output, target)`` → the mean over the examples of the batch, a scalar."""
 
 
-class Verdict(NamedTuple):
-    """How well a network does.
+class Evaluation(NamedTuple):
+    """How well a classifier does.
 
     Attributes:
         accuracy: share of examples whose highest score is the right class, in per cent.
@@ -29,9 +32,31 @@ class Verdict(NamedTuple):
     loss: float
 
 
+def class_scores(output: Any, *, plain: bool = False) -> Tensor:
+    """Returns the class scores in a model's output: its ``logits``, or its first tensor, ``(N, classes, ...)``.
+
+    Args:
+        output: of a classifier.
+        plain: refuse any other output than a tensor ``(N, classes)``.
+
+    Raises:
+        TopiaristError: it is another one.
+    """
+    if plain and (not isinstance(output, Tensor) or output.ndim != 2):
+        kind = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise TopiaristError(f"the model yields {kind}; use a classifier that yields scores (N, classes)")
+    output = output.get("logits", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
+    return tensors_in(output)[0]
+
+
+def cross_entropy(output: Any, target: Any) -> Tensor:
+    """Returns the mean cross entropy of the class scores in a model's output."""
+    return F.cross_entropy(class_scores(output), target)
+
+
 @torch.no_grad()
-def judge(model: nn.Module, batches: Iterable[Any]) -> Verdict:
-    """Runs a classifier over the data, in eval mode.
+def evaluate_batches(model: nn.Module, batches: Iterable[Any]) -> Evaluation:
+    """Runs a classifier over batches, in eval mode.
 
     Args:
         model: yields class scores ``(N, classes, ...)``, alone or as ``logits``.
@@ -40,27 +65,77 @@ def judge(model: nn.Module, batches: Iterable[Any]) -> Verdict:
     Raises:
         TopiaristError: there is no example, or no target.
     """
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    loss, hits, seen = 0.0, 0.0, 0
-    with eval_mode(model):
+    device = device_of(model)
+    results: list[tuple[Tensor, Tensor, int, int]] = []  # on the device until all batches are under way
+    with mode(model, training=False):
         for batch in batches:
-            inputs, target = parted(batch)
+            inputs, target = inputs_and_target(batch)
             if target is None:
-                raise TopiaristError("a network is judged by its targets: pass batches as pairs (inputs, target)")
-            output, target = run(model, moved(inputs, device)), moved(target, device)
-            loss += float(cross_entropy(output, target)) * len(target)
-            hits += int((class_scores(output).argmax(1) == target).sum()) * len(target) / target.numel()
-            seen += len(target)
+                raise TopiaristError("an evaluation needs targets: pass batches as pairs (inputs, target)")
+            output, target = run(model, to_device(inputs, device)), to_device(target, device)
+            right = (class_scores(output).argmax(1) == target).sum()
+            results.append((cross_entropy(output, target), right, len(target), target.numel()))
+    loss, hits, seen = 0.0, 0.0, 0
+    for mean, right, examples, targets in results:
+        loss += float(mean) * examples
+        hits += int(right) * examples / targets
+        seen += examples
     if not seen:
-        raise TopiaristError("there is no example to judge the network by: pass at least one batch")
-    return Verdict(100.0 * hits / seen, loss / seen if math.isfinite(loss) else math.inf)
+        raise TopiaristError("there is no example to evaluate the network on: pass at least one batch")
+    return Evaluation(100.0 * hits / seen, loss / seen if math.isfinite(loss) else math.inf)
 
 
-def first_examples(batches: Iterable[Any], count: int) -> Iterator[Any]:
-    """The batches that hold the first ``count`` examples, the last of them cut to size."""
-    for batch in batches:
-        size = len(tensors_in(parted(batch)[0])[0])
-        yield batch if size <= count else mapped(batch, itemgetter(slice(count)))
-        count -= size
-        if count <= 0:
-            return
+def accuracy(model: nn.Module, data: Data, split: Split = "test", batch_size: int = 512) -> float:
+    """Returns what `evaluate` does, of a model that is known to fit the data."""
+    if not len(data.test_y if split == "test" else data.train_y):
+        raise TopiaristError(f"the data set {data.name!r} has no {split} examples; name a split that has some")
+    return evaluate_batches(model, data.batches(split, batch_size, device=device_of(model))).accuracy
+
+
+def evaluate(model: nn.Module, data: Data, split: Split = "test", batch_size: int = 512) -> float:
+    """Returns the share of examples whose highest score is the right class.
+
+    Args:
+        model: yields class scores ``(N, classes)``; it runs in eval mode.
+        data: the data set; batches go to the model's device.
+        split: ``"test"`` or ``"train"``.
+        batch_size: examples a pass.
+
+    Returns:
+        Accuracy in per cent.
+
+    Raises:
+        TopiaristError: the model does not fit this data, or the split is empty.
+    """
+    check_fits(model, data)
+    return accuracy(model, data, split, batch_size)
+
+
+@torch.no_grad()
+def check_fits(model: nn.Module, data: Data) -> None:
+    """Tries two examples in eval mode, so that a model that does not fit the data is refused at once.
+
+    Raises:
+        TopiaristError: the data set is empty, or the model fails on it, has too few classes or gives no finite scores.
+    """
+    split: Split = "train" if len(data.train_y) else "test"
+    x = next((x for x, _ in data.batches(split, 2, device=device_of(model))), None)
+    if x is None:
+        raise TopiaristError(f"the data set {data.name!r} is empty; load another one")
+    with mode(model, training=False):
+        try:
+            output = model(x)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise TopiaristError(
+                f"the model fails on examples of {data.name!r} of shape {tuple(x.shape[1:])} ({one_line(error)}); "
+                "build it for that input"
+            ) from error
+    scores = class_scores(output, plain=True)
+    if scores.shape[1] < data.classes:
+        raise TopiaristError(
+            f"the model has {scores.shape[1]} classes and {data.name!r} has {data.classes}; build it with as many"
+        )
+    if not bool(torch.isfinite(scores).all()):
+        raise TopiaristError(
+            f"the model's scores for {data.name!r} are not finite; look for NaN or infinity in its weights or the data"
+        )

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from topiarist.errors import TopiaristError
 
-T = TypeVar("T")
+Batch = TypeVar("Batch")
+Key = TypeVar("Key", bound=tuple[str, ...])
 
 
-def ranks() -> tuple[int, int]:
-    """The number of this process, from 0, and how many there are.
+def rank_and_world_size() -> tuple[int, int]:
+    """Returns the rank of this process, and how many processes there are.
 
     Raises:
         TopiaristError: there is no process group.
@@ -27,25 +28,25 @@ def ranks() -> tuple[int, int]:
     return distributed.get_rank(), distributed.get_world_size()
 
 
-def share(batches: Iterable[T], rank: int, count: int) -> Iterator[tuple[T, bool]]:
-    """Every ``count``-th batch from number ``rank`` on, and whether it counts.
+def batches_of_rank(batches: Iterable[Batch], rank: int, world_size: int) -> Iterator[tuple[Batch, bool]]:
+    """Yields every ``world_size``-th batch from number ``rank`` on, and whether it counts.
 
-    Where there are fewer batches than processes, those that go without see the first one, which does not count: then
+    Where there are fewer batches than processes, those without a batch get the first one, which does not count: then
     all of them measure the same sums, if only to add zeros.
     """
-    first: list[T] = []
+    first: list[Batch] = []
     index = -1
     for index, batch in enumerate(batches):
         if index == 0:
             first.append(batch)
-        if index % count == rank:
+        if index % world_size == rank:
             yield batch, True
     if index < rank:
         yield from ((batch, False) for batch in first)
 
 
-def added(sums: dict[Any, Tensor], device: torch.device) -> dict[Any, Tensor]:
-    """The sums of all processes: the same float64 numbers in each of them.
+def sum_over_processes(sums: dict[Key, Tensor], device: torch.device) -> dict[Key, Tensor]:
+    """Returns the sums of all processes: the same float64 numbers in each of them.
 
     Args:
         sums: of this process, under the same keys and of the same shapes as everywhere.

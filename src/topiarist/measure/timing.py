@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from topiarist.graph import run
+from topiarist.measure.batches import device_of, mode
 
 
 def latency(model: nn.Module, example_inputs: Any, *, repeats: int = 20, warmup: int = 3, threads: int = 1) -> float:
-    """Median time of one forward pass in milliseconds, in eval mode without gradients, on the model's device.
+    """Returns the median time of one forward pass in milliseconds, in eval mode, on the model's device.
 
     Args:
         model: the network.
@@ -22,13 +23,11 @@ def latency(model: nn.Module, example_inputs: Any, *, repeats: int = 20, warmup:
         warmup: runs before them.
         threads: of the CPU; more than one spin, and measure what else the machine does.
     """
-    training, before = model.training, torch.get_num_threads()
+    before, device = torch.get_num_threads(), device_of(model)
     torch.set_num_threads(threads)
-    model.eval()
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     times = []
     try:
-        with torch.inference_mode():
+        with mode(model, training=False), torch.inference_mode():
             for _ in range(warmup + repeats):
                 begin = time.perf_counter()
                 run(model, example_inputs)
@@ -37,5 +36,4 @@ def latency(model: nn.Module, example_inputs: Any, *, repeats: int = 20, warmup:
                 times.append(time.perf_counter() - begin)
     finally:
         torch.set_num_threads(before)
-        model.train(training)
     return 1000 * median(times[warmup:])

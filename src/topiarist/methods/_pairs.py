@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from topiarist.graph import Graph, Keep, run
-from topiarist.measure import eval_mode
-from topiarist.methods._readers import Drawn, Layer, Places, hooked, output_at
+from topiarist.measure import Layer, mode, watching
+from topiarist.methods._readers import Drawn, Places, output_at
 
 
 class Reading(NamedTuple):
@@ -94,7 +94,8 @@ def _calls(model: nn.Module, names: Sequence[str], places: Places, inputs: Any) 
             found.append(_Call(name, layer, *read, y, y.new_ones(y.shape[1])))
             sums.open[id(output)] = (output, found[-1])
 
-    with hooked(model, names, see), eval_mode(model), torch.no_grad(), sums:
+    layers = [(name, model.get_submodule(name)) for name in names]
+    with watching(layers, see), mode(model, training=False), torch.no_grad(), sums:
         run(model, inputs)
     for call in found:
         if call.added is None:

@@ -7,21 +7,27 @@ question about the Gram matrix of those contributions: ThiNet and LASSO regressi
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, Group, Slice, run, tensors_in
-from topiarist.measure import Stats, eval_mode, moved, parted
-
-Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-"""What can read a group here: layers whose output is a sum over their inputs, without groups."""
+from topiarist.graph import Graph, Group, Slice, run
+from topiarist.measure import (
+    Layer,
+    Stats,
+    batch_size,
+    device_of,
+    inputs_and_target,
+    is_plain,
+    mode,
+    to_device,
+    watching,
+    windows_of,
+)
 
 _ROOM = 2**24
 """Numbers that may be in memory at once while contributions are multiplied."""
@@ -60,7 +66,8 @@ def grams(graph: Graph, stats: Stats, places: Places) -> dict[str, Tensor]:
     found = readers(graph, model)
     sums = _Grams(found, places)
     names = sorted({name for parts in found.values() for name in parts})
-    with hooked(model, names, sums.see), eval_mode(model), torch.no_grad():
+    layers = [(name, model.get_submodule(name)) for name in names]
+    with watching(layers, sums.see), mode(model, training=False), torch.no_grad():
         for inputs in places.batches(batches, model) if names else ():
             run(model, inputs)
     return sums.answer() or _refuse()
@@ -77,24 +84,6 @@ def watched(stats: Stats) -> tuple[nn.Module, Iterable[Any]]:
             "this method watches what layers read: collect its statistics with data, batches of inputs"
         )
     return stats.model, stats.batches
-
-
-@contextmanager
-def hooked(model: nn.Module, names: Iterable[str], see: Callable[[str, Layer, Tensor, Tensor], None]) -> Iterator[None]:
-    """Shows each call of some layers, while open: its name, the layer, its input and its output."""
-
-    def hook(name: str) -> Any:
-        def show(layer: Any, args: Any, kwargs: Any, output: Tensor) -> None:
-            see(name, layer, (args[0] if args else kwargs["input"]).detach(), output)
-
-        return show
-
-    handles = [model.get_submodule(name).register_forward_hook(hook(name), with_kwargs=True) for name in names]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def scale_inputs(model: nn.Module, parts: Iterable[Slice], scales: Tensor) -> None:
@@ -126,14 +115,6 @@ def _readers(group: Group, model: nn.Module) -> dict[str, Slice]:
 
 def _is_read(layer: nn.Module) -> bool:
     return is_plain(layer) and getattr(layer, "groups", 1) == 1
-
-
-def is_plain(layer: nn.Module) -> bool:
-    """Whether it is a linear layer or a convolution and nothing more.
-
-    Subclasses may compute something else with the same weight.
-    """
-    return type(layer) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def _refuse() -> Any:
@@ -178,14 +159,14 @@ class Places:
         Raises:
             TopiaristError: there is none.
         """
-        device = next(iter(model.parameters())).device
+        device = device_of(model)
         self.start = 0
         for batch in batches:
-            inputs, _ = parted(batch)
-            self.size = len(tensors_in(inputs)[0])
+            inputs, _ = inputs_and_target(batch)
+            self.size = batch_size(inputs)
             self.used = min(self.size, self.examples - self.start)
             if self.size:
-                yield moved(inputs, device)
+                yield to_device(inputs, device)
             self.start += self.size
             if self.start >= self.examples:
                 break
@@ -257,28 +238,6 @@ class _Grams:
             for group, parts in self.found.items()
             if seen >= parts.keys()
         }
-
-
-def windows_of(layer: Layer, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A layer's input, and what of it each place of the output reads.
-
-    Returns:
-        The input ``(rows, inputs, cells)``, padded, and int64 ``(places, entries)``: the cells under the kernel.
-    """
-    if isinstance(layer, nn.Linear):
-        return x.reshape(-1, x.shape[-1], 1), torch.zeros(1, 1, dtype=torch.int64)
-    axes = len(layer.kernel_size)
-    x = x if x.ndim == axes + 2 else x[None]
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
-    window = torch.zeros(1, 1, dtype=torch.int64)
-    sizes = zip(x.shape[2:], layer.kernel_size, layer.stride, layer.dilation, strict=True)
-    for size, kernel, stride, dilation in sizes:
-        reach = dilation * (kernel - 1)
-        starts, steps = torch.arange(0, size - reach, stride), dilation * torch.arange(kernel)
-        lines = starts[:, None] + steps
-        window = (size * window[:, None, :, None] + lines[None, :, None, :]).flatten(2).flatten(0, 1)
-    return x.flatten(2), window
 
 
 def output_at(layer: Layer, output: Tensor, drawn: Drawn) -> Tensor:

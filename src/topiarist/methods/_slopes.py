@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from topiarist.graph import Graph
-from topiarist.measure import Watch, class_scores
+from topiarist.measure import Layer, Watch, class_scores, is_plain, on_calls, windows_of
 from topiarist.methods._multipliers import holders_of
-from topiarist.methods._readers import Layer, is_plain, windows_of
 
 _ROOM = 2**24
 """Numbers that may be in memory at once while slopes are multiplied."""
@@ -71,23 +70,19 @@ def on_slopes(
     weights = {group.name: tensors[group.name] for group in graph.weights().groups}
     calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
-    def remember(name: str) -> Any:
-        def hook(layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
-            calls.setdefault(name, []).append(((args[0] if args else kwargs["input"]).detach(), output))
-            return output.clone()  # what comes next may work in place
+    def remember(name: str, _: Layer, x: Tensor, output: Tensor) -> Tensor:
+        calls.setdefault(name, []).append((x, output))
+        return output.clone()  # what comes next may work in place
 
-        return hook
-
-    def finish(module: nn.Module, args: Any, output: Any) -> None:
+    def finish(_: str, __: nn.Module, ___: object, output: object) -> None:
         z, now = class_scores(output), dict(calls)
         calls.clear()
         if z.requires_grad:
             run.gradient(z, lambda gradient: see(Slopes.of(model, z, weights, now), gradient))
 
     yield _Thawed(weights.values())
-    for name, layer in plain_layers(model, weights).items():
-        yield layer.register_forward_hook(remember(name), with_kwargs=True)
-    yield model.register_forward_hook(finish)
+    yield from on_calls(plain_layers(model, weights).items(), remember)
+    yield from on_calls([("", model)], finish)
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -95,7 +90,7 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
 
 
-def plain_layers(model: nn.Module, weights: Iterable[str]) -> dict[str, Any]:
+def plain_layers(model: nn.Module, weights: Iterable[str]) -> dict[str, Layer]:
     """Name of a weight → the linear layer or convolution that it is the weight of, where there is one."""
     parts = {name: name.rpartition(".") for name in weights}
     layers = {name: model.get_submodule(holder) for name, (holder, _, leaf) in parts.items() if leaf == "weight"}
@@ -108,7 +103,7 @@ def users(model: nn.Module, weights: Iterable[str]) -> dict[str, list[Layer]]:
     found: dict[str, list[Layer]] = {}
     for name in weights:
         held = holders[id(tensors[name])]
-        layers: list[Any] = [module for module, leaf in held if leaf == "weight" and is_plain(module)]
+        layers = [module for module, leaf in held if leaf == "weight" and is_plain(module)]
         if len(layers) == len(held) and len({getattr(layer, "groups", 1) for layer in layers}) == 1:
             found[name] = layers
     return found

@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Group, Scores, Site
-from topiarist.measure import Stats, Watch, by_unit, lines, on_responses
+from topiarist.measure import Stats, Watch, flat_response, on_responses, unit_sums
 from topiarist.methods.base import Method, checked_scores
 
 
@@ -33,7 +33,7 @@ class FisherInformation:
 
         def see(group: Group, site: Site, response: Tensor) -> None:
             def then(gradient: Tensor) -> None:
-                slopes = by_unit(lines(response.detach().double() * gradient, site).sum(2).T, site)
+                slopes = unit_sums(flat_response(response.detach().double() * gradient, site).sum(2).T, site)
                 run.add(group.name, "fisher.count", slopes.shape[1])
                 run.add(group.name, "fisher.squares", slopes.square().sum(1))
 

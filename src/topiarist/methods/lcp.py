@@ -15,8 +15,19 @@ from torch import Tensor, nn
 
 from topiarist.budget import Budget, allocate
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, Keep, Scores, run, tensors_in
-from topiarist.measure import Stats, Verdict, collect, cross_entropy, first_examples, judge, moved, parted
+from topiarist.graph import Graph, Keep, Scores, run
+from topiarist.measure import (
+    Evaluation,
+    Stats,
+    batch_size,
+    collect,
+    cross_entropy,
+    device_of,
+    evaluate_batches,
+    first_examples,
+    inputs_and_target,
+    to_device,
+)
 from topiarist.methods.base import Method
 from topiarist.methods.l1 import L1
 from topiarist.methods.taylor import Taylor
@@ -123,7 +134,7 @@ class LCP(Method):
         """The keep of the best candidate."""
         if budget is None:
             raise TopiaristError("lcp needs a budget: give macs, params or ratio, the fraction that stays")
-        if budget.pattern is not None:
+        if budget.n_of_m is not None:
             raise TopiaristError(
                 "lcp has no use for a pattern, which is one of single weights: give macs, params or ratio"
             )
@@ -137,8 +148,8 @@ class LCP(Method):
             return allocate(graph, compensated(metric, genes), budget, self.allocation)
 
         def fitness(genes: Tensor, number: int) -> tuple[float, float]:
-            accuracy, loss = trials.judge(keep(genes))
-            stats.tell("lcp: candidates", number + 1, self.candidates)
+            accuracy, loss = trials.evaluate(keep(genes))
+            stats.report("lcp: candidates", number + 1, self.candidates)
             return (accuracy, -loss) if self.fitness == "accuracy" else (-loss, accuracy)
 
         def draw(parent: Tensor | None, number: int) -> Tensor:
@@ -249,22 +260,22 @@ class _Trials:
         self.rest = list(islice(_behind(stats.batches, method.examples), method.steps))
         if method.steps and not self.rest:
             raise TopiaristError("lcp has no batch behind the held-out examples to tune on: ask for fewer examples")
-        self.known: dict[bytes, Verdict] = {}
+        self.known: dict[bytes, Evaluation] = {}
 
-    def judge(self, keep: Keep) -> Verdict:
+    def evaluate(self, keep: Keep) -> Evaluation:
         """Accuracy and loss of what is left of the network."""
         key = torch.cat([keep[group.name] for group in self.graph.groups]).numpy().tobytes()
         if key not in self.known:
-            self.known[key] = self._judge(keep)
+            self.known[key] = self._evaluate(keep)
         return self.known[key]
 
-    def _judge(self, keep: Keep) -> Verdict:
+    def _evaluate(self, keep: Keep) -> Evaluation:
         # The cut network computes what the masked one does in less time, unless it fails: then `prune` finds out why.
         try:
-            return judge(self._tuned(cut(self.model, self.graph, keep)), self.held_out)
+            return evaluate_batches(self._tuned(cut(self.model, self.graph, keep)), self.held_out)
         except (TopiaristError, RuntimeError):
             with masked(self.model, self.graph, keep) as model:
-                return judge(model, self.held_out)
+                return evaluate_batches(model, self.held_out)
 
     def _tuned(self, small: nn.Module) -> nn.Module:
         """A few steps of fine-tuning, in place, the same ones for every candidate."""
@@ -275,11 +286,11 @@ class _Trials:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(self.method.seed)  # of dropout
             small.train()
+            device = device_of(small)
             for number in range(self.method.steps):
-                inputs, target = parted(self.rest[number % len(self.rest)])
-                device = trained[0].device
+                inputs, target = inputs_and_target(self.rest[number % len(self.rest)])
                 optimizer.zero_grad()
-                cross_entropy(run(small, moved(inputs, device)), moved(target, device)).backward()
+                cross_entropy(run(small, to_device(inputs, device)), to_device(target, device)).backward()
                 optimizer.step()
         return small
 
@@ -289,4 +300,4 @@ def _behind(batches: Iterable[Any], examples: int) -> Iterator[Any]:
     for batch in batches:
         if examples <= 0:
             yield batch
-        examples -= len(tensors_in(parted(batch)[0])[0])
+        examples -= batch_size(inputs_and_target(batch)[0])

@@ -11,8 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, Group, Scores, Site, converted, run, tensors_in
-from topiarist.measure import Stats, by_unit, eval_mode, lines, moved, on_responses, parted
+from topiarist.graph import Graph, Group, Scores, Site, changed, converted, run
+from topiarist.measure import (
+    Stats,
+    batch_size,
+    device_of,
+    flat_response,
+    inputs_and_target,
+    map_tensors,
+    mode,
+    on_responses,
+    to_device,
+    unit_sums,
+)
 from topiarist.methods._linearised import LastLayer, Linearised
 from topiarist.methods.base import Method
 
@@ -82,12 +93,12 @@ class Nisp(Method):
         """The final responses' own scores, ``(channels,)``, and the first example of the data."""
         example: Any = None
         count, total, products = 0, torch.zeros(()), torch.zeros(())
-        with eval_mode(model), torch.no_grad():
+        with mode(model, training=False), torch.no_grad():
             for batch in batches:
-                inputs = parted(batch)[0]
+                inputs = inputs_and_target(batch)[0]
                 example = example or [_first(inputs)]
                 with LastLayer() as last:
-                    run(model, moved(inputs, _device(model)))
+                    run(model, to_device(inputs, device_of(model)))
                 z = _response(last).detach().movedim(last.axis, -1).flatten(0, -2).double()
                 count, total = count + len(z), total + z.sum(0).cpu()
                 products = products + (z.T @ z if self.ranking == "inf-fs" else z.square().sum(0)).cpu()
@@ -129,7 +140,7 @@ def _propagated(model: nn.Module, graph: Graph, example: Any, final: Tensor) -> 
     for _ in on_responses(twin, graph, lambda *response: seen.append(response), shield=True):
         pass  # the hooks go with the copy
     with torch.enable_grad(), Linearised() as last:
-        run(twin, _watched(moved(converted(example, torch.float64), _device(twin))))
+        run(twin, changed(to_device(converted(example, torch.float64), device_of(twin)), _tracked))
     response = _response(last)
     if not response.requires_grad or not seen:
         return {}
@@ -143,31 +154,19 @@ def _propagated(model: nn.Module, graph: Graph, example: Any, final: Tensor) -> 
             raise TopiaristError(
                 f"nisp's scores overflow at {group.name!r}: the network is too deep, take a method without chains"
             )
-        scores[group.name] = by_unit(lines(gradient, site).sum((0, 2)), site).cpu()
+        scores[group.name] = unit_sums(flat_response(gradient, site).sum((0, 2)), site).cpu()
     return scores
 
 
 def _first(inputs: Any) -> Any:
     """The first example: importance depends on shapes alone, so that one is enough."""
-    examples = len(tensors_in(inputs)[0])
-
-    def first(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value[:1] if value.ndim and len(value) == examples else value
-        if isinstance(value, dict):
-            return {key: first(entry) for key, entry in value.items()}
-        return type(value)(first(entry) for entry in value) if isinstance(value, tuple | list) else value
-
-    return first(inputs)
+    examples = batch_size(inputs)
+    return map_tensors(inputs, lambda x: x[:1] if x.ndim and len(x) == examples else x)
 
 
-def _watched(value: Any) -> Any:
-    """The inputs as part of the gradient's graph; clones, which operators may write to."""
-    if isinstance(value, Tensor):
-        return value.detach().requires_grad_().clone() if value.is_floating_point() else value
-    if isinstance(value, dict):
-        return {key: _watched(entry) for key, entry in value.items()}
-    return type(value)(_watched(entry) for entry in value) if isinstance(value, tuple | list) else value
+def _tracked(x: Tensor) -> Tensor:
+    """An input as part of the gradient's graph; a clone, which operators may write to."""
+    return x.detach().requires_grad_().clone()
 
 
 def _response(last: LastLayer) -> Tensor:
@@ -187,7 +186,3 @@ def _varying(variance: Tensor) -> Tensor:
     if not (variance > 0).any():
         raise TopiaristError("the responses before the classifier do not vary over these data: pass more examples")
     return variance
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))

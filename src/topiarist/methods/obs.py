@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod, sqrt
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from topiarist.budget import Budget, allocate, matching
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep
-from topiarist.measure import Stats, Watch
+from topiarist.measure import Layer, Stats, Watch, on_calls
 from topiarist.methods._inverse import adjusted, damped, inverse, removals
 from topiarist.methods._slopes import Slopes, factors, on_slopes, patches, tensors_of, users
 from topiarist.methods.base import Method, places_of
@@ -69,18 +69,13 @@ class Inputs:
     def watch(self, model: nn.Module, graph: Graph, run: Watch) -> Iterable[RemovableHandle]:
         """Adds up in the forward pass."""
 
-        def hook(name: str) -> Any:
-            def see(layer: Any, args: Any, kwargs: Any, output: Tensor) -> None:
-                rows = patches(layer, (args[0] if args else kwargs["input"]).detach())
-                rows = rows.movedim(1, 0).flatten(1, 2).double()  # (groups, places, inputs)
-                run.add(name, "hessian-layer.count", rows.shape[1])
-                run.add(name, "hessian-layer.products", rows.mT @ rows)
+        def show(name: str, layer: Layer, x: Tensor, _: Tensor) -> None:
+            rows = patches(layer, x).movedim(1, 0).flatten(1, 2).double()  # (groups, locations, inputs)
+            run.add(name, "hessian-layer.count", rows.shape[1])
+            run.add(name, "hessian-layer.products", rows.mT @ rows)
 
-            return see
-
-        for name, layers in users(model, [group.name for group in graph.weights().groups]).items():
-            for layer in layers:
-                yield layer.register_forward_hook(hook(name), with_kwargs=True)
+        layers = users(model, [group.name for group in graph.weights().groups])
+        return on_calls(((name, layer) for name, tied in layers.items() for layer in tied), show)
 
 
 @dataclass(frozen=True)
@@ -208,7 +203,7 @@ class OBS(Method):
         """What the removals cost in each layer, as a share of what its output is worth."""
         found = {}
         for at, (name, w) in enumerate(weights.items()):
-            stats.tell("layers", at, len(weights))
+            stats.report("layers", at, len(weights))
             parts = list(self._blocks(name, w, stats))
             worth = sum(float(((rows @ H) * rows).sum()) / 2 for rows, H in parts)
             unit = sqrt(worth) or 1.0  # all weights are zero, and cost nothing

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Group, Scores
-from topiarist.measure import Stats, Watch
+from topiarist.measure import Stats, Watch, on_calls
 from topiarist.methods.base import Method, weights_of
 
 
@@ -27,20 +27,20 @@ class WeightGradients:
     gradients: bool = True
 
     def watch(self, model: nn.Module, graph: Graph, run: Watch) -> Iterable[RemovableHandle]:
-        """Asks for the gradients before each batch, of frozen weights as well."""
+        """Asks for the gradients of each batch, of frozen weights as well."""
         parameters = dict(model.named_parameters(remove_duplicate=False))
         weights = {group.name: parameters[group.name] for group in graph.weights().groups if group.name in parameters}
         for weight in weights.values():
             weight.requires_grad_()
 
-        def ask(module: nn.Module, args: Any) -> None:
+        def add(name: str, gradient: Tensor) -> None:
+            run.add(name, "weight-gradients.sum", gradient.flatten())
+
+        def ask(*_: object) -> None:
             for name, weight in weights.items():
-                run.gradient(weight, then(name))
+                run.gradient(weight, partial(add, name))
 
-        def then(name: str) -> Callable[[Tensor], None]:
-            return lambda gradient: run.add(name, "weight-gradients.sum", gradient.flatten())
-
-        yield model.register_forward_pre_hook(ask)
+        return on_calls([("", model)], ask)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +14,8 @@ from torch.utils.hooks import RemovableHandle
 from topiarist.budget import Budget, allocate
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, Scores
-from topiarist.measure import Stats, Watch
-from topiarist.methods._readers import Layer, windows_of
+from topiarist.measure import Layer, Stats, Watch, is_plain, on_calls, windows_of
 from topiarist.methods.base import Method, weights_of
-
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -38,17 +34,12 @@ class InputEnergies:
         parameters = dict(model.named_parameters(remove_duplicate=False))
         weights = [group.name for group in graph.weights().groups if group.name in parameters]
         names = {id(parameters[name]): name for name in weights}
-        for layer in model.modules():
-            # Subclasses may compute something else with the same weight.
-            if type(layer) in _LAYERS and id(layer.weight) in names:
-                yield layer.register_forward_hook(_adding(run, names[id(layer.weight)]), with_kwargs=True)
+        layers = [layer for layer in model.modules() if is_plain(layer) and id(layer.weight) in names]
 
+        def show(name: str, layer: Layer, x: Tensor, _: Tensor) -> None:
+            run.add(name, "input-energies.sum", energies(layer, x))
 
-def _adding(run: Watch, name: str) -> Any:
-    def see(layer: Any, args: Any, kwargs: Any, output: Tensor) -> None:
-        run.add(name, "input-energies.sum", energies(layer, (args[0] if args else kwargs["input"]).detach()))
-
-    return see
+        return on_calls(((names[id(layer.weight)], layer) for layer in layers), show)
 
 
 def energies(layer: Layer, x: Tensor) -> Tensor:
@@ -110,7 +101,7 @@ class Wanda(Method):
 
     def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep | None:
         """The highest scores of each row, as many in each as in the others."""
-        if budget is None or budget.pattern is not None:
+        if budget is None or budget.n_of_m is not None:
             return None
         scores = self.score(graph, stats)
         keep = allocate(graph, scores, budget, self.allocation)

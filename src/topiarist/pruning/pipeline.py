@@ -16,7 +16,7 @@ from topiarist.budget import Budget, allocate, cost, matching
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, check_finite, trace
-from topiarist.measure import Stats, collect, rehearse
+from topiarist.measure import Stats, check_fits, collect
 from topiarist.methods import Method, Repair, Rule, Selector
 from topiarist.pruning.choice import Choice, make_choice
 from topiarist.pruning.iterative import EpochCounter, Share, kept_after, prune_in_steps
@@ -103,7 +103,7 @@ def _check_inputs(model: nn.Module, request: Pruning, data: Any, initial: Any) -
             f"{type(data).__name__}; batches of any kind are for topiarist.collect"
         )
     if data is not None and (trains or _needs(request) - {"weights", "training"}):
-        rehearse(model, data)
+        check_fits(model, data)
 
 
 def _needs(request: Pruning) -> frozenset[Any]:

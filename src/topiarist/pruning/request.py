@@ -229,9 +229,9 @@ def _check_budget(method: Method, budget: Budget | None, steps: Steps) -> None:
         if not isinstance(method, Rule | Selector):
             raise TopiaristError(f"{method.name} needs a budget: give macs, params or ratio, the fraction that is kept")
         return
-    if budget.pattern is not None and method.granularity != "weight":
+    if budget.n_of_m is not None and method.granularity != "weight":
         raise TopiaristError(f"N:M sparsity is unstructured, and {method.name} prunes structures: leave it out")
-    if budget.pattern is not None and steps.count > 1:
+    if budget.n_of_m is not None and steps.count > 1:
         raise TopiaristError("N:M sparsity is reached in one cut: leave steps out")
 
 

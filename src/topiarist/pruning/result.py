@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from topiarist.architecture import Architecture
-from topiarist.budget import Cost, misfits
+from topiarist.budget import Cost, not_n_of_m
 from topiarist.graph import Graph
 from topiarist.methods import Method
 from topiarist.pruning.choice import Choice
@@ -81,8 +81,8 @@ class Pruned:
     def _full_tensors(self, names: Sequence[str]) -> dict[str, str]:
         """Returns why weight tensors keep every weight."""
         budget = self.request.budget
-        pattern = None if budget is None else budget.pattern
-        reasons = misfits(self.graph, names, pattern) if pattern else {}
+        n_of_m = None if budget is None else budget.n_of_m
+        reasons = not_n_of_m(self.graph, names, n_of_m) if n_of_m else {}
         return {name: reasons.get(name, "keeps every weight") for name in names}
 
     def __str__(self) -> str:

@@ -14,7 +14,7 @@ from topiarist.budget import Budget, allocate
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, Scores
-from topiarist.measure import Verdict, collect, judge, rehearse
+from topiarist.measure import Evaluation, check_fits, collect, evaluate_batches
 from topiarist.methods import Criterion, Method, make
 from topiarist.pruning.pipeline import Batches
 from topiarist.surgery import copied, masked
@@ -122,7 +122,7 @@ def sensitivity(
         raise TopiaristError("there is no ratio to scan: give fractions that stay, such as 0.5")
     if not graph.groups:
         raise TopiaristError("nothing in this network can be cut; `topiarist inspect` says what pins each layer")
-    rehearse(model, data)
+    check_fits(model, data)
     parts = data.split(held_out, seed)
     rooms = method.units(graph)
     stats = collect(model, rooms, Batches(parts, batch_size, seed), method.needs)
@@ -142,13 +142,13 @@ def sensitivity(
     return found
 
 
-def _judged(model: nn.Module, graph: Graph, batches: list[Any], keep: Keep) -> Verdict:
+def _judged(model: nn.Module, graph: Graph, batches: list[Any], keep: Keep) -> Evaluation:
     with masked(model, graph, keep):
-        return judge(model, batches)
+        return evaluate_batches(model, batches)
 
 
 def _points(
-    graph: Graph, scores: Scores, widths: list[float], judged: Callable[[Keep], Verdict], whole: Verdict
+    graph: Graph, scores: Scores, widths: list[float], judged: Callable[[Keep], Evaluation], whole: Evaluation
 ) -> Iterator[Point]:
     """The points, group after group."""
     for group in graph.groups:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ from topiarist.architecture import Architecture
 from topiarist.budget import Cost, cost
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Group, Keep, Slice, changed, check_finite, converted, run, trace
+from topiarist.measure import watching
 from topiarist.methods import sum_by_unit
 from topiarist.surgery import TOLERANCE, Proof, copied, cut, difference, fast_path_off, mask, prove, with_values
 
@@ -120,7 +120,7 @@ class _Work:
             self.seen.setdefault(name, []).append(output.clone())
 
         whole = mask(self.model, self.graph, self.graph.full())  # built of the same modules as what is compared with it
-        with _watched(whole, see):
+        with watching(_layers(whole), see):
             self.outputs.extend(run(whole, x) for x in self.inputs)
 
     def all_dead(self) -> tuple[dict[str, Tensor], nn.Module]:
@@ -186,7 +186,7 @@ class _Work:
             same = same and float(lost.abs().max()) <= TOLERANCE * float(before.abs().max())
             return given
 
-        with _watched(masked, mend):
+        with watching(_layers(masked), mend):
             for x in self.inputs:
                 run(masked, x)
         return with_values(values, masked), same
@@ -227,7 +227,7 @@ class _Constants:
             found.span[name] = high, low
             found.calls[name] = found.calls.get(name, 0) + 1
 
-        with _watched(model, see):
+        with watching(_layers(model), see):
             for x in inputs:
                 run(model, x)
         return found
@@ -294,29 +294,10 @@ def dead(group: Group, model: nn.Module) -> Tensor:
     return nothing("input") | nothing("output")
 
 
-@contextmanager
-def _watched(model: nn.Module, act: Callable[[str, nn.Module, Tensor, Tensor], Any]) -> Iterator[None]:
-    """Calls ``act`` with each input and output of the linear layers and convolutions, while open.
-
-    What it returns stands in the output's place.
-    """
-
-    def hook(name: str) -> Any:
-        def see(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-            return act(name, layer, args[0] if args else kwargs["input"], output)
-
-        return see
-
-    handles = [
-        layer.register_forward_hook(hook(name), with_kwargs=True)
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The linear layers and convolutions of a model, by name."""
+    kinds = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
 
 
 def _shaped(values: Tensor, output: Tensor, layer: nn.Module) -> Tensor:

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep
-from topiarist.measure import accuracy, class_scores, device_of, mode, rehearse
+from topiarist.measure import accuracy, check_fits, class_scores, device_of, mode
 from topiarist.methods import Method, Soft
 from topiarist.train import checkpoint as checkpoints
 from topiarist.train.dropout import corrected_dropout
@@ -96,7 +96,7 @@ def fit(
     fabric = _fabric(accelerator, devices, precision)
     origin = device_of(model)
     try:
-        rehearse(model.to(fabric.device), data)
+        check_fits(model.to(fabric.device), data)
         data = _resident(data, fabric.device)
         if channels_last:
             _lay_out(model, torch.channels_last)
@@ -239,7 +239,7 @@ def _epoch(run: _Run) -> tuple[float, float]:
         if run.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         run.wrapped.zero_grad()
-        scores = class_scores(run.module(x))
+        scores = class_scores(run.module(x), plain=True)
         loss = cross_entropy(scores, y)
         # The processes' gradients are averaged as if their shares of the batch were equal: weigh by the true sizes.
         run.fabric.backward(loss if ranks == 1 else loss * (len(y) * ranks / size))

@@ -1,4 +1,4 @@
-"""N:M patterns: how many weights of each block stay, and which."""
+"""N:M sparsity: how many weights of each block are kept, and which."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_of_each_block_of_the_inputs_the_highest_scores_stay(method, n, m):
     graph = topiarist.trace(model, X[:1]).weights()
     stats = collect(model, graph, [X], make(method).needs)
     scores = make(method).score(graph, stats)
-    keep = choose(make(method), graph, stats, Budget(pattern=f"{n}:{m}"))
+    keep = choose(make(method), graph, stats, Budget(n_of_m=f"{n}:{m}"))
     for name, kept in keep.items():
         axis = AXES.get(name, 1)
         if graph.shapes[name][axis] % m or name not in scores:
@@ -54,13 +54,13 @@ def test_a_block_worked_out_by_hand():
     model = nn.Linear(4, 2)
     graph = topiarist.trace(model, torch.ones(1, 4)).weights()
     scores = {"weight": torch.tensor([1.0, 5.0, 2.0, 2.0, 9.0, 8.0, 7.0, 10.0])}  # equal ones: the first stays
-    assert allocate(graph, scores, Budget(pattern="2:4"))["weight"].tolist() == [0, 1, 1, 0, 1, 0, 0, 1]
-    assert allocate(graph, scores, Budget(pattern="1:2"))["weight"].tolist() == [0, 1, 1, 0, 1, 0, 0, 1]
+    assert allocate(graph, scores, Budget(n_of_m="2:4"))["weight"].tolist() == [0, 1, 1, 0, 1, 0, 0, 1]
+    assert allocate(graph, scores, Budget(n_of_m="1:2"))["weight"].tolist() == [0, 1, 1, 0, 1, 0, 0, 1]
 
 
-def test_a_network_is_pruned_by_a_pattern_and_says_what_it_left_alone():
+def test_a_network_is_pruned_to_n_of_m_and_says_what_it_left_alone():
     model = network()
-    pruned = topiarist.prune(model, X[:1], "magnitude", {"pattern": "2:4", "exclude": ("7.*",)})
+    pruned = topiarist.prune(model, X[:1], "magnitude", {"n_of_m": "2:4", "exclude": ("7.*",)})
     assert pruned.proof.max_rel_diff <= 1e-10
     for layer in (2, 3):
         weight = pruned.model[layer].weight
@@ -82,10 +82,10 @@ def test_the_input_axis_is_the_one_that_is_summed_over():
     assert axes == {"one.weight": 1, "two": 0, "each.weight": None, "one.bias": None}
 
 
-def test_the_command_line_takes_a_pattern(tmp_path, capsys):
+def test_the_command_line_takes_n_of_m(tmp_path, capsys):
     weights = tmp_path / "model.safetensors"
     save_file(topiarist.load_model(door.NET).state_dict(), weights)
-    words = ["prune", door.NET, "--method", "magnitude", "--budget.pattern", "2:4", "--input", door.SHAPE]
+    words = ["prune", door.NET, "--method", "magnitude", "--budget.n_of_m", "2:4", "--input", door.SHAPE]
     assert door.run(*words, "--weights", weights, "--out", tmp_path, "--json") == 0
     capsys.readouterr()
     tensors = [t for t in load_file(tmp_path / "model.safetensors").values() if t.ndim > 1 and t.shape[1] % 4 == 0]
@@ -94,24 +94,24 @@ def test_the_command_line_takes_a_pattern(tmp_path, capsys):
         assert (tensor.movedim(1, -1).reshape(-1, 4).count_nonzero(1) == 2).all()
 
 
-@pytest.mark.parametrize("pattern", ["2", "4:2", "0:4", "2:2", "2:4:8", "a:b", "-1:4", 2, "2:99999"])
-def test_what_is_no_pattern_is_told(pattern):
-    with pytest.raises(TopiaristError, match="pattern must be N:M"):
-        Budget(pattern=pattern)
+@pytest.mark.parametrize("n_of_m", ["2", "4:2", "0:4", "2:2", "2:4:8", "a:b", "-1:4", 2, "2:99999"])
+def test_what_is_not_n_of_m_is_refused(n_of_m):
+    with pytest.raises(TopiaristError, match="n_of_m must be N:M"):
+        Budget(n_of_m=n_of_m)
 
 
-def test_what_a_pattern_does_not_go_with_is_told():
+def test_what_does_not_go_with_n_of_m_is_refused():
     for more in ({"ratio": 0.5}, {"macs": 0.5}, {"ratios": {"*": 0.5}}, {"multiple": 8}, {"allocation": "global"}):
         with pytest.raises(TopiaristError, match="nothing beside it but exclude"):
-            Budget(pattern="2:4", **more)
+            Budget(n_of_m="2:4", **more)
     model = network()
     for method in ("l1", "thinet", "srinivas_babu"):
         graph = topiarist.trace(model, X[:1])
-        with pytest.raises(TopiaristError, match="single weights: take a method that scores them"):
-            choose(make(method), graph, collect(model, graph, [X]), Budget(pattern="2:4"))
+        with pytest.raises(TopiaristError, match="unstructured: use a method that scores weights"):
+            choose(make(method), graph, collect(model, graph, [X]), Budget(n_of_m="2:4"))
     with pytest.raises(TopiaristError, match="leave steps out"):
-        topiarist.prune(model, X[:1], topiarist.Pruning.of("magnitude", {"pattern": "2:4"}, steps=2))
-    with pytest.raises(TopiaristError, match=r"fits no weight tensor: 0.weight has 3 inputs, which 5"):
-        topiarist.prune(model, X[:1], "magnitude", {"pattern": "2:5"})
+        topiarist.prune(model, X[:1], topiarist.Pruning.of("magnitude", {"n_of_m": "2:4"}, steps=2))
+    with pytest.raises(TopiaristError, match=r"no weight tensor can be 2:5 sparse \(0.weight has 3 inputs, which 5"):
+        topiarist.prune(model, X[:1], "magnitude", {"n_of_m": "2:5"})
     with pytest.raises(TopiaristError, match="matches no group"):
-        topiarist.prune(model, X[:1], "magnitude", {"pattern": "2:4", "exclude": "fc"})
+        topiarist.prune(model, X[:1], "magnitude", {"n_of_m": "2:4", "exclude": "fc"})
