@@ -25,17 +25,13 @@ from topiarist.methods import SCHEDULES, Gate, Method, Penalty, Proximal, Schedu
 from topiarist.surgery import copied, plan
 from topiarist.train import Epoch, Progress, Recipe
 
-Wish = Callable[[Collection[str]], Budget] | None
-"""Names of the groups that take part → what may stay of them in this step."""
-
-
 class Work(Protocol):
     """What is done in each step."""
 
-    def step(self, model: nn.Module, graph: Graph, held: Keep, wish: Wish, step: int) -> tuple[nn.Module, Keep]:
-        """Trains a network the method's way and prunes it; the smaller one, and what it keeps of the graph."""
+    def step(self, model: nn.Module, graph: Graph, held: Keep, wish: Share | None, step: int) -> tuple[nn.Module, Graph, Keep]:
+        """Trains a network the method's way and prunes it; the smaller one, the checked graph, what it keeps of it."""
 
-    def again(self, model: nn.Module, held: Keep) -> nn.Module:
+    def again(self, model: nn.Module, graph: Graph, held: Keep) -> nn.Module:
         """The smaller network with the values to which it is rewound; itself, where it is not."""
 
     def rest(self, model: nn.Module, graph: Graph, held: Keep, step: int) -> nn.Module:
@@ -110,7 +106,7 @@ def in_steps(
     kept: Callable[[int, float], float],
     steps: int,
     work: Work,
-) -> tuple[nn.Module, dict[str, Tensor]]:
+) -> tuple[nn.Module, Graph, dict[str, Tensor]]:
     """Prunes in several steps.
 
     Args:
@@ -124,8 +120,8 @@ def in_steps(
         work: what each step does.
 
     Returns:
-        The network in its original size, with the values that the smaller one ended with where units survive; and
-        what it keeps.
+        The network in its original size, with the values that the smaller one ended with where units survive; its
+        graph, checked where a cut could not be proved; and what it keeps.
 
     Raises:
         TopiaristError: what a step raises, or a step found units that the original network has not.
@@ -135,17 +131,17 @@ def in_steps(
     keep = graph.full()
     small, left = model, Left(graph, {group.name: group.name for group in graph.groups})
     for step in range(1, steps + 1):
-        wish = None if budget is None else _Share(budget, allocation, partial(kept, step), graph, keep, left)
-        small, chosen = work.step(small, left.graph, keep, wish, step)
-        keep = dict(chosen) if step == 1 else composed(graph, keep, left.graph, chosen)
-        small = work.again(small, keep)
+        wish = None if budget is None else Share(budget, allocation, partial(kept, step), graph, keep, left)
+        small, checked, chosen = work.step(small, left.graph, keep, wish, step)
+        graph, keep = (checked, dict(chosen)) if step == 1 else (graph, composed(graph, keep, checked, chosen))
+        small = work.again(small, graph, keep)
         if step == steps:
             break
         left = Left.of(graph, keep, small, work)
         if not left.graph.groups:
             break  # every group is down to one unit
         small = work.rest(small, left.graph, keep, step)
-    return lifted(model, small, graph, keep), keep
+    return lifted(model, small, graph, keep), graph, keep
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +196,7 @@ def _name_of_origin(name: str, place: tuple[str, int | None, Tensor], graph: Gra
 
 
 @dataclass(frozen=True, eq=False)
-class _Share:
+class Share:
     """A budget of the original network as one of what is left of it, after some step.
 
     Attributes:
@@ -218,6 +214,11 @@ class _Share:
     graph: Graph
     keep: Keep
     left: Left
+
+    def on(self, graph: Graph) -> Share:
+        """The same of the checked graph, which has fewer groups."""
+        first = self.graph is self.left.graph
+        return replace(self, graph=graph if first else self.graph, left=replace(self.left, graph=graph))
 
     def __call__(self, names: Collection[str]) -> Budget:
         """The budget of this step, for the groups of these names."""

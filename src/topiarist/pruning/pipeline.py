@@ -19,7 +19,7 @@ from topiarist.graph import Graph, Keep, check_finite, trace
 from topiarist.measure import OnStep, Statistic, Stats, collect, rehearse
 from topiarist.methods import Method, Repair, Rule, Selector, make
 from topiarist.pruning.choice import Choice, chosen
-from topiarist.pruning.iterative import Told, Wish, acts, check_steps, in_steps, kept_after
+from topiarist.pruning.iterative import Share, Told, acts, check_steps, in_steps, kept_after
 from topiarist.pruning.result import Pruned
 from topiarist.surgery import TOLERANCE, Proof, check, copied, cut, mask, prove, rewound, with_values
 from topiarist.train import Progress, Recipe, fit
@@ -133,11 +133,11 @@ def prune(
     )
     if steps == 1:
         trained = work.train(model, units, units.full(), 1)
-        keep, proof, smaller = work.once(trained, units, wish)
-        smaller = work.again(smaller, keep)
+        units, keep, proof, smaller = work.once(trained, units, wish)
+        smaller = work.again(smaller, units, keep)
     else:
         kept = kept_after(method, schedule, steps)
-        trained, keep = in_steps(model, units, wish, method.allocation, kept, steps, work)
+        trained, units, keep = in_steps(model, units, wish, method.allocation, kept, steps, work)
         proof, smaller = prove(trained, units, keep, example_inputs), cut(trained, units, keep)
         _check(proof)
     return Pruned(
@@ -232,7 +232,9 @@ class _Work:
     choices: list[Choice] = field(default_factory=list)
     """What each cut kept, and why."""
 
-    def once(self, model: nn.Module, units: Graph, wish: Budget | Wish) -> tuple[dict[str, Tensor], Proof, nn.Module]:
+    def once(
+        self, model: nn.Module, units: Graph, wish: Budget | Share | None
+    ) -> tuple[Graph, dict[str, Tensor], Proof, nn.Module]:
         """Measures, scores, allocates, proves, repairs and cuts; what cannot be proved is pinned, and chosen again."""
         batches = None if self.data is None else Batches(self.data, self.batch_size, self.seed)
         stats = collect(model, units, batches, self.needs, on_step=self.on_step, distributed=self.distributed)
@@ -243,17 +245,20 @@ class _Work:
             if not math.isfinite(proof.change):
                 raise TopiaristError(proof.reason or "the network's outputs are not finite on the example input")
             if attempt == 1 and not proof.max_rel_diff <= TOLERANCE:
-                check(model, units, self.example_inputs)
+                units = check(model, units, self.example_inputs)
+                wish = wish.on(units) if isinstance(wish, Share) else wish
             else:
                 break
         _check(proof)
         self.choices.append(choice)
-        return keep, proof, cut(_repaired(model, units, keep, self.repairer, stats), units, keep)
+        return units, keep, proof, cut(_repaired(model, units, keep, self.repairer, stats), units, keep)
 
-    def step(self, model: nn.Module, graph: Graph, held: Keep, wish: Wish, step: int) -> tuple[nn.Module, Keep]:
+    def step(
+        self, model: nn.Module, graph: Graph, held: Keep, wish: Share | None, step: int
+    ) -> tuple[nn.Module, Graph, Keep]:
         """One of several steps: trains the method's way, then cuts."""
-        keep, _, smaller = self.once(self.train(model, graph, held, step), graph, wish)
-        return smaller, keep
+        graph, keep, _, smaller = self.once(self.train(model, graph, held, step), graph, wish)
+        return smaller, graph, keep
 
     def trace(self, model: nn.Module, graph: Graph) -> Graph:
         """Traces the smaller network as the original one was."""
@@ -265,9 +270,9 @@ class _Work:
             return model
         return self._fit(copied(model), graph, held, step, self.recipe, self.method)
 
-    def again(self, model: nn.Module, held: Keep) -> nn.Module:
+    def again(self, model: nn.Module, graph: Graph, held: Keep) -> nn.Module:
         """The smaller network with the values to which it is rewound, if any."""
-        return model if self.start is None else cut(self.start, self.units, held)
+        return model if self.start is None else cut(self.start, graph, held)
 
     def rest(self, model: nn.Module, graph: Graph, held: Keep, step: int) -> nn.Module:
         """Trains the smaller network on, where a recipe says how: the method's way, if it does not train before."""
