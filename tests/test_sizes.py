@@ -37,7 +37,7 @@ def check(model, inputs, other=None, seeds=6, rehearse=False):
     shaken(model)
     graph = trace(model, inputs)
     if rehearse:
-        topiarist.check(model, graph, inputs)
+        graph = topiarist.check(model, graph, inputs)
     double = model.double()
     for seed in range(seeds):
         for most in (1, 99):

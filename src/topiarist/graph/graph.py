@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from topiarist.graph.solution import Solution
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Graph:
     """What can be removed from a network: groups of units, and what stays.
 
@@ -149,10 +149,6 @@ class Graph:
             if name in multiplied and (numel := prod(self.shapes[name])) > 1
         )
         return Graph(groups, self.shapes, self.parameters, self.unknown, self.solution)
-
-    def become(self, other: Graph) -> None:
-        """Takes over what another graph of the same network found, so that whoever holds this one holds that."""
-        self.groups, self.solution, self.stays = other.groups, other.solution, other.stays
 
 
 def _head(tensor: str) -> str:

@@ -143,21 +143,16 @@ def check(model: nn.Module, graph: Graph, example_inputs: Any, *, seconds: float
 
     Args:
         model: the traced model.
-        graph: its graph, which is mended: whoever holds it holds the proved one.
+        graph: its graph.
         example_inputs: as for `trace`.
         seconds: time limit.
 
     Returns:
-        The same graph, in which the rehearsed cuts are proved.
+        A graph of what can be proved; the given one where nothing had to be pinned.
 
     Raises:
         TopiaristError: the time limit is reached, or a failure carries nothing that could be pinned.
     """
-    graph.become(_rehearsed(model, graph, example_inputs, seconds))
-    return graph
-
-
-def _rehearsed(model: nn.Module, graph: Graph, example_inputs: Any, seconds: float) -> Graph:
     deadline = time.monotonic() + seconds
     shaken = non_degenerate(copied(model).double().eval())
     inputs = converted(example_inputs, torch.float64)
