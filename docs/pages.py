@@ -1,53 +1,60 @@
 """Brings pages from outside ``docs/`` into the site: README.md as its home, the benchmarks, the studies and others.
 
-mkdocs loads this file as a hook. Links between these files are rewritten, so that they work in both.
+mkdocs loads this file as a hook. Pages link to each other as files of the repository; here the links become the site's.
 """
 
 from __future__ import annotations
 
 import posixpath
 import re
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)#\s]+)")
 NAMED = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-FOLDERS = ("benchmarks/*.md", "studies/*.md", "studies/*.yaml", "examples/*.py", "LICENSE")
+OTHERS = ("benchmarks/*.md", "studies/*.md", "studies/*.yaml", "examples/*.py", "LICENSE")
 
 
-def outside() -> dict[str, str]:
-    """Returns the path in the repository → the path in the site of every file that is brought in."""
-    found = [path.relative_to(ROOT).as_posix() for pattern in FOLDERS for path in sorted(ROOT.glob(pattern))]
-    return NAMED | {path: path.replace("README.md", "index.md") for path in found}
+@cache
+def in_site() -> dict[str, str]:
+    """Returns path in the repository → path in the site, for every file from outside ``docs/``."""
+    paths = [path.relative_to(ROOT).as_posix() for pattern in OTHERS for path in sorted(ROOT.glob(pattern))]
+    return NAMED | {path: path.replace("README.md", "index.md") for path in paths}
 
 
-def relinked(text: str, source: str) -> str:
-    """Returns a page's text with links that work in the site.
+def relink(markdown: str, source: str) -> str:
+    """Returns a page with the links of the site.
 
     Args:
-        text: Markdown, whose links are relative to ``source``.
-        source: path of the page in the repository.
+        markdown: the page, whose links are relative to ``source``.
+        source: its path in the repository.
     """
-    places = outside()
-    folder = posixpath.dirname(places[source])
+
+    def place(path: str) -> str:
+        return in_site().get(path, path.removeprefix("docs/"))
 
     def link(match: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(source), match[1]))
-        return posixpath.relpath(places.get(target, target.removeprefix("docs/")), folder or ".")
+        return posixpath.relpath(place(target), posixpath.dirname(place(source)) or ".")
 
-    return LINK.sub(link, text)
+    return LINK.sub(link, markdown)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the files, for mkdocs."""
-    for source, place in outside().items():
-        if source.endswith(".md"):
-            content = relinked((ROOT / source).read_text(encoding="utf-8"), source)
-            files.append(File.generated(config, place, content=content))
-        else:
-            level = InclusionLevel.INCLUDED  # although docs/*.py is excluded
-            files.append(File.generated(config, place, abs_src_path=str(ROOT / source), inclusion=level))
+    """Adds the files to the site."""
+    for source, place in in_site().items():
+        level = InclusionLevel.INCLUDED  # although Python files of docs/ are excluded
+        files.append(File.generated(config, place, abs_src_path=str(ROOT / source), inclusion=level))
     return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Rewrites the links of every page."""
+    sources = {place: source for source, place in in_site().items()}
+    return relink(markdown, sources.get(page.file.src_uri, f"docs/{page.file.src_uri}"))
