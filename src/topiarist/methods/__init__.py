@@ -15,9 +15,9 @@ from typing import Any
 
 from topiarist.errors import TopiaristError
 from topiarist.fields import check_fields
-from topiarist.methods.base import Method
+from topiarist.methods.base import FAMILIES, Method
 
-__all__ = ["Method", "describe", "get", "make", "names"]
+__all__ = ["Method", "describe", "families", "get", "make", "names"]
 
 _ROLES = {
     "criterion": "score",
@@ -36,6 +36,12 @@ def names() -> list[str]:
     """The names of all methods, in alphabetical order."""
     files = (module.name for module in pkgutil.iter_modules(__path__))
     return sorted(name for name in files if name != "base" and not name.startswith("_"))
+
+
+def families() -> dict[str, list[str]]:
+    """Returns family → names of its methods, in the order of the taxonomy; families that it does not have come last."""
+    found = {name: get(name).family for name in names()}
+    return {family: [name for name in found if found[name] == family] for family in (*FAMILIES, *found.values())}
 
 
 def get(name: str) -> type[Method]:
@@ -93,8 +99,8 @@ def describe(name: str) -> dict[str, Any]:
         name: its registered name.
 
     Returns:
-        ``name``, ``summary`` (first line of its docstring), ``doc``, ``granularity``, ``target``, ``needs``,
-        ``allocation``, ``formula`` (LaTeX), ``paper``, ``roles``
+        ``name``, ``summary`` (first line of its docstring), ``doc``, ``family``, ``granularity``, ``target``,
+        ``needs``, ``allocation``, ``formula`` (LaTeX), ``paper``, ``roles``
         and ``fields`` (each with ``name``, ``type``, ``default`` and ``help``).
     """
     method = get(name)
@@ -104,6 +110,7 @@ def describe(name: str) -> dict[str, Any]:
         "name": name,
         "summary": doc.partition("\n")[0],
         "doc": doc,
+        "family": method.family,
         "granularity": method.granularity,
         "target": method.target,
         "needs": sorted(need if isinstance(need, str) else need.name for need in method.needs),

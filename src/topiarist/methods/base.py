@@ -26,6 +26,21 @@ if TYPE_CHECKING:
     from topiarist.stats import Statistic, Stats
 
 
+FAMILIES = (
+    "weight magnitude and norms",
+    "weight similarity",
+    "loss sensitivity (gradients, Hessian)",
+    "activation statistics",
+    "feature reconstruction",
+    "final response and correlation",
+    "sparsity penalties",
+    "gates and noise",
+    "structure selection",
+    "controls",
+)
+"""The taxonomy of the documentation, in its order; a method of one's own may name another family."""
+
+
 @dataclass(frozen=True)
 class Method:
     """One paper: a frozen dataclass of its hyper-parameters, whose roles are its methods.
@@ -34,6 +49,7 @@ class Method:
 
     Attributes:
         name: the name of the file.
+        family: one of `FAMILIES`: by what criterion it prunes.
         granularity: ``"structure"`` scores the units of a traced graph, ``"weight"`` those of ``graph.weights()``.
         target: ``"predefined"`` where the user says how much of each layer stays, ``"automatic"`` where the method
             finds out.
@@ -46,6 +62,7 @@ class Method:
     """
 
     name: ClassVar[str]
+    family: ClassVar[str] = "other"
     granularity: ClassVar[Literal["structure", "weight"]] = "structure"
     target: ClassVar[Literal["predefined", "automatic"]] = "predefined"
     needs: ClassVar[frozenset[str | Statistic]] = frozenset({"weights"})

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Magnitude(Method):
-    """Scores a weight by its absolute value; one threshold over all layers, or one per layer from its spread.
+    """Scores a weight by its absolute value: unstructured magnitude pruning, globally or layer by layer.
 
     Formula: ``s = |w|`` under a budget, with one threshold for the whole network as in "Rethinking the Value of
     Network Pruning". With ``quality`` the rule of the paper, for which no budget is needed: layer ``l`` keeps
@@ -38,6 +38,7 @@ class Magnitude(Method):
             matches counts, and layers that none matches stay whole.
     """
 
+    family = "weight magnitude and norms"
     granularity = "weight"
     target = "automatic"
     allocation = "global"
