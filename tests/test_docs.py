@@ -28,6 +28,9 @@ def word_count(text: str) -> int:
     return len(text.split())
 
 
+GENERATE = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+
+
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
@@ -71,9 +74,30 @@ def test_yaml_examples_are_what_they_say(tmp_path: Path) -> None:
         assert Study.of({**study, **keys}).title == "LeNet-5 on digits"
 
 
-def test_the_table_of_methods_is_todays() -> None:
-    generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
-    assert generate["readme"]() == (ROOT / "README.md").read_text(encoding="utf-8"), "run python docs/generate.py"
+@pytest.mark.parametrize("name", GENERATE["PAGES"])
+def test_the_table_of_methods_is_todays(name: str) -> None:
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert GENERATE["filled"](page) == page, "run python docs/generate.py"
+
+
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_the_taxonomy_has_a_row_and_a_command_for_each_method(language: str) -> None:
+    tables = [line.strip("| ").split(" | ") for line in GENERATE["taxonomy"](language).splitlines() if line[:2] == "| "]
+    rows = [cells for cells in tables if "`" in cells[1]]
+    assert all(len(re.sub(r"\]\(\S*\)", "]", cell).split()) <= 15 for cells in rows for cell in cells)
+    assert {re.findall(r"`(\w+)`", cells[1])[0] for cells in rows} == set(methods.names())
+    for cells in rows:
+        words = shlex.split(cells[-1].strip("`"))
+        parse(words[1], getattr(commands, words[1]), words[2:])
+
+
+def test_the_families_of_the_taxonomy_are_those_of_the_methods() -> None:
+    stated = {
+        family["name"]: {technique["method"] for technique in family["techniques"]}
+        for family in GENERATE["techniques"]()["families"]
+    }
+    assert list(stated) == list(methods.families())
+    assert stated == {family: set(names) for family, names in methods.families().items()}
 
 
 def test_the_site_builds(tmp_path: Path) -> None:
@@ -83,9 +107,12 @@ def test_the_site_builds(tmp_path: Path) -> None:
         command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    cards = (tmp_path / "methods.html").read_text(encoding="utf-8")
-    assert "Network Slimming" in cards
-    assert cards.count('<div class="equation"><math') == len(methods.names())
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in (tmp_path / "methods").glob("*.html")}
+    assert sorted(pages) == methods.names()
+    assert "Network Slimming" in pages["slimming"]
+    assert all(page.count('<div class="equation"') == page.count("<math") == 1 for page in pages.values())
+    for page in ("methods", "taxonomy", "taxonomy.ko"):
+        assert all(f"methods/{name}.html" in (tmp_path / f"{page}.html").read_text(encoding="utf-8") for name in pages)
     home, arms = ((tmp_path / page).read_text(encoding="utf-8") for page in ("index.html", "benchmarks/arms.html"))
     assert "accuracy.png" in home
     assert "Fine-tuning against training from scratch" in arms

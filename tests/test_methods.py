@@ -22,7 +22,20 @@ from topiarist.cli import main
 from topiarist.errors import TopiaristError
 from topiarist.graph import Group, Slice
 from topiarist.measure import STATISTICS, collect
-from topiarist.methods import Criterion, Gate, Method, Penalty, Rule, Selector, describe, get, make, names, sum_by_unit
+from topiarist.methods import (
+    FAMILIES,
+    Criterion,
+    Gate,
+    Method,
+    Penalty,
+    Rule,
+    Selector,
+    describe,
+    get,
+    make,
+    names,
+    sum_by_unit,
+)
 from topiarist.models.zoo.resnet import resnet56, resnet110
 from topiarist.models.zoo.vgg import vgg16
 from topiarist.pruning import choose
@@ -88,6 +101,28 @@ def test_the_folder_is_the_registry():
     assert set(names()) == set(GOLDEN), "each method has a row in the folder tests/golden"
 
 
+def test_the_families_are_in_the_order_of_the_taxonomy(capsys):
+    assert tuple(methods.families()) == FAMILIES
+    assert sorted(name for found in methods.families().values() for name in found) == names()
+    assert main(["methods"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.strip() for line in printed if line.strip() in FAMILIES] == list(FAMILIES)
+
+
+@pytest.mark.parametrize(
+    ("name", "term"),
+    [
+        ("vardrop", "variational dropout"),
+        ("lasso", "feature reconstruction"),
+        ("thinet", "feature reconstruction"),
+        ("nisp", "final response layer"),
+        ("pfa", "intrinsic correlation"),
+    ],
+)
+def test_a_term_of_the_taxonomy_finds_its_method(name, term):
+    assert term in describe(name)["summary"].lower()
+
+
 @every_method
 def test_golden_row(name):
     got, expected = GOLDEN[name]()
@@ -102,6 +137,7 @@ def test_golden_row(name):
 def test_every_method_says_what_it_is(name):
     method = get(name)
     assert method.name == name
+    assert method.family in FAMILIES
     assert method.granularity in ("structure", "weight")
     assert method.target in ("predefined", "automatic")
     assert method.allocation in ("uniform", "global")
@@ -258,10 +294,10 @@ def test_all_that_lists_methods_finds_a_new_file(tmp_path, monkeypatch, capsys):
     assert main(["prune", "--method", "dummy", "--help"]) == 0
     assert "--method.step" in capsys.readouterr().out
     generate = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "generate.py"))
-    assert "| `dummy` | Scores by place | structure | predefined | weights | none |" in generate["table"]()
-    cards = generate["cards"]()
-    assert "## dummy\n" in cards
-    assert "::: topiarist.methods.dummy.Dummy" in cards
+    assert "- `dummy` (structured, predefined; needs weights): Scores by place. *none.*" in generate["index"]()
+    page = generate["page"]("dummy")
+    assert page.startswith("# dummy\n")
+    assert "::: topiarist.methods.dummy.Dummy" in page
     with pytest.raises(AssertionError, match=r"golden(.|\n)*dummy"):
         test_the_folder_is_the_registry()
     for law in (test_scores_have_the_shape_of_the_groups_and_repeat, test_every_method_meets_a_budget):

@@ -50,18 +50,27 @@ def plain(value: Any) -> Any:
 
 
 def methods(described: Sequence[Mapping[str, Any]]) -> None:
-    """A short table of methods: what each cuts, and what it does in one sentence."""
-    table = Table("method", "cuts", "what it does", box=None, pad_edge=False)
-    for method in described:
-        table.add_row(*(escape(method[name]) for name in ("name", "granularity", "summary")))
-    console().print(table)
+    """Prints a table of methods: what each prunes, and what it does in one sentence, with a heading for each family."""
+    from topiarist.methods import families
+
+    by_name = {method["name"]: method for method in described}
+    out = console()
+    for family, names in families().items():
+        table = Table("name", "prunes", "summary", title=escape(family), box=None, pad_edge=False, show_header=False)
+        table.title_justify, table.title_style = "left", "bold"
+        table.columns[0].min_width = max(map(len, by_name))
+        for name in names:
+            table.add_row(*(escape(by_name[name][key]) for key in ("name", "granularity", "summary")))
+        out.print(table)
+        out.print()
     print("`topiarist methods NAME` shows a method's card: formula, paper, what it needs, flags.")
+    print("Deep Compression is a command: `topiarist compress`. docs/taxonomy.md has what all of them cost and gave.")
 
 
 def card(method: Mapping[str, Any]) -> None:
     """A method's docstring, what kind it is, and its flags with their defaults."""
     print(f"{method['name']}\n\n{method['doc'].rstrip()}\n")
-    for name in ("granularity", "target", "allocation", "needs", "roles", "paper"):
+    for name in ("family", "granularity", "target", "allocation", "needs", "roles", "paper"):
         value = method[name]
         print(f"{name}: {value if isinstance(value, str) else ', '.join(value) or 'nothing'}")
     print(f"\nFlags:\n  --method {method['name']}")

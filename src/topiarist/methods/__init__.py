@@ -17,6 +17,7 @@ from topiarist.errors import TopiaristError
 from topiarist.files import check_fields
 from topiarist.methods._schedules import SCHEDULES
 from topiarist.methods.base import (
+    FAMILIES,
     Criterion,
     Gate,
     Method,
@@ -31,6 +32,7 @@ from topiarist.methods.base import (
 )
 
 __all__ = [
+    "FAMILIES",
     "SCHEDULES",
     "Criterion",
     "Gate",
@@ -43,6 +45,7 @@ __all__ = [
     "Selector",
     "Soft",
     "describe",
+    "families",
     "get",
     "make",
     "names",
@@ -66,6 +69,12 @@ def names() -> list[str]:
     """The names of all methods, in alphabetical order."""
     files = (module.name for module in pkgutil.iter_modules(__path__))
     return sorted(name for name in files if name != "base" and not name.startswith("_"))
+
+
+def families() -> dict[str, list[str]]:
+    """Returns family → names of its methods, in the order of the taxonomy; families that it does not have come last."""
+    found = {name: get(name).family for name in names()}
+    return {family: [name for name in found if found[name] == family] for family in (*FAMILIES, *found.values())}
 
 
 def get(name: str) -> type[Method]:
@@ -123,8 +132,8 @@ def describe(name: str) -> dict[str, Any]:
         name: its registered name.
 
     Returns:
-        ``name``, ``summary`` (first line of its docstring), ``doc``, ``granularity``, ``target``, ``needs``,
-        ``allocation``, ``formula`` (LaTeX), ``paper``, ``roles``
+        ``name``, ``summary`` (first line of its docstring), ``doc``, ``family``, ``granularity``, ``target``,
+        ``needs``, ``allocation``, ``formula`` (LaTeX), ``paper``, ``roles``
         and ``fields`` (each with ``name``, ``type``, ``default`` and ``help``).
     """
     method = get(name)
@@ -134,6 +143,7 @@ def describe(name: str) -> dict[str, Any]:
         "name": name,
         "summary": doc.partition("\n")[0],
         "doc": doc,
+        "family": method.family,
         "granularity": method.granularity,
         "target": method.target,
         "needs": sorted(need if isinstance(need, str) else need.name for need in method.needs),

@@ -18,7 +18,7 @@ _RECTIFIERS = ("ReLU", "ReLU6")
 
 @dataclass(frozen=True)
 class APoZ(Method):
-    """Scores a unit by how often it fires, that is one minus its average percentage of zeros (APoZ).
+    """Scores a unit by its average percentage of zeros (APoZ) behind the ReLU.
 
     Formula: ``APoZ_j = mean over examples and places of [z_j = 0]``, with ``z_j`` the response after the ReLU, and
     ``s_j = 1 - APoZ_j``. Where the ReLU is a function that no hook sees, ``z_j`` is its input and the zeros are what
@@ -44,6 +44,7 @@ class APoZ(Method):
             paper's. Without it a budget says how much stays.
     """
 
+    family = "activation statistics"
     needs = frozenset({"activations"})
     formula = (
         r"s_j = 1 - \mathrm{APoZ}_j, \qquad \mathrm{APoZ}_j = \frac{1}{N M} \sum_{n=1}^{N} \sum_{m=1}^{M} "

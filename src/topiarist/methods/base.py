@@ -22,6 +22,20 @@ from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Group, Keep, Scores, Slice
 from topiarist.measure import Statistic, Stats
 
+FAMILIES = (
+    "weight magnitude and norms",
+    "weight similarity",
+    "loss sensitivity (gradients, Hessian)",
+    "activation statistics",
+    "feature reconstruction",
+    "final response and correlation",
+    "sparsity penalties",
+    "gates and noise",
+    "structure selection",
+    "controls",
+)
+"""The taxonomy of the documentation, in its order; a method of one's own may name another family."""
+
 
 @dataclass(frozen=True)
 class Method:
@@ -31,6 +45,7 @@ class Method:
 
     Attributes:
         name: the name of the file.
+        family: one of `FAMILIES`: by what criterion it prunes.
         granularity: ``"structure"`` scores the units of a traced graph, ``"weight"`` those of ``graph.weights()``.
         target: ``"predefined"`` where the user says how much of each layer stays, ``"automatic"`` where the method
             finds out.
@@ -43,6 +58,7 @@ class Method:
     """
 
     name: ClassVar[str]
+    family: ClassVar[str] = "other"
     granularity: ClassVar[Literal["structure", "weight"]] = "structure"
     target: ClassVar[Literal["predefined", "automatic"]] = "predefined"
     needs: ClassVar[frozenset[str | Statistic]] = frozenset({"weights"})

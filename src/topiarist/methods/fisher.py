@@ -44,7 +44,7 @@ class FisherInformation:
 
 @dataclass(frozen=True)
 class Fisher(Method):
-    """Scores a unit by the rise of the loss that its removal should bring, to second order.
+    """Scores a unit by its Fisher information, the second-order rise of the loss without it.
 
     Formula: ``s_j = 1/2 * mean over examples of (sum over places of dL/dz_j * z_j)^2``, with ``z_j`` the unit's
     response and ``L`` the loss of one example. It is Optimal Brain Damage with channels for weights: near a minimum
@@ -65,6 +65,7 @@ class Fisher(Method):
     2018.
     """
 
+    family = "loss sensitivity (gradients, Hessian)"
     target = "automatic"
     needs = frozenset({FisherInformation()})
     allocation = "global"

@@ -18,7 +18,7 @@ _COLUMNS = 4096
 
 @dataclass(frozen=True)
 class FPGM(Method):
-    """Scores a unit by the distance of its filter to all other filters of its layer, so that the replaceable go first.
+    """Scores a filter by its distance to the others: near the geometric median means replaceable.
 
     Formula: ``s_j = sum over i of ||F_i - F_j||``, Euclidean, where ``F_j`` joins every weight (of two or more axes)
     that produces unit ``j``: one filter in a plain network, one per block where a residual stream ties them. The
@@ -37,6 +37,7 @@ class FPGM(Method):
     Acceleration", CVPR 2019.
     """
 
+    family = "weight similarity"
     formula = r"s_j = \sum_{i} \lVert F_i - F_j \rVert_2"
     paper = (
         "He, Liu, Wang, Hu, Yang: "

@@ -24,7 +24,7 @@ _TINY = sys.float_info.min
 
 @dataclass(frozen=True)
 class GroupLasso(Method):
-    """Trains with the L2 norms of whole groups of weights as a penalty; units of small norm go first, over all layers.
+    """Trains with a group lasso penalty (structured sparsity learning) and prunes units of small norm.
 
     Formula: ``L = loss + lam * sum over groups theta of ||theta||``, whose subgradient at 0 is 0. The groups: for
     ``"filter"`` the weights of one layer that produce a unit; for ``"channel"`` those of one layer that read it;
@@ -56,6 +56,7 @@ class GroupLasso(Method):
         solver: ``"gradient"`` of the penalty, or ``"proximal"``: a step after the optimiser's.
     """
 
+    family = "sparsity penalties"
     target = "automatic"
     needs = frozenset({"weights", "training"})
     allocation = "global"

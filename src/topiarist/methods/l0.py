@@ -31,7 +31,7 @@ _MOST = math.log(100)
 
 @dataclass(frozen=True)
 class L0(Method):
-    """Trains with random gates that can be exactly 0, and a penalty on the expected number of parameters behind them.
+    """Trains hard-concrete gates under an L0 penalty, the expected number of parameters behind them.
 
     Formula: in training each gate is ``z = min(1, max(0, s (zeta - gamma) + gamma))`` with
     ``s = sigmoid((log u - log(1 - u) + log alpha) / beta)`` and a new uniform ``u`` at every run of the model;
@@ -65,6 +65,7 @@ class L0(Method):
         examples: ``N``, of the training set; `topiarist.train.fit` knows it, loops of your own give it.
     """
 
+    family = "gates and noise"
     target = "automatic"
     needs = frozenset({"weights", "training"})
     allocation = "global"

@@ -18,7 +18,7 @@ from topiarist.methods.base import Method, sum_by_unit
 
 @dataclass(frozen=True)
 class L1(Method):
-    """Scores a unit by the norm of the filters that produce it.
+    """Scores a unit by the L1 norm of the filters that produce it.
 
     Formula: ``s_j = (sum over filters F_j of sum |w|^p)^(1/p)``, the sum over every weight (of two or more axes) that
     produces unit ``j``: one filter in a plain network, one per block where a residual stream ties them. Needs the
@@ -37,6 +37,7 @@ class L1(Method):
             each block).
     """
 
+    family = "weight magnitude and norms"
     formula = r"s_j = \left( \sum_{w \in F_j} |w|^p \right)^{1/p}, \qquad p = 1"
     paper = "Li, Kadav, Durdanovic, Samet, Graf: Pruning Filters for Efficient ConvNets, ICLR 2017"
 

@@ -22,7 +22,7 @@ from topiarist.surgery import mask, with_values
 
 @dataclass(frozen=True)
 class Lasso(Method):
-    """Removes the channels that a LASSO regression of the next layer's outputs drops, and refits what reads the rest.
+    """Feature reconstruction: selects channels by LASSO regression, then refits the next layer by least squares.
 
     Formula: with ``z_c`` what unit ``c`` adds to the ``m`` sampled output values of the layers that read it, and ``y``
     what these values should be, ``beta = argmin 1 / (2 m) |y - sum over c of beta_c z_c|^2 + lam |beta|_1``. A unit
@@ -61,6 +61,7 @@ class Lasso(Method):
         seed: another seed draws other places.
     """
 
+    family = "feature reconstruction"
     needs = frozenset({"weights", "evaluations"})
     formula = (
         r"\min_{\beta, W} \frac{1}{2 N} \left\lVert Y - \sum_{i} \beta_i X_i W_i^{\top} \right\rVert_F^2 + "

@@ -39,7 +39,7 @@ _WORDS = {"form": ("shift", "affine"), "metric": ("l2", "l1", "taylor"), "fitnes
 
 @dataclass(frozen=True)
 class LCP(Method):
-    """Ranks all units together after a compensation for each layer, which evolution finds on held-out examples.
+    """Layer-compensated pruning: ranks all filters together after a shift per layer, found by evolution.
 
     Formula: ``s_lj = alpha_l * m_lj + beta_l`` for unit ``j`` of group ``l``; the lowest of the whole network go until
     the budget is met. ``m`` is the squared L2 norm of the filters that produce the unit, their L1 norm, or the Taylor
@@ -85,6 +85,7 @@ class LCP(Method):
         seed: another seed draws other candidates.
     """
 
+    family = "weight magnitude and norms"
     target = "automatic"
     needs = frozenset({"weights", "evaluations"})
     allocation = "global"

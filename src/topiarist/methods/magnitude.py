@@ -15,7 +15,7 @@ from topiarist.methods.base import Method, weights_of
 
 @dataclass(frozen=True)
 class Magnitude(Method):
-    """Scores a weight by its absolute value; one threshold over all layers, or one per layer from its spread.
+    """Scores a weight by its absolute value: unstructured magnitude pruning, globally or layer by layer.
 
     Formula: ``s = |w|`` under a budget, with one threshold for the whole network as in "Rethinking the Value of
     Network Pruning". With ``quality`` the rule of the paper, for which no budget is needed: layer ``l`` keeps
@@ -34,6 +34,7 @@ class Magnitude(Method):
             matches counts, and layers that none matches stay whole.
     """
 
+    family = "weight magnitude and norms"
     granularity = "weight"
     target = "automatic"
     allocation = "global"

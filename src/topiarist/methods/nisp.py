@@ -30,7 +30,7 @@ from topiarist.methods.base import Method
 
 @dataclass(frozen=True)
 class Nisp(Method):
-    """Ranks the responses before the classifier and propagates their scores back through the absolute weights.
+    """Propagates importance scores back from the final response layer through the absolute weights.
 
     Formula: ``s_k = |W_{k+1}|^T s_{k+1}`` down from the final responses, the input of the last layer with weights; a
     unit's score is the sum over its places. It is the gradient of ``<s, final responses>`` in a linear network with
@@ -63,6 +63,7 @@ class Nisp(Method):
         alpha: weight of the deviations against the correlations in Inf-FS, from 0 to 1.
     """
 
+    family = "final response and correlation"
     needs = frozenset({"weights", "evaluations"})
     formula = r"s_k = |W_{k+1}|^{\top} s_{k+1}"
     paper = (

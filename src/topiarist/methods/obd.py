@@ -52,7 +52,7 @@ class DiagonalCurvature:
 
 @dataclass(frozen=True)
 class OBD(Method):
-    """Scores a weight by the rise of the loss that its removal brings at a minimum, by the diagonal of the Hessian.
+    """Optimal Brain Damage: scores a weight by the diagonal of the loss's Hessian.
 
     Formula: ``s_k = 1/2 h_kk w_k^2``, with ``h_kk`` the curvature of the mean loss along weight ``k``. ``gauss_newton``
     is the diagonal of the Gauss-Newton matrix of the mean cross entropy, ``h_kk = mean over examples of (J^T (diag(p) -
@@ -82,6 +82,7 @@ class OBD(Method):
         curvature: ``"gauss_newton"``, exact for cross entropy, or ``"fisher"``, quicker and approximate.
     """
 
+    family = "loss sensitivity (gradients, Hessian)"
     granularity = "weight"
     target = "automatic"
     needs = frozenset({DiagonalCurvature()})

@@ -80,7 +80,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class OBS(Method):
-    """Removes the weights that the others can make up for best, one after the other, and adjusts the others.
+    """Optimal Brain Surgeon: prunes weights by the inverse Hessian and adjusts the remaining ones.
 
     Formula: the weight with the least ``L_q = w_q^2 / (2 [H^-1]_qq)`` goes, ``dw = -w_q / [H^-1]_qq H^-1 e_q`` changes
     the others, and row and column ``q`` leave the inverse, ``H^-1 -= H^-1 e_q e_q^T H^-1 / [H^-1]_qq``, so that later
@@ -111,6 +111,7 @@ class OBS(Method):
         damping: what the diagonal gains, relative to its mean; 0 needs more data than weights.
     """
 
+    family = "loss sensitivity (gradients, Hessian)"
     granularity = "weight"
     target = "automatic"
     needs = frozenset({Inputs()})

@@ -26,7 +26,7 @@ _SLACK = 1e-9
 
 @dataclass(frozen=True)
 class PFA(Method):
-    """Finds each layer's width in the spectrum of its responses, and removes the units that correlate most.
+    """Finds widths and redundant units from the intrinsic correlation of each layer's responses.
 
     Formula: ``l`` the eigenvalues of the covariance of the ``C`` units' responses, largest first, each response the
     largest value over places, and ``p = l / sum(l)``. PFA-KL: ``k = ceil(C * (1 - KL(p || uniform) / log(C)))`` with
@@ -55,6 +55,7 @@ class PFA(Method):
         tau: the fraction of its energy (sum of variances) that each layer keeps, PFA-En; ``None`` is PFA-KL.
     """
 
+    family = "final response and correlation"
     target = "automatic"
     needs = frozenset({"covariance-max"})
     formula = (

@@ -14,7 +14,7 @@ from topiarist.methods.base import Method
 
 @dataclass(frozen=True)
 class Random(Method):
-    """Scores every unit by chance: what any other method has to beat.
+    """Scores every unit at random: the control that any other method has to beat.
 
     Formula: ``s_j ~ U(0, 1)``, drawn for each group from its name and the seed, so that a group's scores do not
     depend on which other groups there are. Needs nothing; works on units of structure and on single weights alike.
@@ -26,6 +26,7 @@ class Random(Method):
         seed: another seed draws other scores.
     """
 
+    family = "controls"
     needs = frozenset()
     formula = r"s_j \sim U(0, 1)"
     paper = "Mittal, Bhardwaj, Khapra, Ravindran: Recovering from Random Pruning, WACV 2018"

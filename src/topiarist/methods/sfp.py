@@ -16,7 +16,7 @@ from topiarist.methods.l1 import L1
 
 @dataclass(frozen=True)
 class Sfp(Method):
-    """Sets the filters of smallest L2 norm to zero after each epoch of training, and scores units by that norm.
+    """Soft filter pruning: zeroes filters of small norm after each epoch; they may recover.
 
     Formula: ``s_j = sqrt(sum of w^2 over all filters of unit j)``. Before training and after each epoch the
     ``min(n - 1, int(n * (1 - rate)))`` units of smallest ``s`` in each group of ``n`` become zero, their filters and
@@ -41,6 +41,7 @@ class Sfp(Method):
         rate: fraction of each group's units that is not set to zero.
     """
 
+    family = "weight magnitude and norms"
     needs = frozenset({"weights", "training"})
     formula = (
         r"s_j = \lVert F_j \rVert_2, \qquad F_j \leftarrow 0 \text{ after each epoch for the } \lfloor n "

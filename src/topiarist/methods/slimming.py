@@ -16,7 +16,7 @@ from topiarist.methods.base import Method, sum_by_unit
 
 @dataclass(frozen=True)
 class Slimming(Method):
-    """Trains with an L1 penalty on the scales of batch norms; channels of small scale go first, over all layers.
+    """Trains with an L1 penalty on batch norm scales and prunes channels of small scale.
 
     Formula: ``L = loss + lam * sum |gamma|``, whose subgradient at 0 is 0; ``s_j = |gamma_j|``, the mean over its
     scales where a channel passes several batch norms (a residual stream). Needs a network with batch norms, trained
@@ -36,6 +36,7 @@ class Slimming(Method):
         lam: strength of the penalty: 1e-4 for VGG, 1e-5 for ResNet-164 and DenseNet-40 in the paper.
     """
 
+    family = "sparsity penalties"
     target = "automatic"
     needs = frozenset({"weights", "training"})
     allocation = "global"

@@ -45,7 +45,7 @@ class WeightGradients:
 
 @dataclass(frozen=True)
 class Snip(Method):
-    """Scores a weight by how much the loss feels its connection, at the values it starts from.
+    """Scores a weight by its connection sensitivity: gradient times value, before any training.
 
     Formula: ``s_k = |g_k w_k| / sum over all weights of |g w|`` with ``g = dL/dw`` and ``L`` the mean loss of the
     examples; ``|g_k w_k| = |dL/dc_k|`` for a switch ``c_k = 1`` on the weight. One threshold for the whole network.
@@ -65,6 +65,7 @@ class Snip(Method):
     Paper: Lee, Ajanthan, Torr: "SNIP: Single-shot Network Pruning based on Connection Sensitivity", ICLR 2019.
     """
 
+    family = "loss sensitivity (gradients, Hessian)"
     granularity = "weight"
     target = "automatic"
     needs = frozenset({WeightGradients()})

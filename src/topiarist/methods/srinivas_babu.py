@@ -29,7 +29,7 @@ _TINY = 1e-12
 
 @dataclass(frozen=True)
 class SrinivasBabu(Method):
-    """Merges neurons whose weights are alike: one goes, and its outgoing weights are added to the other's.
+    """Merges similar neurons without data: removes one and adds its outgoing weights to the other's.
 
     Formula: ``s_ij = mean(a_j^2) * e_ij^2`` is what it costs that ``j`` goes and ``a_i <- a_i + a_j``, with ``a_j`` the
     weights that read ``j``. The pair of lowest saliency merges, ``s_ki`` is computed anew with the new ``a_i``, and so
@@ -61,6 +61,7 @@ class SrinivasBabu(Method):
             networks.
     """
 
+    family = "weight similarity"
     target = "automatic"
     formula = (
         r"s_{ij} = \langle a_j^2 \rangle\, \varepsilon_{ij}^2, \qquad "

@@ -28,7 +28,7 @@ _LEFT = f"{LEFT}sss"
 
 @dataclass(frozen=True)
 class SSS(Method):
-    """Trains a scale on every structure; what comes to exactly 0 is removed: residual blocks, groups, or channels.
+    """Trains a scale on each block, group or channel, and removes those of scale 0.
 
     Formula: ``L = loss + gamma * sum |lambda|`` with one ``lambda``, at first 1, for each structure: it multiplies a
     residual branch, ``x + lambda * F(x)``, or what is read of a group of convolutions (of a head) or of a channel.
@@ -62,6 +62,7 @@ class SSS(Method):
         momentum: of the accelerated step.
     """
 
+    family = "structure selection"
     target = "automatic"
     needs = frozenset({"weights", "training"})
     allocation = "global"

@@ -18,7 +18,7 @@ from topiarist.methods.base import Method, checked_scores
 
 @dataclass(frozen=True)
 class Taylor(Method):
-    """Scores a unit by how much the loss would change without it, to first order; lowest of the whole network first.
+    """Scores a unit by the first-order Taylor expansion of the loss: gradient times activation.
 
     Formula: ``Theta_j = mean over examples of |mean over places of dL/dz_j * z_j|`` with ``z`` the response of the unit
     and ``L`` the loss of the example; ``s_j = Theta_j / sqrt(sum_i Theta_i^2) - lam * Theta_flops``, the sum over the
@@ -47,6 +47,7 @@ class Taylor(Method):
             measure of FLOPs, so that it may need another value here).
     """
 
+    family = "loss sensitivity (gradients, Hessian)"
     needs = frozenset({"gradients"})
     target = "automatic"
     allocation = "global"

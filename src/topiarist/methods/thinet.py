@@ -18,7 +18,7 @@ from topiarist.methods.base import Method
 
 @dataclass(frozen=True)
 class ThiNet(Method):
-    """Removes the channels without which the next layer's outputs change least, and rescales the rest to make up.
+    """Feature reconstruction: removes channels greedily by the next layer's error and rescales the rest.
 
     Formula: ``y_m = sum over c of xhat_mc`` at sampled outputs ``m`` of the layers that read the units, biases left
     out. The removed set ``T`` grows greedily by the unit that leaves ``sum over m of (sum over c in T of xhat_mc)^2``
@@ -48,6 +48,7 @@ class ThiNet(Method):
         seed: another seed draws other places.
     """
 
+    family = "feature reconstruction"
     needs = frozenset({"weights", "evaluations"})
     formula = (
         r"\min_{T} \sum_{m} \left( \sum_{c \in T} \hat{x}_{mc} \right)^2, \qquad w = \arg\min_{w} \sum_{m} "

@@ -42,7 +42,7 @@ _PRODUCTS = frozenset(
 
 @dataclass(frozen=True)
 class VarDrop(Method):
-    """Trains with Gaussian noise on every weight, whose variance is learned, and removes what the noise drowns.
+    """Sparse variational dropout: learns Gaussian noise on every weight and prunes the noisiest weights.
 
     Formula: each weight is drawn from ``N(theta, sigma^2)``, with ``log sigma^2`` a parameter of its own and
     ``log alpha = log sigma^2 - log theta^2``, clamped to [-8, 8]. ``L = mean loss + t * KL / N`` with ``KL = sum over
@@ -79,6 +79,7 @@ class VarDrop(Method):
         steps: of the optimiser in the whole training, for the warm-up; likewise.
     """
 
+    family = "gates and noise"
     granularity = "weight"
     target = "automatic"
     needs = frozenset({"weights", "training"})

@@ -55,7 +55,7 @@ def energies(layer: Layer, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Wanda(Method):
-    """Scores a weight by its absolute value times the norm of its input, and compares within each output's row.
+    """Scores a weight by its absolute value times its input's norm, within each output.
 
     Formula: ``s_ij = |W_ij| * ||X_j||_2`` with ``X_j`` all values of the input ``j`` over examples and places; for a
     convolution ``j`` is an entry of the patch under the kernel, a channel at an offset. Of each row ``W_i`` the weights
@@ -78,6 +78,7 @@ class Wanda(Method):
     Paper: Sun, Liu, Bair, Kolter: "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024.
     """
 
+    family = "activation statistics"
     granularity = "weight"
     needs = frozenset({InputEnergies()})
     formula = r"s_{ij} = |W_{ij}| \, \| X_j \|_2, \qquad \text{compared within each row } i"
