@@ -10,6 +10,10 @@ from topiarist.budget import Budget
 from topiarist.cli import show
 from topiarist.cli.inputs import example_inputs, make_source, writable_folder
 from topiarist.cli.pruning import TRAINING, Plan, Stepwise, fit, run, write_json, write_weights
+from topiarist.cli.studies import demo as demo
+from topiarist.cli.studies import merge as merge
+from topiarist.cli.studies import report as report
+from topiarist.cli.studies import study as study
 from topiarist.errors import TopiaristError
 from topiarist.methods import Method
 from topiarist.pruning import RATIOS
