@@ -66,7 +66,7 @@ def table(results: dict[str, Any]) -> list[str]:
         if row["arm"] != "unpruned":
             found.setdefault(row["method"], {})[row["arm"]] = row
     lines = [
-        "| method | architecture | " + " | ".join(ARMS[arm] for arm in SHOWN) + " |",
+        "| method | architecture | " + " | ".join(ARMS[arm].label for arm in SHOWN) + " |",
         "|---|---|" + "---:|" * len(SHOWN),
     ]
     for method, arms in found.items():
@@ -77,7 +77,7 @@ def table(results: dict[str, Any]) -> list[str]:
     for method, arms in found.items():
         for arm in ("scratch_e", "scratch_b"):
             gain = paired(arms[arm]["accuracy"]["seeds"], arms["finetune"]["accuracy"]["seeds"])
-            lines.append(f"| {method} | {ARMS[arm]} | {gain.mean:+.2f} | {gain.low:+.2f} to {gain.high:+.2f} |")
+            lines.append(f"| {method} | {ARMS[arm].label} | {gain.mean:+.2f} | {gain.low:+.2f} to {gain.high:+.2f} |")
     return [*lines, "", *(f"- {sentence}" for sentence in results["conclusion"]), ""]
 
 

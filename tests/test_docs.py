@@ -15,7 +15,7 @@ import yaml
 from topiarist import methods
 from topiarist.cli import commands
 from topiarist.cli.arguments import parse
-from topiarist.studies import Study
+from topiarist.studies import ARMS, Study
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"  # the home of the site, too
@@ -72,6 +72,14 @@ def test_yaml_examples_are_what_they_say(tmp_path: Path) -> None:
     study, *further = map(yaml.safe_load, studies)
     for keys in ({}, *further):
         assert Study.of({**study, **keys}).title == "LeNet-5 on digits"
+
+
+def test_every_arm_of_a_study_is_explained() -> None:
+    """The names in the first column of the table of arms are those of the registry."""
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| arm \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    named = [name for line in table.splitlines() for name in re.findall(r"`(\w+)`", line.split("|")[1])]
+    assert sorted(named) == sorted(ARMS)
 
 
 @pytest.mark.parametrize("name", GENERATE["PAGES"])

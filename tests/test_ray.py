@@ -11,8 +11,8 @@ import pytest
 from topiarist.cli import main
 from topiarist.errors import TopiaristError
 from topiarist.studies import Cell, RayCluster, Study, run_cells
-from topiarist.studies.arms import work as arms_work
 from topiarist.studies.cells import unfold
+from topiarist.studies.work import work as arms_work
 
 STUDY = {
     "network": "zoo:digitsnet?width=0.25",
@@ -42,7 +42,7 @@ DISTURBED = (
     CELLS
     + """
 def work(cell, folder, needs):
-    from topiarist.studies import arms
+    from topiarist.studies.work import work as compute
     from topiarist.train import checkpoint
 
     if (cell.arm, cell.seed) == ("finetune", 0):
@@ -58,7 +58,7 @@ def work(cell, folder, needs):
 
             checkpoint.save = save_and_die
     note("started", cell)
-    values = arms.work(cell, folder, needs)
+    values = compute(cell, folder, needs)
     note("finished", cell)
     return values
 

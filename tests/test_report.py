@@ -10,8 +10,7 @@ from rich.console import Console
 
 from report_results import LABELS, make_results
 from topiarist.errors import TopiaristError
-from topiarist.report import figures, render, show, words, write_report
-from topiarist.report import style as looks
+from topiarist.report import figures, render, show, style, words, write_report
 from topiarist.studies import read_results
 
 
@@ -71,7 +70,7 @@ def test_ids_are_unique_and_references_to_them_meet_one():
 
 def test_figures_take_the_colours_of_the_page():
     text = render(make_results())
-    assert not any(colour in text for colour in looks.COLOURS.values())
+    assert not any(colour in text for colour in style.COLOURS.values())
     assert all(f"var(--{arm.replace('_', '-')})" in text for arm in LABELS)
 
 

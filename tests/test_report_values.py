@@ -9,19 +9,18 @@ from statistics import fmean
 import pytest
 import torch
 
-from report_results import KERNELS, LABELS, large_results, make_results, row
+from report_results import KERNELS, large_results, make_results, row
 from topiarist import Budget, Pruning, load_data, load_model, prune
 from topiarist.architecture import SHAPE_FILE, Architecture
 from topiarist.pruning import Choice
-from topiarist.report import figures, render, words, write_report
-from topiarist.report import style as looks
+from topiarist.report import figures, render, style, words, write_report
 from topiarist.report.tables import arms_table
 from topiarist.report.texts import how
-from topiarist.studies import Study, gather, run_cells
-from topiarist.studies.arms import work
+from topiarist.studies import ARMS, Study, gather, run_cells
 from topiarist.studies.cells import folder, result, unfold
 from topiarist.studies.conclusion import conclude, overall
 from topiarist.studies.histogram import histogram
+from topiarist.studies.work import work
 
 NETWORK = "zoo:digitsnet?width=0.25"
 
@@ -152,10 +151,6 @@ def test_maps_tell_the_per_cent_kept_at_each_position():
 # ---------------------------------------------------------------- differences over all prunings
 
 
-def spoken(arm):
-    return {"finetune": "fine-tuning", "scratch_b": "Scratch-B"}.get(arm, arm)
-
-
 def with_seeds(method, arm, seeds, network="n"):
     return row(method, "50 %", "finetune", 0.0, 0.5) | {
         "arm": arm,
@@ -182,7 +177,7 @@ def rows_of(gains):
 
 def test_a_pooled_difference_is_that_of_the_means_at_each_seed():
     gains = {"l1": [1.0, 2.0, 3.0], "slimming": [0.0, 0.0, 3.0]}
-    every, l1, slimming = overall(rows_of(gains), [("finetune", "scratch_b")], spoken)
+    every, l1, slimming = overall(rows_of(gains), [("finetune", "scratch_b")])
     assert [each["method"] for each in (every, l1, slimming)] == ["", "l1", "slimming"]
     assert [each["prunings"] for each in (every, l1, slimming)] == [2, 1, 1]
     # of 0.5, 1 and 3: mean 1.5, deviation 1.3229, t(2; 0.975) = 4.3027
@@ -194,7 +189,7 @@ def test_a_pooled_difference_is_that_of_the_means_at_each_seed():
 
 
 def test_only_seeds_that_all_prunings_have_are_pooled():
-    every = next(overall(rows_of({"l1": [1.0, 2.0, 3.0], "slimming": [0.0, 1.0]}), [("finetune", "scratch_b")], spoken))
+    every = next(overall(rows_of({"l1": [1.0, 2.0, 3.0], "slimming": [0.0, 1.0]}), [("finetune", "scratch_b")]))
     assert every["n"] == 2
     assert every["mean"] == pytest.approx(1.0)
 
@@ -209,8 +204,8 @@ def test_only_seeds_that_all_prunings_have_are_pooled():
     ],
 )
 def test_the_conclusion_answers_the_question(gains, told):
-    pooled = list(overall(rows_of({"l1": gains, "fpgm": gains}), [("finetune", "scratch_b")], spoken))
-    (sentence,) = conclude([], pooled, {}, spoken)
+    pooled = list(overall(rows_of({"l1": gains, "fpgm": gains}), [("finetune", "scratch_b")]))
+    (sentence,) = conclude([], pooled, {})
     assert told in sentence
     assert sentence.endswith("on average over 2 prunings.")
 
@@ -219,8 +214,8 @@ def test_the_conclusion_answers_the_question(gains, told):
     ("guided", "told"),
     [
         (91.0, "in 1 of 1 prunings."),
-        (89.0, "in 0 of 1 prunings; it is below uniform in 1, and above Scratch-B in 0."),
-        (93.0, "in 0 of 1 prunings; it is below uniform in 0, and above Scratch-B in 1."),
+        (89.0, "in 0 of 1 prunings; it is below the uniform network in 1, and above Scratch-B in 0."),
+        (93.0, "in 0 of 1 prunings; it is below the uniform network in 0, and above Scratch-B in 1."),
     ],
 )
 def test_designed_shapes_are_placed_between_uniform_and_direct(guided, told):
@@ -231,12 +226,12 @@ def test_designed_shapes_are_placed_between_uniform_and_direct(guided, told):
         with_seeds("slimming", "guided", [guided, guided + 0.1]),
     ]
     pairs = [("guided", "uniform"), ("guided", "scratch_b")]
-    pooled = list(overall(rows, pairs, spoken))
+    pooled = list(overall(rows, pairs))
     comparisons = [
         {**entry, "network": "n", "data": "digits", "goal": "50 %", "when": ""} for entry in pooled if entry["method"]
     ]
-    sentences = conclude(comparisons, pooled, {}, spoken)
-    assert sentences[-1] == f"By its mean, guided comes between uniform and Scratch-B {told}"
+    sentences = conclude(comparisons, pooled, {})
+    assert sentences[-1] == f"By its mean, the guided pattern comes between the uniform network and Scratch-B {told}"
 
 
 # ---------------------------------------------------------------- what is written
@@ -307,12 +302,13 @@ def test_every_figure_has_a_caption(large):
 
 
 def test_arms_differ_in_colour_and_mark():
-    found = looks.looks([*LABELS, "guided", "transferred", "new", "newer"])
-    assert len({look.name for look in found.values()}) == len(found)
-    assert len({look.mark for look in found.values()}) == len(found)
-    assert len({look.outline for look in found.values()}) == len(found)
-    style = render(make_results())
-    assert all(style.count(f"--{look.variable}: #") == 2 for look in found.values())  # light and dark
+    found = style.styles([*ARMS, "new", "newer"])
+    for name in ("name", "mark", "outline", "light", "dark"):
+        assert len({getattr(each, name) for each in found.values()}) == len(found)
+    results = make_results()
+    results["rows"] += [results["rows"][-1] | {"arm": arm} for arm in found]
+    page = render(results)
+    assert all(page.count(f"--{each.variable}: #") == 2 for each in found.values())  # light and dark
 
 
 def test_an_arm_that_nobody_knows_is_shown():
@@ -347,7 +343,7 @@ def test_what_is_pooled_is_of_one_kind():
 
     def told(*parts):
         every = [plain, *(each for part in parts for each in part)]
-        return {entry["method"]: entry["mean"] for entry in overall(every, [("scratch_b", "uniform")], str)}
+        return {entry["method"]: entry["mean"] for entry in overall(every, [("scratch_b", "uniform")])}
 
     kinds = list(found), list(sparse)
     assert told(list(alike), kinds[0]) == {"": 1.0, "slimming": 1.0}

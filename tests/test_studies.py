@@ -10,9 +10,10 @@ import torch
 from topiarist.architecture import load
 from topiarist.errors import TopiaristError
 from topiarist.models import fitting_options, make_model
+from topiarist.report import write_report
 from topiarist.studies import DEMO, Cell, Pruning, Study, gather, run, run_cells
+from topiarist.studies.arms import SCRATCH_SEED
 from topiarist.studies.cells import result, unfold
-from topiarist.studies.study import SCRATCH_SEED
 
 # ---------------------------------------------------------------- cells and studies
 
@@ -190,7 +191,7 @@ def test_results_say_what_the_cells_show(tmp_path):
         "over 4 prunings.",
     ]
     assert json.loads((tmp_path / "results.json").read_text()) == results
-    assert (tmp_path / "report.html").is_file()
+    assert write_report(tmp_path, results).is_file()
 
 
 def test_missing_cells_are_told_and_left_out_of_the_means(tmp_path):

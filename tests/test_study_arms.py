@@ -20,9 +20,9 @@ from topiarist.errors import TopiaristError
 from topiarist.models import fitting_options, make_model
 from topiarist.pruning import prune
 from topiarist.studies import DEMO, Study, merge, run, run_cells
-from topiarist.studies.arms import work
+from topiarist.studies.arms import SCRATCH_SEED
 from topiarist.studies.cells import folder, result, unfold
-from topiarist.studies.study import SCRATCH_SEED
+from topiarist.studies.work import work
 from topiarist.train import Recipe, fit
 
 NETWORK = "zoo:digitsnet?width=0.25"

@@ -19,9 +19,9 @@ from topiarist.errors import TopiaristError
 from topiarist.graph import trace
 from topiarist.models import fitting_options, make_model
 from topiarist.studies import Cell, Study, gather, merge, run, run_cells
-from topiarist.studies.arms import Arms, work
 from topiarist.studies.cells import folder, result, unfold
 from topiarist.studies.data_paths import placed
+from topiarist.studies.work import ArmWork, work
 
 NETWORK, DEEPER = "zoo:digitsnet?width=0.25", "zoo:resnet20?width=0.25"
 SETTINGS: dict[str, Any] = {
@@ -379,7 +379,7 @@ def test_channels_last_gives_the_same_study_but_for_rounding(tmp_path: Path) -> 
     fast = replace(plain, speed={"channels_last": True})
     models = []
     for study, name in ((plain, "plain"), (fast, "fast")):
-        assert run_cells(study.cells(), tmp_path / name, Arms()).ok
+        assert run_cells(study.cells(), tmp_path / name, ArmWork()).ok
         models.append(load(make, folder(tmp_path / name, study.cells()[0])))
     for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-3)

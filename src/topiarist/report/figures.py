@@ -15,8 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from topiarist.report import words
-from topiarist.report.style import COLOURS, Look
+from topiarist.report.style import COLOURS, Style
 from topiarist.report.svg import drawing, quiet
+from topiarist.studies import ARMS
 
 WIDE = 3.7
 """Inches, as all panels are."""
@@ -31,13 +32,16 @@ COSTS = {
 }
 """Field of a row that `tradeoff` draws against → title of the panel and name of the axis."""
 
+UNTRAINED = tuple(name for name, arm in ARMS.items() if not arm.recipe)
+"""Arms whose accuracy is that before any training, which can be far off."""
+
 Rows = Sequence[Mapping[str, Any]]
-Looks = Mapping[str, Look]
+Styles = Mapping[str, Style]
 
 
 def drawn(rows: Rows, cost: str) -> Rows:
     """The rows that `tradeoff` has points for: those with both values, but for networks as pruned, untrained."""
-    return [row for row in rows if row["arm"] != "pruned" and None not in (row["accuracy"]["mean"], row[cost])]
+    return [row for row in rows if row["arm"] not in UNTRAINED and None not in (row["accuracy"]["mean"], row[cost])]
 
 
 def letters(rows: Rows) -> dict[str, str]:
@@ -47,7 +51,7 @@ def letters(rows: Rows) -> dict[str, str]:
     return {} if many or len(names) < 2 else {name: chr(ord("a") + number) for number, name in enumerate(names)}
 
 
-def tradeoff(rows: Rows, cost: str, looks: Looks, salt: str) -> str:
+def tradeoff(rows: Rows, cost: str, styles: Styles, salt: str) -> str:
     """Accuracy against a cost, mean ± standard deviation: a colour and a mark for each arm, a letter for each method.
 
     Budgets of one method and arm are joined by a line; points of nearly the same cost stand side by side.
@@ -58,12 +62,12 @@ def tradeoff(rows: Rows, cost: str, looks: Looks, salt: str) -> str:
         scale = _Scale.of([row[cost] for row in shown], whole=cost != "latency_ms")
         places = _side_by_side([scale.to(row[cost]) for row in shown])
         if cost != "latency_ms":  # it need not fall with the budget
-            _join_budgets(axes, places, shown, looks)
+            _join_budgets(axes, places, shown, styles)
         for place, row in zip(places, shown, strict=True):
-            look, mean = looks[row["arm"]], row["accuracy"]["mean"]
+            style, mean = styles[row["arm"]], row["accuracy"]["mean"]
             letter = named.get(row["method"], "")
             axes.errorbar(
-                place, mean, row["accuracy"]["std"] or 0.0, **_point(look), fmt=look.mark, ms=9.5 if named else 7
+                place, mean, row["accuracy"]["std"] or 0.0, **_point(style), fmt=style.mark, ms=9.5 if named else 7
             )
             axes.text(
                 place, mean, letter, ha="center", va="center_baseline", fontsize=6.5, color=COLOURS["paper"], zorder=4
@@ -76,7 +80,7 @@ def tradeoff(rows: Rows, cost: str, looks: Looks, salt: str) -> str:
     return svg()
 
 
-def _join_budgets(axes: Axes, places: Sequence[float], rows: Rows, looks: Looks) -> None:
+def _join_budgets(axes: Axes, places: Sequence[float], rows: Rows, styles: Styles) -> None:
     """A thin line through the budgets of each arm and method."""
     for arm, method in dict.fromkeys((row["arm"], row["method"]) for row in rows):
         line = sorted(
@@ -84,7 +88,7 @@ def _join_budgets(axes: Axes, places: Sequence[float], rows: Rows, looks: Looks)
             for place, row in zip(places, rows, strict=True)
             if (row["arm"], row["method"]) == (arm, method)
         )
-        axes.plot(*zip(*line, strict=True), color=looks[arm].colour, lw=0.8, alpha=0.4, zorder=2)
+        axes.plot(*zip(*line, strict=True), color=styles[arm].colour, lw=0.8, alpha=0.4, zorder=2)
 
 
 @dataclass(frozen=True)
@@ -141,21 +145,21 @@ def _side_by_side(places: Sequence[float], near: float = 0.03) -> list[float]:
     return found
 
 
-def arms(rows: Rows, whole: Mapping[str, Any] | None, limits: tuple[float, float], looks: Looks, salt: str) -> str:
+def arms(rows: Rows, whole: Mapping[str, Any] | None, limits: tuple[float, float], styles: Styles, salt: str) -> str:
     """The arms of one pruning side by side: every seed faint, mean ± standard deviation strong."""
     with drawing(salt, WIDE, 0.62 + 0.34 * len(rows)) as (figure, svg):
         axes = quiet(figure)
         low, high = limits
         for place, row in enumerate(rows):
-            mean, std, look = row["accuracy"]["mean"], row["accuracy"]["std"] or 0.0, looks[row["arm"]]
+            mean, std, style = row["accuracy"]["mean"], row["accuracy"]["std"] or 0.0, styles[row["arm"]]
             if mean is None:
                 continue
             if mean < low:
                 axes.text(low, place, f"◂ {mean:.1f}", va="center", color=COLOURS["muted"], fontsize=10)
                 continue
             seeds = list(row["accuracy"]["seeds"].values())
-            axes.scatter(seeds, [place] * len(seeds), s=14, color=look.colour, alpha=0.35, linewidths=0, zorder=2)
-            axes.errorbar(mean, place, xerr=std, fmt=look.mark, ms=7, **_point(look))
+            axes.scatter(seeds, [place] * len(seeds), s=14, color=style.colour, alpha=0.35, linewidths=0, zorder=2)
+            axes.errorbar(mean, place, xerr=std, fmt=style.mark, ms=7, **_point(style))
         _reference(axes.axvline, whole)
         axes.set_yticks(range(len(rows)), [row["label"] for row in rows], color=COLOURS["ink"])
         axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -170,7 +174,7 @@ def arms(rows: Rows, whole: Mapping[str, Any] | None, limits: tuple[float, float
 
 def limits(rows: Rows) -> tuple[float, float]:
     """Accuracies that the panels of `arms` show: all but those without retraining, which can be far off."""
-    values = [value for row in rows if row["arm"] != "pruned" for value in row["accuracy"]["seeds"].values()]
+    values = [value for row in rows if row["arm"] not in UNTRAINED for value in row["accuracy"]["seeds"].values()]
     if not values:
         return 0.0, 100.0
     low, high = min(values), max(values)
@@ -276,8 +280,8 @@ def scores(found: Mapping[str, Any], noun: str, salt: str) -> str:
     return svg()
 
 
-def _point(look: Look) -> dict[str, Any]:
-    return {"color": look.colour, "mec": COLOURS["paper"], "mew": 0.7, "elinewidth": 1.3, "zorder": 3}
+def _point(style: Style) -> dict[str, Any]:
+    return {"color": style.colour, "mec": COLOURS["paper"], "mew": 0.7, "elinewidth": 1.3, "zorder": 3}
 
 
 def _reference(line: Any, whole: Mapping[str, Any] | None) -> None:

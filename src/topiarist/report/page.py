@@ -18,7 +18,7 @@ from topiarist.errors import TopiaristError
 from topiarist.report import tables, texts, words
 from topiarist.report.markdown import markdown
 from topiarist.report.sections import sections
-from topiarist.report.style import looks
+from topiarist.report.style import styles
 from topiarist.studies import results_of
 
 
@@ -77,10 +77,10 @@ def render(results: Mapping[str, Any]) -> str:
     script = _text("tables.js")
     labels = tables.labels(results)
     arms = list(dict.fromkeys(row["arm"] for row in results["rows"]))
-    shown = looks(arms)
+    styled = styles(arms)
     return environment.get_template("page.html.j2").render(
         results=results,
-        style=Markup(_text("style.css")),
+        sheet=Markup(_text("style.css")),
         script=Markup(script),
         fingerprint=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         embedded=Markup(json.dumps(results, allow_nan=False).replace("<", "\\u003c")),
@@ -88,9 +88,9 @@ def render(results: Mapping[str, Any]) -> str:
         overall_table=tables.overall_table(results),
         comparison_table=tables.comparison_table(results),
         choices={key: found for key, found in _choices(results, labels).items() if len(found) > 1},
-        sections=list(sections(results, shown)),
+        sections=list(sections(results, styled)),
         settings=tables.settings(results),
-        looks=shown,
+        styles=styled,
         labels=labels,
         arms=arms,
         texts=texts,

@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from topiarist.report import figures, tables
-from topiarist.report.style import Look
+from topiarist.report.style import Style
 
 TOLD = 8
 """Up to so many prunings of a network, each tells its comparisons; those of more are in a table alone."""
@@ -17,7 +17,7 @@ Results = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
 
 
-def sections(results: Results, looks: Mapping[str, Look]) -> Iterator[dict[str, Any]]:
+def sections(results: Results, styles: Mapping[str, Style]) -> Iterator[dict[str, Any]]:
     """One section per network and data set."""
     for number, place in enumerate(dict.fromkeys((row["network"], row["data"]) for row in results["rows"])):
         rows = [row for row in results["rows"] if (row["network"], row["data"]) == place]
@@ -27,21 +27,21 @@ def sections(results: Results, looks: Mapping[str, Look]) -> Iterator[dict[str, 
             "network": place[0],
             "data": place[1],
             "letters": figures.letters(rows),
-            "arms": list(dict.fromkeys(row["arm"] for row in rows if row["arm"] != "pruned")),
+            "arms": list(dict.fromkeys(row["arm"] for row in rows if row["arm"] not in figures.UNTRAINED)),
             "tradeoffs": [
-                (title, Markup(figures.tradeoff(rows, cost, looks, f"{cost}-{number}")))
+                (title, Markup(figures.tradeoff(rows, cost, styles, f"{cost}-{number}")))
                 for cost, (title, _) in figures.COSTS.items()
                 if len(figures.drawn(rows, cost)) > 1
             ],
             "prunings": [
-                _pruning(results if told else {**results, "comparisons": []}, rows, name, looks, f"{number}-{count}")
+                _pruning(results if told else {**results, "comparisons": []}, rows, name, styles, f"{number}-{count}")
                 for count, name in enumerate(prunings)
             ],
         }
 
 
 def _pruning(
-    results: Results, rows: Rows, name: tuple[str, str], looks: Mapping[str, Look], salt: str
+    results: Results, rows: Rows, name: tuple[str, str], styles: Mapping[str, Style], salt: str
 ) -> dict[str, Any]:
     """The card of a pruning: its figures, and what is compared."""
     here = [row for row in rows if (row["method"], row["goal"]) == name]
@@ -54,7 +54,7 @@ def _pruning(
         "method": name[0],
         "goal": name[1],
         "noun": noun,
-        "arms": Markup(figures.arms(here, whole, figures.limits(rows), looks, f"arms-{salt}")) if known else "",
+        "arms": Markup(figures.arms(here, whole, figures.limits(rows), styles, f"arms-{salt}")) if known else "",
         "widths": Markup(figures.widths(widths, noun, f"widths-{salt}")) if widths else "",
         "kernels": Markup(figures.kernels(kernels, f"kernels-{salt}")) if kernels else "",
         "scores": Markup(figures.scores(scores, noun, f"scores-{salt}")) if scores else "",

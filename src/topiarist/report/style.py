@@ -9,46 +9,44 @@ import numpy as np
 from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path
 
-_MARKS = {
-    "unpruned": "P",
-    "pruned": "X",
-    "finetune": "o",
-    "scratch_e": "s",
-    "scratch_b": "D",
-    "lottery": "*",
-    "lottery_random": "h",
-    "uniform": "v",
-    "guided": "^",
-    "transferred": ">",
-    "spare_1": "<",
-    "spare_2": "p",
-    "spare_3": "d",
-    "spare_4": "8",
+from topiarist.studies import ARMS
+
+SPARE = {
+    "spare_1": ("<", "#1f7f86", "#62c4cb"),
+    "spare_2": ("p", "#8a4bb0", "#c796e6"),
+    "spare_3": ("d", "#946226", "#d3a168"),
+    "spare_4": ("8", "#4f6d23", "#a5c76f"),
 }
-"""Arm → mark; each is a colour of the page too. The spare ones are for arms that are not named here."""
+"""Mark and colours, on light and on dark paper, for arms of results that other versions wrote."""
+
+_STYLES = {**{name: (arm.mark, *arm.colours) for name, arm in ARMS.items()}, **SPARE}
 
 COLOURS = {
-    name: f"#1e0a{number:02x}" for number, name in enumerate(("ink", "muted", "line", "paper", "accent", *_MARKS))
+    name: f"#1e0a{number:02x}" for number, name in enumerate(("ink", "muted", "line", "paper", "accent", *_STYLES))
 }
 """Stand-ins that matplotlib draws with; each becomes ``var(--NAME)`` in the page."""
 
 
 def variable(name: str) -> str:
-    """What the style sheet calls a colour: ``"scratch_b"`` → ``"scratch-b"``."""
+    """Returns what the style sheet calls a colour: ``"scratch_b"`` → ``"scratch-b"``."""
     return name.replace("_", "-")
 
 
 @dataclass(frozen=True)
-class Look:
+class Style:
     """How an arm is shown.
 
     Attributes:
         name: of the colour, a key of `COLOURS`.
         mark: matplotlib's letter for it.
+        light: the colour on light paper.
+        dark: the colour on dark paper.
     """
 
     name: str
     mark: str
+    light: str
+    dark: str
 
     @property
     def colour(self) -> str:
@@ -67,21 +65,17 @@ class Look:
         path = style.get_path().transformed(style.get_transform())
         size = np.abs(np.asarray(path.vertices)).max()
         letters = {Path.MOVETO: "M", Path.LINETO: "L", Path.CURVE3: "Q", Path.CURVE4: "C"}
-        told = []
+        segments = []
         for points, code in path.iter_segments(simplify=False):
             pairs = zip(points[::2] / size, -points[1::2] / size, strict=True)
             numbers = " ".join(f"{x:.2f} {y:.2f}" for x, y in pairs)
-            told.append("Z" if code == Path.CLOSEPOLY else f"{letters[code]}{numbers}")
-        return "".join(told)
+            segments.append("Z" if code == Path.CLOSEPOLY else f"{letters[code]}{numbers}")
+        return "".join(segments)
 
 
-def looks(arms: Iterable[str]) -> dict[str, Look]:
-    """Arm → how it looks; arms that are not known take spare looks in their order."""
-    found: dict[str, Look] = {}
-    spare = [name for name in _MARKS if name.startswith("spare_")]
-    for arm in arms:
-        if arm not in found:
-            unknown = [each for each in found if each not in _MARKS]
-            name = arm if arm in _MARKS else spare[len(unknown) % len(spare)]
-            found[arm] = Look(name, _MARKS[name])
-    return found
+def styles(arms: Iterable[str]) -> dict[str, Style]:
+    """Returns how each arm looks; unknown ones take spare styles in their order."""
+    each = list(dict.fromkeys(arms))
+    unknown = [arm for arm in each if arm not in ARMS]
+    names = {arm: arm if arm in ARMS else list(SPARE)[unknown.index(arm) % len(SPARE)] for arm in each}
+    return {arm: Style(name, *_STYLES[name]) for arm, name in names.items()}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from topiarist.report import words
+from topiarist.studies import ARMS
 
 Results = Mapping[str, Any]
 
@@ -216,10 +217,11 @@ def settings(results: Results) -> list[tuple[str, str]]:
     proofs = [row["proof"] for row in results["rows"] if row["proof"] is not None]
     told = [("Seeds", ", ".join(map(str, study["seeds"])))]
     told += [("Training", _listed(study["recipe"]))]
-    if "finetune" in study.get("arms", ("finetune",)):
+    arms = [ARMS[name] for name in study.get("arms", ("finetune",)) if name in ARMS]
+    if any(arm.recipe == "finetune" for arm in arms):
         told += [("Fine-tuning", _listed(study["finetune"]))]
     told += [(entry["method"], _listed(entry["fields"])) for entry in study["prunings"] if entry["fields"]]
-    if {"scratch_b", "uniform", "guided", "transferred"} & set(study.get("arms", ())):
+    if any(arm.capped for arm in arms):
         told += [("Scratch-B at most", "no cap" if study["cap"] is None else f"{study['cap']:g} × the epochs")]
     if proofs:
         told += [("Cut against mask", f"largest relative difference {max(proofs):.1g} in float64")]

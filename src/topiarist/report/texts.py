@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from topiarist.studies import ARMS
+
 PAIRED = (
     "Each comparison pairs runs of the same seed. An arm is ahead where the 95 % t interval of the mean difference "
     "leaves out zero; intervals are not corrected for their number."
@@ -19,21 +21,6 @@ PUBLISHED = (
     "meant to be met here."
 )
 
-ARMS = {
-    "finetune": "Fine-tuned: trained on from the weights that are left, for fewer epochs.",
-    "scratch_e": "Scratch-E: the pruned shape, trained from random weights for as many epochs as the unpruned network.",
-    "scratch_b": "Scratch-B: the pruned shape, trained from random weights for as much computation as the unpruned "
-    "network, that is epochs × MACs before ∕ MACs after, up to the cap below.",
-    "lottery": "Lottery ticket: what is left trains from its own initial weights as the unpruned network did.",
-    "lottery_random": "Ticket redrawn: the same with other initial weights.",
-    "uniform": "Uniform: trained like Scratch-B; all layers are narrowed alike, which shows what the choice of widths "
-    "is worth, or weights went at random places, which shows what the choice of weights is worth.",
-    "guided": "Guided pattern: trained like Scratch-B; the shape is the average, stage by stage, of what the method "
-    "left at all seeds.",
-    "transferred": "Transferred pattern: like a guided one, with the pattern of another network or of other data.",
-}
-"""Arm → what is done in it."""
-
 BUILT = (
     "Networks that are built have as many parameters as the pruned one where single weights go or the budget is in "
     "parameters, else as many MACs. Where the budget is in MACs alone the methods share the uniform network; a method "
@@ -47,8 +34,8 @@ COSTS = (
 
 
 def how(arms: Collection[str]) -> str:
-    """How the arms that there are were done."""
-    told = ["Per seed, one network is trained and pruned by each method."]
-    told += [text for arm, text in ARMS.items() if arm in arms]
-    told += [BUILT] if {"uniform", "guided", "transferred"} & set(arms) else []
-    return " ".join([*told, COSTS])
+    """Returns how the arms that there are were done."""
+    known = [arm for arm in ARMS.values() if arm.name in arms]
+    built = [BUILT] if any(arm.shape == "built" for arm in known) else []
+    told = ["Per seed, one network is trained and pruned by each method.", *(arm.how for arm in known if arm.how)]
+    return " ".join([*told, *built, COSTS])

@@ -13,6 +13,7 @@ With several workers a script must guard its main part by ``if __name__ == "__ma
 ask for.
 """
 
+from topiarist.studies.arms import ARMS, Arm
 from topiarist.studies.cells import Cell
 from topiarist.studies.demonstration import DEMO, demo
 from topiarist.studies.executors.base import Executor
@@ -24,11 +25,12 @@ from topiarist.studies.queue import Event, Outcome, run_cells
 from topiarist.studies.results import gather, read_results, results_of, write_results
 from topiarist.studies.running import run
 from topiarist.studies.statistics import Difference, Summary, paired, summarise, verdict
-from topiarist.studies.study import ARMS, Study
+from topiarist.studies.study import Study
 
 __all__ = [
     "ARMS",
     "DEMO",
+    "Arm",
     "Cell",
     "Difference",
     "Event",

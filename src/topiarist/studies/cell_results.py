@@ -14,7 +14,7 @@ MOST = 1e30
 """What no number is beyond: not even the bytes and MACs of the largest networks."""
 
 
-def said(place: Path, needed: str = "") -> dict[str, Any]:
+def checked_result(place: Path, needed: str = "") -> dict[str, Any]:
     """The result in the folder of a finished cell.
 
     Args:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
+from topiarist.studies.arms import ARMS, FROM_SCRATCH, PAIRS, phrase
 from topiarist.studies.statistics import paired, verdict
 
 Row = Mapping[str, Any]
 Arms = Mapping[str, Row]
-Spoken = Callable[[str], str]
-"""Arm → what a sentence calls it."""
-
 Kind = tuple[str, str, str, str]
 """Network, data, method and goal: one pruning."""
-
-SCRATCH = ("scratch_b", "scratch_e")
-"""The arms that train the pruned shape from scratch; a conclusion rests on the first one that is there."""
 
 NAMED = 6
 """Up to so many prunings a conclusion tells by name which of them point where; of more it tells how many."""
@@ -36,7 +31,7 @@ def prunings(rows: Sequence[Row]) -> dict[Kind, dict[str, Row]]:
     return found
 
 
-def overall(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], spoken: Spoken) -> Iterator[dict[str, Any]]:
+def overall(rows: Sequence[Row], pairs: Sequence[tuple[str, str]] = PAIRS) -> Iterator[dict[str, Any]]:
     """Pairs of arms over all prunings, and over those of each method.
 
     At each seed that all these prunings have, the difference is their mean, each counting alike; the t interval is that
@@ -46,7 +41,6 @@ def overall(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], spoken: Spoke
     Args:
         rows: of the table.
         pairs: arms to compare.
-        spoken: names the arms.
 
     Yields:
         The fields of `Difference`, the arms ``a`` and ``b``, ``method`` (empty: all), ``prunings`` (how many), and the
@@ -58,7 +52,7 @@ def overall(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], spoken: Spoke
         for method in ("", *methods):
             both = [(arms[a], arms[b]) for kind, arms in every.items() if method in ("", kind[2]) and {a, b} <= {*arms}]
             both = [(one, two) for one, two in both if _seeds(one) & _seeds(two) and not same(one, two)]
-            if a in SCRATCH and len({two["label"] for _, two in both}) > 1:
+            if ARMS[a].shape == "pruned" and len({two["label"] for _, two in both}) > 1:
                 continue  # a pruned shape is to uniform widths what it is not to uniform sparsity, which has fewer MACs
             shared = set.intersection(*(_seeds(one) & _seeds(two) for one, two in both)) if both else set()
             if not shared:
@@ -72,7 +66,7 @@ def overall(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], spoken: Spoke
                 "prunings": len(both),
                 **asdict(difference),
                 "resolved": difference.resolved,
-                "verdict": verdict(spoken(a), spoken(b), difference),
+                "verdict": verdict(phrase(a), phrase(b), difference),
             }
 
 
@@ -91,7 +85,7 @@ def _averaged(rows: Sequence[Row], seeds: Iterable[str]) -> dict[int, float]:
     return {int(seed): fmean(row["accuracy"]["seeds"][seed] for row in rows) for seed in seeds}
 
 
-def conclude(comparisons: Sequence[Row], pooled: Sequence[Row], failed: Mapping[str, str], spoken: Spoken) -> list[str]:
+def conclude(comparisons: Sequence[Row], pooled: Sequence[Row], failed: Mapping[str, str]) -> list[str]:
     """The conclusion in words.
 
     First whether fine-tuning was worth more than training the shape from scratch, over all and pruning by pruning, and
@@ -99,30 +93,41 @@ def conclude(comparisons: Sequence[Row], pooled: Sequence[Row], failed: Mapping[
     """
     total = {(entry["a"], entry["b"]): entry for entry in pooled if not entry["method"]}
     sentences = []
-    scratch = next((arm for arm in SCRATCH if ("finetune", arm) in total), None)
+    scratch = next((arm for arm in FROM_SCRATCH if ("finetune", arm) in total), None)
     if scratch:
         sentences.append(_worth(total["finetune", scratch]))
         equal = scratch != "scratch_e" and total.get(("finetune", "scratch_e"))
         if equal:
             sentences.append(f"With no more epochs than the unpruned network had, {equal['verdict']}{_average(equal)}.")
-        sentences += _by_pruning(comparisons, "finetune", scratch, spoken)
+        sentences += _by_pruning(comparisons, "finetune", scratch)
     cost = total.get(("finetune", "unpruned"))
     if cost and scratch and cost["resolved"]:
         sentences.append(_sentence(cost))
-    for a, b in (("finetune", "unpruned"), ("lottery", "lottery_random")):
-        if (a, b) in total and not (a == "finetune" and scratch):
-            sentences += [_sentence(total[a, b]), *_by_pruning(comparisons, a, b, spoken)]
-    for arm in dict.fromkeys(a for a, b in total if b == "uniform" and a not in ("finetune", *SCRATCH)):
-        direct = next((other for other in SCRATCH if (arm, other) in total), None)
-        sentences += [_sentence(total[arm, other]) for other in ("uniform", direct) if other]
-        if direct:
-            sentences.append(_between(comparisons, arm, direct, spoken))
+    if cost and not scratch:
+        sentences += [_sentence(cost), *_by_pruning(comparisons, "finetune", "unpruned")]
+    for arm in dict.fromkeys(a for a, _ in total if a not in ("finetune", *FROM_SCRATCH)):
+        sentences += _of_arm(comparisons, total, arm)
     if failed:
         cells = "1 cell is" if len(failed) == 1 else f"{len(failed)} cells are"
         sentences.append(f"{cells} missing, so that some means rest on fewer seeds: run the study again.")
     if not total:
         sentences.insert(0, "Nothing can be compared yet: no two arms share a finished seed.")
     return sentences
+
+
+def _of_arm(comparisons: Sequence[Row], total: Mapping[tuple[str, str], Row], arm: str) -> Iterator[str]:
+    """Yields what another arm is worth; of a built shape, whether it lies between a uniform one and the pruned one."""
+    others = [b for a, b in total if a == arm]
+    if ARMS[arm].shape != "built":
+        for other in others:
+            yield _sentence(total[arm, other])
+            yield from _by_pruning(comparisons, arm, other)
+    elif "uniform" in others:
+        yield _sentence(total[arm, "uniform"])
+        direct = next((other for other in FROM_SCRATCH if other in others), None)
+        if direct:
+            yield _sentence(total[arm, direct])
+            yield _between(comparisons, arm, direct)
 
 
 def _worth(entry: Row) -> str:
@@ -142,12 +147,12 @@ def _average(entry: Row) -> str:
     return f", on average over {entry['prunings']} prunings" if entry["prunings"] > 1 else ""
 
 
-def _by_pruning(comparisons: Sequence[Row], arm: str, against: str, spoken: Spoken) -> Iterator[str]:
+def _by_pruning(comparisons: Sequence[Row], arm: str, against: str) -> Iterator[str]:
     """For which prunings an arm is ahead, behind, or neither: by network, or in numbers where they are many."""
     entries = [entry for entry in comparisons if (entry["a"], entry["b"], entry["when"]) == (arm, against, "")]
     if len(entries) < 2:
         return
-    one, other = spoken(arm), spoken(against)
+    one, other = phrase(arm), phrase(against)
     if len(entries) > NAMED:
         won, lost, open_ = map(len, _split(entries))
         yield (
@@ -176,7 +181,7 @@ def _split(entries: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
     return ahead, [entry for entry in known if entry["mean"] < 0], [e for e in entries if not e["resolved"]]
 
 
-def _between(comparisons: Sequence[Row], arm: str, direct: str, spoken: Spoken) -> str:
+def _between(comparisons: Sequence[Row], arm: str, direct: str) -> str:
     """Where an arm's mean lies between those of uniform widths and of the directly pruned shape, and where not."""
     means = {
         other: {
@@ -189,11 +194,11 @@ def _between(comparisons: Sequence[Row], arm: str, direct: str, spoken: Spoken) 
     kinds = [kind for kind in means["uniform"] if kind in means[direct]]
     outside = [kind for kind in kinds if not means["uniform"][kind] >= 0 >= means[direct][kind]]
     below = [kind for kind in outside if means["uniform"][kind] < 0]
-    told = f"By its mean, {spoken(arm)} comes between {spoken('uniform')} and {spoken(direct)} in "
+    told = f"By its mean, {phrase(arm)} comes between {phrase('uniform')} and {phrase(direct)} in "
     told += f"{len(kinds) - len(outside)} of {len(kinds)} prunings"
     if outside:
-        below_uniform = f"it is below {spoken('uniform')} in {len(below)}"
-        told += f"; {below_uniform}, and above {spoken(direct)} in {len(outside) - len(below)}"
+        below_uniform = f"it is below {phrase('uniform')} in {len(below)}"
+        told += f"; {below_uniform}, and above {phrase(direct)} in {len(outside) - len(below)}"
     return f"{told}."
 
 

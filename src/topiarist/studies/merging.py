@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from topiarist.errors import TopiaristError
+from topiarist.studies.arms import ARMS
 from topiarist.studies.cells import Cell, finished, folder, publish, unfold, write_json
 from topiarist.studies.queue import locked
 from topiarist.studies.results import gather, write_results
-from topiarist.studies.study import ARMS, Study, latency_cells
+from topiarist.studies.study import Study
+from topiarist.studies.timing import latency_cells
 
 SHARED = ("recipe", "finetune", "cap", "source", "selectors", "speed")
 """What studies must have in common, since one table rests on it."""

@@ -16,36 +16,14 @@ import torch
 from topiarist.errors import TopiaristError
 from topiarist.files import atomically
 from topiarist.studies import published
-from topiarist.studies.cell_results import said
+from topiarist.studies.arms import ARMS, PAIRS, phrase
+from topiarist.studies.cell_results import checked_result
 from topiarist.studies.cells import Cell, failure, finished, folder, no_result, unfold
-from topiarist.studies.conclusion import SCRATCH, conclude, overall, prunings, same
+from topiarist.studies.conclusion import conclude, overall, prunings, same
 from topiarist.studies.executors.local import default_workers
 from topiarist.studies.statistics import paired, summarise, verdict
-from topiarist.studies.study import ARMS, BUILT, Row, Study, latency_cell, latency_cells
-
-SPOKEN = {
-    "unpruned": "the unpruned network",
-    "pruned": "the pruned network without retraining",
-    "finetune": "fine-tuning",
-    "scratch_e": "Scratch-E",
-    "scratch_b": "Scratch-B",
-    "lottery": "the lottery ticket",
-    "lottery_random": "the redrawn ticket",
-    "uniform": "the uniform network",
-    "guided": "the guided pattern",
-    "transferred": "the transferred pattern",
-}
-"""Arm → what a sentence calls it."""
-
-PAIRS = (
-    ("finetune", "unpruned"),
-    ("finetune", "scratch_e"),
-    ("finetune", "scratch_b"),
-    ("scratch_b", "uniform"),
-    ("lottery", "lottery_random"),
-    *((arm, other) for arm in ("guided", "transferred") for other in ("uniform", *SCRATCH)),
-)
-"""Arms of one pruning that are compared seed by seed."""
+from topiarist.studies.study import Row, Study
+from topiarist.studies.timing import latency_cell, latency_cells
 
 Table = Sequence[Mapping[str, Any]]
 
@@ -74,14 +52,14 @@ def gather(study: Study, out: Path) -> dict[str, Any]:
     ]
     _relate(rows)
     comparisons = list(_comparisons(rows))
-    pooled = list(overall(rows, PAIRS, spoken))
+    pooled = list(overall(rows))
     failed = _failed(study, out)
     return {
         "topiarist": version("topiarist"),
         "title": study.title,
         "study": study.as_json(),
         "note": study.note,
-        "conclusion": conclude(comparisons, pooled, failed, spoken),
+        "conclusion": conclude(comparisons, pooled, failed),
         "rows": rows,
         "overall": pooled,
         "comparisons": comparisons,
@@ -106,12 +84,12 @@ def _failed(study: Study, out: Path) -> dict[str, str]:
 
 def _row(row: Row, method: str, out: Path) -> dict[str, Any]:
     there = {seed: cell for seed, cell in row.cells.items() if finished(out, cell)}
-    found = {seed: said(folder(out, cell), "accuracy") for seed, cell in there.items()}
+    found = {seed: checked_result(folder(out, cell), "accuracy") for seed, cell in there.items()}
     forms = {seed: _form(values) for seed, values in found.items()}
     if odd := [seed for seed, form in forms.items() if form != next(iter(forms.values()))]:
         raise no_result(folder(out, there[odd[0]]))  # of the same network, so one of the two is damaged
     clocks = [latency_cell(cell) for cell in there.values()]
-    times = [said(folder(out, clock), "latency_ms")["latency_ms"] for clock in clocks if finished(out, clock)]
+    times = [checked_result(folder(out, clock), "latency_ms")["latency_ms"] for clock in clocks if finished(out, clock)]
     accuracy = {seed: float(values["accuracy"]) for seed, values in found.items()}
     spread = asdict(summarise(list(accuracy.values()))) if accuracy else {"mean": None, "std": None, "n": 0}
 
@@ -125,7 +103,7 @@ def _row(row: Row, method: str, out: Path) -> dict[str, Any]:
         "method": method,
         "goal": row.pruning.goal if row.pruning else "",
         "arm": row.arm,
-        "label": _label(row),
+        "label": ARMS[row.arm].labelled(row.pruning),
         "accuracy": {**spread, "seeds": {str(seed): value for seed, value in accuracy.items()}},
         **{name: mean(name) for name in ("macs", "params", "bytes", "epochs", "seconds")},
         "latency_ms": median(times) if times else None,
@@ -134,7 +112,7 @@ def _row(row: Row, method: str, out: Path) -> dict[str, Any]:
         "kernels": _kernels([values["kernels"] for values in found.values() if "kernels" in values]),
         "scores": next(({"seed": seed, **v["scores"]} for seed, v in found.items() if "scores" in v), None),
         "cells": {str(seed): cell.key for seed, cell in there.items()},
-        "equal": row.pruning.equal if row.pruning and row.arm in BUILT else None,
+        "equal": row.pruning.equal if row.pruning and ARMS[row.arm].shape == "built" else None,
         "design": _design(there.values(), out),
     }
 
@@ -151,18 +129,9 @@ def _design(cells: Iterable[Cell], out: Path) -> dict[str, Any] | None:
     need = next((need for cell in cells for need in cell.needs if need.arm == "pattern"), None)
     if need is None or not finished(out, need):
         return None
-    told = said(folder(out, need)).get("pattern")
+    told = checked_result(folder(out, need)).get("pattern")
     stages = told.get("stages") if isinstance(told, dict) else None
     return {"cell": need.key, "stages": stages if isinstance(stages, dict) else {}}
-
-
-def _label(row: Row) -> str:
-    """What tables call a row's arm."""
-    if row.arm == "unpruned" and row.pruning:
-        return "before pruning"
-    if row.arm == "uniform" and row.pruning and row.pruning.granularity == "weight":
-        return "uniform sparsity"
-    return ARMS[row.arm]
 
 
 def _widths(seeds: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, list[float]]:
@@ -199,16 +168,11 @@ def _comparisons(rows: Table) -> Iterator[dict[str, Any]]:
     for (network, data, method, goal), here in arms.items():
         for a, b in PAIRS:
             if a in here and b in here and not same(here[a], here[b]):
-                yield from _compare(here[a], here[b], spoken(a), spoken(b))
+                yield from _compare(here[a], here[b], phrase(a), phrase(b))
         control = arms.get((network, data, "random", goal), {}) if method != "random" else {}
         for arm, when in (("pruned", "before any retraining"), ("finetune", "after fine-tuning")):
             if arm in control and arm in here:
                 yield from _compare(here[arm], control[arm], method, "random", when)
-
-
-def spoken(arm: str) -> str:
-    """What a sentence calls an arm."""
-    return SPOKEN.get(arm, ARMS.get(arm, arm))
 
 
 def _compare(

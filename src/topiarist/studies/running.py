@@ -12,14 +12,15 @@ from rich.console import Console
 from topiarist.data import load_data
 from topiarist.errors import TopiaristError
 from topiarist.models import make_model
-from topiarist.studies.arms import Arms
 from topiarist.studies.cells import Cell, Work, finished, unfold, write_json
 from topiarist.studies.data_paths import missing, placed
 from topiarist.studies.executors.base import Executor
 from topiarist.studies.progress import Live
 from topiarist.studies.queue import locked, run_cells
 from topiarist.studies.results import gather, write_results
-from topiarist.studies.study import Study, latency_cells
+from topiarist.studies.study import Study
+from topiarist.studies.timing import latency_cells
+from topiarist.studies.work import ArmWork
 
 PRELOAD = ("lightning_fabric", "safetensors.torch", "sklearn.datasets")
 """What the arms load late and every cell of the demo would otherwise load anew."""
@@ -52,8 +53,8 @@ def run(
         The plain values of ``results.json``; ``failed`` in it is empty if every cell is there.
 
     Raises:
-        TopiaristError: for a study that cannot be, or a folder that cannot be used. Before the first cell all arms are
-            rehearsed at one seed, without training and on a few examples.
+        TopiaristError: for a study that cannot be, or a folder that cannot be used. Before the first cell all arms
+            are tried at one seed in a dry run, without training and on a few examples.
     """
     if isinstance(study, Study):
         if scale is not None:
@@ -63,11 +64,11 @@ def run(
     out, source = Path(out), None if data_folder is None else Path(data_folder).absolute()
     cells = unfold(study.cells())
     if work is None:
-        work = Arms(source)
+        work = ArmWork(source)
         if not all(finished(out, cell) for cell in cells):
             _check_names(cells, source)
         if not any(finished(out, cell) for cell in cells):
-            _rehearse(study, Arms(source, rehearses=True), quiet)
+            _try(study, ArmWork(source, dry_run=True), quiet)
     clocks = latency_cells(cells)
     with locked(out):  # no run that is at work there has its study changed
         write_json(out / "study.json", study.as_json())
@@ -90,16 +91,16 @@ def _check_names(cells: Sequence[Cell], data_folder: Path | None) -> None:
         load_data(placed(data, data_folder))
 
 
-def _rehearse(study: Study, work: Work, quiet: bool) -> None:
+def _try(study: Study, work: Work, quiet: bool) -> None:
     """Meet what cannot be done, a budget out of reach for instance, before anything has been trained for it."""
-    cells = unfold(study.rehearsal().cells())
-    shown = Console(stderr=True, quiet=quiet).status("rehearsing without training")
+    cells = unfold(study.dry_run().cells())
+    shown = Console(stderr=True, quiet=quiet).status("trying every arm without training")
     with shown, tempfile.TemporaryDirectory(prefix="topiarist-") as folder:
         failed = run_cells(cells, Path(folder), work).failed
     for cell in cells:
         if cell.key in failed:
             by = "" if cell.method == "none" else f" by {cell.method}"
             raise TopiaristError(
-                f"The study cannot be run; a rehearsal without training failed at {cell.arm} of {cell.network} "
+                f"The study cannot be run; a dry run without training failed at {cell.arm} of {cell.network} "
                 f"on {cell.data}{by}: {failed[cell.key]}"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,34 +17,14 @@ from topiarist.errors import TopiaristError
 from topiarist.files import from_yaml
 from topiarist.pruning import check_steps, check_wish, repaired_by
 from topiarist.studies import published
-from topiarist.studies.cells import Cell, unfold
+from topiarist.studies.arms import ARMS, Case
+from topiarist.studies.cells import Cell
 from topiarist.studies.prunings import Pruning, listed, made, prunings
 from topiarist.studies.scales import at_scale
 from topiarist.train import Recipe, Speed
 
-ARMS = {
-    "unpruned": "unpruned",
-    "pruned": "as pruned",
-    "finetune": "fine-tuned",
-    "scratch_e": "Scratch-E",
-    "scratch_b": "Scratch-B",
-    "lottery": "lottery ticket",
-    "lottery_random": "ticket redrawn",
-    "uniform": "uniform widths",
-    "guided": "guided pattern",
-    "transferred": "transferred pattern",
-}
-"""Arm → what tables call it. ``unpruned`` and ``pruned`` are always there, for the others build on them."""
-
-BUILT = ("uniform", "guided", "transferred")
-"""Arms whose shapes are built to a pruning's budget, not found by pruning the network at their seed."""
-
 STEPWISE = {"steps", "step_epochs", "schedule"}
 """Options of a pruning between whose steps the network trains."""
-
-SCRATCH_SEED = 1_000_003
-"""Added to the seed wherever a network starts anew: from the seed itself it would start from the trained network's own
-initial weights, which is another experiment (a lottery ticket's)."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +119,7 @@ class Study:
                 )
         method = methods.make(pruning.method, **pruning.fields)
         check_wish(method, made(Budget, pruning.budget, "budget") if pruning.budget else None)
-        made(Recipe, self._options(pruning).get("between", {}), "recipe")
+        made(Recipe, self.options(pruning).get("between", {}), "recipe")
         check_steps(method, pruning.options.get("steps", 1), pruning.options.get("schedule"))
         repaired_by(method, pruning.options.get("repair"))
         if not isinstance(pruning.options.get("rewind", False), bool):
@@ -260,20 +240,17 @@ class Study:
                 for pruning in self.prunings:
                     if not pruning.meant(network, data):
                         continue
-                    arms = [arm for arm in ARMS if arm in self.arms or arm == "pruned"]
-                    if pruning.trained:
-                        arms = ["unpruned", *(arm for arm in arms if arm != "unpruned")]
-                    else:
-                        arms = [arm for arm in arms if arm != "unpruned"]
-                    for arm in arms:
+                    own = {"unpruned"} if pruning.trained else set()
+                    wanted = ({"pruned", *self.arms} - {"unpruned"}) | own
+                    for arm in (name for name in ARMS if name in wanted):
                         yield self._row(network, data, pruning, arm)
 
     def cells(self) -> tuple[Cell, ...]:
         """The cells of all rows; some may stand in several rows."""
         return tuple(cell for row in self.rows() for cell in row.cells.values())
 
-    def rehearsal(self) -> Study:
-        """The same study at one seed and without any training: what fails in it fails in the study as well."""
+    def dry_run(self) -> Study:
+        """Returns the same study at one seed and without any training: what fails in it fails in the study as well."""
         untrained = {"epochs": 0}
         prunings = (
             replace(each, options={**each.options, "step_epochs": 0}) if each.options.keys() & STEPWISE else each
@@ -288,66 +265,11 @@ class Study:
         )
 
     def _row(self, network: str, data: str, pruning: Pruning | None, arm: str) -> Row:
-        return Row(
-            network, data, pruning, arm, {seed: self._cell(network, data, pruning, arm, seed) for seed in self.seeds}
-        )
+        cases = (Case(self, network, data, seed, pruning) for seed in self.seeds)
+        return Row(network, data, pruning, arm, {case.seed: ARMS[arm].cell(case) for case in cases})
 
-    def _cell(self, network: str, data: str, pruning: Pruning | None, arm: str, seed: int) -> Cell:
-        def cell(
-            settings: Mapping[str, Any], *needs: Cell, method: str = "none", budget: Mapping[str, Any] = {}
-        ) -> Cell:
-            told = {**settings, **self._everywhere(network, arm)}
-            return Cell(arm, network, data, seed, method, dict(budget), told, needs)
-
-        if arm == "unpruned":
-            settings = {"recipe": dict(self.recipe), "seed": seed}
-            if pruning is None or not pruning.trained:
-                return cell(settings)
-            return cell({**settings, "fields": dict(pruning.fields)}, method=pruning.method)
-        assert pruning is not None, "only the unpruned arm comes without a pruning"
-        scratch = {"recipe": dict(self.recipe), "seed": seed + SCRATCH_SEED}
-        if arm in BUILT:
-            return self._built(cell({**scratch, "cap": self.cap}), pruning)
-        settings, need = {
-            "pruned": ({"fields": dict(pruning.fields), "seed": seed, **self._options(pruning)}, "unpruned"),
-            "finetune": ({"recipe": dict(self.finetune), "seed": seed}, "pruned"),
-            "scratch_e": (scratch, "pruned"),
-            "scratch_b": ({**scratch, "cap": self.cap}, "pruned"),
-            "lottery": ({"recipe": dict(self.recipe), "seed": seed, "start": seed}, "pruned"),
-            "lottery_random": ({"recipe": dict(self.recipe), "seed": seed, "start": seed + SCRATCH_SEED}, "pruned"),
-        }[arm]
-        needed = self._cell(network, data, pruning, need, seed)
-        return cell(settings, needed, method=pruning.method, budget=pruning.budget)
-
-    def _everywhere(self, network: str, arm: str) -> dict[str, Any]:
-        """What the settings of all cells of a network say, where the study says it; speed is for those that train."""
-        told: dict[str, Any] = {"selectors": True} if network in self.selectors else {}
-        return {**told, "speed": dict(self.speed)} if self.speed and arm != "pruned" else told
-
-    def _built(self, cell: Cell, pruning: Pruning) -> Cell:
-        """The cell of a shape that is built to the budget: what it needs is the pattern, and then the pruned network.
-
-        Where the budget alone says how large the network is, no pruned one is needed, and one cell of uniform widths
-        serves all methods.
-        """
-        needs: tuple[Cell, ...] = () if cell.arm == "uniform" else (self._pattern(cell, pruning),)
-        if pruning.measured:
-            needs += (self._cell(cell.network, cell.data, pruning, "pruned", cell.seed),)
-        if pruning.equal == "params":
-            cell = replace(cell, settings={**cell.settings, "equal": "params"})
-        return replace(cell, method=pruning.method if needs else "none", budget=dict(pruning.budget), needs=needs)
-
-    def _pattern(self, cell: Cell, pruning: Pruning) -> Cell:
-        """The design pattern that an arm builds from: the average over the pruned networks of all seeds."""
-        network, data = cell.network, cell.data
-        if cell.arm == "transferred":
-            network, data = str(self.source.get("network", network)), str(self.source.get("data", data))
-            pruning = replace(pruning, budget=dict(self.source.get("budget", pruning.budget)))
-        found = tuple(self._cell(network, data, pruning, "pruned", seed) for seed in self.seeds)
-        return Cell("pattern", network, data, 0, pruning.method, dict(pruning.budget), needs=found)
-
-    def _options(self, pruning: Pruning) -> dict[str, Any]:
-        """What a pruning says beside method and budget, and how the network trains between its steps, if any.
+    def options(self, pruning: Pruning) -> dict[str, Any]:
+        """Returns what a pruning says beside method and budget, and how the network trains between its steps, if any.
 
         From weights that it inherits it trains on as in fine-tuning, from its initial values as in the training.
         """
@@ -356,15 +278,3 @@ class Study:
         recipe = {"epochs": Recipe().epochs, **self.recipe} if pruning.options.get("rewind") else self.finetune
         epochs = recipe["epochs"] if pruning.options.get("rewind") else 1
         return {**pruning.options, "between": {**recipe, "epochs": pruning.options.get("step_epochs", epochs)}}
-
-
-def latency_cell(cell: Cell) -> Cell:
-    """The cell that times a network: arms that train one pruned shape share it."""
-    trained = ("finetune", "scratch_e", "scratch_b", "lottery", "lottery_random")
-    shape = cell.needs[0] if cell.arm in trained else cell
-    return Cell("latency", cell.network, cell.data, cell.seed, cell.method, cell.budget, needs=(shape,))
-
-
-def latency_cells(cells: Iterable[Cell]) -> tuple[Cell, ...]:
-    """The cells that time the networks of these cells and of all that they need, each once."""
-    return tuple(dict.fromkeys(latency_cell(cell) for cell in unfold(cells) if cell.arm != "pattern"))
