@@ -52,8 +52,8 @@ def study(title: str, network: str, data: str, structure: dict[str, str], mini: 
         "arms": list(SHOWN),
         "prunings": [
             {"method": ["l1", "thinet"], **half},
-            {"method": "slimming", "fields": {"lam": 1.0e-3}, **half},
-            {"method": "sss", "fields": structure, **half},
+            {"method": {"name": "slimming", "lam": 1.0e-3}, **half},
+            {"method": {"name": "sss", **structure}, **half},
             {"method": "magnitude", "budget": {"ratio": 0.2}},
         ],
     })  # fmt: skip

@@ -46,7 +46,7 @@ def study(network: str, data: str, title: str, macs: float, arms: list[str], see
         "arms": arms,
         "prunings": [
             {"method": ["random", "l1"], "budget": {"macs": macs}},
-            {"method": "slimming", "budget": {"macs": macs}, "fields": {"lam": 1.0e-3}},
+            {"method": {"name": "slimming", "lam": 1.0e-3}, "budget": {"macs": macs}},
         ],
     })  # fmt: skip
 

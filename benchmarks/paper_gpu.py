@@ -73,9 +73,9 @@ PUBLISHED = {
 def study(network: str, data: str, seeds: int, mini: bool) -> Study:
     """One network with all its prunings; the recipes are the paper's but for a miniature."""
     if network in PRESETS:
-        prunings: list[Mapping[str, Any]] = [{"method": "l1", "fields": {"preset": name}} for name in PRESETS[network]]
+        prunings: list[Mapping[str, Any]] = [{"method": {"name": "l1", "preset": name}} for name in PRESETS[network]]
     else:
-        prunings = [{"method": "slimming", "fields": {"lam": 1.0e-4}, "budget": {"ratio": 0.3}}]
+        prunings = [{"method": {"name": "slimming", "lam": 1.0e-4}, "budget": {"ratio": 0.3}}]
     settings: dict[str, Any] = {
         "title": f"{network} on CIFAR-10",
         "network": f"zoo:{network}",

@@ -74,7 +74,7 @@ def make_results(method="l1"):
         "title": "A study",
         "study": {
             "seeds": [0, 1, 2],
-            "prunings": [{"method": method, "budget": {}, "fields": {"p": 2}}],
+            "prunings": [{"method": {"name": method, "p": 2}, "budget": {}}],
             "recipe": {"epochs": 16},
             "finetune": {},
             "cap": 2.0,

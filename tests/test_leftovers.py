@@ -92,7 +92,7 @@ def test_a_study_prunes_what_its_gates_say(name: str, fields: dict[str, Any], bu
     settings = {
         "network": f"{NETWORK}?width={OPTIONS['width']}",
         "data": "digits",
-        "prunings": [{"method": name, "fields": fields, "budget": {"macs": budget.macs}}],
+        "prunings": [{"method": {"name": name, **fields}, "budget": {"macs": budget.macs}}],
         "seeds": [0],
         "recipe": recipe,
         "arms": [],

@@ -172,9 +172,9 @@ def test_scales_that_cannot_be(change, scale, told):
         ({"network": 5}, "'network' of a published entry is a text"),
         ({"network": "zoo:vgg11"}, "about no row"),
         ({"budget": {"macs": 0.4}}, "about no row"),
-        ({"budget": {"macs": float("nan")}}, "about no row"),
-        ({"fields": {"p": 1}}, "about no row"),
-        ({"method": "l2"}, "about no row"),
+        ({"budget": {"macs": float("nan")}}, "macs"),
+        ({"method": {"name": "l1", "p": 1}}, "about no row"),
+        ({"method": "l2"}, "there is no method 'l2'"),
     ],
 )
 def test_published_entries_that_cannot_be(change, told):

@@ -279,11 +279,11 @@ STUDY = {
 
 def test_a_study_compares_one_cut_with_several(tmp_path):
     one = {"method": "magnitude", "budget": {"ratio": 0.2}}
-    several = {**one, "steps": 2, "step_epochs": 1, "schedule": "cubic"}
+    several = {**one, "steps": {"count": 2, "schedule": "cubic", "training": {"epochs": 1}}}
     study = Study.of({**STUDY, "prunings": [one, several]})
     assert Study.of(study.as_json()) == study
     assert [study.label(pruning) for pruning in study.prunings] == [
-        "magnitude", "magnitude (steps 2, step_epochs 1, schedule cubic)",
+        "magnitude", "magnitude (steps.count 2, steps.schedule cubic, steps.training.epochs 1, steps.training.lr 0.01)",
     ]  # fmt: skip
     alone = {cell.key for cell in Study.of({**STUDY, "prunings": [one]}).cells()}
     assert alone < {cell.key for cell in study.cells()}, "what a study of one cut has computed is found again"
@@ -294,7 +294,15 @@ def test_a_study_compares_one_cut_with_several(tmp_path):
     assert rows[1]["accuracy"] != rows[0]["accuracy"]
 
 
-@pytest.mark.parametrize("more", [{"steps": 0}, {"schedule": "slow"}, {"steps": 2, "step_epochs": -1}, {"stops": 2}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"steps": 0},
+        {"steps": {"schedule": "slow"}},
+        {"steps": {"count": 2, "training": {"epochs": -1}}},
+        {"stops": 2},
+    ],
+)
 def test_a_study_with_steps_that_cannot_be(more):
     with pytest.raises(TopiaristError):
         Study.of({**STUDY, "prunings": [{"method": "l1", "budget": {"macs": 0.5}, **more}]})

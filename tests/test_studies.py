@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from topiarist import Pruning
 from topiarist.architecture import load
 from topiarist.errors import TopiaristError
 from topiarist.models import fitting_options, make_model
 from topiarist.report import write_report
-from topiarist.studies import DEMO, Cell, Pruning, Study, gather, run, run_cells
+from topiarist.studies import DEMO, Cell, Study, StudyPruning, gather, run, run_cells
 from topiarist.studies.arms import SCRATCH_SEED
 from topiarist.studies.cells import result, unfold
 
@@ -52,7 +53,9 @@ def test_needs_come_first_and_once():
 
 
 def test_a_field_may_say_what_is_pruned():
-    units, weights = (Pruning("l0", {"ratio": 0.5}, fields) for fields in ({}, {"granularity": "weight"}))
+    units, weights = (
+        StudyPruning(Pruning.of({"name": "l0", **fields}, {"ratio": 0.5})) for fields in ({}, {"granularity": "weight"})
+    )
     assert (units.granularity, weights.granularity) == ("structure", "weight")
     assert (units.goal, weights.goal) == ("50 % of units", "50 % of weights")
 
@@ -86,7 +89,7 @@ SETTINGS = {"network": "zoo:digitsnet", "data": "digits", "prunings": [{"method"
 
 
 def test_fields_are_named_where_they_tell_prunings_apart():
-    l1 = {"method": "l1", "budget": [{"macs": 0.7}, {"macs": 0.5}], "fields": {"p": 2}}
+    l1 = {"method": {"name": "l1", "p": 2}, "budget": [{"macs": 0.7}, {"macs": 0.5}]}
     one = Study.of({**SETTINGS, "prunings": [l1]})
     assert {one.label(pruning) for pruning in one.prunings} == {"l1"}
     two = Study.of({**SETTINGS, "prunings": [l1, {"method": "l1", "budget": {"macs": 0.5}}]})

@@ -89,7 +89,7 @@ def test_the_ticket_of_a_whole_network_is_the_trained_network(tmp_path: Path) ->
 
 
 def test_a_rewound_pruning_is_that_of_prune(tmp_path: Path) -> None:
-    pruning = {"method": "magnitude", "budget": {"ratio": 0.25}, "steps": 2, "rewind": True}
+    pruning = {"method": "magnitude", "budget": {"ratio": 0.25}, "steps": {"count": 2, "training": {}}, "rewind": True}
     study = Study.of({**SETTINGS, "prunings": [pruning], "arms": ["lottery"]})
     cells = computed(study, tmp_path)
     data, recipe = load_data("digits"), Recipe(**SETTINGS["recipe"])
@@ -118,7 +118,7 @@ FIELDS: dict[str, dict[str, Any]] = {"l0": {"granularity": "weight"}}
 @pytest.mark.slow
 def test_what_sparse_methods_remove_stays_zero_in_every_arm(tmp_path: Path) -> None:
     entries = [
-        {"method": name, "budget": BUDGETS.get(name, {"ratio": 0.2}), "fields": FIELDS.get(name, {})}
+        {"method": {"name": name, **FIELDS.get(name, {})}, "budget": BUDGETS.get(name, {"ratio": 0.2})}
         for name in [*SPARSE, "l0"]
     ]
     arms = ("finetune", "scratch_e", "scratch_b", "lottery", "lottery_random")
@@ -189,8 +189,8 @@ def test_a_repair_gives_the_same_shape_other_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"repair": "l1"}, "repair with lasso"),
-        ({"repair": "obs"}, "two of a kind"),
+        ({"repair": "l1"}, "l1 does not repair"),
+        ({"repair": "obs"}, "obs repairs unstructured pruning only"),
         ({"repair": "nobody"}, "nobody"),
         ({"rewind": "yes"}, "true or false"),
         ({"rewound": True}, "'rewind'"),

@@ -27,13 +27,13 @@ NETWORK, DEEPER = "zoo:digitsnet?width=0.25", "zoo:resnet20?width=0.25"
 SETTINGS: dict[str, Any] = {
     "network": NETWORK,
     "data": "digits",
-    "prunings": [{"method": "slimming", "fields": {"lam": 0.01}, "budget": {"params": 0.4}}],
+    "prunings": [{"method": {"name": "slimming", "lam": 0.01}, "budget": {"params": 0.4}}],
     "seeds": [3, 5],
     "recipe": {"epochs": 1, "lr": 0.05},
     "arms": ["guided"],
     "cap": 1,
 }
-WEIGHTS = [{"method": "magnitude", "fields": {"layers": "conv"}, "budget": {"ratio": 0.2}}]
+WEIGHTS = [{"method": {"name": "magnitude", "layers": "conv"}, "budget": {"ratio": 0.2}}]
 
 
 def make(network: str = NETWORK) -> nn.Module:
@@ -123,7 +123,7 @@ def test_what_is_equal_follows_from_the_budget(method: str, budget: dict[str, fl
 
 
 def test_a_budget_of_units_is_matched_by_what_the_pruning_left(tmp_path: Path) -> None:
-    pruning = {"method": "slimming", "fields": {"lam": 0.01}, "budget": {"ratio": 0.5}}
+    pruning = {"method": {"name": "slimming", "lam": 0.01}, "budget": {"ratio": 0.5}}
     study = Study.of({**SETTINGS, "prunings": [pruning], "seeds": [3], "arms": ["uniform", "guided"]})
     cells = computed(study, tmp_path)
     said = {arm: json.loads((cells[NETWORK, arm, 3] / "result.json").read_text()) for arm in ("pruned", *study.arms)}
@@ -244,8 +244,8 @@ def test_a_pattern_goes_to_other_depths_maps_and_classes(tmp_path: Path) -> None
         ({"cap": True}, "absent for none"),
         ({"title": float("nan")}, "title must be a text"),
         ({"note": 2026}, "note must be a text"),
-        ({"prunings": [{"method": "l1", "fields": ["p"]}]}, "fields of l1 map names to values"),
-        ({"prunings": [{"method": "l1", "fields": {1: 2}}]}, "fields of l1 map names to values"),
+        ({"prunings": [{"method": ["l1", ["p"]]}]}, "a method is a name"),
+        ({"prunings": [{"method": {"name": "l1", 1: 2}}]}, "has no field '1'"),
         ({"prunings": [{"method": "l1", "budget": {"macs": 0.5}, "network": "zoo:vgg19"}]}, "which the study lacks"),
     ],
 )

@@ -53,12 +53,6 @@ class Plan:
         """What ranks the units."""
         return self.request.method
 
-    @property
-    def untrained(self) -> Pruning:
-        """The same request without any training: what it refuses is refused before a training, not after it."""
-        steps = replace(self.request.steps, training=None)
-        return replace(self.request, method=self.method.rehearsal(), steps=steps, sparse_training=None)
-
     def model(self, example: Tensor) -> nn.Module:
         """The network to prune, with its selectors."""
         from topiarist.surgery import add_selectors
@@ -89,7 +83,7 @@ def run(plan: Plan, example: Tensor) -> tuple[Pruned, dict[str, Any]]:
         raise TopiaristError(f"{plan.method.name} leaves nothing dead, for it prunes units: leave --shrink out")
     model = plan.model(example)
     if plan.source.weights is None:
-        _prune(plan, plan.untrained, model, example)
+        _prune(plan, plan.request.untrained, model, example)  # what cannot be is refused before the training
         fit(plan.source, model, plan.train, plan.method, plan.out, quiet=plan.quiet)
         write_weights(_plain(plan, model), plan.out / "trained.safetensors")
     before = _accuracy(plan, model)

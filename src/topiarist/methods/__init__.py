@@ -11,6 +11,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from topiarist.errors import TopiaristError
@@ -96,16 +97,24 @@ def get(name: str) -> type[Method]:
     return own[0]
 
 
-def make(method: str | type[Method] | Method, **fields: Any) -> Method:
+def make(method: str | Mapping[str, Any] | type[Method] | Method, **fields: Any) -> Method:
     """A method with its hyper-parameters.
 
     Args:
-        method: a registered name, a class, or a method whose other fields are kept.
+        method: a registered name, a mapping of ``name`` and fields, a class, or a method whose other fields are kept.
         **fields: values of its dataclass fields.
 
     Raises:
         TopiaristError: there is no such method or field, or the method refuses a value.
     """
+    if isinstance(method, Mapping):
+        if not isinstance(method.get("name"), str):
+            raise TopiaristError(
+                f"a method is given as a mapping without a name ({dict(method)}): write {{name: l1, ...}}"
+            )
+        given = {key: tuple(value) if isinstance(value, list) else value for key, value in method.items()}
+        name = str(given.pop("name"))
+        return make(name, **{str(key): value for key, value in given.items()}, **fields)
     found = get(method) if isinstance(method, str) else method
     if not (isinstance(found, Method) or _is_method(found)):
         raise TopiaristError(f"a method is a name, such as 'l1', or a Method, but got {method!r}")

@@ -131,7 +131,7 @@ class Pruning:
         Raises:
             TopiaristError: there is no such method, field or value, or two of them do not go together.
         """
-        chosen = _method("method", method)
+        chosen = make(method)
         if isinstance(budget, int | float) and not isinstance(budget, bool):
             budget = Budget(ratio=budget) if chosen.granularity == "weight" else Budget(macs=budget)
         if not isinstance(steps, Steps | Mapping):
@@ -140,7 +140,7 @@ class Pruning:
         return cls(
             method=chosen,
             budget=None if amount == Budget() else amount,
-            repair=None if repair is None else _method("repair", repair),
+            repair=None if repair is None else make(repair),
             steps=_built("steps", Steps(), steps),
             sparse_training=_built("sparse_training", Recipe.paper(), sparse_training),
             rewind=rewind,
@@ -180,6 +180,12 @@ class Pruning:
         if self.sparse_training is not None:
             words += _recipe_flags("sparse_training", self.sparse_training, Recipe.paper())
         return [*words, "--rewind"] if self.rewind else words
+
+    @property
+    def untrained(self) -> Pruning:
+        """The same request without any training: what it refuses can be refused before a training begins."""
+        steps = replace(self.steps, training=None)
+        return replace(self, method=self.method.rehearsal(), steps=steps, sparse_training=None)
 
     @property
     def repairer(self) -> Method | None:
@@ -287,16 +293,6 @@ def _built(name: str, start: Any, value: Any) -> Any:
             f"{name} has a value of a wrong type in {dict(value)}: see the fields of {kind.__name__} (YAML reads 1e-3 "
             "as text: write 1.0e-3)"
         ) from error
-
-
-def _method(name: str, value: Any) -> Method:
-    """Makes a method from its name, a mapping, or itself."""
-    if not isinstance(value, Mapping):
-        return make(value)
-    if not isinstance(value.get("name"), str):
-        raise TopiaristError(f"{name} is given as a mapping without a name: write it as {{name: l1, ...}}")
-    given = {str(key): tuple(each) if isinstance(each, list) else each for key, each in value.items() if key != "name"}
-    return make(value["name"], **given)
 
 
 def _plain_method(method: Method) -> dict[str, Any]:

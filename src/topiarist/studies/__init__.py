@@ -20,7 +20,7 @@ from topiarist.studies.executors.base import Executor
 from topiarist.studies.executors.local import Local, default_workers
 from topiarist.studies.executors.ray import RayCluster
 from topiarist.studies.merging import merge
-from topiarist.studies.prunings import Pruning
+from topiarist.studies.prunings import StudyPruning
 from topiarist.studies.queue import Event, Outcome, run_cells
 from topiarist.studies.results import gather, read_results, results_of, write_results
 from topiarist.studies.running import run
@@ -37,9 +37,9 @@ __all__ = [
     "Executor",
     "Local",
     "Outcome",
-    "Pruning",
     "RayCluster",
     "Study",
+    "StudyPruning",
     "Summary",
     "default_workers",
     "demo",

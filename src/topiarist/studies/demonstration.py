@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from topiarist.pruning import Pruning
 from topiarist.studies.executors.local import default_workers
-from topiarist.studies.prunings import Pruning
+from topiarist.studies.prunings import StudyPruning
 from topiarist.studies.running import run
 from topiarist.studies.study import Study
 
@@ -18,10 +19,10 @@ DEMO = Study(
     networks=("zoo:digitsnet",),
     data=("digits",),
     prunings=(
-        Pruning("random", HALF),
-        Pruning("l1", HALF),
-        Pruning("slimming", HALF, {"lam": 1e-3}),
-        Pruning("magnitude", {"ratio": 0.1}),
+        StudyPruning(Pruning.of("random", HALF)),
+        StudyPruning(Pruning.of("l1", HALF)),
+        StudyPruning(Pruning.of({"name": "slimming", "lam": 1e-3}, HALF)),
+        StudyPruning(Pruning.of("magnitude", {"ratio": 0.1})),
     ),
     seeds=(0, 1, 2),
     recipe={"epochs": 8, "lr": 0.1},

@@ -76,8 +76,11 @@ class Job:
         """The cell's method, with the fields of the pruning that it belongs to; ``None`` without a pruning."""
         if self.cell.method == "none":
             return None
-        known = (each.settings["fields"] for each in (self.cell, *self.cell.needs) if "fields" in each.settings)
-        return methods.make(self.cell.method, **next(known, {}))
+        for cell in (self.cell, *self.cell.needs):
+            plain = cell.settings.get("method", cell.settings.get("pruning", {}).get("method"))
+            if plain is not None:
+                return methods.make(plain)
+        return methods.make(self.cell.method)
 
     @property
     def unstructured(self) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.studies.prunings import Pruning
+from topiarist.methods import make
+from topiarist.studies.prunings import StudyPruning, built
 
-KEYS = ("network", "data", "method", "budget", "fields", "source", "arms")
+KEYS = ("network", "data", "method", "budget", "source", "arms")
 """Of an entry: which rows it is about, where the numbers stand, and arm → accuracy in per cent, or that and spread."""
 
 
@@ -16,7 +18,7 @@ def check(entry: Any, arms: Sequence[str]) -> None:
     """See that an entry is one.
 
     Args:
-        entry: plain values with `KEYS`; ``budget`` and ``fields`` may be left out where there are none.
+        entry: plain values with `KEYS`; ``method`` and ``budget`` as in a request, no budget where there is none.
         arms: the arms that there are.
 
     Raises:
@@ -24,11 +26,13 @@ def check(entry: Any, arms: Sequence[str]) -> None:
     """
     needed = {"network", "data", "method", "source", "arms"}
     if not isinstance(entry, Mapping) or not needed <= set(entry) <= set(KEYS):
-        raise TopiaristError(f"The published entry {entry!r} must have {', '.join(KEYS)}: budget and fields may lack.")
-    for name in ("network", "data", "method", "source"):
+        raise TopiaristError(
+            f"The published entry {entry!r} must have {', '.join(KEYS)}: only the budget may be left out."
+        )
+    for name in ("network", "data", "source"):
         if not isinstance(entry[name], str):
             raise TopiaristError(f"The key {name!r} of a published entry is a text, but got {entry[name]!r}.")
-    for name in ("budget", "fields", "arms"):
+    for name in ("budget", "arms"):
         if not isinstance(entry.get(name, {}), Mapping):
             raise TopiaristError(f"The key {name!r} of a published entry is a mapping, but got {entry[name]!r}.")
     for arm, numbers in entry["arms"].items():
@@ -37,7 +41,7 @@ def check(entry: Any, arms: Sequence[str]) -> None:
         _numbers(numbers)
 
 
-def find(entries: Sequence[Mapping[str, Any]], network: str, data: str, pruning: Pruning | None, arm: str) -> Any:
+def find(entries: Sequence[Mapping[str, Any]], network: str, data: str, pruning: StudyPruning | None, arm: str) -> Any:
     """What was published about a row: ``accuracy`` and ``spread`` in per cent, and ``source``; ``None`` if nothing was.
 
     The network without a pruning is that of the first entry of this network and these data that has it.
@@ -52,18 +56,22 @@ def find(entries: Sequence[Mapping[str, Any]], network: str, data: str, pruning:
     return None
 
 
-def meets(entry: Mapping[str, Any], networks: Sequence[str], data: Sequence[str], prunings: Sequence[Pruning]) -> bool:
+def meets(
+    entry: Mapping[str, Any], networks: Sequence[str], data: Sequence[str], prunings: Sequence[StudyPruning]
+) -> bool:
     """Whether an entry is about some row of a study with these networks, data and prunings, whatever its arms are."""
     if entry["network"] not in networks or entry["data"] not in data:
         return False
-    meant = [each for each in prunings if each.meant(entry["network"], entry["data"])]
+    meant = [each for each in prunings if each.applies_to(entry["network"], entry["data"])]
     return set(entry["arms"]) <= {"unpruned"} or any(_same(entry, each) for each in meant)
 
 
-def _same(entry: Mapping[str, Any], pruning: Pruning) -> bool:
-    """Whether an entry is about a pruning."""
-    told = (entry["method"], dict(entry.get("budget", {})), dict(entry.get("fields", {})))
-    return told == (pruning.method, dict(pruning.budget), dict(pruning.fields))
+def _same(entry: Mapping[str, Any], pruning: StudyPruning) -> bool:
+    """Returns whether an entry is about a pruning: of the same method, fields and budget."""
+    request = pruning.request
+    return make(entry["method"]) == request.method and built(Budget, entry.get("budget", {}), "budget") == (
+        request.budget or Budget()
+    )
 
 
 def _numbers(value: Any) -> tuple[float, float | None]:

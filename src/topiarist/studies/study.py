@@ -11,20 +11,18 @@ from typing import Any
 
 import yaml
 
-from topiarist import methods
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
 from topiarist.files import from_yaml
-from topiarist.pruning import check_steps, check_wish, repaired_by
 from topiarist.studies import published
 from topiarist.studies.arms import ARMS, Case
 from topiarist.studies.cells import Cell
-from topiarist.studies.prunings import Pruning, listed, made, prunings
+from topiarist.studies.prunings import StudyPruning, built, listed, prunings
 from topiarist.studies.scales import at_scale
 from topiarist.train import Recipe, Speed
 
-STEPWISE = {"steps", "step_epochs", "schedule"}
-"""Options of a pruning between whose steps the network trains."""
+FINETUNE: dict[str, Any] = {"epochs": 40, "lr": 0.001, "schedule": "constant"}
+"""How pruned networks are trained on where a study does not say it."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Row:
 
     network: str
     data: str
-    pruning: Pruning | None
+    pruning: StudyPruning | None
     arm: str
     cells: Mapping[int, Cell]
 
@@ -45,7 +43,7 @@ class Study:
     Attributes:
         networks: names of networks (`topiarist.make_model`).
         data: names of data sets (`topiarist.load_data`).
-        prunings: methods and budgets.
+        prunings: requests, and the networks and data that they are for.
         seeds: one trained network, one pruning of it and one run of every arm for each.
         recipe: fields of `topiarist.Recipe`: how the networks are trained, pruned shapes from scratch included.
         finetune: fields of `topiarist.Recipe`: how pruned networks are trained on.
@@ -62,10 +60,10 @@ class Study:
 
     networks: tuple[str, ...]
     data: tuple[str, ...]
-    prunings: tuple[Pruning, ...]
+    prunings: tuple[StudyPruning, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    finetune: Mapping[str, Any] = field(default_factory=lambda: {"epochs": 40, "lr": 0.001, "schedule": "constant"})
+    finetune: Mapping[str, Any] = field(default_factory=FINETUNE.copy)
     arms: tuple[str, ...] = ("finetune", "scratch_e", "scratch_b", "uniform")
     cap: float | None = None
     source: Mapping[str, Any] = field(default_factory=dict)
@@ -95,8 +93,8 @@ class Study:
         if self.cap is not None and not (number and 1 <= self.cap < math.inf):
             raise TopiaristError(f"The cap {self.cap} of Scratch-B must be at least 1, or absent for none.")
         for recipe in (self.recipe, self.finetune):
-            made(Recipe, recipe, "recipe")
-        made(Speed, self.speed, "speed")
+            built(Recipe, recipe, "recipe")
+        built(Speed, self.speed, "speed")
         for pruning in self.prunings:
             self._check(pruning)
         self._check_source()
@@ -110,20 +108,13 @@ class Study:
                     "data, method, budget or fields, or leave it out."
                 )
 
-    def _check(self, pruning: Pruning) -> None:
-        """Raises where a pruning cannot be."""
+    def _check(self, pruning: StudyPruning) -> None:
+        """Raises where a pruning is for a network or data that the study lacks."""
         for named, known in ((pruning.networks, self.networks), (pruning.data, self.data)):
             if unknown := [name for name in named if name not in known]:
                 raise TopiaristError(
                     f"{pruning.method} is to prune {unknown[0]!r}, which the study lacks: name it there."
                 )
-        method = methods.make(pruning.method, **pruning.fields)
-        check_wish(method, made(Budget, pruning.budget, "budget") if pruning.budget else None)
-        made(Recipe, self.options(pruning).get("between", {}), "recipe")
-        check_steps(method, pruning.options.get("steps", 1), pruning.options.get("schedule"))
-        repaired_by(method, pruning.options.get("repair"))
-        if not isinstance(pruning.options.get("rewind", False), bool):
-            raise TopiaristError(f"rewind is true or false, but {pruning.method} has {pruning.options['rewind']!r}.")
 
     def _check_source(self) -> None:
         """Raises where no pattern can be transferred, though the arm asks for one."""
@@ -136,7 +127,7 @@ class Study:
             raise TopiaristError(
                 "The arm 'transferred' takes a pattern from elsewhere: add the key 'source' with a network or data."
             )
-        made(Budget, self.source.get("budget", {}), "budget")
+        built(Budget, self.source.get("budget", {}), "budget")
 
     def _networks(self) -> tuple[str, ...]:
         """All networks that are trained, the source of a pattern among them."""
@@ -146,8 +137,7 @@ class Study:
     def of(settings: Mapping[str, Any], scale: str | None = None) -> Study:
         """A study from plain values, as in a YAML file.
 
-        Keys: ``network``, ``data``, ``prunings`` (entries of ``method``, ``budget``, ``fields``, of ``network`` and
-        ``data`` where it is not for all of them, and of `topiarist.studies.prunings.OPTIONS`), and the others as the
+        Keys: ``network``, ``data``, ``prunings`` (see `topiarist.studies.prunings.prunings`), and the others as the
         attributes of `Study`; ``seeds`` may be a number of seeds. Where a network, data set, method or budget is a
         list, each of them is meant. ``scales`` and ``scale`` are explained at `topiarist.studies.scales.at_scale`.
 
@@ -174,7 +164,11 @@ class Study:
         return Study(
             networks=tuple(str(name) for name in listed(settings["network"])),
             data=tuple(str(name) for name in listed(settings["data"])),
-            prunings=tuple(pruning for entry in listed(settings["prunings"]) for pruning in prunings(entry)),
+            prunings=tuple(
+                pruning
+                for entry in listed(settings["prunings"])
+                for pruning in prunings(entry, values.get("recipe", {}), values.get("finetune", FINETUNE))
+            ),
             seeds=tuple(range(min(seeds, 10_001))) if type(seeds) is int else tuple(listed(seeds)),
             **values,
         )
@@ -203,17 +197,7 @@ class Study:
             "title": self.title,
             "network": list(self.networks),
             "data": list(self.data),
-            "prunings": [
-                {
-                    "method": entry.method,
-                    "budget": dict(entry.budget),
-                    "fields": dict(entry.fields),
-                    "network": list(entry.networks),
-                    "data": list(entry.data),
-                    **entry.options,
-                }
-                for entry in self.prunings
-            ],
+            "prunings": [entry.to_json() for entry in self.prunings],
             "seeds": list(self.seeds),
             "recipe": dict(self.recipe),
             "finetune": dict(self.finetune),
@@ -226,10 +210,9 @@ class Study:
             "note": self.note,
         }
 
-    def label(self, pruning: Pruning) -> str:
-        """What tables call a pruning: its method, with fields and options where those tell it from another one."""
-        settings = (pruning.fields, pruning.options)
-        alike = all((one.fields, one.options) == settings for one in self.prunings if one.method == pruning.method)
+    def label(self, pruning: StudyPruning) -> str:
+        """Returns a pruning's name in tables: its method, with its settings where those tell it from another one."""
+        alike = all(one.label == pruning.label for one in self.prunings if one.method == pruning.method)
         return pruning.method if alike else pruning.label
 
     def rows(self) -> Iterator[Row]:
@@ -238,7 +221,7 @@ class Study:
             for data in self.data:
                 yield self._row(network, data, None, "unpruned")
                 for pruning in self.prunings:
-                    if not pruning.meant(network, data):
+                    if not pruning.applies_to(network, data):
                         continue
                     own = {"unpruned"} if pruning.trained else set()
                     wanted = ({"pruned", *self.arms} - {"unpruned"}) | own
@@ -252,29 +235,13 @@ class Study:
     def dry_run(self) -> Study:
         """Returns the same study at one seed and without any training: what fails in it fails in the study as well."""
         untrained = {"epochs": 0}
-        prunings = (
-            replace(each, options={**each.options, "step_epochs": 0}) if each.options.keys() & STEPWISE else each
-            for each in self.prunings
-        )
         return replace(
             self,
-            prunings=tuple(prunings),
             seeds=self.seeds[:1],
             recipe={**self.recipe, **untrained},
             finetune={**self.finetune, **untrained},
         )
 
-    def _row(self, network: str, data: str, pruning: Pruning | None, arm: str) -> Row:
+    def _row(self, network: str, data: str, pruning: StudyPruning | None, arm: str) -> Row:
         cases = (Case(self, network, data, seed, pruning) for seed in self.seeds)
         return Row(network, data, pruning, arm, {case.seed: ARMS[arm].cell(case) for case in cases})
-
-    def options(self, pruning: Pruning) -> dict[str, Any]:
-        """Returns what a pruning says beside method and budget, and how the network trains between its steps, if any.
-
-        From weights that it inherits it trains on as in fine-tuning, from its initial values as in the training.
-        """
-        if not pruning.options.keys() & STEPWISE:
-            return dict(pruning.options)
-        recipe = {"epochs": Recipe().epochs, **self.recipe} if pruning.options.get("rewind") else self.finetune
-        epochs = recipe["epochs"] if pruning.options.get("rewind") else 1
-        return {**pruning.options, "between": {**recipe, "epochs": pruning.options.get("step_epochs", epochs)}}

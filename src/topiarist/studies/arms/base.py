@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from topiarist.studies.cells import Cell
 from topiarist.studies.job import Job, Result
-from topiarist.studies.prunings import Pruning
+from topiarist.studies.prunings import StudyPruning
 
 if TYPE_CHECKING:
     from topiarist.studies.study import Study
@@ -34,10 +34,10 @@ class Case:
     network: str
     data: str
     seed: int
-    pruning: Pruning | None = None
+    pruning: StudyPruning | None = None
 
     @property
-    def pruned_by(self) -> Pruning:
+    def pruned_by(self) -> StudyPruning:
         """The pruning, for arms that cannot do without one."""
         assert self.pruning is not None, "only the unpruned arm comes without a pruning"
         return self.pruning
@@ -97,7 +97,7 @@ class Arm:
     shape: Literal["full", "pruned", "built"] = "pruned"
     from_scratch: bool = False
     compared_with: tuple[str, ...] = ()
-    label_of: Callable[[Pruning], str] | None = None
+    label_of: Callable[[StudyPruning], str] | None = None
 
     def cell(self, case: Case) -> Cell:
         """Returns the cell of a case: it names only what its result depends on, so that cases share it where they can.
@@ -127,6 +127,6 @@ class Arm:
             needs=needs,
         )
 
-    def labelled(self, pruning: Pruning | None) -> str:
+    def labelled(self, pruning: StudyPruning | None) -> str:
         """Returns its label in the rows of a pruning."""
         return self.label_of(pruning) if self.label_of and pruning else self.label

@@ -18,7 +18,7 @@ from topiarist.studies.cell_results import checked_result
 from topiarist.studies.cells import Cell
 from topiarist.studies.design_patterns import pattern_cell
 from topiarist.studies.job import Job, Result, architecture_in, pattern_in
-from topiarist.studies.prunings import Pruning
+from topiarist.studies.prunings import StudyPruning
 from topiarist.train import reinitialise, scratch_b
 
 
@@ -101,12 +101,12 @@ def own_pattern(case: Case) -> tuple[Cell, ...]:
 def pattern_of_source(case: Case) -> tuple[Cell, ...]:
     """Returns the design pattern of the study's ``source``, and the pruned network as far as needed."""
     pruning, source = case.pruned_by, {"network": case.network, "data": case.data, **case.study.source}
-    there = replace(pruning, budget=dict(source.get("budget", pruning.budget)))
+    there = pruning.with_budget(source["budget"]) if "budget" in source else pruning
     pattern, *_ = own_pattern(replace(case, network=source["network"], data=source["data"], pruning=there))
     return (pattern, *pruned_if_measured(case))
 
 
-def uniform_label(pruning: Pruning) -> str:
+def uniform_label(pruning: StudyPruning) -> str:
     """Returns what is uniform: the widths of layers, or the sparsity of weights."""
     return "uniform sparsity" if pruning.granularity == "weight" else "uniform widths"
 

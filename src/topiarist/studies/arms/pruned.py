@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
-from topiarist import methods
 from topiarist.architecture import save
-from topiarist.budget import Budget
 from topiarist.guided import KernelPattern
 from topiarist.measure import evaluate
-from topiarist.pruning import Pruned, prune
+from topiarist.methods import make
+from topiarist.pruning import Pruned, Pruning, Run, prune
 from topiarist.studies.arms.base import Arm, Case
 from topiarist.studies.arms.unpruned import UNPRUNED
 from topiarist.studies.cells import Cell
 from topiarist.studies.histogram import histogram
 from topiarist.studies.job import Job, Result
-from topiarist.train import Recipe
 
 
 def prune_trained(job: Job) -> Result:
     """Prunes the trained network; no training follows."""
-    cell, model = job.cell, job.network(job.need("unpruned"))
-    seed = cell.settings["seed"]
-    chance = {"seed": seed} if "seed" in (entry.name for entry in fields(methods.get(cell.method))) else {}
-    method = methods.make(cell.method, **{**chance, **cell.settings["fields"]})
+    seed = job.cell.settings["seed"]
+    request = Pruning.from_json(job.cell.settings["pruning"])
+    if "seed" in (entry.name for entry in fields(request.method)):
+        request = replace(request, method=make(request.method, seed=seed))
     if job.dry_run:
-        method = method.rehearsal()
-    budget = Budget(**cell.budget) if cell.budget else None
-    options: dict[str, Any] = {
-        key: cell.settings[key] for key in ("repair", "steps", "schedule") if key in cell.settings
-    }
-    if "between" in cell.settings:
-        options["between"] = Recipe(**cell.settings["between"])
-    if cell.settings.get("rewind"):
-        options["rewind"] = job.initial(seed).state_dict()
-    done = prune(model, job.data.example(), method, budget, data=job.data, seed=seed, **options)
+        request = request.untrained
+    model, initial = job.network(job.need("unpruned")), job.initial(seed).state_dict() if request.rewind else None
+    done = prune(model, job.data.example(), request, data=job.data, initial=initial, run=Run(seed=seed))
     save(done.model, done.architecture, job.folder)
     return {
         "accuracy": evaluate(done.model, job.data),
@@ -60,9 +51,8 @@ def _for_figures(done: Pruned) -> Result:
 
 
 def settings(case: Case) -> dict[str, Any]:
-    """Returns the fields of the method, the seed, and how the pruning goes in steps."""
-    pruning = case.pruned_by
-    return {"fields": dict(pruning.fields), "seed": case.seed, **case.study.options(pruning)}
+    """Returns the request and the seed."""
+    return {"pruning": case.pruned_by.request.to_json(), "seed": case.seed}
 
 
 def pruned_network(case: Case) -> tuple[Cell, ...]:

@@ -20,9 +20,9 @@ def train_unpruned(job: Job) -> Result:
 
 
 def settings(case: Case) -> dict[str, Any]:
-    """Returns the seed and, for a method that takes part in training, its fields."""
-    fields = {"fields": dict(case.pruning.fields)} if case.pruning and case.pruning.trained else {}
-    return {"seed": case.seed, **fields}
+    """Returns the seed and, for a method that takes part in training, the method with its fields."""
+    trained = case.pruning is not None and case.pruning.trained
+    return {"seed": case.seed, **({"method": case.pruned_by.request.to_json()["method"]} if trained else {})}
 
 
 UNPRUNED = Arm(
