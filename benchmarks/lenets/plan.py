@@ -52,8 +52,7 @@ class Network:
         bits: glob pattern of a layer → bits of its codebook in Deep Compression.
         errors: of the papers, per cent: dense, magnitude, Deep Compression.
         rates: of the papers: weights by magnitude, bytes by Deep Compression.
-        limit: error that the smallest file may have, per cent, and the rate of Bayesian compression (Louizos et al.
-            2017) at it.
+        limit: error that the smallest file may have, per cent.
         smallest: how that file is made.
     """
 
@@ -65,7 +64,7 @@ class Network:
     bits: Mapping[str, int]
     errors: tuple[float, float, float]
     rates: tuple[float, float]
-    limit: tuple[float, int]
+    limit: float
     smallest: Smallest
 
 
@@ -79,7 +78,7 @@ NETWORKS = (
         bits={"*": 5},
         errors=(1.64, 1.59, 1.58),
         rates=(12, 40),
-        limit=(1.8, 113),
+        limit=1.8,
         smallest=Smallest(
             cut={"layers.1": 0.4, "layers.3": 0.5},
             pressures=(1.0, 2.0, 4.0),
@@ -97,7 +96,7 @@ NETWORKS = (
         bits={"conv*": 6, "fc*": 4},
         errors=(0.80, 0.77, 0.74),
         rates=(12, 39),
-        limit=(1.0, 771),
+        limit=1.0,
         smallest=Smallest(
             cut=None,
             pressures=(1.0,),
