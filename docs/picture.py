@@ -1,4 +1,4 @@
-"""The picture of README.md and the front page, from a finished demo: ``python docs/picture.py runs/demo``."""
+"""Draws the demo's picture in docs/how.md, from a finished demo: ``python docs/picture.py runs/demo``."""
 
 from __future__ import annotations
 
