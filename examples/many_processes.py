@@ -1,6 +1,6 @@
-"""One pruning by many processes: each measures its share of the batches, the sums are added, and all cut alike.
+"""Prunes one network by many processes: each measures its share of the batches, the sums are added, and all cut alike.
 
-Run it with ``torchrun --nproc-per-node 2 examples/many_processes.py``; alone it does the same with one process.
+Run it with ``torchrun --nproc-per-node 2 examples/many_processes.py``. Without torchrun it runs as one process.
 """
 
 import os
@@ -16,7 +16,7 @@ if together:
 
 torch.manual_seed(0)
 data = topiarist.load_data("digits")
-model = topiarist.load_model("zoo:digitsnet")  # the same trained network in each process: here it is trained in each
+model = topiarist.load_model("zoo:digitsnet")  # each process trains the same network
 topiarist.fit(model, data, topiarist.Recipe(epochs=2), seed=0)
 
 result = topiarist.prune(model, data.example(), "taylor", topiarist.Budget(macs=0.5), data=data, distributed=together)

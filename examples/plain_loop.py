@@ -1,4 +1,4 @@
-"""Network Slimming in a plain PyTorch loop: train with its penalty, cut half of the MACs away, and train on.
+"""Trains with Network Slimming's penalty in a plain PyTorch loop, prunes half of the MACs, and fine-tunes.
 
 Run it with ``python examples/plain_loop.py``; it takes a few seconds.
 """
@@ -47,7 +47,7 @@ print(f"trained:    {topiarist.evaluate(model, data):.1f} % of the test images")
 scores = slimming.score(graph, topiarist.collect(model, graph))
 keep = topiarist.allocate(graph, scores, topiarist.Budget(macs=0.5), allocation="global")
 small = topiarist.cut(model, graph, keep)
-print(f"cut:        {topiarist.evaluate(small, data):.1f} %")
+print(f"pruned:     {topiarist.evaluate(small, data):.1f} %")
 
 train(small, torch.optim.SGD(small.parameters(), lr=0.01, momentum=0.9), data, epochs=3)  # a new optimiser: new tensors
 before, after = topiarist.cost(graph), topiarist.cost(graph, keep)
