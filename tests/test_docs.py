@@ -18,14 +18,34 @@ from topiarist.cli.arguments import parse
 from topiarist.studies import Study
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = ROOT / "README.md"  # the home of the site, too
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "studies" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TABLES = [README, ROOT / "docs" / "results.md", *sorted((ROOT / "docs").glob("taxonomy*.md"))]
+
+
+def word_count(text: str) -> int:
+    """Counts words as ``wc -w`` does."""
+    return len(text.split())
 
 
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
+def test_the_readme_is_short_and_begins_with_a_network_that_everybody_knows() -> None:
+    assert word_count(README.read_text(encoding="utf-8")) <= 900
+    assert '"torchvision:resnet18"' in blocks(README, "python")[0]
+
+
+@pytest.mark.parametrize("page", TABLES, ids=lambda page: page.name)
+def test_no_table_cell_has_more_than_15_words(page: Path) -> None:
+    rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    assert rows
+    assert not [cell for row in rows for cell in row.strip("|").split("|") if word_count(cell) > 15]
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+@pytest.mark.filterwarnings("ignore:torchvision was built for another torch")
 def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     code = "\n".join(blocks(page, "python"))
@@ -66,3 +86,6 @@ def test_the_site_builds(tmp_path: Path) -> None:
     cards = (tmp_path / "methods.html").read_text(encoding="utf-8")
     assert "Network Slimming" in cards
     assert cards.count('<div class="equation"><math') == len(methods.names())
+    home, arms = ((tmp_path / page).read_text(encoding="utf-8") for page in ("index.html", "benchmarks/arms.html"))
+    assert "accuracy.png" in home
+    assert "Fine-tuning against training from scratch" in arms
