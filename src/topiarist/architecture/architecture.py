@@ -23,7 +23,18 @@ from topiarist.architecture.encoding import decode, encode
 from topiarist.errors import TopiaristError
 from topiarist.files import atomically, file_beside, left, read_left, writable, write_left
 from topiarist.graph import NAME as SELECTOR
-from topiarist.graph import Attribute, Correction, Graph, Group, Keep, check_finite, checked_keep, declare
+from topiarist.graph import (
+    Attribute,
+    Correction,
+    Graph,
+    Group,
+    Keep,
+    check_finite,
+    checked_keep,
+    declare,
+    kept_positions,
+    removed_blocks,
+)
 from topiarist.surgery import Plan, carry_out, check_shapes, copied, plan
 
 WEIGHTS_FILE, SHAPE_FILE = "model.safetensors", "architecture.json"
@@ -64,24 +75,15 @@ class Architecture:
 
     def plan(self) -> Plan:
         """What `topiarist.surgery.carry_out` does to a model of the old shape."""
-        survivors: dict[str, dict[int, Tensor]] = {}
-        zeros: dict[str, Tensor] = {}
-        alive: dict[tuple[str, int], Tensor] = {}
-        for group in self.groups:
-            gone = ~self.keep[group.name]
-            if not gone.any():
-                continue
-            for part in group.slices:
-                if part.axis is None:
-                    zeros[part.tensor] = self.keep[group.name]
-                    continue
-                size = self.shapes[part.tensor][part.axis]
-                axis = alive.setdefault((part.tensor, part.axis), torch.ones(size, dtype=torch.bool))
-                axis[part.positions[gone].flatten()] = False
-        for (tensor, dim), axis in alive.items():
-            survivors.setdefault(tensor, {})[dim] = torch.nonzero(axis).flatten()
-        removed = tuple(block for group in self.groups for block in group.removed(self.keep[group.name]))
-        return Plan(survivors, self.sizes, self.corrections, zeros, removed)
+        kept: dict[str, dict[int, Tensor]] = {}
+        masks: dict[str, Tensor] = {}
+        smaller = [group for group in self.groups if not self.keep[group.name].all()]
+        for (tensor, axis), positions in kept_positions(smaller, self.shapes, self.keep).items():
+            if axis is None:
+                masks[tensor] = positions
+            else:
+                kept.setdefault(tensor, {})[axis] = torch.nonzero(positions).flatten()
+        return Plan(kept, self.sizes, self.corrections, masks, removed_blocks(self.groups, self.keep))
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Cuts a model of the old shape; its weights stay where they survive.
@@ -102,7 +104,7 @@ class Architecture:
         Raises:
             TopiaristError: one has another shape, or none has a name that the network knows.
         """
-        survivors = self.plan().survivors
+        kept = self.plan().kept
         known = [name for name in state if name in self.shapes]  # of tied tensors the network knows one name
         if not known and state:
             raise TopiaristError(
@@ -110,7 +112,7 @@ class Architecture:
                 "wrote for these weights"
             )
         for name in known:
-            cut = {axis: len(kept) for axis, kept in survivors.get(name, {}).items()}
+            cut = {axis: len(indices) for axis, indices in kept.get(name, {}).items()}
             wanted = tuple(cut.get(axis, size) for axis, size in enumerate(self.shapes[name]))
             if (found := tuple(state[name].shape)) != wanted:
                 raise TopiaristError(
@@ -127,7 +129,7 @@ class Architecture:
         """
         model = self.apply(make_model())
         reset = getattr(model, "reset_parameters", None)
-        if callable(reset) and not self.plan().zeros:
+        if callable(reset) and not self.plan().masks:
             reset()
         return model
 

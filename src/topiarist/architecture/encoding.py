@@ -60,7 +60,9 @@ def encode(
                 "units": g.units,
                 "stage": g.stage,
                 "kept": pack_mask(keep[g.name]),
-                "slices": [[s.tensor, s.axis, s.role, None if g.of_weights else _runs(s.positions)] for s in g.slices],
+                "slices": [
+                    [s.tensor, s.axis, s.role, None if s.axis is None else _runs(s.positions)] for s in g.slices
+                ],
                 **({"blocks": [_plain(block) for block in g.blocks]} if g.blocks else {}),
             }
             for g in groups

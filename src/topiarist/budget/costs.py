@@ -7,7 +7,7 @@ from math import prod
 
 import numpy as np
 
-from topiarist.graph import Graph, Keep
+from topiarist.graph import Graph, Keep, removed_blocks
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def cost(graph: Graph, keep: Keep | None = None) -> Cost:
     keep = keep or {}
     trace = graph.solution.trace
     dead = graph.dead(keep)
-    removed = [block for g in graph.groups if g.name in keep for block in g.removed(keep[g.name])]
+    removed = removed_blocks(graph.groups, keep)
     lengths: dict[int, int] = {}
 
     def kept(axis: int | np.ndarray) -> int:
@@ -48,7 +48,7 @@ def cost(graph: Graph, keep: Keep | None = None) -> Cost:
     density = {
         group.slices[0].tensor: int(keep[group.name].count_nonzero()) / prod(graph.shapes[group.slices[0].tensor])
         for group in graph.groups
-        if group.name in keep and group.of_weights
+        if group.name in keep and group.kind == "weight"
     }
 
     def gone(name: str) -> bool:

@@ -27,7 +27,7 @@ def in_pattern(graph: Graph, scores: Scores, budget: Budget) -> Keep:
     Raises:
         TopiaristError: the units are no single weights, an excluded pattern matches nothing, or nothing fits.
     """
-    if not all(group.of_weights for group in graph.groups):
+    if graph.kind != "weight":
         raise TopiaristError("a pattern is one of single weights: take a method that scores them, such as magnitude")
     n, m = parsed(budget.pattern or "")
     excluded = {name for pattern in budget.exclude for name in matching(pattern, [g.name for g in graph.groups])}

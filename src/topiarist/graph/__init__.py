@@ -17,7 +17,19 @@ from topiarist.graph.calls import (
 )
 from topiarist.graph.dropins import describe, swap_in, swapped_in
 from topiarist.graph.graph import Graph, checked_keep
-from topiarist.graph.groups import Group, Keep, Pinned, Scores, Site, Slice
+from topiarist.graph.groups import (
+    Group,
+    Keep,
+    KeptPositions,
+    Kind,
+    Pinned,
+    Scores,
+    Site,
+    Slice,
+    broadcast_kept,
+    kept_positions,
+    removed_blocks,
+)
 from topiarist.graph.norms import Normed
 from topiarist.graph.selector import NAME, ChannelSelector, declare, is_norm
 from topiarist.graph.sizes import Attribute, assign
@@ -35,6 +47,8 @@ __all__ = [
     "Graph",
     "Group",
     "Keep",
+    "KeptPositions",
+    "Kind",
     "ModuleStack",
     "Normed",
     "Part",
@@ -44,6 +58,7 @@ __all__ = [
     "Site",
     "Slice",
     "assign",
+    "broadcast_kept",
     "changed",
     "check_finite",
     "checked_keep",
@@ -51,10 +66,12 @@ __all__ = [
     "declare",
     "describe",
     "is_norm",
+    "kept_positions",
     "kind_of",
     "mixing_kind",
     "modes_restored",
     "regroup",
+    "removed_blocks",
     "run",
     "swap_in",
     "swapped_in",

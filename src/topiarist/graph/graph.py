@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from topiarist.errors import TopiaristError
-from topiarist.graph.groups import BLOCKS, Group, Keep, Pinned, Slice
+from topiarist.graph.groups import BLOCKS, Group, Keep, KeptPositions, Kind, Pinned, Slice, kept_positions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +34,7 @@ class Graph:
         parameters: names of the parameters, tied ones once.
         unknown: operators without a rule, which pinned all that they touched.
         solution: the solved trace: what costs, cuts and proofs are computed from.
+        kind: what the units are.
         stays: module → why the branch that it adds cannot be removed, in a graph of blocks.
     """
 
@@ -42,6 +43,7 @@ class Graph:
     parameters: tuple[str, ...]
     unknown: tuple[str, ...]
     solution: Solution
+    kind: Kind = "structure"
     stays: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -94,9 +96,9 @@ class Graph:
     @property
     def pinned(self) -> tuple[Pinned, ...]:
         """Every axis that no unit sits on, with the reason; in a graph of blocks the branches that are no units."""
-        if self.of_blocks or self.stays:
-            return tuple(Pinned(module, None, reason) for module, reason in self.stays.items())
-        return self.solution.pinned(self.groups)
+        if self.kind == "structure":
+            return self.solution.pinned(self.groups)
+        return tuple(Pinned(module, None, reason) for module, reason in self.stays.items())
 
     def input_axis(self, tensor: str) -> int | None:
         """The axis along which a weight reads its inputs, those of one group in a grouped convolution.
@@ -117,30 +119,31 @@ class Graph:
         """The keep that removes nothing."""
         return {group.name: torch.ones(group.units, dtype=torch.bool) for group in self.groups}
 
-    @property
-    def of_blocks(self) -> bool:
-        """Whether its units are residual blocks."""
-        return any(group.blocks for group in self.groups)
+    def kept(self, keep: Keep) -> KeptPositions:
+        """Returns what a keep leaves of each axis that units sit on: (tensor, axis) → bool over its positions.
+
+        With one unit a weight the axis is ``None``, and the positions are those of the flattened tensor.
+        """
+        return kept_positions(self.groups, self.shapes, keep)
 
     def dead(self, keep: Keep) -> np.ndarray:
-        """Bool over the solution's classes: True where a position goes with a unit that the keep removes."""
-        units = {group.name: keep[group.name] for group in self.groups if group.name in keep and group.of_positions}
-        return self.solution.dead(units)
+        """Bool over the solution's classes: True where a position is removed with a unit of the keep."""
+        return self.solution.dead(keep if self.kind == "structure" else {})
 
     def blocks(self) -> Graph:
         """The same network with one unit per residual branch whose removal leaves the shortcut, all in one group.
 
         `topiarist.check` proves that each of them can go; the others are `pinned`, with the reason.
         """
-        if self.of_blocks:
+        if self.kind == "block":
             return self
         blocks, stays = self.solution.trace.descent.branches()
         groups = (Group(BLOCKS, len(blocks), (), blocks=tuple(blocks)),) if blocks else ()
-        return Graph(groups, self.shapes, self.parameters, self.unknown, self.solution, stays)
+        return Graph(groups, self.shapes, self.parameters, self.unknown, self.solution, "block", stays)
 
     def weights(self) -> Graph:
         """The same network with one unit per weight: a group for each parameter that a product multiplies with."""
-        if any(group.of_weights for group in self.groups):
+        if self.kind == "weight":
             return self
         multiplied = {c.weight: c.stage for c in reversed(self.solution.contractions) if c.weight is not None}
         groups = tuple(
@@ -148,7 +151,7 @@ class Graph:
             for name in self.parameters
             if name in multiplied and (numel := prod(self.shapes[name])) > 1
         )
-        return Graph(groups, self.shapes, self.parameters, self.unknown, self.solution)
+        return Graph(groups, self.shapes, self.parameters, self.unknown, self.solution, "weight")
 
 
 def _head(tensor: str) -> str:

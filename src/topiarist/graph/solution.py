@@ -241,8 +241,6 @@ class Solution:
     def pinned(self, groups: Sequence[Group]) -> tuple[Pinned, ...]:
         """Every axis that no unit of the groups sits on, with the reason."""
         free = {(part.tensor, part.axis) for group in groups for part in group.slices}
-        if any(axis is None for _, axis in free):
-            return ()  # one unit per weight: nothing else competes
         return tuple(
             Pinned(name, axis, self.reason(labels))
             for name, axis, labels in self.trace.sources

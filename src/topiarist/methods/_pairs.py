@@ -61,12 +61,7 @@ def readings(
 
 def alive(graph: Graph, keep: Keep, tensor: str, axis: int) -> Tensor:
     """Bool ``(positions,)``: what stays on an axis of a tensor."""
-    stays = torch.ones(graph.shapes[tensor][axis], dtype=torch.bool)
-    for group in graph.groups:
-        for part in group.slices:
-            if (part.tensor, part.axis) == (tensor, axis):
-                stays[part.positions[~keep[group.name].cpu()].flatten()] = False
-    return stays
+    return graph.kept(keep).get((tensor, axis), torch.ones(graph.shapes[tensor][axis], dtype=torch.bool))
 
 
 @dataclass(eq=False)

@@ -113,7 +113,7 @@ def prune(
         raise TopiaristError(
             f"{method.name} has the widths of one cut in its fields: leave steps out, or give a budget"
         )
-    if steps > 1 and units.groups[0].blocks:
+    if steps > 1 and units.kind == "block":
         raise TopiaristError(f"{method.name} removes whole blocks in one cut: leave steps out")
     work = _Work(
         method=method,
@@ -288,7 +288,7 @@ class _Work:
         if self.data is None:
             raise TopiaristError(f"{self.method.name} is to train the network: give data")
 
-        sparse = self.units.groups[0].of_weights
+        sparse = self.units.kind == "weight"
         graph, keep = (self.units, held) if sparse else (graph, None)
         seed = self.seed + step - 1
         fit(model, self.data, recipe, seed=seed, method=method, graph=graph, keep=keep, progress=self.told)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from topiarist.architecture import Architecture
 from topiarist.budget import Cost, misfits
-from topiarist.graph import Graph
+from topiarist.graph import Graph, removed_blocks
 from topiarist.methods import Method
 from topiarist.pruning.choice import Choice
 from topiarist.surgery import Proof
@@ -53,16 +53,11 @@ class Pruned:
     @property
     def left_alone(self) -> dict[str, str]:
         """Layer → why it is as wide as it was; layers whose output shrank are left out. Of blocks, why they stay."""
-        if self.graph.of_blocks:
+        if self.graph.kind == "block":
             return dict(self.graph.stays)
-        cut_axes = {
-            (part.tensor, part.axis)
-            for group in self.graph.groups
-            for part in group.slices
-            if not bool(self.keep[group.name].all())
-        }
+        known = self.graph.kept(self.keep)
+        cut_axes = {place for place, kept in known.items() if not kept.all()}
         reasons = {(p.tensor, p.axis): p.reason for p in self.graph.pinned}
-        known = {(part.tensor, part.axis) for group in self.graph.groups for part in group.slices}
         odd = misfits(self.graph, [name for name, axis in known if axis is None], self.pattern) if self.pattern else {}
         found: dict[str, str] = {}
         for name in self.graph.parameters:
@@ -89,9 +84,8 @@ class Pruned:
         text = io.StringIO()
         console = Console(file=text, width=110)
         console.print(table)
-        for group in self.graph.groups:
-            if gone := [block.name for block in group.removed(self.keep[group.name])]:
-                console.print(f"Blocks removed: {', '.join(gone)}", highlight=False)
+        if removed := removed_blocks(self.graph.groups, self.keep):
+            console.print(f"Blocks removed: {', '.join(block.name for block in removed)}", highlight=False)
         if all(bool(kept.all()) for kept in self.keep.values()):
             trained = (
                 " has to train a network before it, longer or harder than this one;" if _trains(self.method) else ""
@@ -108,7 +102,7 @@ class Pruned:
             ("parameters", self.before.params, self.after.params),
         ):
             console.print(f"{name}: {old:,} → {new:,} ({new / max(old, 1):.1%})", highlight=False)
-        if self.graph.groups and self.graph.groups[0].of_weights:
+        if self.graph.kind == "weight":
             console.print("weights are set to zero, tensors keep their size: MACs and parameters count nonzeros")
         if self.repair is not None and self.repair != self.method:
             console.print(f"what was left was repaired by {self.repair.name}", highlight=False)

@@ -71,7 +71,7 @@ def shrink(model: nn.Module, example_inputs: Any, *, graph: Graph | None = None)
     """
     check_finite(model)
     graph = trace(model, example_inputs) if graph is None else graph
-    if graph.of_blocks or any(group.of_weights for group in graph.groups):
+    if graph.kind != "structure":
         raise TopiaristError("shrink removes channels and neurons: give the graph that trace returns, not its weights")
     with torch.no_grad(), fast_path_off():
         work = _Work(copied(model).double().eval(), graph, _probes(converted(example_inputs, torch.float64)))
@@ -194,12 +194,8 @@ class _Work:
     def _alive(self, layer: str, keep: Keep) -> Tensor:
         """Bool over the outputs of a layer."""
         tensor = f"{layer}.weight".removeprefix(".")
-        stays = torch.ones(self.graph.shapes[tensor][0], dtype=torch.bool)
-        for group in self.graph.groups:
-            for part in group.slices:
-                if (part.tensor, part.axis) == (tensor, 0):
-                    stays[part.positions[~keep[group.name]].flatten()] = False
-        return stays
+        every = torch.ones(self.graph.shapes[tensor][0], dtype=torch.bool)
+        return self.graph.kept(keep).get((tensor, 0), every)
 
 
 @dataclass(frozen=True, eq=False)

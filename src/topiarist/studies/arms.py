@@ -99,7 +99,7 @@ def _pictured(done: Pruned) -> Result:
     found: Result = {}
     if (scores := histogram(done.choice)) is not None:
         found["scores"] = scores
-    if done.graph.groups[0].of_weights:
+    if done.graph.kind == "weight":
         found["kernels"] = KernelPattern.of(done.architecture).to_json()["stages"]
     return found
 

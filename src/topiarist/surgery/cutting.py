@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import torch
@@ -19,10 +19,13 @@ from topiarist.graph import (
     Correction,
     Graph,
     Keep,
+    KeptPositions,
     assign,
+    broadcast_kept,
     checked_keep,
     describe,
     modes_restored,
+    removed_blocks,
     swap_in,
     swapped_in,
 )
@@ -36,38 +39,33 @@ class Plan:
     """All that a cut does to a model, in plain values.
 
     Attributes:
-        survivors: tensor → axis → indices that stay.
+        kept: tensor → axis → indices that are kept.
         sizes: attributes and their new values.
         corrections: module → what its shim corrects.
-        zeros: tensor → flat bool, False where a weight is set to zero (one unit per weight).
-        removed: residual branches that go.
+        masks: tensor → flat bool, False where an individual weight is set to zero.
+        removed: residual blocks that are removed.
     """
 
-    survivors: Mapping[str, Mapping[int, Tensor]]
-    sizes: Mapping[Attribute, int]
-    corrections: Mapping[str, Correction]
-    zeros: Mapping[str, Tensor]
+    kept: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
+    sizes: Mapping[Attribute, int] = field(default_factory=dict)
+    corrections: Mapping[str, Correction] = field(default_factory=dict)
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
     removed: tuple[Block, ...] = ()
 
 
 def plan(graph: Graph, keep: Keep) -> Plan:
-    """Works out a cut without touching a model.
+    """Returns what a cut does, without touching a model.
 
     Raises:
         TopiaristError: the keep does not fit the graph, or leaves sizes that nothing can satisfy.
     """
     keep = checked_keep(graph, keep)
-    zeros = {
-        part.tensor: torch.ones(prod(graph.shapes[part.tensor]), dtype=torch.bool).index_fill_(
-            0, part.positions[~keep[group.name]].flatten(), False
-        )
-        for group in graph.groups
-        for part in group.slices
-        if part.axis is None and not keep[group.name].all()
-    }
-    removed = tuple(block for group in graph.groups for block in group.removed(keep[group.name]))
-    if all(keep[group.name].all() for group in graph.groups if group.of_positions):
-        return Plan({}, {}, {}, zeros, removed)
+    if graph.kind == "weight":
+        return Plan(masks={name: kept for (name, _), kept in graph.kept(keep).items() if not kept.all()})
+    if graph.kind == "block":
+        return Plan(removed=removed_blocks(graph.groups, keep))
+    if all(kept.all() for kept in keep.values()):
+        return Plan()
     dead = graph.dead(keep)
     sizes, open_ = graph.solution.sizes(dead)
     if open_:
@@ -76,7 +74,7 @@ def plan(graph: Graph, keep: Keep) -> Plan:
             f"no attribute gives the size computed at {e.line} in {e.module or 'the model'} after this cut; "
             "topiarist.check(model, graph, example_inputs) pins what cannot be cut"
         )
-    return Plan(graph.solution.survivors(dead), sizes, graph.solution.corrections(dead), zeros, removed)
+    return Plan(graph.solution.survivors(dead), sizes, graph.solution.corrections(dead))
 
 
 def cut(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
@@ -112,18 +110,18 @@ def carry_out(model: nn.Module, work: Plan) -> nn.Module:
     """Applies a plan to a copy of a model, whose tensors are indexed as they are copied."""
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     made: dict[int, object] = {}
-    for name in {*work.survivors, *work.zeros}:
+    for name in {*work.kept, *work.masks}:
         tensor = _tensor(tensors, name)
         value = tensor.detach()
-        for axis, kept in work.survivors.get(name, {}).items():
+        for axis, kept in work.kept.get(name, {}).items():
             if value.ndim <= axis or (len(kept) and int(kept.max()) >= value.shape[axis]):
                 raise TopiaristError(f"{name} of shape {tuple(tensor.shape)} is not the tensor that was traced")
             value = value.index_select(axis, kept.to(value.device))
-        if name in work.zeros:
-            value = value * work.zeros[name].to(value.device).view(value.shape)
+        if name in work.masks:
+            value = value.masked_fill(~work.masks[name].to(value.device).view(value.shape), 0)
         made[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
     smaller = copied(model, made)
-    if work.survivors or work.removed:
+    if work.kept or work.removed:
         swap_in(smaller)
         remove(smaller, work.removed)
         assign(smaller, work.sizes)
@@ -215,8 +213,7 @@ def masked(model: nn.Module, graph: Graph, keep: Keep) -> Iterator[nn.Module]:
     check_shapes(model, graph.shapes)
     keep = checked_keep(graph, keep)
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    losing = {name for name, _, _ in dead_places(graph, keep)}
-    values = {name: _tensor(tensors, name).detach().clone() for name in losing}
+    values = {name: _tensor(tensors, name).detach().clone() for name, _ in zeroed_positions(graph, keep)}
     forwards = [(module, module.__dict__.get("forward")) for module in model.modules()]
     with swapped_in(model), fast_path_off():
         try:
@@ -235,27 +232,21 @@ def masked(model: nn.Module, graph: Graph, keep: Keep) -> Iterator[nn.Module]:
 
 @torch.no_grad()
 def _zero(model: nn.Module, graph: Graph, keep: Keep) -> None:
-    """Zeroes the dead places, in place."""
+    """Sets what a keep removes to zero, in place."""
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    for name, axis, positions in dead_places(graph, keep):
+    for (name, axis), kept in zeroed_positions(graph, keep).items():
         tensor = _tensor(tensors, name)
-        positions = positions.to(tensor.device)
-        if axis is None:  # whatever the layout of the memory
-            tensor[torch.unravel_index(positions, tensor.shape)] = 0
-        else:
-            tensor.index_fill_(axis, positions, 0)
+        tensor.masked_fill_(~broadcast_kept(kept, axis, tensor.shape).to(tensor.device), 0)
 
 
-def dead_places(graph: Graph, keep: Keep) -> Iterator[tuple[str, int | None, Tensor]]:
-    """Where a mask puts zeros: tensor, axis (``None``: in the flattened tensor), positions.
+def zeroed_positions(graph: Graph, keep: Keep) -> KeptPositions:
+    """Returns where a mask sets zeros, as `Graph.kept` tells it: False where there is one.
 
     Of a removed block only the parameters of its tips become zero, so that it adds zeros and nothing else changes.
     """
-    for group in graph.groups:
-        gone = ~keep[group.name]
-        if gone.any():
-            yield from ((part.tensor, part.axis, part.positions[gone].flatten()) for part in group.slices)
-            tips = {tip for block in group.removed(keep[group.name]) for tip in block.tips}
-            for name in graph.parameters if tips else ():
-                if name.rpartition(".")[0] in tips:
-                    yield name, None, torch.arange(prod(graph.shapes[name]))
+    zeroed = {place: kept for place, kept in graph.kept(keep).items() if not kept.all()}
+    tips = {tip for block in removed_blocks(graph.groups, keep) for tip in block.tips}
+    for name in graph.parameters:
+        if name.rpartition(".")[0] in tips:
+            zeroed[name, None] = torch.zeros(prod(graph.shapes[name]), dtype=torch.bool)
+    return zeroed

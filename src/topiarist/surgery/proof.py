@@ -16,8 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, Keep, ModuleStack, changed, checked_keep, converted, regroup, run, tensors_in
-from topiarist.surgery.cutting import copied, cut, dead_places, mask
+from topiarist.graph import (
+    Graph,
+    Keep,
+    ModuleStack,
+    broadcast_kept,
+    changed,
+    checked_keep,
+    converted,
+    regroup,
+    run,
+    tensors_in,
+)
+from topiarist.surgery.cutting import copied, cut, mask, zeroed_positions
 from topiarist.surgery.masked_operators import fast_path_off
 
 TOLERANCE = 1e-10
@@ -103,13 +114,11 @@ def _noisy(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
     """A copy with noise in the parameters of what a keep removes."""
     noisy = copied(model)
     generator = _chance()
-    for name, axis, positions in dead_places(graph, checked_keep(graph, keep)):
+    for (name, axis), kept in zeroed_positions(graph, checked_keep(graph, keep)).items():
         if name in graph.parameters:
             tensor = noisy.get_parameter(name)
-            line = tensor.view(-1) if axis is None else tensor
-            noise = torch.rand(line.shape, generator=generator, dtype=torch.float64).add(0.5).to(line)
-            places = positions.to(line.device)
-            line.index_copy_(axis or 0, places, noise.index_select(axis or 0, places))
+            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).add(0.5).to(tensor)
+            tensor.copy_(tensor.where(broadcast_kept(kept, axis, tensor.shape).to(tensor.device), noise))
     return noisy
 
 
@@ -156,7 +165,9 @@ def check(model: nn.Module, graph: Graph, example_inputs: Any, *, seconds: float
     deadline = time.monotonic() + seconds
     shaken = non_degenerate(copied(model).double().eval())
     inputs = converted(example_inputs, torch.float64)
-    if graph.of_blocks:
+    if graph.kind == "weight" or not graph.groups:
+        return graph
+    if graph.kind == "block":
         return _proved_blocks(shaken, graph, inputs, deadline)
     for seed in (0, 1):
         while True:
