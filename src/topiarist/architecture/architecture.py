@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from topiarist.architecture.encoding import decode, encode
 from topiarist.errors import TopiaristError
 from topiarist.files import atomically, file_beside, left, read_left, writable, write_left
-from topiarist.graph import NAME as SELECTOR
 from topiarist.graph import (
+    SELECTOR,
     Attribute,
     Correction,
     Graph,
@@ -31,11 +31,11 @@ from topiarist.graph import (
     Keep,
     check_finite,
     checked_keep,
-    declare,
+    declare_selectors,
     kept_positions,
     removed_blocks,
 )
-from topiarist.surgery import Plan, carry_out, check_shapes, copied, plan
+from topiarist.surgery import Plan, apply_plan, check_shapes, copied, plan
 
 WEIGHTS_FILE, SHAPE_FILE = "model.safetensors", "architecture.json"
 
@@ -74,7 +74,7 @@ class Architecture:
         return {g.name: (int(self.keep[g.name].sum()), g.units) for g in self.groups}
 
     def plan(self) -> Plan:
-        """What `topiarist.surgery.carry_out` does to a model of the old shape."""
+        """What `topiarist.surgery.apply_plan` does to a model of the old shape."""
         kept: dict[str, dict[int, Tensor]] = {}
         masks: dict[str, Tensor] = {}
         smaller = [group for group in self.groups if not self.keep[group.name].all()]
@@ -94,9 +94,9 @@ class Architecture:
             TopiaristError: the model's tensors are not those that were traced.
         """
         if self.selectors:
-            declare(model := copied(model), self.selectors)
+            declare_selectors(model := copied(model), self.selectors)
         check_shapes(model, self.shapes)
-        return carry_out(model, self.plan())
+        return apply_plan(model, self.plan())
 
     def check(self, state: Mapping[str, Tensor]) -> None:
         """Sees that tensors are those of a network that was cut to this shape.

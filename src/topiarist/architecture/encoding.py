@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from topiarist.errors import TopiaristError
-from topiarist.graph import NAME as SELECTOR
-from topiarist.graph import Attribute, Block, Correction, Group, Keep, Part, Ratio, Slice
+from topiarist.graph import SELECTOR, Attribute, Block, Correction, Group, Keep, Part, Ratio, Slice
 
 FORMAT = "topiarist.architecture"
 VERSION, WITH_BLOCKS = 1, 2

@@ -33,7 +33,7 @@ def cost(graph: Graph, keep: Keep | None = None) -> Cost:
         The cost for one example (the batch of the example input is divided out).
     """
     keep = keep or {}
-    trace = graph.solution.trace
+    record = graph.solution.record
     dead = graph.dead(keep)
     removed = removed_blocks(graph.groups, keep)
     lengths: dict[int, int] = {}
@@ -56,13 +56,13 @@ def cost(graph: Graph, keep: Keep | None = None) -> Cost:
 
     macs = sum(
         prod(kept(f) for f in c.factors) * density.get(c.weight or "", 1.0)
-        for c in trace.contractions
+        for c in record.contractions
         if not gone(c.module)
     )
-    axes = {(name, axis): labels for name, axis, labels in trace.sources}
+    axes = {(name, axis): labels for name, axis, labels in record.sources}
     params = sum(
         prod(kept(axes.get((name, k), n)) for k, n in enumerate(graph.shapes[name])) * density.get(name, 1.0)
         for name in graph.parameters
         if not gone(name)
     )
-    return Cost(round(macs / trace.batch), round(params))
+    return Cost(round(macs / record.batch), round(params))

@@ -6,16 +6,12 @@ from topiarist.graph.calls import (
     READS,
     ModuleStack,
     Ratio,
-    changed,
-    converted,
     kind_of,
     mixing_kind,
     modes_restored,
-    run,
-    tensors_in,
     with_sizes,
 )
-from topiarist.graph.dropins import describe, swap_in, swapped_in
+from topiarist.graph.dropins import update_descriptions, use_dropins, with_dropins
 from topiarist.graph.graph import Graph, checked_keep
 from topiarist.graph.groups import (
     Group,
@@ -30,22 +26,24 @@ from topiarist.graph.groups import (
     kept_positions,
     removed_blocks,
 )
+from topiarist.graph.inputs import Inputs, call_model, converted, map_floats, named_tensors, tensors_in
 from topiarist.graph.norms import Normed
-from topiarist.graph.selector import NAME, ChannelSelector, declare, is_norm
-from topiarist.graph.sizes import Attribute, assign
+from topiarist.graph.selector import SELECTOR, ChannelSelector, declare_selectors, is_norm
+from topiarist.graph.sizes import Attribute, assign_attributes
 from topiarist.graph.solution import Correction
 from topiarist.graph.tracing import check_finite, regroup, trace
 
 __all__ = [
     "ALONE",
-    "NAME",
     "READS",
+    "SELECTOR",
     "Attribute",
     "Block",
     "ChannelSelector",
     "Correction",
     "Graph",
     "Group",
+    "Inputs",
     "Keep",
     "KeptPositions",
     "Kind",
@@ -57,25 +55,26 @@ __all__ = [
     "Scores",
     "Site",
     "Slice",
-    "assign",
+    "assign_attributes",
     "broadcast_kept",
-    "changed",
+    "call_model",
     "check_finite",
     "checked_keep",
     "converted",
-    "declare",
-    "describe",
+    "declare_selectors",
     "is_norm",
     "kept_positions",
     "kind_of",
+    "map_floats",
     "mixing_kind",
     "modes_restored",
+    "named_tensors",
     "regroup",
     "removed_blocks",
-    "run",
-    "swap_in",
-    "swapped_in",
     "tensors_in",
     "trace",
+    "update_descriptions",
+    "use_dropins",
+    "with_dropins",
     "with_sizes",
 ]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from topiarist.graph.calls import tensors_in
+from topiarist.graph.inputs import tensors_in
 
 
 class Part(NamedTuple):
@@ -150,28 +150,26 @@ class Descent:
         )
         return bit
 
-    # what it tells
-
-    def branches(self) -> tuple[list[Block], dict[str, str]]:
-        """The residual branches that can be removed, and for the others the reason, by the module that adds them."""
+    def residual_blocks(self) -> tuple[tuple[Block, ...], dict[str, str]]:
+        """Returns the blocks that can be removed, and for the others the reason, by the module that adds them."""
         solver = _Branches(self)
         blocks: list[Block] = []
-        stays: dict[str, str] = {}
+        irremovable: dict[str, str] = {}
         inside = 0  # the bits of all branches found: sums within them are nobody's shortcut
         for s in reversed(self.sums):
             left, right = s.left & ~s.right & ~s.running, s.right & ~s.left & ~s.running
             sides = [side for side in (left, right) if any(solver.names(side))]
             if len(sides) == 2 and not s.bit & inside:
                 first = next(solver.names(min(sides, key=int.bit_count)))
-                stays[s.module] = f"its shortcut is not the identity, {first} is on it"
+                irremovable[s.module] = f"its shortcut is not the identity, {first} is on it"
             elif len(sides) == 1:
                 found = solver.block(s, sides[0])
                 if isinstance(found, Block):
                     blocks.insert(0, found)
                     inside |= sides[0]
                 else:
-                    stays[s.module] = found
-        return _named(blocks, self), stays
+                    irremovable[s.module] = found
+        return _named(blocks, self), irremovable
 
 
 class _Branches:
@@ -250,19 +248,19 @@ class _Branches:
         )
 
 
-def _named(blocks: Sequence[Block], descent: Descent) -> list[Block]:
-    """Blocks by names that tell them apart."""
-    places = [block.name for block in blocks]
+def _named(blocks: Sequence[Block], descent: Descent) -> tuple[Block, ...]:
+    """Returns blocks with names that tell them apart."""
+    names = [block.name for block in blocks]
 
     def size(part: Part) -> int:
         return sum(descent.sizes[parameter] for parameter in descent.parameters[part.module])
 
-    return [
+    return tuple(
         block._replace(name=max(block.parts, key=size).module)
-        if not block.name or places.count(block.name) > 1
+        if not block.name or names.count(block.name) > 1
         else block
         for block in blocks
-    ]
+    )
 
 
 def _adds(func: Any, args: Any, kwargs: Mapping[str, Any], results: Sequence[Tensor]) -> bool:

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from threading import RLock
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.utils.hooks import RemovableHandle
 
-Hook = Callable[[str, int, Any], None]
+Hook = Callable[[str, int, object], None]
 
 
 class Ratio(NamedTuple):
@@ -84,7 +85,10 @@ ALONE = RLock()
 
 
 class ModuleStack:
-    """Follows which module's forward is running, by hooks; counts its calls and the correctable ones inside."""
+    """Follows which module's forward is running, by hooks; counts its calls and the correctable ones inside.
+
+    A context, at whose end the hooks are taken off.
+    """
 
     def __init__(self, model: nn.Module, on_enter: Hook | None = None, on_exit: Hook | None = None) -> None:
         self.names = [""]
@@ -92,7 +96,7 @@ class ModuleStack:
         self.kinds: list[list[str]] = [[]]
         self.reads = [0]
         self.mixed: list[Counter[str]] = [Counter()]
-        self._handles = []
+        self._handles: list[RemovableHandle] = []
         for name, module in model.named_modules():
 
             def enter(_: nn.Module, args: Any, name: str = name) -> None:
@@ -135,8 +139,10 @@ class ModuleStack:
         for running in self.mixed:
             running[kind] += 1
 
-    def close(self) -> None:
-        """Takes the hooks off."""
+    def __enter__(self) -> ModuleStack:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         for handle in self._handles:
             handle.remove()
 
@@ -175,7 +181,7 @@ MIXING = NORMS | dict.fromkeys(REDUCING, "reduction")
 MIXING |= dict.fromkeys(PRODUCTS, "product") | {"_weight_norm_interface": "weight norm"}
 
 
-def mixing_kind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+def mixing_kind(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
     """How an operator mixes the positions of an axis, where dead ones must be left out; None where it does not."""
     name = func.overloadpacket.__name__
     if "batch_norm" in name:
@@ -184,46 +190,6 @@ def mixing_kind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> st
     return "product" if "scaled_dot_product" in name else MIXING.get(name)
 
 
-def in_training(func: Any, given: Mapping[str, Any]) -> bool:
+def in_training(func: OpOverload, given: Mapping[str, Any]) -> bool:
     """Whether a batch norm computes its statistics from its input."""
     return bool(given.get("training", given.get("train", "no_update" not in func.overloadpacket.__name__)))
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors of a nested value, in order: tuples, lists, dicts and dataclasses."""
-    if isinstance(value, Tensor):
-        return [value]
-    if value is None or isinstance(value, (int, float, str)):
-        return []
-    if isinstance(value, dict):
-        return [t for entry in value.values() for t in tensors_in(entry)]
-    if isinstance(value, (tuple, list)):
-        return [t for entry in value for t in tensors_in(entry)]
-    if hasattr(value, "__dataclass_fields__"):
-        return [t for key in value.__dataclass_fields__ for t in tensors_in(getattr(value, key))]
-    return []
-
-
-def run(model: nn.Module, example_inputs: Any) -> Any:
-    """Calls a model: with one tensor, with the entries of a tuple or list, or with a dict of keyword arguments."""
-    if isinstance(example_inputs, dict):
-        return model(**example_inputs)
-    if isinstance(example_inputs, (tuple, list)):
-        return model(*example_inputs)
-    return model(example_inputs)
-
-
-def converted(example_inputs: Any, dtype: torch.dtype) -> Any:
-    """The same inputs with their floating-point tensors in another precision."""
-    return changed(example_inputs, lambda tensor: tensor.to(dtype))
-
-
-def changed(example_inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same inputs with their floating-point tensors changed."""
-    if isinstance(example_inputs, Tensor):
-        return change(example_inputs) if example_inputs.is_floating_point() else example_inputs
-    if isinstance(example_inputs, dict):
-        return {key: changed(value, change) for key, value in example_inputs.items()}
-    if isinstance(example_inputs, (tuple, list)):
-        return type(example_inputs)(changed(value, change) for value in example_inputs)
-    return example_inputs

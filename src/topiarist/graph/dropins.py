@@ -34,7 +34,7 @@ RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 """Layers that are pinned as they are."""
 
 
-def describe(model: nn.Module) -> None:
+def update_descriptions(model: nn.Module) -> None:
     """Brings the descriptive attributes of a cut model in line with its tensors."""
     for module in model.modules():
         for attribute, name, axis in DESCRIPTIVE:
@@ -148,20 +148,20 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask, float("-inf"))
 
 
-def swap_in(model: nn.Module) -> list[nn.Module]:
+def use_dropins(model: nn.Module) -> list[nn.Module]:
     """Puts the drop-ins into a model; returns the modules that changed."""
-    found = [module for module in model.modules() if MultiheadAttention.fits(module)]
-    for module in found:
+    adopted = [module for module in model.modules() if MultiheadAttention.fits(module)]
+    for module in adopted:
         MultiheadAttention.adopt(module)
-    return found
+    return adopted
 
 
 @contextmanager
-def swapped_in(model: nn.Module) -> Iterator[None]:
-    """The drop-ins for as long as the context lasts."""
-    found = swap_in(model)
+def with_dropins(model: nn.Module) -> Iterator[None]:
+    """Puts the drop-ins into a model for as long as the context lasts."""
+    adopted = use_dropins(model)
     try:
         yield
     finally:
-        for module in found:
+        for module in adopted:
             MultiheadAttention.release(module)

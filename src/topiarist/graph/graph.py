@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from math import prod
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """What can be removed from a network: groups of units, and what stays.
+    """What can be removed from a network: groups of units, and what is pinned.
 
     Any keep with at least one True for every group is legal, and groups are independent of each other: where a row and
     a column meet in the same position, it is dead if either of them is.
@@ -33,9 +33,9 @@ class Graph:
         shapes: of every parameter and buffer.
         parameters: names of the parameters, tied ones once.
         unknown: operators without a rule, which pinned all that they touched.
-        solution: the solved trace: what costs, cuts and proofs are computed from.
+        solution: the solved record of the run: what costs, cuts and proofs are computed from.
         kind: what the units are.
-        stays: module → why the branch that it adds cannot be removed, in a graph of blocks.
+        irremovable: module → why the branch that it adds cannot be removed, in a graph of blocks.
     """
 
     groups: tuple[Group, ...]
@@ -44,7 +44,7 @@ class Graph:
     unknown: tuple[str, ...]
     solution: Solution
     kind: Kind = "structure"
-    stays: Mapping[str, str] = field(default_factory=dict)
+    irremovable: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         rows = [f"  {group.name}: {group.units} units on {group.stage or 'weights'}" for group in self.groups]
@@ -65,10 +65,10 @@ class Graph:
     @property
     def stages(self) -> dict[str, tuple[str, ...]]:
         """Names of the groups that are produced on feature maps of the same size."""
-        found: dict[str, list[str]] = {}
+        stages: dict[str, list[str]] = {}
         for group in self.groups:
-            found.setdefault(group.stage, []).append(group.name)
-        return {stage: tuple(names) for stage, names in found.items()}
+            stages.setdefault(group.stage, []).append(group.name)
+        return {stage: tuple(names) for stage, names in stages.items()}
 
     @property
     def selectors(self) -> tuple[str, ...]:
@@ -78,14 +78,14 @@ class Graph:
     @property
     def normed(self) -> tuple[Normed, ...]:
         """The layers whose outputs a batch norm alone reads, right behind them."""
-        return self.solution.trace.norms.found()
+        return self.solution.record.normed
 
     def scales(self, group: Group) -> tuple[Slice, ...]:
         """Where a group's units are scaled by a batch norm.
 
         That is the group's own scales; behind a channel selector those that it picks, of a norm that stays whole.
         """
-        gathers = self.solution.trace.gathers
+        gathers = self.solution.record.gathers
         own = tuple(part for part in group.by_role("scale") if f"{_head(part.tensor)}running_mean" in self.shapes)
         return own + tuple(
             Slice(gathers[part.tensor].scale, 0, gathers[part.tensor].picked[part.positions], "scale")
@@ -98,7 +98,7 @@ class Graph:
         """Every axis that no unit sits on, with the reason; in a graph of blocks the branches that are no units."""
         if self.kind == "structure":
             return self.solution.pinned(self.groups)
-        return tuple(Pinned(module, None, reason) for module, reason in self.stays.items())
+        return tuple(Pinned(module, None, reason) for module, reason in self.irremovable.items())
 
     def input_axis(self, tensor: str) -> int | None:
         """The axis along which a weight reads its inputs, those of one group in a grouped convolution.
@@ -106,9 +106,9 @@ class Graph:
         Returns:
             ``None`` where there is none, or no more than one input.
         """
-        trace = self.solution.trace
-        read = {int(mark.labels[0]) for mark in trace.marks if mark.role == "input"}
-        axes = [axis for name, axis, labels in trace.sources if name == tensor and int(labels[0]) in read]
+        record = self.solution.record
+        read = {int(mark.labels[0]) for mark in record.marks if mark.role == "input"}
+        axes = [axis for name, axis, labels in record.sources if name == tensor and int(labels[0]) in read]
         return axes[0] if len(axes) == 1 else None
 
     def why(self, tensor: str, axis: int = 0) -> str:
@@ -137,9 +137,9 @@ class Graph:
         """
         if self.kind == "block":
             return self
-        blocks, stays = self.solution.trace.descent.branches()
-        groups = (Group(BLOCKS, len(blocks), (), blocks=tuple(blocks)),) if blocks else ()
-        return Graph(groups, self.shapes, self.parameters, self.unknown, self.solution, "block", stays)
+        record = self.solution.record
+        groups = (Group(BLOCKS, len(record.blocks), (), blocks=record.blocks),) if record.blocks else ()
+        return replace(self, groups=groups, kind="block", irremovable=record.irremovable)
 
     def weights(self) -> Graph:
         """The same network with one unit per weight: a group for each parameter that a product multiplies with."""
@@ -151,7 +151,7 @@ class Graph:
             for name in self.parameters
             if name in multiplied and (numel := prod(self.shapes[name])) > 1
         )
-        return Graph(groups, self.shapes, self.parameters, self.unknown, self.solution, "weight")
+        return replace(self, groups=groups, kind="weight", irremovable={})
 
 
 def _head(tensor: str) -> str:

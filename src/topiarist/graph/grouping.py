@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 from topiarist.graph.groups import Group, Site, Slice
 from topiarist.graph.labels import labelled
 from topiarist.graph.lines import Classes, Units
-from topiarist.graph.tracer import Tracer
+from topiarist.graph.record import Record
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +33,10 @@ class Grouped:
     first: dict[str, int]
 
 
-def group(tracer: Tracer, classes: Classes, units: Units) -> Grouped:
+def group_units(record: Record, classes: Classes, units: Units) -> Grouped:
     """Sorts units into groups, and finds their slices."""
-    axes = [classes.of[labels] for _, _, labels in tracer.sources]
-    guarded = axes + [classes.of[part] for part in tracer.parts]
+    axes = [classes.of[labels] for _, _, labels in record.sources]
+    guarded = axes + [classes.of[part] for part in record.parts]
     members = _indicator(units, classes.count)
     counts = _counts(guarded, classes.count) @ members  # axes × units: positions of a unit on an axis
     counts = counts.tocoo()
@@ -48,20 +48,20 @@ def group(tracer: Tracer, classes: Classes, units: Units) -> Grouped:
     teams = _teams(counts.row, counts.col, counts.data, units, np.flatnonzero(legal & present))
     order = np.concatenate([*teams, np.empty(0, dtype=np.int64)])
     blocks = _blocks(axes, members[:, order], [len(team) for team in teams])
-    return _named(tracer, units, classes, members, teams, blocks)
+    return _named(record, units, classes, members, teams, blocks)
 
 
-def emptiable(tracer: Tracer, classes: Classes, found: Grouped) -> tuple[Group, str] | None:
+def emptiable(record: Record, classes: Classes, found: Grouped) -> tuple[Group, str] | None:
     """A group whose units could, together with those of other groups, empty an axis; and the reason to pin it.
 
     An axis is safe if some of its positions show every combination of one kept unit from each group that holds them:
     then one of them survives any legal keep. That holds for rectangles; it can fail where rectangles overlap askew.
     """
     owner = np.repeat(np.arange(len(found.groups)), [g.units for g in found.groups])
-    axes = [(f"axis {axis} of {name}", labels) for name, axis, labels in tracer.sources]
+    axes = [(f"axis {axis} of {name}", labels) for name, axis, labels in record.sources]
     meeting = np.diff(found.membership.indptr)  # units that hold a class
     known: set[bytes] = set()
-    for where, labels in axes + [("an activation", part) for part in tracer.parts]:
+    for where, labels in axes + [("an activation", part) for part in record.parts]:
         per_position = meeting[classes.of[labels]]
         if per_position.max(initial=0) < 2 or not per_position.all():
             continue  # no units meet here, or a position stays whatever is removed
@@ -150,19 +150,19 @@ def _blocks(axes: Sequence[np.ndarray], members: csr_matrix, sizes: Sequence[int
 
 
 def _named(
-    tracer: Tracer, units: Units, classes: Classes, members: csr_matrix, teams: Teams, blocks: list[list[Block]]
+    record: Record, units: Units, classes: Classes, members: csr_matrix, teams: Teams, blocks: list[list[Block]]
 ) -> Grouped:
     """Gives groups their names and stages, in the order in which the network produces them."""
-    marks = _Marks(tracer)
+    marks = _Marks(record)
     drafts: list[tuple[tuple[int, int], tuple[Slice, ...], str, np.ndarray]] = []
     for team, block in zip(teams, blocks, strict=True):
-        labels = [int(tracer.sources[axis][2][positions[0, 0]]) for axis, positions in block]
+        labels = [int(record.sources[axis][2][positions[0, 0]]) for axis, positions in block]
         birth, lead = min((marks.birth(label), k) for k, label in enumerate(labels))
         rank = np.argsort(block[lead][1][:, 0], kind="stable")
         slices = []
         for k in (lead, *range(lead), *range(lead + 1, len(block))):
             axis, positions = block[k]
-            name, dim, _ = tracer.sources[axis]
+            name, dim, _ = record.sources[axis]
             slices.append(Slice(name, dim, torch.from_numpy(positions[rank]), marks.role(labels[k])))
         drafts.append(((birth, block[lead][0]), tuple(slices), marks.stage(labels[lead]), team[rank]))
     drafts.sort(key=lambda draft: draft[0])
@@ -175,17 +175,17 @@ def _named(
     for name, (_, placed, stage, team) in zip(names, drafts, strict=True):
         first[name] = len(order)
         order += team.tolist()
-        groups.append(Group(name, len(team), placed, stage, _Sites(tracer, classes, members[:, team])))
+        groups.append(Group(name, len(team), placed, stage, _Sites(record, classes, members[:, team])))
     return Grouped(tuple(groups), members[:, order], first)
 
 
 class _Marks:
     """By label: its role, when the network produced it, and on which feature map. The first mark counts."""
 
-    def __init__(self, tracer: Tracer) -> None:
-        self.marks = tracer.marks
-        self.first = np.full(tracer.algebra.count, len(self.marks))
-        self.produced = np.full(tracer.algebra.count, len(self.marks))
+    def __init__(self, record: Record) -> None:
+        self.marks = record.marks
+        self.first = np.full(record.algebra.count, len(self.marks))
+        self.produced = np.full(record.algebra.count, len(self.marks))
         for time in range(len(self.marks) - 1, -1, -1):
             self.first[self.marks[time].labels] = time
             if self.marks[time].role in ("output", "index"):
@@ -217,11 +217,11 @@ def _names(leads: Sequence[tuple[str, bool]]) -> list[str]:
 class _Sites:
     """The module outputs that carry a group, in the order of execution; found when asked for."""
 
-    def __init__(self, tracer: Tracer, classes: Classes, members: csr_matrix) -> None:
-        self.tracer, self.classes, self.members = tracer, classes, members
+    def __init__(self, record: Record, classes: Classes, members: csr_matrix) -> None:
+        self.record, self.classes, self.members = record, classes, members
 
     def __iter__(self) -> Iterator[Site]:
-        for (module, call), leaves in self.tracer.outputs.items():
+        for (module, call), leaves in self.record.outputs.items():
             for axis, vector in enumerate(leaves[0].vectors if leaves else ()):
                 if not labelled(vector):
                     continue
@@ -230,5 +230,5 @@ class _Sites:
                 if held.nnz and per_unit.min() == per_unit.max():
                     order = np.lexsort((held.row, held.col))
                     positions = held.row[order].reshape(len(per_unit), -1).astype(np.int64)
-                    kind = self.tracer.types[module].__name__
+                    kind = self.record.types[module].__name__
                     yield Site(module, axis, torch.from_numpy(positions), kind, call)

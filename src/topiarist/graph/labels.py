@@ -2,7 +2,7 @@
 
 Every position on every axis of every parameter gets a fresh integer. A vector of such labels travels with each axis of
 each tensor; where two vectors meet, position by position, their labels are united. Label 0 means "pinned, never cut".
-This file knows nothing of torch: it is the algebra that the operators' rules (`rules_*.py`) are written in.
+This file knows nothing of torch: it is the algebra that the operators' rules (`rules/`) are written in.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class LabelAlgebra:
         self.limit = limit
         self.unions: list[tuple[Labels, Labels, int]] = []
         self.lines: list[Line] = []
-        self.origins: list[Origin] = []
+        self.origins = [Origin("", "", "")]
         self._split: dict[tuple[bytes, tuple[int, ...]], list[Labels]] = {}
         self._merged: dict[tuple[bytes, ...], Labels] = {}
 
@@ -113,6 +113,11 @@ class LabelAlgebra:
             )
         self.count += length
         return np.arange(self.count - length, self.count)
+
+    def add_origin(self, what: str, module: str = "", line: str = "") -> int:
+        """Notes what is writing unions from now on; returns its index."""
+        self.origins.append(Origin(what, module, line))
+        return self.origin
 
     @property
     def origin(self) -> int:
@@ -128,8 +133,7 @@ class LabelAlgebra:
         if not labelled(vector):
             return
         last = self.origins[-1]
-        self.origins.append(Origin(reason, last.module, last.line))
-        self.unions.append((vector, np.zeros_like(vector), self.origin))
+        self.unions.append((vector, np.zeros_like(vector), self.add_origin(reason, last.module, last.line)))
 
     def unify(self, a: Vector, b: Vector, reason: str = "") -> Vector:
         """Two axes meet position by position: what dies on one dies on the other."""

@@ -22,7 +22,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from topiarist.graph.closures import Rectangle, Unit, close_all, distinct
-from topiarist.graph.labels import LabelAlgebra, Labels, Line, Origin
+from topiarist.graph.labels import LabelAlgebra, Labels, Line
 
 Rectangles = Literal["both", "rows", "columns"]
 
@@ -56,7 +56,11 @@ class Units:
 
 
 def solve_lines(
-    algebra: LabelAlgebra, axes: Sequence[Labels], rectangles: Rectangles, deadline: float
+    algebra: LabelAlgebra,
+    axes: Sequence[Labels],
+    rectangles: Rectangles,
+    pins: Sequence[tuple[Labels, str]],
+    deadline: float,
 ) -> tuple[Classes, Units]:
     """Finds the units of a traced network.
 
@@ -64,12 +68,13 @@ def solve_lines(
         algebra: its unions and lines.
         axes: the vectors that no unit may empty.
         rectangles: whether units of a rectangle are whole rows, whole columns, or both kinds.
+        pins: labels that must be kept, and why.
         deadline: `time.monotonic` by which it must be done.
 
     Raises:
         TopiaristError: the deadline has passed.
     """
-    extra: list[tuple[Labels, Labels, int]] = []
+    extra = [(labels, np.zeros_like(labels), algebra.add_origin(reason)) for labels, reason in pins]
     while True:
         classes = _classes(algebra, extra, rectangles)
         lines = [Rectangle(classes.of[line.whole], [classes.of[f] for f in line.factors]) for line in algebra.lines]
@@ -77,11 +82,11 @@ def solve_lines(
         units, failed = close_all(lines, classes.pinned, deadline)
         if not failed:
             return classes, Units(units, _plain(classes, lines, axes))
-        algebra.origins.append(Origin("its removal would empty a whole axis or reach a pinned one", "", ""))
+        origin = algebra.add_origin("its removal would empty an axis or reach a pinned one")
         representative = np.zeros(classes.count, dtype=np.int64)
         representative[classes.of] = np.arange(algebra.count)
         seeds = representative[np.array(failed)]
-        extra.append((seeds, np.zeros_like(seeds), algebra.origin))
+        extra.append((seeds, np.zeros_like(seeds), origin))
 
 
 def _components(count: int, unions: Sequence[tuple[Labels, Labels, int]]) -> tuple[int, np.ndarray]:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from topiarist.graph.calls import READS, kind_of, sizes_argument, tensors_in
+from topiarist.graph.calls import READS, kind_of, sizes_argument
+from topiarist.graph.inputs import tensors_in
 from topiarist.graph.labels import Free, Vector, labelled
 from topiarist.graph.sizes import Length, Size, holds_constant, sizes_of
 from topiarist.graph.tracer import Tracer
@@ -103,7 +104,7 @@ class Listener(TorchFunctionMode):
         vectors = self.tracer.vectors_of(tensor)
         number = self.tracer.stack.read()
         if fixed := {axis: int(n) for axis, n in _entries(plain, args, kwargs) if labelled(vectors[axis])}:
-            self.tracer.shapes_read[self.tracer.stack.top][number] = fixed
+            self.tracer.record.shapes_read[self.tracer.stack.top][number] = fixed
         for vector in vectors:
             if isinstance(vector, Free):  # what it will meet is not known yet, so the integer could not remember it
                 self.tracer.algebra.pin(vector, "its size is read where it was expanded from one position")
@@ -139,15 +140,15 @@ class Listener(TorchFunctionMode):
         for scalar in scalars:
             sizes = self._sources(scalar)
             for size in sizes:
-                tracer.used_as_number(size.expression, int(size), correctable=not holds_constant(size.expression))
+                tracer.note_number(size.expression, int(size), correctable=not holds_constant(size.expression))
             if sizes:
-                tracer.numbers[top][call] = int(value) if isinstance(value, int) else float(value)
+                tracer.record.numbers[top][call] = int(value) if isinstance(value, int) else float(value)
 
     def _note_values(self, given: Any) -> None:
         """Sizes handed to any other function are values that must stay."""
         for value in _leaves(given):
             for size in self._sources(value):
-                self.tracer.used_as_number(size.expression, int(size), correctable=False)
+                self.tracer.note_number(size.expression, int(size), correctable=False)
 
     def _note_sizes(self, func: Any, args: Any, kwargs: Any, out: Any, call: int) -> None:
         if len(args) > 1 and isinstance(args[1], torch.dtype):
@@ -158,11 +159,11 @@ class Listener(TorchFunctionMode):
         elif isinstance(out, Tensor):
             vectors = self.tracer.vectors_of(out)
             for slot, value in enumerate(given):
-                self.tracer.asks(value, vectors[axis + slot], slot, call)
+                self.tracer.note_size(value, vectors[axis + slot], slot, call)
         else:
             parts = [self.tracer.vectors_of(part)[axis] for part in out]
             for slot, value in enumerate(given):
-                self.tracer.asks(value, parts[slot], slot, call)
+                self.tracer.note_size(value, parts[slot], slot, call)
 
     def _note_squeeze(self, call: int, args: Any, kwargs: Any) -> None:
         """Without a named axis, one that a cut leaves with a single position would vanish too."""
@@ -172,14 +173,14 @@ class Listener(TorchFunctionMode):
             dims = tuple(d for d, n in enumerate(args[0].shape) if n == 1)
         vectors = [v for v in self.tracer.vectors_of(args[0]) if labelled(v)]
         if vectors:
-            self.tracer.squeezes[self.tracer.stack.top, call] = (dims, vectors)
+            self.tracer.record.squeezes[self.tracer.stack.top, call] = (dims, vectors)
 
     def _note_pads(self, given: Sequence[int], out: Tensor, call: int) -> None:
         vectors = self.tracer.vectors_of(out)
         for slot, amount in enumerate(given):
             vector = vectors[out.ndim - 1 - slot // 2]
             if labelled(vector) and amount > 0:
-                self.tracer.asks(amount, vector[:amount] if slot % 2 == 0 else vector[-amount:], slot, call)
+                self.tracer.note_size(amount, vector[:amount] if slot % 2 == 0 else vector[-amount:], slot, call)
 
 
 def _entries(plain: Any, args: Any, kwargs: Any) -> list[tuple[int, int]]:

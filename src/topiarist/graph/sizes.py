@@ -322,7 +322,7 @@ def _forgotten(value: Any) -> Any:
     return value
 
 
-def assign(model: nn.Module, values: Mapping[Attribute, int]) -> None:
+def assign_attributes(model: nn.Module, values: Mapping[Attribute, int]) -> None:
     """Writes solved attributes into a model."""
     modules = dict(model.named_modules())
     for attribute, value in values.items():

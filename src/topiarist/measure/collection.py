@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, check_finite, run, tensors_in
+from topiarist.graph import Graph, call_model, check_finite, tensors_in
 from topiarist.measure.processes import added, ranks, share
 from topiarist.measure.statistics import STATISTICS, Statistic, Watch
 
@@ -211,7 +211,7 @@ def _measure(
                 handles += statistic.watch(model, graph, watch)
             for batch, counts in batches:
                 inputs, target = parted(batch)
-                output = run(model, moved(inputs, device))
+                output = call_model(model, moved(inputs, device))
                 seen += 1
                 if backward:
                     if target is None:

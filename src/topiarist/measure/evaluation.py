@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from topiarist.errors import TopiaristError
-from topiarist.graph import run, tensors_in
+from topiarist.graph import call_model, tensors_in
 from topiarist.measure.collection import class_scores, cross_entropy, eval_mode, mapped, moved, parted
 
 __all__ = ["Verdict", "first_examples", "judge"]
@@ -47,7 +47,7 @@ def judge(model: nn.Module, batches: Iterable[Any]) -> Verdict:
             inputs, target = parted(batch)
             if target is None:
                 raise TopiaristError("a network is judged by its targets: pass batches as pairs (inputs, target)")
-            output, target = run(model, moved(inputs, device)), moved(target, device)
+            output, target = call_model(model, moved(inputs, device)), moved(target, device)
             loss += float(cross_entropy(output, target)) * len(target)
             hits += int((class_scores(output).argmax(1) == target).sum()) * len(target) / target.numel()
             seen += len(target)

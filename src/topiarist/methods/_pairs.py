@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from topiarist.graph import Graph, Keep, run
+from topiarist.graph import Graph, Keep, call_model
 from topiarist.measure import eval_mode
 from topiarist.methods._readers import Drawn, Layer, Places, hooked, output_at
 
@@ -90,7 +90,7 @@ def _calls(model: nn.Module, names: Sequence[str], places: Places, inputs: Any) 
             sums.open[id(output)] = (output, found[-1])
 
     with hooked(model, names, see), eval_mode(model), torch.no_grad(), sums:
-        run(model, inputs)
+        call_model(model, inputs)
     for call in found:
         if call.added is None:
             call.scale = torch.ones_like(call.scale)

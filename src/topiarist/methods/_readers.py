@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, Group, Slice, run, tensors_in
+from topiarist.graph import Graph, Group, Slice, call_model, tensors_in
 from topiarist.measure import Stats, eval_mode, moved, parted
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -62,7 +62,7 @@ def grams(graph: Graph, stats: Stats, places: Places) -> dict[str, Tensor]:
     names = sorted({name for parts in found.values() for name in parts})
     with hooked(model, names, sums.see), eval_mode(model), torch.no_grad():
         for inputs in places.batches(batches, model) if names else ():
-            run(model, inputs)
+            call_model(model, inputs)
     return sums.answer() or _refuse()
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from topiarist.budget import Budget, allocate
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, Keep, Scores, run, tensors_in
+from topiarist.graph import Graph, Keep, Scores, call_model, tensors_in
 from topiarist.measure import Stats, Verdict, collect, cross_entropy, first_examples, judge, moved, parted
 from topiarist.methods.base import Method
 from topiarist.methods.l1 import L1
@@ -279,7 +279,7 @@ class _Trials:
                 inputs, target = parted(self.rest[number % len(self.rest)])
                 device = trained[0].device
                 optimizer.zero_grad()
-                cross_entropy(run(small, moved(inputs, device)), moved(target, device)).backward()
+                cross_entropy(call_model(small, moved(inputs, device)), moved(target, device)).backward()
                 optimizer.step()
         return small
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, Group, Scores, Site, converted, run, tensors_in
+from topiarist.graph import Graph, Group, Scores, Site, call_model, converted, tensors_in
 from topiarist.measure import Stats, by_unit, eval_mode, lines, moved, on_responses, parted
 from topiarist.methods._linearised import LastLayer, Linearised
 from topiarist.methods.base import Method
@@ -87,7 +87,7 @@ class Nisp(Method):
                 inputs = parted(batch)[0]
                 example = example or [_first(inputs)]
                 with LastLayer() as last:
-                    run(model, moved(inputs, _device(model)))
+                    call_model(model, moved(inputs, _device(model)))
                 z = _response(last).detach().movedim(last.axis, -1).flatten(0, -2).double()
                 count, total = count + len(z), total + z.sum(0).cpu()
                 products = products + (z.T @ z if self.ranking == "inf-fs" else z.square().sum(0)).cpu()
@@ -129,7 +129,7 @@ def _propagated(model: nn.Module, graph: Graph, example: Any, final: Tensor) -> 
     for _ in on_responses(twin, graph, lambda *response: seen.append(response), shield=True):
         pass  # the hooks go with the copy
     with torch.enable_grad(), Linearised() as last:
-        run(twin, _watched(moved(converted(example, torch.float64), _device(twin))))
+        call_model(twin, _watched(moved(converted(example, torch.float64), _device(twin))))
     response = _response(last)
     if not response.requires_grad or not seen:
         return {}

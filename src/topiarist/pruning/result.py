@@ -54,7 +54,7 @@ class Pruned:
     def left_alone(self) -> dict[str, str]:
         """Layer → why it is as wide as it was; layers whose output shrank are left out. Of blocks, why they stay."""
         if self.graph.kind == "block":
-            return dict(self.graph.stays)
+            return dict(self.graph.irremovable)
         known = self.graph.kept(self.keep)
         cut_axes = {place for place, kept in known.items() if not kept.all()}
         reasons = {(p.tensor, p.axis): p.reason for p in self.graph.pinned}
@@ -106,8 +106,11 @@ class Pruned:
             console.print("weights are set to zero, tensors keep their size: MACs and parameters count nonzeros")
         if self.repair is not None and self.repair != self.method:
             console.print(f"what was left was repaired by {self.repair.name}", highlight=False)
-        told = self.proof.reason or "cut and mask agree"
-        console.print(f"proof: {told}; largest relative difference {self.proof.max_rel_diff:.1e} in float64")
+        verdict = self.proof.reason or self.proof.checked
+        if self.graph.kind == "weight":
+            console.print(f"checked: {verdict}")
+        else:
+            console.print(f"proof: {verdict}; largest relative difference {self.proof.max_rel_diff:.1e} in float64")
         return text.getvalue().rstrip()
 
 

@@ -15,7 +15,7 @@ from topiarist import guided, methods
 from topiarist.architecture import SHAPE_FILE, WEIGHTS_FILE, Architecture, load, save
 from topiarist.data import Data, load_data
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, declare, trace
+from topiarist.graph import Graph, declare_selectors, trace
 from topiarist.measure import evaluate
 from topiarist.methods import Method
 from topiarist.models import fitting_options, make_model
@@ -80,7 +80,7 @@ def _selecting(make: Callable[[], nn.Module], example: Tensor) -> Callable[[], n
 
     def selecting() -> nn.Module:
         model = make()
-        declare(model, names)
+        declare_selectors(model, names)
         return model
 
     return selecting

@@ -1,8 +1,9 @@
 """Cuts, masks, and the proof that both compute the same."""
 
+from topiarist.surgery.checking import check, non_degenerate
 from topiarist.surgery.cutting import (
     Plan,
-    carry_out,
+    apply_plan,
     check_shapes,
     copied,
     cut,
@@ -13,7 +14,7 @@ from topiarist.surgery.cutting import (
     with_values,
 )
 from topiarist.surgery.masked_operators import fast_path_off
-from topiarist.surgery.proof import TOLERANCE, Proof, check, difference, non_degenerate, prove
+from topiarist.surgery.proof import TOLERANCE, Proof, difference, prove
 from topiarist.surgery.selectors import add_selectors
 
 __all__ = [
@@ -21,7 +22,7 @@ __all__ = [
     "Plan",
     "Proof",
     "add_selectors",
-    "carry_out",
+    "apply_plan",
     "check",
     "check_shapes",
     "copied",

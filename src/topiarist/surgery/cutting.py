@@ -20,18 +20,19 @@ from topiarist.graph import (
     Graph,
     Keep,
     KeptPositions,
-    assign,
+    assign_attributes,
     broadcast_kept,
     checked_keep,
-    describe,
     modes_restored,
+    named_tensors,
     removed_blocks,
-    swap_in,
-    swapped_in,
+    update_descriptions,
+    use_dropins,
+    with_dropins,
 )
-from topiarist.surgery.masked_operators import fast_path_off, install_survivors
-from topiarist.surgery.removed_blocks import remove
-from topiarist.surgery.size_corrections import install
+from topiarist.surgery.masked_operators import fast_path_off, install_masked_forwards
+from topiarist.surgery.removed_blocks import remove_blocks
+from topiarist.surgery.size_corrections import install_shims
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,14 @@ def plan(graph: Graph, keep: Keep) -> Plan:
     if all(kept.all() for kept in keep.values()):
         return Plan()
     dead = graph.dead(keep)
-    sizes, open_ = graph.solution.sizes(dead)
-    if open_:
-        e = open_[0]
+    sizes, unsolved = graph.solution.sizes(dead)
+    if unsolved:
+        e = unsolved[0]
         raise TopiaristError(
             f"no attribute gives the size computed at {e.line} in {e.module or 'the model'} after this cut; "
             "topiarist.check(model, graph, example_inputs) pins what cannot be cut"
         )
-    return Plan(graph.solution.survivors(dead), sizes, graph.solution.corrections(dead))
+    return Plan(graph.solution.kept_of_tensors(dead), sizes, graph.solution.corrections(dead))
 
 
 def cut(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
@@ -92,23 +93,23 @@ def cut(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
         A new, smaller model.
     """
     check_shapes(model, graph.shapes)
-    return carry_out(model, plan(graph, keep))
+    return apply_plan(model, plan(graph, keep))
 
 
 def check_shapes(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raises where a model is not of the shape that was traced."""
-    found = {name: tuple(t.shape) for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    own = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
     for name, shape in shapes.items():
-        if found.get(name) != shape:
+        if own.get(name) != shape:
             raise TopiaristError(
-                f"this is not the network that was traced: its {name} has shape {found.get(name, 'none at all')}, not "
+                f"this is not the network that was traced: its {name} has shape {own.get(name, 'none at all')}, not "
                 f"{shape}; make the model with the same options"
             )
 
 
-def carry_out(model: nn.Module, work: Plan) -> nn.Module:
+def apply_plan(model: nn.Module, work: Plan) -> nn.Module:
     """Applies a plan to a copy of a model, whose tensors are indexed as they are copied."""
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    tensors = named_tensors(model)
     made: dict[int, object] = {}
     for name in {*work.kept, *work.masks}:
         tensor = _tensor(tensors, name)
@@ -122,11 +123,11 @@ def carry_out(model: nn.Module, work: Plan) -> nn.Module:
         made[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
     smaller = copied(model, made)
     if work.kept or work.removed:
-        swap_in(smaller)
-        remove(smaller, work.removed)
-        assign(smaller, work.sizes)
-        install(smaller, dict(work.corrections))
-        describe(smaller)
+        use_dropins(smaller)
+        remove_blocks(smaller, work.removed)
+        assign_attributes(smaller, work.sizes)
+        install_shims(smaller, work.corrections)
+        update_descriptions(smaller)
     return smaller
 
 
@@ -157,14 +158,14 @@ def rewound(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
     try:
         made.load_state_dict(values)
     except (RuntimeError, TypeError, AttributeError) as error:
-        told = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise TopiaristError(
-            f"the network cannot be rewound to these values: {told}; give model.state_dict() as it was before training "
-            "(copied: state_dict() itself changes with the model)"
+            f"the network cannot be rewound to these values: {reason}; give model.state_dict() as it was before "
+            "training (copied: state_dict() itself changes with the model)"
         ) from error
     for name, tensor in made.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise TopiaristError(f"the values to rewind to are not finite in {name}: give a state dict that trained")
+            raise TopiaristError(f"the values to rewind to are not finite in {name}; give a state dict that trained")
     return made
 
 
@@ -175,10 +176,10 @@ def _tensor(tensors: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def mask(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
-    """Zeroes the dead positions of every slice and makes normalisations see the survivors only.
+    """Zeroes the dead positions of every slice and makes normalisations see the kept ones only.
 
     In the masked model dead positions do not exist: layer, group, RMS and instance norms compute their statistics over
-    the survivors, attention keeps its scale. It is what `cut` must equal, and the reference of every proof.
+    kept positions, attention keeps its scale. It is what `cut` must equal, and the reference of every proof.
 
     Args:
         model: the traced model, or one of the same architecture.
@@ -192,7 +193,7 @@ def mask(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
     keep = checked_keep(graph, keep)
     made = copied(model)
     _zero(made, graph, keep)
-    install_survivors(made, graph, keep)
+    install_masked_forwards(made, graph, keep)
     return made
 
 
@@ -212,13 +213,13 @@ def masked(model: nn.Module, graph: Graph, keep: Keep) -> Iterator[nn.Module]:
     """
     check_shapes(model, graph.shapes)
     keep = checked_keep(graph, keep)
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    tensors = named_tensors(model)
     values = {name: _tensor(tensors, name).detach().clone() for name, _ in zeroed_positions(graph, keep)}
     forwards = [(module, module.__dict__.get("forward")) for module in model.modules()]
-    with swapped_in(model), fast_path_off():
+    with with_dropins(model), fast_path_off():
         try:
             _zero(model, graph, keep)
-            install_survivors(model, graph, keep)
+            install_masked_forwards(model, graph, keep)
             yield model
         finally:
             with torch.no_grad():
@@ -233,7 +234,7 @@ def masked(model: nn.Module, graph: Graph, keep: Keep) -> Iterator[nn.Module]:
 @torch.no_grad()
 def _zero(model: nn.Module, graph: Graph, keep: Keep) -> None:
     """Sets what a keep removes to zero, in place."""
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    tensors = named_tensors(model)
     for (name, axis), kept in zeroed_positions(graph, keep).items():
         tensor = _tensor(tensors, name)
         tensor.masked_fill_(~broadcast_kept(kept, axis, tensor.shape).to(tensor.device), 0)

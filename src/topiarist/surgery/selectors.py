@@ -14,7 +14,7 @@ from torch import nn
 
 from topiarist.budget import matching
 from topiarist.errors import TopiaristError
-from topiarist.graph import NAME, ChannelSelector, Graph, check_finite, declare, is_norm, trace
+from topiarist.graph import SELECTOR, ChannelSelector, Graph, check_finite, declare_selectors, is_norm, trace
 from topiarist.surgery.cutting import copied
 
 __all__ = ["ChannelSelector", "add_selectors"]
@@ -50,7 +50,7 @@ def add_selectors(
     if norms == "auto":
         if example_inputs is None:
             raise TopiaristError("which norms take a selector is found by running the network: pass example_inputs")
-        declare(chosen, known)
+        declare_selectors(chosen, known)
         found = _useful(trace(model, example_inputs) if graph is None else graph, trace(chosen, example_inputs))
         if not found:
             raise TopiaristError("no norm of this network reads channels that others need too: leave selectors out")
@@ -60,7 +60,7 @@ def add_selectors(
         if not patterns:
             raise TopiaristError("no norm is named for a selector to follow: give glob patterns, or 'auto'")
         found = list(dict.fromkeys(name for pattern in patterns for name in matching(pattern, known)))
-    declare(chosen, found)
+    declare_selectors(chosen, found)
     return chosen
 
 
@@ -78,7 +78,7 @@ def _useful(plain: Graph, trial: Graph) -> list[str]:
     selected: dict[str, set[str]] = {}  # norm → weights that read what its selector passes on
     joined: set[str] = set()  # norms whose outputs meet something else than weights
     for group in trial.groups:
-        norms = [part.tensor.removesuffix(f".{NAME}.indices") for part in group.by_role("index")]
+        norms = [part.tensor.removesuffix(f".{SELECTOR}.indices") for part in group.by_role("index")]
         reading = group.by_role("input")
         if len(norms) > 1 or len(norms) + len(reading) < len(group.slices):
             joined.update(norms)

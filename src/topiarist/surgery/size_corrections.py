@@ -8,6 +8,7 @@ sizes, and that numbers keep the values they were trained with. Where a smaller 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -85,7 +86,7 @@ class Shim:
         return self.__wrapped__.__code__
 
 
-def install(model: nn.Module, corrections: dict[str, Correction]) -> None:
+def install_shims(model: nn.Module, corrections: Mapping[str, Correction]) -> None:
     """Shims the modules that need it."""
     modules = dict(model.named_modules())
     for name, correction in corrections.items():

@@ -26,7 +26,7 @@ def summed(t: Tracer, a: Vector, b: Vector, left: Tensor, right: Tensor, axis: i
     elif not zero:
         carried: list[Vector] = [None] * left.ndim
         carried[axis] = t.vectors_of(left)[axis]
-        t.mixes("product", carried)
+        t.note_mixing("product", carried)
     return vector
 
 
@@ -53,7 +53,7 @@ def convolution(t: Tracer, c: Call) -> None:
         out = t.algebra.unify(out, t.vectors_of(bias)[0])
     places_out = prod(x.shape[2:] if c["transposed"] else c.out.shape[2:])
     factors = zip(weight.shape, kernel, strict=True)
-    t.contract((x.shape[0], batch), places_out, *factors, weight=t.of(weight).source, stage=stage)
+    t.note_product((x.shape[0], batch), places_out, *factors, weight=t.of(weight).source, stage=stage)
     zero = t.of(weight).zero and (bias is None or t.of(bias).zero)
     zero = zero and (not labelled(batch) or (bias is None and t.of(x).zero))
     t.put(c.out, [batch, out] + [None] * (c.out.ndim - 2), zero)
@@ -63,13 +63,12 @@ def convolution(t: Tracer, c: Call) -> None:
 
 def _layer(t: Tracer, out: Tensor, weight: Tensor, outputs: Vector, bias: Tensor | None) -> None:
     """Notes a layer, where weight and bias are whole tensors of the model, and the weight has its outputs first."""
-    source, shift = t.of(weight).source, None if bias is None else t.whole(bias)
-    if source is None or prod(t.shapes[source]) != weight.numel():
+    source, shift = t.of(weight).source, None if bias is None else t.entire_source(bias)
+    if source is None or prod(t.record.shapes[source]) != weight.numel():
         return
-    if bias is not None and (shift is None or bias.numel() != t.shapes[source][0]):
+    if bias is not None and (shift is None or bias.numel() != t.record.shapes[source][0]):
         return
-    first = next((labels for name, axis, labels in t.sources if (name, axis) == (source, 0)), None)
-    if first is outputs:
+    if t.record.axis(source, 0) is outputs:
         t.norms.layer(out, source, shift)
 
 
@@ -85,7 +84,7 @@ def _grouped(t: Tracer, c: Call, channels: Vector) -> Vector:
     if c.out.shape[1] > groups:
         mine, _ = t.algebra.split(out, [groups, c.out.shape[1] // groups])
     rows = t.algebra.unify(rows, mine, INPUT)
-    t.asks(t.call[0] if t.call else groups, rows)
+    t.note_size(t.call[0] if t.call else groups, rows)
     return out
 
 
@@ -99,7 +98,7 @@ def _transposed(t: Tracer, c: Call, channels: Vector) -> tuple[Vector, Vector]:
         if c["weight"].shape[0] > groups:
             rows, _ = t.algebra.split(reads, [groups, c["weight"].shape[0] // groups])
         out = t.algebra.merge([rows, out], [groups, c["weight"].shape[1]])
-        t.asks(t.call[0] if t.call else groups, rows)
+        t.note_size(t.call[0] if t.call else groups, rows)
     return out, reads
 
 
@@ -118,8 +117,8 @@ def product(t: Tracer, c: Call) -> None:
         factors.append((left.shape[0], vectors[0]))
     weight = t.of(right).source or t.of(left).source
     weighs = bool(t.of(right).source) and right.ndim == 2
-    stage = str(max(1, left.shape[0] // t.batch)) if weighs else ""
-    t.contract(*factors, weight=weight, stage=stage)
+    stage = str(max(1, left.shape[0] // t.record.batch)) if weighs else ""
+    t.note_product(*factors, weight=weight, stage=stage)
     if weighs:
         t.mark(b[0], "input")
         t.mark(b[1], "output", stage)
@@ -154,7 +153,7 @@ def attention(t: Tracer, c: Call) -> None:
         t.algebra.pin(axis, "the sequence that attention runs over")
     around = list(zip(query.shape[:-2], outer, strict=True))
     for inner, vector in ((query.shape[-1], width), (value.shape[-1], v[-1])):
-        t.contract(query.shape[-2], key.shape[-2], *around, (inner, vector))
+        t.note_product(query.shape[-2], key.shape[-2], *around, (inner, vector))
     for out in c.outputs[1:]:
         t.put(out, [None] * out.ndim)
     t.put(c.outputs[0], [*outer, None, v[-1]], t.of(value).zero)

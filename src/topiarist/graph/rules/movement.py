@@ -10,8 +10,9 @@ from torch import Tensor
 
 from topiarist.graph.calls import line_of_code
 from topiarist.graph.labels import Free, Request, Vector, labelled
+from topiarist.graph.record import Gather
 from topiarist.graph.rules.registry import Call, rule
-from topiarist.graph.tracer import Gather, Tracer
+from topiarist.graph.tracer import Tracer
 
 
 @rule(
@@ -117,11 +118,11 @@ def slice_(t: Tracer, c: Call) -> None:
             if step == 1 and 0 < border < len(vector):
                 if given < 0:
                     part = vector[border:]
-                t.asks(_as_written(t, abs(given)), part)
+                t.note_size(_as_written(t, abs(given)), part)
         if t.caller == "narrow" and begin > 0 and end == len(vector):
-            t.asks(_as_written(t, end - begin), vector[begin:])
+            t.note_size(_as_written(t, end - begin), vector[begin:])
         vectors[dim] = vector[begin : end : c["step"]]
-        t.parts.append(vectors[dim])
+        t.record.parts.append(vectors[dim])
     t.put(c.out, vectors, c.traced.zero, c.traced.source)
 
 
@@ -156,8 +157,8 @@ def split(t: Tracer, c: Call) -> None:
     for part in c.out:
         end = begin + part.shape[dim]
         if labelled(vector):
-            t.parts.append(vector[begin:end])
-            vectors[dim] = t.parts[-1]
+            t.record.parts.append(vector[begin:end])
+            vectors[dim] = t.record.parts[-1]
         t.put(part, vectors, c.traced.zero, c.traced.source)
         begin = end
 
@@ -268,7 +269,7 @@ def gather(t: Tracer, c: Call, dim: int, picked: Tensor) -> None:
     if source is not None:
         t.mark(numbers, "index", "x".join(map(str, c.out.shape[2:])) or "1")
         if c.traced.scale is not None and dim == 1:
-            t.gathers[source] = Gather(c.traced.scale, picked.detach().clone())
+            t.record.gathers[source] = Gather(c.traced.scale, picked.detach().clone())
 
 
 @rule("embedding")

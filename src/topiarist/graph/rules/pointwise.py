@@ -85,7 +85,7 @@ def pointwise(t: Tracer, c: Call) -> None:
     for out in c.outputs:
         t.put(out, broadcast(t, c.tensors, out), zero, source)
     if c.name.endswith("_") and not zero:
-        t.soil(c.x)
+        t.note_nonzero(c.x)
 
 
 @rule(*REDUCING, "max", "min", "any", "all", "argmax", "argmin")
@@ -102,7 +102,7 @@ def reduction(t: Tracer, c: Call) -> None:
         if isinstance(over[d], Free) or not (additive or _survivable(c, dims, d)):
             t.algebra.pin(over[d], f"{c.name} over the axis depends on every position")
     if not additive:
-        t.mixes("reduction", over)
+        t.note_mixing("reduction", over)
     zero = c.traced.zero and c.name != "logsumexp"
     for out in c.outputs:
         kept = [None if d in dims else v for d, v in enumerate(c.vectors)]
@@ -141,7 +141,7 @@ def weight_norm(t: Tracer, c: Call) -> None:
     """Scaled rows g · v / |v|, the norm over all axes but one: dead places add nothing to it, dead rows stay out."""
     vectors, dim = c.vectors, c["dim"]
     vectors[dim] = t.algebra.unify(vectors[dim], t.vectors_of(c["g"])[dim])
-    t.mixes("weight norm", [v if d == dim else None for d, v in enumerate(vectors)])
+    t.note_mixing("weight norm", [v if d == dim else None for d, v in enumerate(vectors)])
     t.put(c.outputs[0], vectors, c.traced.zero)
     t.put(c.outputs[1], [vectors[dim] if d == dim else None for d in range(c.x.ndim)])
 
@@ -156,14 +156,14 @@ def batch_norm(t: Tracer, c: Call) -> None:
             t.mark(t.vectors_of(affine)[0], role)
             vectors[1] = t.algebra.unify(vectors[1], t.vectors_of(affine)[0])
     if training := in_training(c.func, c.given):
-        t.mixes("batch", [v if d != 1 else None for d, v in enumerate(vectors)])
+        t.note_mixing("batch", [v if d != 1 else None for d, v in enumerate(vectors)])
     shifted = c.get("bias")
     elsewhere = any(labelled(v) for d, v in enumerate(vectors) if d != 1)  # dead there becomes the shift
     t.put(c.outputs[0], vectors, c.traced.zero if shifted is None else t.of(shifted).zero and not elsewhere)
     if isinstance(scale := c.get("weight"), Tensor) and (source := t.of(scale).source) is not None:
-        t.scaled(c.outputs[0], source)
+        t.note_scale(c.outputs[0], source)
     if not training:
-        whole = [t.whole(x) if isinstance(x := c.get(name), Tensor) else None for name in names]
+        whole = [t.entire_source(x) if isinstance(x := c.get(name), Tensor) else None for name in names]
         t.norms.norm(c.x, whole[0], whole[2], whole[3], c.get("eps", c.get("epsilon")))
 
 
@@ -179,8 +179,8 @@ def layer_norm(t: Tracer, c: Call) -> None:
                 vectors[first + k] = t.algebra.unify(vectors[first + k], vector)
     for k, size in enumerate(shape):
         written = t.call[k] if k < len(t.call) else size
-        t.asks(written, vectors[first + k])
-    t.mixes("layer", [*([None] * first), *vectors[first:]])
+        t.note_size(written, vectors[first + k])
+    t.note_mixing("layer", [*([None] * first), *vectors[first:]])
     elsewhere = any(labelled(v) for v in vectors[:first])  # dead there becomes the shift
     t.put(c.outputs[0], vectors, not elsewhere or (c.traced.zero and c.get("bias") is None))
 
@@ -197,8 +197,8 @@ def group_norm(t: Tracer, c: Call) -> None:
         t.algebra.pin(vector, "group norm over the axis depends on every position")
     if groups > 1:
         rows, _ = t.algebra.split(vectors[1], [groups, c.x.shape[1] // groups])
-        t.asks(t.call[0] if t.call else groups, rows)
-    t.mixes("group", [None, vectors[1]] + [None] * (len(vectors) - 2))
+        t.note_size(t.call[0] if t.call else groups, rows)
+    t.note_mixing("group", [None, vectors[1]] + [None] * (len(vectors) - 2))
     t.put(c.outputs[0], vectors, not labelled(vectors[0]))
 
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from topiarist.graph.calls import tensors_in
+from topiarist.graph.inputs import tensors_in
 from topiarist.graph.labels import Vector
-
-if TYPE_CHECKING:
-    from topiarist.graph.tracer import Tracer
+from topiarist.graph.tracer import Tracer
 
 
 class Call:
@@ -69,7 +67,7 @@ class Call:
         return [d % ndim for d in chosen]
 
 
-Rule = Callable[["Tracer", Call], None]
+Rule = Callable[[Tracer, Call], None]
 RULES: dict[str, Rule] = {}
 
 
