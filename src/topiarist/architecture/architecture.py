@@ -62,7 +62,7 @@ class Architecture:
 
     @classmethod
     def of(cls, graph: Graph, keep: Keep) -> Architecture:
-        """The architecture that a keep of a graph leaves."""
+        """Returns the architecture that a keep of a graph leaves."""
         work = plan(graph, keep)
         groups = tuple(Group(g.name, g.units, g.slices, g.stage, blocks=g.blocks) for g in graph.groups)
         shapes = dict(graph.shapes)
@@ -70,11 +70,11 @@ class Architecture:
 
     @property
     def widths(self) -> dict[str, tuple[int, int]]:
-        """Group name → (units kept, units there were)."""
+        """Returns group name → (units kept, units there were)."""
         return {g.name: (int(self.keep[g.name].sum()), g.units) for g in self.groups}
 
     def plan(self) -> Plan:
-        """What `topiarist.surgery.apply_plan` does to a model of the old shape."""
+        """Returns what `topiarist.surgery.apply_plan` does to a model of the old shape."""
         kept: dict[str, dict[int, Tensor]] = {}
         masks: dict[str, Tensor] = {}
         smaller = [group for group in self.groups if not self.keep[group.name].all()]
@@ -86,7 +86,7 @@ class Architecture:
         return Plan(kept, self.sizes, self.corrections, masks, removed_blocks(self.groups, self.keep))
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Cuts a model of the old shape; its weights stay where they survive.
+        """Cuts a model of the old shape; the weights that are kept stay as they are.
 
         Channel selectors that it lacks are declared first.
 
@@ -114,14 +114,14 @@ class Architecture:
         for name in known:
             cut = {axis: len(indices) for axis, indices in kept.get(name, {}).items()}
             wanted = tuple(cut.get(axis, size) for axis, size in enumerate(self.shapes[name]))
-            if (found := tuple(state[name].shape)) != wanted:
+            if (shape := tuple(state[name].shape)) != wanted:
                 raise TopiaristError(
-                    f"the architecture is of another network, whose {name} is {wanted} and not {found}: give the one "
+                    f"the architecture is of another network, whose {name} is {wanted} and not {shape}: give the one "
                     "that prune() wrote for these weights"
                 )
 
     def build(self, make_model: Callable[[], nn.Module]) -> nn.Module:
-        """A pruned network with random weights, for training from scratch.
+        """Returns a pruned network with random weights, for training from scratch.
 
         Args:
             make_model: returns a model of the old shape with fresh weights. Where the model has a method
@@ -134,12 +134,12 @@ class Architecture:
         return model
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `json`."""
+        """Returns plain values for `json`."""
         return encode(self.groups, self.keep, self.shapes, self.sizes, self.corrections, self.selectors)
 
     @classmethod
     def from_json(cls, value: Any) -> Architecture:
-        """The inverse of `to_json`.
+        """Inverts `to_json`.
 
         Raises:
             TopiaristError: the value is no architecture, damaged, or of a version that this release does not know.

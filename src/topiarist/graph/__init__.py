@@ -6,6 +6,7 @@ from topiarist.graph.calls import (
     READS,
     ModuleStack,
     Ratio,
+    fast_path_off,
     kind_of,
     mixing_kind,
     modes_restored,
@@ -26,7 +27,16 @@ from topiarist.graph.groups import (
     kept_positions,
     removed_blocks,
 )
-from topiarist.graph.inputs import Inputs, call_model, converted, map_floats, named_tensors, tensors_in
+from topiarist.graph.inputs import (
+    Arguments,
+    Inputs,
+    Keywords,
+    call_model,
+    converted,
+    map_floats,
+    named_tensors,
+    tensors_in,
+)
 from topiarist.graph.norms import Normed
 from topiarist.graph.selector import SELECTOR, ChannelSelector, declare_selectors, is_norm
 from topiarist.graph.sizes import Attribute, assign_attributes
@@ -37,6 +47,7 @@ __all__ = [
     "ALONE",
     "READS",
     "SELECTOR",
+    "Arguments",
     "Attribute",
     "Block",
     "ChannelSelector",
@@ -46,6 +57,7 @@ __all__ = [
     "Inputs",
     "Keep",
     "KeptPositions",
+    "Keywords",
     "Kind",
     "ModuleStack",
     "Normed",
@@ -62,6 +74,7 @@ __all__ = [
     "checked_keep",
     "converted",
     "declare_selectors",
+    "fast_path_off",
     "is_norm",
     "kept_positions",
     "kind_of",

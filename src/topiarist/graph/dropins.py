@@ -1,6 +1,6 @@
 """What is known of particular layers, and all of it: a table of attributes, and a drop-in for one layer of torch.
 
-Everything else about modules is found by running them.
+All else about modules is seen by running them.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class MultiheadAttention(nn.MultiheadAttention):
 
     @classmethod
     def fits(cls, module: nn.Module) -> bool:
-        """Whether a module is one that this class can stand in for."""
+        """Returns whether a module is one that this class can stand in for."""
         return type(module) is nn.MultiheadAttention and module.bias_k is None and not module.add_zero_attn
 
     @classmethod
@@ -91,7 +91,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `torch.nn.MultiheadAttention.forward`."""
+        """Computes what `torch.nn.MultiheadAttention.forward` does."""
         batched = query.dim() == 3
         if not batched:
             query, key, value = (x.unsqueeze(0) for x in (query, key, value))
@@ -130,7 +130,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         return q, k, v
 
     def _bias(self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, query: Tensor) -> Tensor | None:
-        """Both masks as one number that is added to the logits, broadcastable to (batch, heads, queries, keys)."""
+        """Returns both masks as one that is added to the logits, broadcastable to (batch, heads, queries, keys)."""
         bias = None
         if attn_mask is not None:
             bias = _additive(attn_mask, query.dtype)

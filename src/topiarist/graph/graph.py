@@ -1,4 +1,4 @@
-"""The graph of a network: its groups of units, what stays as it is, and why."""
+"""The graph of a network: its groups of units, what is pinned, and why."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Graph:
 
     @property
     def stages(self) -> dict[str, tuple[str, ...]]:
-        """Names of the groups that are produced on feature maps of the same size."""
+        """Returns the names of the groups that are produced on feature maps of the same size."""
         stages: dict[str, list[str]] = {}
         for group in self.groups:
             stages.setdefault(group.stage, []).append(group.name)
@@ -72,18 +72,18 @@ class Graph:
 
     @property
     def selectors(self) -> tuple[str, ...]:
-        """The norms that a declared channel selector follows."""
+        """Returns the norms that a declared channel selector follows."""
         return tuple(self.solution.selectors)
 
     @property
     def normed(self) -> tuple[Normed, ...]:
-        """The layers whose outputs a batch norm alone reads, right behind them."""
+        """Returns the layers whose outputs a batch norm alone reads, right behind them."""
         return self.solution.record.normed
 
     def scales(self, group: Group) -> tuple[Slice, ...]:
-        """Where a group's units are scaled by a batch norm.
+        """Returns where a group's units are scaled by a batch norm.
 
-        That is the group's own scales; behind a channel selector those that it picks, of a norm that stays whole.
+        That is the group's own scales; behind a channel selector those that it picks, of a norm that is not cut.
         """
         gathers = self.solution.record.gathers
         own = tuple(part for part in group.by_role("scale") if f"{_head(part.tensor)}running_mean" in self.shapes)
@@ -95,13 +95,13 @@ class Graph:
 
     @property
     def pinned(self) -> tuple[Pinned, ...]:
-        """Every axis that no unit sits on, with the reason; in a graph of blocks the branches that are no units."""
+        """Returns every axis that no unit sits on, with the reason; of blocks the branches that are no units."""
         if self.kind == "structure":
             return self.solution.pinned(self.groups)
         return tuple(Pinned(module, None, reason) for module, reason in self.irremovable.items())
 
     def input_axis(self, tensor: str) -> int | None:
-        """The axis along which a weight reads its inputs, those of one group in a grouped convolution.
+        """Returns the axis along which a weight reads its inputs, those of one group in a grouped convolution.
 
         Returns:
             ``None`` where there is none, or no more than one input.
@@ -116,7 +116,7 @@ class Graph:
         return self.solution.why(tensor, axis)
 
     def full(self) -> dict[str, Tensor]:
-        """The keep that removes nothing."""
+        """Returns the keep that removes nothing."""
         return {group.name: torch.ones(group.units, dtype=torch.bool) for group in self.groups}
 
     def kept(self, keep: Keep) -> KeptPositions:
@@ -127,11 +127,11 @@ class Graph:
         return kept_positions(self.groups, self.shapes, keep)
 
     def dead(self, keep: Keep) -> np.ndarray:
-        """Bool over the solution's classes: True where a position is removed with a unit of the keep."""
+        """Returns bool over the solution's classes: True where a position is removed with a unit."""
         return self.solution.dead(keep if self.kind == "structure" else {})
 
     def blocks(self) -> Graph:
-        """The same network with one unit per residual branch whose removal leaves the shortcut, all in one group.
+        """Returns the same network with one unit per residual block that can be removed, all in one group.
 
         `topiarist.check` proves that each of them can go; the others are `pinned`, with the reason.
         """
@@ -142,7 +142,7 @@ class Graph:
         return replace(self, groups=groups, kind="block", irremovable=record.irremovable)
 
     def weights(self) -> Graph:
-        """The same network with one unit per weight: a group for each parameter that a product multiplies with."""
+        """Returns the same network with one unit per weight: a group for each parameter that products use."""
         if self.kind == "weight":
             return self
         multiplied = {c.weight: c.stage for c in reversed(self.solution.contractions) if c.weight is not None}
@@ -155,29 +155,26 @@ class Graph:
 
 
 def _head(tensor: str) -> str:
-    """``"bn1.weight"`` → ``"bn1."``, ``"weight"`` → ``""``."""
+    """Returns the module's part of a name: ``"bn1.weight"`` → ``"bn1."``, ``"weight"`` → ``""``."""
     head, dot, _ = tensor.rpartition(".")
     return head + dot
 
 
 def checked_keep(graph: Graph, keep: Keep) -> dict[str, Tensor]:
-    """A keep with an entry for every group (all True where none was given), or an error that says what is wrong."""
-    known = {group.name: group for group in graph.groups}
-    for name in keep:
-        graph[name]
-    result = {}
-    for name, group in known.items():
-        mask = keep.get(name)
-        if mask is None:
-            result[name] = torch.ones(group.units, dtype=torch.bool)
-            continue
-        mask = torch.as_tensor(mask)
-        if mask.dtype != torch.bool or mask.shape != (group.units,):
+    """Returns a keep with an entry for every group, all True where none was given.
+
+    Raises:
+        TopiaristError: an entry is of no group, of another size or type, or removes every unit.
+    """
+    checked = graph.full()
+    for name, kept in keep.items():
+        units, kept = graph[name].units, torch.as_tensor(kept)
+        if kept.dtype != torch.bool or kept.shape != (units,):
             raise TopiaristError(
-                f"the keep of group {name!r} must be a bool tensor of {group.units} entries, not "
-                f"{mask.dtype} of shape {tuple(mask.shape)}"
+                f"the keep of group {name!r} must be a bool tensor of {units} entries, not "
+                f"{kept.dtype} of shape {tuple(kept.shape)}"
             )
-        if not mask.any():
+        if not kept.any():
             raise TopiaristError(f"the keep of group {name!r} removes every unit; keep at least one")
-        result[name] = mask.cpu()
-    return result
+        checked[name] = kept.cpu()
+    return checked

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from topiarist.graph.blocks import Block
 
 Keep = Mapping[str, Tensor]
-"""Group name → bool tensor ``(units,)``: True where the unit stays."""
+"""Group name → bool tensor ``(units,)``: True where the unit is kept."""
 
 Scores = Mapping[str, Tensor]
 """Group name → float tensor ``(units,)``: high where the unit is worth keeping."""
@@ -36,8 +36,8 @@ class Slice:
 
     Attributes:
         tensor: dotted name of the parameter or buffer in the model.
-        axis: the axis that the units lie on; ``None`` counts places in the flattened tensor (one unit a weight).
-        positions: int64 ``(units, k)``; row ``u`` lists the places of unit ``u`` on that axis.
+        axis: the axis that the units lie on; ``None`` counts positions in the flattened tensor (one unit a weight).
+        positions: int64 ``(units, k)``; row ``u`` lists the positions of unit ``u`` on that axis.
         role: what the tensor does with the unit: ``"output"`` (a weight that produces it: its filter), ``"input"`` (a
             weight that reads it), ``"bias"``, ``"scale"`` and ``"shift"`` (a normalisation's affine part),
             ``"statistic"`` (running mean or variance), ``"index"`` (the numbers by which a channel selector picks it),
@@ -92,21 +92,21 @@ class Group:
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
-        """The module outputs that carry the units, in the order of execution."""
+        """Returns the module outputs that carry the units, in the order of execution."""
         return tuple(self.find_sites)
 
     @property
     def kind(self) -> Kind:
-        """What its units are."""
+        """Returns what its units are."""
         return "block" if self.blocks else "weight" if self.slices[0].axis is None else "structure"
 
     def by_role(self, role: str) -> tuple[Slice, ...]:
-        """The slices that play one role (see `Slice`)."""
+        """Returns the slices that play one role (see `Slice`)."""
         return tuple(part for part in self.slices if part.role == role)
 
 
 class Pinned(NamedTuple):
-    """An axis of a tensor that stays as it is, and why; in a graph of blocks a module, without an axis."""
+    """An axis of a tensor that is kept as it is, and why; in a graph of blocks a module, without an axis."""
 
     tensor: str
     axis: int | None
@@ -125,15 +125,15 @@ def kept_positions(groups: Iterable[Group], shapes: Mapping[str, tuple[int, ...]
         (tensor, axis) → bool over the positions of that axis, or over the flattened tensor where the axis is ``None``;
         True where the keep removes none of the units there.
     """
-    found: KeptPositions = {}
+    positions: KeptPositions = {}
     for group in groups:
         for part in group.slices:
             shape = shapes[part.tensor]
             size = prod(shape) if part.axis is None else shape[part.axis]
-            kept = found.setdefault((part.tensor, part.axis), torch.ones(size, dtype=torch.bool))
+            kept = positions.setdefault((part.tensor, part.axis), torch.ones(size, dtype=torch.bool))
             if group.name in keep:
                 kept[part.positions[~keep[group.name].cpu()].flatten()] = False
-    return found
+    return positions
 
 
 def broadcast_kept(kept: Tensor, axis: int | None, shape: Sequence[int]) -> Tensor:

@@ -11,6 +11,11 @@ from torch import Tensor, nn
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 """What a model is called with: one tensor, positional arguments, or keyword arguments."""
 
+Arguments = Sequence[Any]
+"""Positional arguments of a call."""
+Keywords = Mapping[str, Any]
+"""Keyword arguments of a call."""
+
 
 def call_model(model: nn.Module, inputs: Inputs) -> Any:
     """Calls a model with one tensor, with the entries of a tuple or list, or with a dict of keyword arguments."""

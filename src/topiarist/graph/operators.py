@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from topiarist.errors import TopiaristError
 from topiarist.graph.calls import line_of_code, mixing_kind
-from topiarist.graph.inputs import tensors_in
+from topiarist.graph.inputs import Arguments, Keywords, tensors_in
 from topiarist.graph.labels import labelled
 from topiarist.graph.rules import apply_rule
 from topiarist.graph.tracer import Tracer
@@ -31,7 +31,7 @@ class OperatorMode(TorchDispatchMode):
         self.tracer, self.deadline = tracer, deadline
 
     def __torch_dispatch__(
-        self, func: OpOverload, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self, func: OpOverload, types: Any, args: Arguments = (), kwargs: Keywords | None = None
     ) -> Any:
         tracer, kwargs = self.tracer, kwargs or {}
         out = func(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""What one run of a network told, as plain values: all that grouping, cuts, costs and proofs are computed from."""
+"""What one run of a network showed, as plain values: all that grouping, cuts, costs and proofs are computed from."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Mark(NamedTuple):
 
 @dataclass(eq=False)
 class Record:
-    """What one run of a network told.
+    """What one run of a network showed, in plain values.
 
     Attributes:
         algebra: labels, unions and lines.

@@ -20,10 +20,10 @@ NORM = nn.modules.batchnorm._BatchNorm
 class ChannelSelector(nn.Module):
     """Passes on some channels of its input: ``y[:, k] = x[:, indices[k]]``, with ``indices`` ascending.
 
-    It is declared, not found: before a cut it passes on all channels and changes nothing.
+    It is declared: before a cut it passes on all channels and changes nothing.
 
     Args:
-        channels: of the input, which stays that wide.
+        channels: of the input, which keeps its width.
         device: of the indices.
 
     Attributes:
@@ -40,18 +40,18 @@ class ChannelSelector(nn.Module):
         self.register_buffer("indices", torch.arange(channels, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, channels, …)`` to ``(N, kept, …)``."""
+        """Maps ``(N, channels, …)`` to ``(N, kept, …)``."""
         if not ChannelSelector.exposed and len(self.indices) == self.channels:
             return x
         return x.index_select(1, self.indices)
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """Returns what `print` shows."""
         return f"{len(self.indices)} of {self.channels}"
 
 
 def _selected(norm: nn.Module, args: Any, output: Tensor) -> Tensor:
-    """The hook of a norm with a selector; a plain function, so that the norm can be copied and pickled."""
+    """Applies a norm's selector, as a hook; a plain function, so that the norm can be copied and pickled."""
     selector: ChannelSelector = norm.get_submodule(SELECTOR)  # type: ignore[assignment]
     return selector(output)
 
@@ -79,12 +79,12 @@ def declare_selectors(model: nn.Module, norms: Collection[str]) -> None:
 
 
 def is_norm(module: nn.Module | None) -> TypeGuard[nn.modules.batchnorm._BatchNorm]:
-    """Whether a selector can follow a module."""
+    """Returns whether a selector can follow a module."""
     return isinstance(module, NORM)
 
 
 def has_selector(module: nn.Module) -> bool:
-    """Whether a selector follows a module."""
+    """Returns whether a selector follows a module."""
     return isinstance(getattr(module, SELECTOR, None), ChannelSelector)
 
 

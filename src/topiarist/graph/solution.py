@@ -43,7 +43,7 @@ class Solution:
     """What a graph knows beyond its groups.
 
     Attributes:
-        record: what the run told.
+        record: what the run showed.
         rectangles: which units of a rectangle are offered.
         classes: solved labels.
         membership: classes × units: which units hold a class.
@@ -62,17 +62,17 @@ class Solution:
 
     @property
     def contractions(self) -> Sequence[Contraction]:
-        """The products of the network, for its costs."""
+        """Returns the products of the network, for its costs."""
         return self.record.contractions
 
     @property
     def selectors(self) -> list[str]:
-        """Names of the norms that a channel selector follows."""
+        """Returns the names of the norms that a channel selector follows."""
         names = [name.rpartition(".") for name, kind in self.record.types.items() if issubclass(kind, ChannelSelector)]
         return [norm for norm, _, last in names if last == SELECTOR and issubclass(self.record.types[norm], NORM)]
 
     def dead(self, keep: Keep) -> np.ndarray:
-        """Bool over classes: True where any unit that holds the class is removed."""
+        """Returns bool over classes: True where any unit that holds the class is removed."""
         units = np.zeros(self.membership.shape[1], dtype=np.int64)
         for name, first in self.first.items():
             mask = keep.get(name)
@@ -101,24 +101,24 @@ class Solution:
     # sizes
 
     def length(self, dead: np.ndarray, vector: int) -> int:
-        """Kept length of a vector, by its index in the trace."""
+        """Returns the kept length of a vector, by its index in the record."""
         return kept_length(dead, self.classes.of[self.record.vectors[vector]])
 
     def sizes(self, dead: np.ndarray) -> tuple[dict[Attribute, int], list[Equation]]:
-        """The attributes' new values, and the equations that neither they nor shims can satisfy."""
+        """Returns the attributes' new values, and the equations that neither they nor shims can satisfy."""
         firm = [e for e in self.record.equations if not self.correctable(e)]
         soft = [e for e in self.record.equations if self.correctable(e) and not e.number]
         read = partial(self._read, dead)
         return solve(firm, soft, lambda vector: self.length(dead, vector), read, self.record.attributes)
 
     def _read(self, dead: np.ndarray, length: Length) -> int:
-        """What the program reads as the length of an axis after a cut."""
+        """Returns what the program reads as the length of an axis after a cut."""
         if length.reader in self.deceived:
             return len(self.record.vectors[length.vector])
         return self.length(dead, length.vector)
 
     def deceivable(self, e: Equation) -> bool:
-        """Whether the module that asks could read all its shapes as traced, and shims see to all that follows."""
+        """Returns whether the module that asks could read all shapes as traced, and shims correct what follows."""
         reading = [
             other
             for other in self.record.equations
@@ -127,13 +127,13 @@ class Solution:
         return e.number and e.module not in self.deceived and all(self.correctable(other) for other in (e, *reading))
 
     def correctable(self, e: Equation) -> bool:
-        """Whether a shim can see to an equation: it knows the call, and the module's calls can be counted."""
+        """Returns whether a shim can correct it: the call is known, and the module's calls can be counted."""
         if e.module in self.record.unsteady:
             return False
         return bool(self.record.numbers.get(e.module)) if e.number else e.site is not None
 
     def corrections(self, dead: np.ndarray) -> dict[str, Correction]:
-        """What shims must put right after a cut, by module: what the attributes do not."""
+        """Returns what shims must put right after a cut, by module: what the attributes do not."""
         solved, _ = self.sizes(dead)
         sizes: dict[str, dict[int, dict[int, Ratio]]] = {}
         frozen: set[str] = set()
@@ -166,24 +166,24 @@ class Solution:
         return corrections
 
     def _shrinks(self, module: str, dead: np.ndarray) -> bool:
-        """Whether a cut changes what a module would read."""
+        """Returns whether a cut changes what a module would read."""
         read = {leaf for e in self.record.equations for leaf in leaves(e.expression) if isinstance(leaf, Length)}
         mine = [leaf.vector for leaf in read if leaf.reader == module]
         return any(self.length(dead, vector) != len(self.record.vectors[vector]) for vector in mine)
 
     def impossible(self, dead: np.ndarray) -> list[Equation]:
-        """The sizes that the program cannot even compute after a cut, or computes as 0 to scale by it."""
+        """Returns the sizes that cannot be computed after a cut, or are computed as 0 to scale by them."""
         solved, _ = self.sizes(dead)
         values = [(e, self._asked(e, solved, dead)) for e in self.record.equations if isinstance(e.expression, Term)]
         return [e for e, value in values if value is None or (e.number and value == 0)]
 
     def _asked(self, e: Equation, solved: Mapping[Attribute, int], dead: np.ndarray) -> int | None:
-        """What the program will compute after a cut; None where it would divide by zero."""
+        """Returns what the program will compute after a cut; None where it would divide by zero."""
         traced = self.record.attributes
         return evaluate(e.expression, lambda a: solved.get(a, traced[a]), partial(self._read, dead))
 
     def vectors_in(self, equation: Equation) -> list[Labels]:
-        """The vectors that an equation speaks of, also through the attributes that it shares with others."""
+        """Returns the vectors that an equation speaks of, also by attributes that it shares with others."""
         indices = set() if equation.wanted is None else {equation.wanted}
         attributes = set()
         for leaf in leaves(equation.expression):
@@ -200,7 +200,7 @@ class Solution:
 
     @cached_property
     def _chain(self) -> np.ndarray:
-        """For every label the one before it on a shortest chain of unions from label 0; negative: none."""
+        """Returns for every label the one before it on a shortest chain of unions from label 0; negative: none."""
         unions, count = self.classes.unions, self.record.algebra.count
         a = np.concatenate([u[0] for u in unions] or [np.empty(0, dtype=np.int64)])
         b = np.concatenate([u[1] for u in unions] or [np.empty(0, dtype=np.int64)])
@@ -210,7 +210,7 @@ class Solution:
 
     @cached_property
     def _reasons(self) -> dict[int, int]:
-        """Origin of the pin, for every label that was pinned directly."""
+        """Returns the origin of the pin, for every label that was pinned directly."""
         origins: dict[int, int] = {}
         for a, b, origin in self.classes.unions:
             if not b.any():
@@ -219,26 +219,26 @@ class Solution:
         return origins
 
     def _walk(self, label: int) -> list[int]:
-        """The chain from a label to label 0."""
+        """Returns the chain from a label to label 0."""
         chain = [label]
         while self._chain[chain[-1]] >= 0:
             chain.append(int(self._chain[chain[-1]]))
         return chain
 
     def reason(self, labels: Labels) -> str:
-        """Why an axis stays, in a few words."""
+        """Returns why an axis is pinned, in a few words."""
         stuck = labels[self.classes.of[labels] == self.classes.pinned]
         if not len(stuck):
             return "its positions do not form two or more units that could be removed apart"
         chain = self._walk(int(stuck[0]))
         origin = self.record.algebra.origins[self._reasons.get(chain[-2], 0)] if len(chain) > 1 else None
         if origin is None or not origin.what:
-            return "tied to an axis that stays"
+            return "tied to an axis that is pinned"
         where = ", ".join(part for part in (origin.module and f"in {origin.module}", origin.line) if part)
         return f"{origin.what} ({where})" if where else origin.what
 
     def pinned(self, groups: Sequence[Group]) -> tuple[Pinned, ...]:
-        """Every axis that no unit of the groups sits on, with the reason."""
+        """Returns every axis that no unit of the groups sits on, with the reason."""
         free = {(part.tensor, part.axis) for group in groups for part in group.slices}
         return tuple(
             Pinned(name, axis, self.reason(labels))
@@ -247,7 +247,7 @@ class Solution:
         )
 
     def why(self, tensor: str, axis: int) -> str:
-        """The chain of unions from an axis to what pins it, one step a line."""
+        """Returns the chain of unions from an axis to what pins it, one step a line."""
         labels = self.record.axis(tensor, axis)
         if labels is None:
             near = get_close_matches(tensor, self.record.shapes, n=3)
@@ -267,6 +267,6 @@ class Solution:
         for here, there in pairwise(chain):
             step = self.record.algebra.origins[edges.get(frozenset((here, there)), 0)]
             where = " ".join(part for part in (step.module and f"in {step.module}", step.line) if part)
-            target = "must stay" if there == 0 else f"goes with {names.get(there, 'an activation')}"
+            target = "must stay" if there == 0 else f"tied to {names.get(there, 'an activation')}"
             steps.append(f"  {target}: {step.what}{f' ({where})' if where else ''}")
         return "\n".join(steps)

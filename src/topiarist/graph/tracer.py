@@ -1,8 +1,8 @@
-"""The tracer: what rules and the listener talk to while a network runs.
+"""The tracer: what rules and the listener report to while a network runs.
 
 Two modes watch the run. Below, `OperatorMode` (`operators.py`) sees every operator with its real tensors and applies
 the rule of its family (`rules/`). Above, the `Listener` (`listener.py`) sees the calls as the program wrote them and
-notes the sizes that it asked for (`sizes.py`). Both tell the tracer, which knows what travels with each tensor and
+notes the sizes that it asked for (`sizes.py`). Both report to the tracer, which knows what travels with each tensor and
 fills the `Record`.
 """
 
@@ -28,7 +28,7 @@ class Tracer:
     """Knows what travels with each tensor, and takes the notes of rules and the listener.
 
     Attributes:
-        record: what the run told so far.
+        record: what the run showed so far.
         algebra: its labels, unions and lines.
         descent: which calls of modules each tensor descends from, for the blocks.
         norms: which batch norms see a layer's output as it comes.
@@ -150,7 +150,7 @@ class Tracer:
         """Notes an operator that mixes positions, with the vectors of its input that it runs over."""
         top = self.stack.top
         if any(labelled(vector) for vector in vectors):
-            place = (top, self.stack.calls[top], kind, self.stack.mixed[-1][kind])
+            place = (top, self.stack.calls[top], kind, self.stack.innermost.mixed[kind])
             self.record.statistics[place] = Statistic(kind, tuple(vectors))
 
     def note_size(self, value: object, vector: Vector, slot: int | None = None, call: int | None = None) -> None:
@@ -204,6 +204,7 @@ class Tracer:
     def _left(self, name: str, call: int, output: object) -> None:
         """Notes what travels out of a module, and whether its correctable calls are the same every time."""
         self.descent.leave(name, output)
-        if self._kinds.setdefault(name, self.stack.kinds[-1]) != self.stack.kinds[-1]:
+        kinds = self.stack.innermost.kinds
+        if self._kinds.setdefault(name, kinds) != kinds:
             self.record.unsteady.add(name)
         self.record.outputs[name, call] = [self.of(tensor) for tensor in tensors_in(output)]

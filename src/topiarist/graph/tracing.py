@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from topiarist.errors import TopiaristError
 from topiarist.files import one_line
-from topiarist.graph.calls import ALONE, modes_restored
+from topiarist.graph.calls import ALONE, fast_path_off, modes_restored
 from topiarist.graph.dropins import RECURRENT, with_dropins
 from topiarist.graph.graph import Graph
 from topiarist.graph.grouping import emptiable, group_units
@@ -41,15 +41,15 @@ def trace(
     seconds: float = 120.0,
     labels: int = LABELS,
 ) -> Graph:
-    """Finds what can be removed from a network, by running it once on example inputs.
+    """Finds what can be removed from a network by running it once on example inputs.
 
     The model runs in eval mode without gradients, and is left as it was.
 
     Args:
         model: any `torch.nn.Module`.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        rectangles: where heads × widths or convolution groups × widths meet, offer whole ``"rows"`` (heads, groups),
-            whole ``"columns"`` (widths within them), or ``"both"`` as two groups.
+        rectangles: where heads × widths or convolution groups × widths meet, offer ``"rows"`` (heads, groups),
+            ``"columns"`` (widths within them), or ``"both"`` as two groups.
         seconds: time limit of tracing and grouping together.
         labels: limit of the labels given out (8 bytes each): the memory that the trace may use.
 
@@ -89,21 +89,18 @@ def check_finite(model: nn.Module) -> None:
 
 def _listen(model: nn.Module, example_inputs: Inputs, labels: int, deadline: float) -> Record:
     """Runs the model under the tracer; once more in train mode where eval mode leaves parameters untouched."""
-    fast = torch.backends.mha.get_fastpath_enabled()
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with with_dropins(model), modes_restored(model), selectors_exposed():
+        with with_dropins(model), modes_restored(model), selectors_exposed(), fast_path_off():
             tracer = Tracer(model, labels)
             _pin_recurrent(tracer, model)
             _run(tracer, model, example_inputs, deadline)
             record = tracer.record
-            record.normed = tracer.norms.found()
+            record.normed = tracer.norms.normed()
             record.blocks, record.irremovable = tracer.descent.residual_blocks()
             if not record.touched.issuperset(name for name, _ in model.named_parameters()):
                 _run_training_branch(tracer, model, example_inputs, deadline)
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 if name in buffers and not torch.equal(buffer, buffers[name]):
@@ -155,15 +152,15 @@ def _run(tracer: Tracer, model: nn.Module, example_inputs: Inputs, deadline: flo
         raise
     except Exception as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in given) or type(example_inputs).__name__
-        told = one_line(error).replace("Size", "int")
+        reason = one_line(error).replace("Size", "int")
         raise TopiaristError(
-            f"the model fails on the example input ({shapes}): {told}; give an input that the model accepts"
+            f"the model fails on the example input ({shapes}): {reason}; give an input that the model accepts"
         ) from error
     finally:
         Size.on_number = None
     if not tensors_in(output):
         raise TopiaristError(
-            f"no tensor can be found in what the model returns ({type(output).__name__}); let it return tensors, "
+            f"the model returns nothing that holds a tensor ({type(output).__name__}); let it return tensors, "
             "tuples, lists, dicts or dataclasses of them"
         )
     tracer.finish(tensors_in(output))
@@ -221,13 +218,13 @@ def _grouped(solution: Solution, deadline: float) -> tuple[Solution, tuple[Group
 
 
 def _violated(solution: Solution, groups: Sequence[Group]) -> list[Equation]:
-    """The sizes that some keep leaves wrong: random and extreme keeps of all groups are tried, no model is run."""
+    """Returns the sizes that some keep leaves wrong: random and extreme keeps are tried, no model is run."""
     random = np.random.default_rng(0)
     violated: dict[int, Equation] = {}
     for trial in range(12):
         keep = {}
         for group in groups:
-            few = 1 if trial % 2 else int(random.integers(1, group.units))  # every other trial goes to the extremes
+            few = 1 if trial % 2 else int(random.integers(1, group.units))  # every other trial is extreme
             count = few if trial < 2 or random.random() < 0.5 else group.units
             mask = torch.zeros(group.units, dtype=torch.bool)
             mask[torch.from_numpy(random.permutation(group.units)[:count])] = True

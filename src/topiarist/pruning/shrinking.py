@@ -14,9 +14,20 @@ from torch import Tensor, nn
 from topiarist.architecture import Architecture
 from topiarist.budget import Cost, cost
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, Group, Keep, Slice, call_model, check_finite, converted, map_floats, trace
+from topiarist.graph import (
+    Graph,
+    Group,
+    Keep,
+    Slice,
+    call_model,
+    check_finite,
+    converted,
+    fast_path_off,
+    map_floats,
+    trace,
+)
 from topiarist.methods import sum_by_unit
-from topiarist.surgery import TOLERANCE, Proof, copied, cut, difference, fast_path_off, mask, prove, with_values
+from topiarist.surgery import TOLERANCE, Proof, copied, cut, difference, mask, prove, with_values
 
 
 @dataclass(frozen=True, eq=False)

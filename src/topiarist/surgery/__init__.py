@@ -13,7 +13,6 @@ from topiarist.surgery.cutting import (
     rewound,
     with_values,
 )
-from topiarist.surgery.masked_operators import fast_path_off
 from topiarist.surgery.proof import TOLERANCE, Proof, difference, prove
 from topiarist.surgery.selectors import add_selectors
 
@@ -28,7 +27,6 @@ __all__ = [
     "copied",
     "cut",
     "difference",
-    "fast_path_off",
     "mask",
     "masked",
     "non_degenerate",

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, Inputs, ModuleStack, call_model, converted, regroup, tensors_in
+from topiarist.graph import Graph, Inputs, ModuleStack, call_model, converted, fast_path_off, regroup, tensors_in
 from topiarist.surgery.cutting import copied, cut, mask
-from topiarist.surgery.masked_operators import fast_path_off
 from topiarist.surgery.proof import TOLERANCE, Proof, difference, prove
 
 

@@ -23,6 +23,7 @@ from topiarist.graph import (
     assign_attributes,
     broadcast_kept,
     checked_keep,
+    fast_path_off,
     modes_restored,
     named_tensors,
     removed_blocks,
@@ -30,7 +31,7 @@ from topiarist.graph import (
     use_dropins,
     with_dropins,
 )
-from topiarist.surgery.masked_operators import fast_path_off, install_masked_forwards
+from topiarist.surgery.masked_operators import install_masked_forwards
 from topiarist.surgery.removed_blocks import remove_blocks
 from topiarist.surgery.size_corrections import install_shims
 
@@ -132,7 +133,7 @@ def apply_plan(model: nn.Module, work: Plan) -> nn.Module:
 
 
 def copied(model: nn.Module, replaced: dict[int, object] | None = None) -> nn.Module:
-    """A deep copy in which some tensors (by id) are already replaced, so that they are not copied first."""
+    """Returns a deep copy in which some tensors (by id) are already replaced, so that they are not copied."""
     memo: dict[int, object] = dict(replaced or {})
     try:
         with ALONE, modes_restored(made := copy.deepcopy(model, memo)):
@@ -142,14 +143,14 @@ def copied(model: nn.Module, replaced: dict[int, object] | None = None) -> nn.Mo
 
 
 def with_values(model: nn.Module, other: nn.Module) -> nn.Module:
-    """A copy of a model with the tensors of another one that has the same: a masked model's, after a repair."""
+    """Returns a copy of a model with the tensors of another one of the same shape, such as a repaired mask."""
     made = copied(model)
     made.load_state_dict(other.state_dict())
     return made
 
 
 def rewound(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of a model with other values in all of its parameters and buffers: its own, before it was trained.
+    """Returns a copy of a model with other values in all tensors: its own, before it was trained.
 
     Raises:
         TopiaristError: the values are not of this model.
@@ -199,7 +200,7 @@ def mask(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
 
 @contextmanager
 def masked(model: nn.Module, graph: Graph, keep: Keep) -> Iterator[nn.Module]:
-    """What `mask` gives, in the model itself and for the while: many keeps can be tried on one network without copies.
+    """Masks the model itself for as long as the context lasts, so that keeps can be tried without copies.
 
     Afterwards each tensor has its values again, bit by bit. For running the network, not for training it.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from topiarist.graph import Graph, Keep, mixing_kind, use_dropins
+from topiarist.graph import Arguments, Graph, Keep, Keywords, mixing_kind, use_dropins
 
 Table = dict[tuple[str, int], dict[int, Tensor]]
 """(kind, how many of it before in this call, also in children) → axis of the input → kept indices."""
@@ -27,7 +27,7 @@ class _OverKept(TorchDispatchMode):
         super().__init__()
         self.table, self.seen = table, Counter[str]()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Arguments = (), kwargs: Keywords | None = None) -> Any:
         kwargs = kwargs or {}
         kind = mixing_kind(func, args, kwargs)
         if kind is None:
@@ -37,7 +37,7 @@ class _OverKept(TorchDispatchMode):
         return func(*args, **kwargs) if kept is None else over_kept(func, args, kwargs, kind, kept)
 
 
-def over_kept(func: Any, args: Any, kwargs: Any, kind: str, kept: dict[int, Tensor]) -> Any:
+def over_kept(func: Any, args: Arguments, kwargs: Keywords, kind: str, kept: dict[int, Tensor]) -> Any:
     """Runs one operator over the kept positions of its input; zeros elsewhere."""
     if kind == "product":
         at = 1 if func.overloadpacket.__name__ in ("addmm", "baddbmm", "addmv") else 0
@@ -66,7 +66,7 @@ def scatter(x: Tensor, kept: dict[int, Tensor], shape: torch.Size) -> Tensor:
     return x
 
 
-def normalise(func: Any, args: Any, kwargs: Any, kind: str, kept: dict[int, Tensor]) -> Any:
+def normalise(func: Any, args: Arguments, kwargs: Keywords, kind: str, kept: dict[int, Tensor]) -> Any:
     """Runs one normalisation over the kept positions of its input; zeros elsewhere."""
     x, rest = args[0], list(args[1:])
     first = x.ndim - len(rest[0]) if kind == "layer" else 1
@@ -129,14 +129,3 @@ def install_masked_forwards(model: nn.Module, graph: Graph, keep: Keep) -> None:
         owner = model.get_submodule(name)
         period = 1 + max(call for module, call in record.outputs if module == name)
         owner.__dict__["forward"] = MaskedForward(owner, table, period)
-
-
-class fast_path_off:  # noqa: N801  (reads as a word in `with`)
-    """Context without torch's fused encoder layers, which bypass the modules' own forward."""
-
-    def __enter__(self) -> None:
-        self.before = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-
-    def __exit__(self, *error: object) -> None:
-        torch.backends.mha.set_fastpath_enabled(self.before)

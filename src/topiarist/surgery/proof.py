@@ -23,12 +23,12 @@ from topiarist.graph import (
     call_model,
     checked_keep,
     converted,
+    fast_path_off,
     map_floats,
     named_tensors,
     tensors_in,
 )
 from topiarist.surgery.cutting import copied, cut, mask, masked, zeroed_positions
-from topiarist.surgery.masked_operators import fast_path_off
 
 TOLERANCE = 1e-10
 """Largest relative difference between cut and mask in float64."""

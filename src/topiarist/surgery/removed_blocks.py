@@ -33,7 +33,7 @@ class Removed(nn.Module):
         self.train(module.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Zeros; in a tuple with ``None`` where the module returned a tuple."""
+        """Returns zeros; in a tuple with ``None`` where the module returned a tuple."""
         zeros = torch.zeros_like(tensors_in((args, kwargs))[0])
         return (zeros, *[None] * (self.outputs - 1)) if self.outputs else zeros
 

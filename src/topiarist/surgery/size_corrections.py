@@ -16,7 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from topiarist.errors import TopiaristError
-from topiarist.graph import READS, Correction, kind_of, with_sizes
+from topiarist.graph import READS, Arguments, Correction, Keywords, kind_of, with_sizes
 
 
 class _Correcting(TorchFunctionMode):
@@ -25,7 +25,7 @@ class _Correcting(TorchFunctionMode):
         self.module, self.correction = module, correction
         self.call = self.reading = 0
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Arguments = (), kwargs: Keywords | None = None) -> Any:
         kwargs = kwargs or {}
         if func in READS:
             return self._read(func, args, kwargs)
@@ -47,8 +47,8 @@ class _Correcting(TorchFunctionMode):
             args, kwargs = args[:6], {**kwargs, "scale": number}
         return func(*args, **kwargs)
 
-    def _read(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """A shape, in which some lengths are as they were traced."""
+    def _read(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+        """Returns a shape in which some lengths are as they were traced."""
         self.reading += 1
         real = func(*args, **kwargs)
         traced = self.correction.reads.get(self.reading) if Shim.running[-1] is self.module else None

@@ -16,6 +16,14 @@ from topiarist.graph.tracer import Tracer
 
 
 @rule(
+    "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "scalar_tensor", "_local_scalar_dense",
+    "is_same_size", "empty_strided", "bernoulli_", "uniform_", "normal_",
+)  # fmt: skip
+def nothing(t: Tracer, c: Call) -> None:
+    """Leaves outputs without labels."""
+
+
+@rule(
     "clone", "detach", "detach_", "alias", "_to_copy", "lift_fresh", "lift_fresh_copy", "contiguous", "zeros_like",
     "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "fill_", "zero_", "lift",
 )  # fmt: skip
@@ -58,8 +66,8 @@ def unsqueeze(t: Tracer, c: Call) -> None:
 
 @rule("squeeze")
 def squeeze(t: Tracer, c: Call) -> None:
-    gone = [d for d in c.dims() if c.x.shape[d] == 1]
-    t.put(c.out, [v for d, v in enumerate(c.vectors) if d not in gone], c.traced.zero, c.traced.source)
+    squeezed = [d for d in c.dims() if c.x.shape[d] == 1]
+    t.put(c.out, [v for d, v in enumerate(c.vectors) if d not in squeezed], c.traced.zero, c.traced.source)
 
 
 @rule("expand")
@@ -109,7 +117,7 @@ def slice_(t: Tracer, c: Call) -> None:
     if labelled(vector):
         begin, end, step = slice(c["start"], c["end"], c["step"]).indices(len(vector))
         if step != 1 and begin < step and end == len(vector) and len(vector) % step == 0:
-            blocks = vector.reshape(-1, step)  # steps keep their places where whole blocks go
+            blocks = vector.reshape(-1, step)  # steps keep their positions where entire blocks are removed
             for k in range(1, step):
                 t.algebra.unify(blocks[:, 0], blocks[:, k])
         elif step != 1:
@@ -127,7 +135,7 @@ def slice_(t: Tracer, c: Call) -> None:
 
 
 def _settled(t: Tracer, vector: Vector) -> Vector:
-    """An axis of which a part goes on: one that would take what it meets cannot, for it has parts of its own now."""
+    """Pins a free axis of which a part passes on: it has parts of its own now, and cannot take what it meets."""
     if isinstance(vector, Free):
         t.algebra.pin(vector, "a part of an expanded axis")
         return None
@@ -135,7 +143,7 @@ def _settled(t: Tracer, vector: Vector) -> Vector:
 
 
 def _as_written(t: Tracer, value: int) -> Any:
-    """The integer as the program gave it, so that it remembers; the plain value where it did not."""
+    """Returns the integer as the program gave it, so that it remembers; the plain value where it did not."""
     return next((given for given in t.call if isinstance(given, int) and given == value), value)
 
 
@@ -254,7 +262,7 @@ def index_select(t: Tracer, c: Call) -> None:
 
 
 def gather(t: Tracer, c: Call, dim: int, picked: Tensor) -> None:
-    """``out[k] = x[picked[k]]``: what is read by number stays; what is picked goes with the numbers in the buffer.
+    """Pins what ``out[k] = x[picked[k]]`` reads; what is picked is removed with the numbers in the buffer.
 
     The picked positions are not zero where they are dead, since the mask says nothing about what they pick.
     """
