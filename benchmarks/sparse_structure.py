@@ -22,6 +22,7 @@ import torch
 
 import topiarist
 from topiarist import Recipe
+from topiarist.graph import removed_blocks
 from topiarist.methods import make
 
 HERE = Path(__file__).parent
@@ -73,7 +74,7 @@ def run(case: Case, data: topiarist.Data, recipe: Recipe, folder: Path) -> dict[
         row |= {
             "after": topiarist.evaluate(done.model, data),
             "kept": {name: [int(done.keep[name].sum()), done.graph[name].units] for name in scaled},
-            "removed": [block.name for group in done.graph.groups for block in group.removed(done.keep[group.name])],
+            "removed": [block.name for block in removed_blocks(done.graph.groups, done.keep)],
             "scales": {name: values.tolist() for name, values in scaled.items()},
             "macs": [done.before.macs, done.after.macs],
             "params": [done.before.params, done.after.params],

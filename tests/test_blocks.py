@@ -15,6 +15,7 @@ import topiarist
 from networks import Net, conv, distance, images, random_keep, shaken, tokens
 from topiarist import Architecture, Budget, TopiaristError, cut, load, mask, prove, prune, save, trace
 from topiarist.budget import cost
+from topiarist.graph import removed_blocks
 from topiarist.models.zoo.preresnet import preresnet110
 from topiarist.models.zoo.resnet import resnet20
 from topiarist.models.zoo.resnext import resnext29
@@ -226,7 +227,7 @@ def test_branches_that_cannot_go_are_named_with_the_reason(kind, reason):
         assert re.search(reason, pinned.reason)
 
 
-def test_a_branch_that_zero_does_not_silence_is_refused_by_the_rehearsal():
+def test_a_branch_that_zero_does_not_silence_is_refused_by_trial_cuts():
     model = around(Unscaled())
     good = Plain()
     model.one = shaken(good)
@@ -236,7 +237,7 @@ def test_a_branch_that_zero_does_not_silence_is_refused_by_the_rehearsal():
     assert not proof.ok
     graph = topiarist.check(model, graph, X)
     assert [block.name for block in graph["blocks"].blocks] == ["one"]
-    assert "cannot be proved" in graph.stays["two"]
+    assert "cannot be proved" in graph.irremovable["two"]
 
 
 def test_sums_that_are_no_residuals_are_none():
@@ -253,7 +254,7 @@ def test_sums_that_are_no_residuals_are_none():
     )
     graph = trace(model, X).blocks()
     assert graph.groups == ()
-    assert set(graph.stays) <= {""}
+    assert set(graph.irremovable) <= {""}
 
 
 def test_shared_layers_and_tied_weights_stay():
@@ -261,7 +262,7 @@ def test_shared_layers_and_tied_weights_stay():
     tied.two.a.weight = tied.one.a.weight
     graph = trace(tied, X).blocks()
     assert graph.groups == ()
-    assert all("shares parameters" in reason for reason in graph.stays.values())
+    assert all("shares parameters" in reason for reason in graph.irremovable.values())
 
 
 ZOO = {
@@ -278,8 +279,8 @@ def test_the_papers_networks_lose_any_of_their_identity_blocks(name, tmp_path):
     graph = trace(model, x).blocks()
     (group,) = graph.groups
     assert group.units == blocks
-    assert set(graph.stays) == projected
-    assert all("not the identity" in reason for reason in graph.stays.values())
+    assert set(graph.irremovable) == projected
+    assert all("not the identity" in reason for reason in graph.irremovable.values())
     for seed in (0, 1):
         keep = random_keep(graph, seed)
         assert prove(model, graph, keep, x).ok
@@ -357,7 +358,7 @@ def test_a_budget_is_met_by_whole_blocks():
     graph = trace(model, x).blocks()
     scores = {"blocks": torch.arange(7.0)}
     keep = topiarist.allocate(graph, scores, Budget(macs=0.6), "global")
-    gone = [block.name for block in graph["blocks"].removed(keep["blocks"])]
+    gone = [block.name for block in removed_blocks(graph.groups, keep)]
     assert gone == ["layer1.0", "layer1.1", "layer1.2", "layer2.1"]
     left = keep["blocks"].clone()
     left[3] = True

@@ -1,4 +1,4 @@
-"""The proof: it passes what is right, catches what is wrong, and a rehearsal pins what cannot be proved."""
+"""The proof: it passes what is right, catches what is wrong, and trial cuts pin what cannot be proved."""
 
 import copy
 from dataclasses import replace
@@ -105,7 +105,49 @@ def test_the_proof_is_in_double_precision():
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-# rehearsals
+# individual weights
+
+
+def test_pruned_weights_are_zero_and_all_others_unchanged():
+    model, graph, x = traced()
+    proof = prove(model, graph.weights(), random_keep(graph.weights(), 0), x)
+    assert (proof.ok, proof.reason, proof.max_rel_diff) == (True, "", 0.0)
+    assert proof.change > 0.01
+    assert proof.checked == "the pruned weights are zero, all others unchanged"
+
+
+def test_weights_that_were_zero_before_are_no_blind_proof():
+    """Nothing is compared on inputs there, so a mask without an effect is right as well."""
+    model, graph, x = traced()
+    with torch.no_grad():
+        model[0].weight.view(-1)[:5] = 0
+    kept = torch.arange(model[0].weight.numel()) >= 5
+    proof = prove(model, graph.weights(), {"0.weight": kept}, x)
+    assert (proof.ok, proof.change) == (True, 0.0)
+
+
+def test_weights_that_the_cut_leaves_or_changes_are_caught(monkeypatch):
+    model, graph, x = traced()
+    keep = {"0.weight": torch.arange(model[0].weight.numel()) >= 5}
+    for row, reason in ((0, "pruned weights of 0.weight are not zero"), (7, "0.weight differs where nothing was")):
+        wrong = topiarist.cut(model, graph.weights(), keep)
+        with torch.no_grad():
+            wrong[0].weight[row, 0, 0, 0] += 1e-3
+        monkeypatch.setattr("topiarist.surgery.proof.cut", lambda *_, wrong=wrong: wrong)
+        proof = prove(model, graph.weights(), keep, x)
+        assert not proof.ok
+        assert proof.max_rel_diff == float("inf")
+        assert reason in proof.reason
+
+
+def test_weights_of_a_network_whose_outputs_are_not_finite_prove_nothing():
+    model, graph, x = traced()
+    proof = prove(model, graph.weights(), random_keep(graph.weights(), 0), torch.full_like(x, torch.nan))
+    assert not proof.ok
+    assert "not finite" in proof.reason
+
+
+# trial cuts
 
 
 def checked(x):
@@ -113,7 +155,7 @@ def checked(x):
     return x
 
 
-def rehearsed(program, **parts):
+def tried(program, **parts):
     inner = Net(program, a=conv(3, 8), b=conv(8, 5, 1), **parts)
     model = shaken(Net(lambda n, x: n.last(n.after(n.inner(n.before(x)))), inner=inner, before=conv(3, 3),
                        after=conv(5, 6), last=conv(6, 4)))  # fmt: skip
@@ -130,8 +172,8 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_rehearsal_pins_what_cannot_be_proved_and_keeps_the_rest(name):
-    model, graph = rehearsed(PROGRAMS[name], n8=nn.ReLU(), checked=checked)
+def test_trial_cuts_pin_what_cannot_be_proved_and_keep_the_rest(name):
+    model, graph = tried(PROGRAMS[name], n8=nn.ReLU(), checked=checked)
     names = {group.name for group in graph.groups}
     assert "after" in names
     assert "inner.a" not in names
@@ -141,13 +183,13 @@ def test_a_rehearsal_pins_what_cannot_be_proved_and_keeps_the_rest(name):
         assert prove(model, graph, random_keep(graph, seed), X).max_rel_diff <= 1e-10
 
 
-def test_a_rehearsal_of_what_is_right_changes_nothing():
+def test_trial_cuts_of_what_is_right_change_nothing():
     for name in ("channel shuffle", "attention", "encoder layer", "literal attention"):
         model, graph, x = traced(name)
         assert {g.name: g.units for g in topiarist.check(model, graph, x).groups} == dict(CASES[name].groups)
 
 
-def test_zero_initialised_scales_do_not_blind_a_rehearsal():
+def test_zero_initialised_scales_do_not_blind_trial_cuts():
     model = Net(
         lambda n, x: x + n.gain * n.b(n.a(x) * (2 if n.a(x).shape[-1] > 4 else 1)),
         a=nn.Linear(12, 8), b=nn.Linear(8, 12), gain=nn.Parameter(torch.zeros(12)),

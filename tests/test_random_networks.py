@@ -89,7 +89,7 @@ def check(model: nn.Module, x: Tensor, other: Tensor, seed: int, most: int) -> N
         expected = call(masked, x)
         assert distance(call(smaller, x), expected) <= TOLERANCE
         assert distance(call(smaller, other), call(masked, other)) <= TOLERANCE
-        if not graph.solution.trace.statistics:  # nothing mixes positions: zeroed parameters say it all
+        if not graph.solution.record.statistics:  # nothing mixes positions: zeroed parameters say it all
             assert distance(expected, call(zeroed(model, graph, keep), x)) <= TOLERANCE
     closed = cost(graph, keep)
     assert closed.params == sum(p.numel() for p in smaller.parameters())

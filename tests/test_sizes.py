@@ -32,11 +32,11 @@ X, OTHER = images(2), images(3)
 T, LONGER = tokens(2), tokens(3, 7)
 
 
-def check(model, inputs, other=None, seeds=6, rehearse=False):
+def check(model, inputs, other=None, seeds=6, try_cuts=False):
     """Cut ≡ mask for keeps of any size, on other batches too; returns the graph."""
     shaken(model)
     graph = trace(model, inputs)
-    if rehearse:
+    if try_cuts:
         graph = topiarist.check(model, graph, inputs)
     double = model.double()
     for seed in range(seeds):
@@ -284,10 +284,10 @@ def test_numbers_stay_as_they_were_traced(name):
     lambda n, x: n.b(n.a(x) / n.a(x).shape.numel()),
     lambda n, x: n.b(n.a(x) / n.a(x)),
 ], ids=["branch", "name", "added", "numel", "0/0"])  # fmt: skip
-def test_what_sizes_decide_otherwise_is_pinned_by_a_rehearsal(program):
+def test_what_sizes_decide_otherwise_is_pinned_by_trial_cuts(program):
     model = convs(program, n8=nn.ReLU())
     check(
-        Net(lambda n, x: n.last(n.inner(n.first(x))), first=model, inner=conv(5, 6), last=conv(6, 4)), X, rehearse=True
+        Net(lambda n, x: n.last(n.inner(n.first(x))), first=model, inner=conv(5, 6), last=conv(6, 4)), X, try_cuts=True
     )
 
 

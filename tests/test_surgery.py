@@ -184,7 +184,7 @@ def test_two_cuts_in_turn_are_one_cut(name):
             assert torch.equal(tensor, twice.state_dict()[key]), key
 
 
-def test_a_layer_norm_sees_survivors_only():
+def test_a_layer_norm_sees_kept_features_only():
     model = shaken(line(nn.Linear(12, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 4))()).double()
     x = tokens(2).double()
     graph = trace(model, x)
@@ -198,7 +198,7 @@ def test_a_layer_norm_sees_survivors_only():
     assert distance(zeroed(model, graph, {"0": torch.isin(torch.arange(8), kept)})(x), y) > 1e-3
 
 
-def test_a_group_norm_sees_survivors_only():
+def test_a_group_norm_sees_kept_channels_only():
     model = shaken(nn.Sequential(conv(3, 12, 1), nn.GroupNorm(3, 12), conv(12, 4, 1))).double()
     x = images(2).double()
     graph = trace(model, x)
@@ -212,7 +212,7 @@ def test_a_group_norm_sees_survivors_only():
     assert distance(masked(x), F.conv2d(y, last.weight[:, kept], last.bias)) <= 1e-12
 
 
-def test_survivors_are_counted_by_call_of_a_shared_norm():
+def test_kept_positions_are_known_by_call_of_a_shared_norm():
     """The same norm, called on two streams of which only one is cut."""
     model = Net(
         lambda n, x: n.c(n.norm(n.a(x)).relu()) + n.d(F.layer_norm(n.b(x), (8,)).relu()) + n.d(n.b(x)),

@@ -22,9 +22,20 @@ from torch import Tensor, nn
 from topiarist.architecture.encoding import decode, encode
 from topiarist.errors import TopiaristError
 from topiarist.files import atomically, file_beside, left, read_left, writable, write_left
-from topiarist.graph import NAME as SELECTOR
-from topiarist.graph import Attribute, Correction, Graph, Group, Keep, check_finite, checked_keep, declare
-from topiarist.surgery import Plan, carry_out, check_shapes, copied, plan
+from topiarist.graph import (
+    SELECTOR,
+    Attribute,
+    Correction,
+    Graph,
+    Group,
+    Keep,
+    check_finite,
+    checked_keep,
+    declare_selectors,
+    kept_positions,
+    removed_blocks,
+)
+from topiarist.surgery import Plan, apply_plan, check_shapes, copied, plan
 
 WEIGHTS_FILE, SHAPE_FILE = "model.safetensors", "architecture.json"
 
@@ -51,7 +62,7 @@ class Architecture:
 
     @classmethod
     def of(cls, graph: Graph, keep: Keep) -> Architecture:
-        """The architecture that a keep of a graph leaves."""
+        """Returns the architecture that a keep of a graph leaves."""
         work = plan(graph, keep)
         groups = tuple(Group(g.name, g.units, g.slices, g.stage, blocks=g.blocks) for g in graph.groups)
         shapes = dict(graph.shapes)
@@ -59,32 +70,23 @@ class Architecture:
 
     @property
     def widths(self) -> dict[str, tuple[int, int]]:
-        """Group name → (units kept, units there were)."""
+        """Returns group name → (units kept, units there were)."""
         return {g.name: (int(self.keep[g.name].sum()), g.units) for g in self.groups}
 
     def plan(self) -> Plan:
-        """What `topiarist.surgery.carry_out` does to a model of the old shape."""
-        survivors: dict[str, dict[int, Tensor]] = {}
-        zeros: dict[str, Tensor] = {}
-        alive: dict[tuple[str, int], Tensor] = {}
-        for group in self.groups:
-            gone = ~self.keep[group.name]
-            if not gone.any():
-                continue
-            for part in group.slices:
-                if part.axis is None:
-                    zeros[part.tensor] = self.keep[group.name]
-                    continue
-                size = self.shapes[part.tensor][part.axis]
-                axis = alive.setdefault((part.tensor, part.axis), torch.ones(size, dtype=torch.bool))
-                axis[part.positions[gone].flatten()] = False
-        for (tensor, dim), axis in alive.items():
-            survivors.setdefault(tensor, {})[dim] = torch.nonzero(axis).flatten()
-        removed = tuple(block for group in self.groups for block in group.removed(self.keep[group.name]))
-        return Plan(survivors, self.sizes, self.corrections, zeros, removed)
+        """Returns what `topiarist.surgery.apply_plan` does to a model of the old shape."""
+        kept: dict[str, dict[int, Tensor]] = {}
+        masks: dict[str, Tensor] = {}
+        smaller = [group for group in self.groups if not self.keep[group.name].all()]
+        for (tensor, axis), positions in kept_positions(smaller, self.shapes, self.keep).items():
+            if axis is None:
+                masks[tensor] = positions
+            else:
+                kept.setdefault(tensor, {})[axis] = torch.nonzero(positions).flatten()
+        return Plan(kept, self.sizes, self.corrections, masks, removed_blocks(self.groups, self.keep))
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Cuts a model of the old shape; its weights stay where they survive.
+        """Cuts a model of the old shape; the weights that are kept stay as they are.
 
         Channel selectors that it lacks are declared first.
 
@@ -92,9 +94,9 @@ class Architecture:
             TopiaristError: the model's tensors are not those that were traced.
         """
         if self.selectors:
-            declare(model := copied(model), self.selectors)
+            declare_selectors(model := copied(model), self.selectors)
         check_shapes(model, self.shapes)
-        return carry_out(model, self.plan())
+        return apply_plan(model, self.plan())
 
     def check(self, state: Mapping[str, Tensor]) -> None:
         """Sees that tensors are those of a network that was cut to this shape.
@@ -102,7 +104,7 @@ class Architecture:
         Raises:
             TopiaristError: one has another shape, or none has a name that the network knows.
         """
-        survivors = self.plan().survivors
+        kept = self.plan().kept
         known = [name for name in state if name in self.shapes]  # of tied tensors the network knows one name
         if not known and state:
             raise TopiaristError(
@@ -110,16 +112,16 @@ class Architecture:
                 "wrote for these weights"
             )
         for name in known:
-            cut = {axis: len(kept) for axis, kept in survivors.get(name, {}).items()}
+            cut = {axis: len(indices) for axis, indices in kept.get(name, {}).items()}
             wanted = tuple(cut.get(axis, size) for axis, size in enumerate(self.shapes[name]))
-            if (found := tuple(state[name].shape)) != wanted:
+            if (shape := tuple(state[name].shape)) != wanted:
                 raise TopiaristError(
-                    f"the architecture is of another network, whose {name} is {wanted} and not {found}: give the one "
+                    f"the architecture is of another network, whose {name} is {wanted} and not {shape}: give the one "
                     "that prune() wrote for these weights"
                 )
 
     def build(self, make_model: Callable[[], nn.Module]) -> nn.Module:
-        """A pruned network with random weights, for training from scratch.
+        """Returns a pruned network with random weights, for training from scratch.
 
         Args:
             make_model: returns a model of the old shape with fresh weights. Where the model has a method
@@ -127,17 +129,17 @@ class Architecture:
         """
         model = self.apply(make_model())
         reset = getattr(model, "reset_parameters", None)
-        if callable(reset) and not self.plan().zeros:
+        if callable(reset) and not self.plan().masks:
             reset()
         return model
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `json`."""
+        """Returns plain values for `json`."""
         return encode(self.groups, self.keep, self.shapes, self.sizes, self.corrections, self.selectors)
 
     @classmethod
     def from_json(cls, value: Any) -> Architecture:
-        """The inverse of `to_json`.
+        """Inverts `to_json`.
 
         Raises:
             TopiaristError: the value is no architecture, damaged, or of a version that this release does not know.

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from topiarist.errors import TopiaristError
-from topiarist.graph import NAME as SELECTOR
-from topiarist.graph import Attribute, Block, Correction, Group, Keep, Part, Ratio, Slice
+from topiarist.graph import SELECTOR, Attribute, Block, Correction, Group, Keep, Part, Ratio, Slice
 
 FORMAT = "topiarist.architecture"
 VERSION, WITH_BLOCKS = 1, 2
@@ -30,7 +29,7 @@ LARGEST = 1 << 40
 POSITIONS = 1 << 28
 """No group has more positions on an axis (2 GiB of them)."""
 WEIGHTS = 1 << 31
-"""No tensor has more single weights that are pruned."""
+"""No tensor has more individual weights that are pruned."""
 
 Parts = tuple[
     tuple[Group, ...],
@@ -50,7 +49,7 @@ def encode(
     corrections: Mapping[str, Correction],
     selectors: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Plain values for `json`; masks as packed bits, positions as runs of (start, count, step)."""
+    """Returns plain values for `json`; masks as packed bits, positions as runs of (start, count, step)."""
     value: dict[str, Any] = {
         "format": FORMAT,
         "version": WITH_BLOCKS if any(g.blocks for g in groups) else VERSION,
@@ -60,7 +59,9 @@ def encode(
                 "units": g.units,
                 "stage": g.stage,
                 "kept": pack_mask(keep[g.name]),
-                "slices": [[s.tensor, s.axis, s.role, None if g.of_weights else _runs(s.positions)] for s in g.slices],
+                "slices": [
+                    [s.tensor, s.axis, s.role, None if s.axis is None else _runs(s.positions)] for s in g.slices
+                ],
                 **({"blocks": [_plain(block) for block in g.blocks]} if g.blocks else {}),
             }
             for g in groups
@@ -86,13 +87,13 @@ def _plain(block: Block) -> list[Any]:
 
 
 def digest(value: Mapping[str, Any]) -> str:
-    """Of everything but itself, so that a damaged number does not go unnoticed."""
+    """Returns the checksum of everything but itself, so that a damaged number is noticed."""
     content = {key: entry for key, entry in value.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def decode(value: Any) -> Parts:
-    """The inverse of `encode`.
+    """Inverts `encode`.
 
     Raises:
         TopiaristError: the value is no architecture, damaged, or of a version that this release does not know.
@@ -168,10 +169,10 @@ def _group(entry: Any, shapes: Mapping[str, tuple[int, ...]]) -> Group:
 
 
 def _block(name: Any, parts: Any, tips: Any) -> Block:
-    found = tuple(Part(_text(module), _count(outputs)) for module, outputs in parts)
-    if not all(part.module for part in found):
-        raise ValueError("a block that is the whole network")
-    return Block(_text(name), found, tuple(map(_text, tips)))
+    modules = tuple(Part(_text(module), _count(outputs)) for module, outputs in parts)
+    if not all(part.module for part in modules):
+        raise ValueError("a block that is the entire network")
+    return Block(_text(name), modules, tuple(map(_text, tips)))
 
 
 def _slice(part: Any, units: int, shapes: Mapping[str, tuple[int, ...]]) -> Slice:
@@ -189,8 +190,8 @@ def _slice(part: Any, units: int, shapes: Mapping[str, tuple[int, ...]]) -> Slic
             raise ValueError(f"positions beyond the axis {axis} of {tensor}")
     if total % units or not units <= total <= min(size * units, POSITIONS):
         raise ValueError(f"{total} positions for {units} units in {tensor}")
-    places = torch.cat([torch.arange(count) * step + start for start, count, step in runs])
-    return Slice(tensor, axis, places.view(units, -1), _text(role))
+    positions = torch.cat([torch.arange(count) * step + start for start, count, step in runs])
+    return Slice(tensor, axis, positions.view(units, -1), _text(role))
 
 
 def _selectors(value: Any, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
@@ -234,7 +235,7 @@ def pack_mask(mask: Tensor) -> str:
 
 
 def unpack_mask(text: Any, units: int) -> Tensor:
-    """The inverse of `pack_mask`.
+    """Inverts `pack_mask`.
 
     Raises:
         TypeError: this is no text.
@@ -251,7 +252,7 @@ def unpack_mask(text: Any, units: int) -> Tensor:
 
 
 def _runs(positions: Tensor) -> list[list[int]]:
-    """Positions, row by row, as runs of (start, count, step)."""
+    """Returns positions, row by row, as runs of (start, count, step)."""
     flat = positions.flatten().numpy()
     runs: list[list[int]] = []
     i = 0

@@ -124,7 +124,7 @@ class _Ladder:
         first = units - step * ((units - 1) // step)
         steps = max(0, (units - first - max(low, 1)) // step + 1)
         ranked, order = torch.sort(scores.detach().cpu(), stable=True)
-        return _Ladder(group.name, units, order, ranked, first, step, steps, group.of_weights)
+        return _Ladder(group.name, units, order, ranked, first, step, steps, group.kind == "weight")
 
     def removed(self, taken: int) -> int:
         """Returns how many units are removed after so many steps."""

@@ -7,7 +7,7 @@ from math import prod
 
 import numpy as np
 
-from topiarist.graph import Graph, Keep
+from topiarist.graph import Graph, Keep, removed_blocks
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ def cost(graph: Graph, keep: Keep | None = None) -> Cost:
         The cost for one example (the batch of the example input is divided out).
     """
     keep = keep or {}
-    trace = graph.solution.trace
+    record = graph.solution.record
     dead = graph.dead(keep)
-    removed = [block for g in graph.groups if g.name in keep for block in g.removed(keep[g.name])]
+    removed = removed_blocks(graph.groups, keep)
     lengths: dict[int, int] = {}
 
     def kept(axis: int | np.ndarray) -> int:
@@ -48,7 +48,7 @@ def cost(graph: Graph, keep: Keep | None = None) -> Cost:
     density = {
         group.slices[0].tensor: int(keep[group.name].count_nonzero()) / prod(graph.shapes[group.slices[0].tensor])
         for group in graph.groups
-        if group.name in keep and group.of_weights
+        if group.name in keep and group.kind == "weight"
     }
 
     def is_removed(name: str) -> bool:
@@ -56,13 +56,13 @@ def cost(graph: Graph, keep: Keep | None = None) -> Cost:
 
     macs = sum(
         prod(kept(f) for f in c.factors) * density.get(c.weight or "", 1.0)
-        for c in trace.contractions
+        for c in record.contractions
         if not is_removed(c.module)
     )
-    axes = {(name, axis): labels for name, axis, labels in trace.sources}
+    axes = {(name, axis): labels for name, axis, labels in record.sources}
     params = sum(
         prod(kept(axes.get((name, k), n)) for k, n in enumerate(graph.shapes[name])) * density.get(name, 1.0)
         for name in graph.parameters
         if not is_removed(name)
     )
-    return Cost(round(macs / trace.batch), round(params))
+    return Cost(round(macs / record.batch), round(params))

@@ -41,7 +41,7 @@ def keep_n_of_m(graph: Graph, scores: Scores, n_of_m: str, excluded: set[str]) -
     Raises:
         TopiaristError: the units are no individual weights, or no tensor has blocks of M inputs.
     """
-    if not all(group.of_weights for group in graph.groups):
+    if graph.kind != "weight":
         raise TopiaristError("N:M sparsity is unstructured: use a method that scores weights, such as magnitude")
     n, m = parse(n_of_m)
     names = [name for name in scores if name not in excluded]

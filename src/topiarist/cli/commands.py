@@ -80,8 +80,8 @@ def _explained(graph: Graph, name: str) -> str:
             places = ", ".join(f"{part.tensor} axis {part.axis}" for part in group.slices)
             return f"group {name} can go: its {group.units} units sit on {places}"
     blocks = graph.blocks()
-    if name in blocks.stays:
-        return f"the block {name} stays: {blocks.stays[name]}"
+    if name in blocks.irremovable:
+        return f"the block {name} stays: {blocks.irremovable[name]}"
     if name in [block.name for group in blocks.groups for block in group.blocks]:
         return f"the block {name} can go as a whole (method sss)"
     tensors = [name] if name in graph.shapes else [other for other in graph.shapes if other.startswith(f"{name}.")]

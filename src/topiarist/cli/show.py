@@ -81,7 +81,7 @@ def card(method: Mapping[str, Any]) -> None:
 def graph(found: Graph, cost: Cost, as_json: bool) -> None:
     """The groups of a graph, its residual blocks, and what is pinned in it."""
     blocks = [block for group in found.blocks().groups for block in group.blocks]
-    stays = found.blocks().stays
+    stays = found.blocks().irremovable
     if as_json:
         groups = [
             {

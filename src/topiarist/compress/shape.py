@@ -27,7 +27,7 @@ def to_text(architecture: Architecture, tensors: Mapping[str, Tensor]) -> str:
     value: dict[str, Any] = architecture.to_json()
     del value["sha256"]  # the file has a checksum of its own
     for group, entry in zip(architecture.groups, value["groups"], strict=True):
-        if group.of_weights and group.name in tensors:
+        if group.kind == "weight" and group.name in tensors:
             del entry[_KEPT]
             entry[_TOLD] = pack_mask(architecture.keep[group.name] == _nonzero(tensors[group.name]))
     return json.dumps(value, separators=(",", ":"))

@@ -6,35 +6,59 @@ from topiarist.graph.calls import (
     READS,
     ModuleStack,
     Ratio,
-    changed,
-    converted,
+    fast_path_off,
     kind_of,
     mixing_kind,
     modes_restored,
-    run,
-    tensors_in,
     with_sizes,
 )
-from topiarist.graph.dropins import describe, swap_in, swapped_in
+from topiarist.graph.dropins import update_descriptions, use_dropins, with_dropins
 from topiarist.graph.graph import Graph, checked_keep
-from topiarist.graph.groups import Group, Keep, Pinned, Scores, Site, Slice
+from topiarist.graph.groups import (
+    Group,
+    Keep,
+    KeptPositions,
+    Kind,
+    Pinned,
+    Scores,
+    Site,
+    Slice,
+    broadcast_kept,
+    kept_positions,
+    removed_blocks,
+)
+from topiarist.graph.inputs import (
+    Arguments,
+    Inputs,
+    Keywords,
+    call_model,
+    converted,
+    map_floats,
+    named_tensors,
+    tensors_in,
+)
 from topiarist.graph.norms import Normed
-from topiarist.graph.selector import NAME, ChannelSelector, declare, is_norm
-from topiarist.graph.sizes import Attribute, assign
+from topiarist.graph.selector import SELECTOR, ChannelSelector, declare_selectors, is_norm
+from topiarist.graph.sizes import Attribute, assign_attributes
 from topiarist.graph.solution import Correction
 from topiarist.graph.tracing import check_finite, regroup, trace
 
 __all__ = [
     "ALONE",
-    "NAME",
     "READS",
+    "SELECTOR",
+    "Arguments",
     "Attribute",
     "Block",
     "ChannelSelector",
     "Correction",
     "Graph",
     "Group",
+    "Inputs",
     "Keep",
+    "KeptPositions",
+    "Keywords",
+    "Kind",
     "ModuleStack",
     "Normed",
     "Part",
@@ -43,22 +67,27 @@ __all__ = [
     "Scores",
     "Site",
     "Slice",
-    "assign",
-    "changed",
+    "assign_attributes",
+    "broadcast_kept",
+    "call_model",
     "check_finite",
     "checked_keep",
     "converted",
-    "declare",
-    "describe",
+    "declare_selectors",
+    "fast_path_off",
     "is_norm",
+    "kept_positions",
     "kind_of",
+    "map_floats",
     "mixing_kind",
     "modes_restored",
+    "named_tensors",
     "regroup",
-    "run",
-    "swap_in",
-    "swapped_in",
+    "removed_blocks",
     "tensors_in",
     "trace",
+    "update_descriptions",
+    "use_dropins",
+    "with_dropins",
     "with_sizes",
 ]

@@ -2,19 +2,19 @@
 
 While the network is traced, every tensor remembers which calls of modules it descends from, one bit a call. Where two
 tensors are added and the calls behind one of them are a strict part of those behind the other, the rest of the latter
-is a residual branch: ``x + F(x)``. Its modules can go together; what is said here is structure alone, and the proof
+is a residual branch: ``x + F(x)``. Its modules can be removed together; this file knows structure alone, and the proof
 that a removal computes what it should is that of any cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from topiarist.graph.calls import tensors_in
+from topiarist.graph.inputs import Arguments, Keywords, tensors_in
 
 
 class Part(NamedTuple):
@@ -34,7 +34,7 @@ class Block(NamedTuple):
 
     Attributes:
         name: the module that adds it to the shortcut; where one module adds several, the largest module in it.
-        parts: the outermost modules that lie within it as a whole, in the order of execution.
+        parts: the outermost modules that lie entirely within it, in the order of execution.
         tips: the modules (parts or within them) whose own parameters come last: the branch is zero where these are.
     """
 
@@ -43,7 +43,7 @@ class Block(NamedTuple):
     tips: tuple[str, ...]
 
     def holds(self, name: str) -> bool:
-        """Whether a module, or a tensor by its name, lies within the branch."""
+        """Returns whether a module, or a tensor by its name, lies within the branch."""
         return any(name == part.module or name.startswith(f"{part.module}.") for part in self.parts)
 
 
@@ -94,31 +94,31 @@ class Descent:
         return 1 << (len(self.owners) - 1)
 
     def begin(self, inputs: Sequence[Tensor]) -> None:
-        """The network's inputs."""
+        """Notes the network's inputs."""
         for tensor in inputs:
             self._behind[tensor] = 1
 
     def enter(self, name: str) -> None:
-        """A call of a module begins."""
+        """Notes that a call of a module begins."""
         self.running.append(self._bit(name))
 
     def leave(self, name: str, output: Any) -> None:
-        """It ends."""
+        """Notes that it ends."""
         self.running.pop()
         self.outputs[name] = len(output) if isinstance(output, (tuple, list)) else 0
 
     def finish(self, outputs: Sequence[Tensor]) -> None:
-        """What the network returns is used once more, by whoever called it."""
+        """Notes that what the network returns is used once more, by whoever called it."""
         self.uses += [_Use(self.running[0], self._of(tensor)) for tensor in outputs]
 
     def _of(self, tensor: Tensor) -> int:
-        found = self._behind.get(tensor, 0) | self._written.get(tensor.untyped_storage()._cdata, 0)
-        return int(found)
+        storage = tensor.untyped_storage()._cdata
+        return int(self._behind.get(tensor, 0) | self._written.get(storage, 0))
 
     def follow(
-        self, func: Any, args: Any, kwargs: Any, given: Sequence[Tensor], tensors: Sequence[str], out: Any
+        self, func: Any, args: Arguments, kwargs: Keywords, given: Sequence[Tensor], tensors: Sequence[str], out: Any
     ) -> None:
-        """An operator ran: what it returns descends from what it was given, and from the running call."""
+        """Notes an operator: what it returns descends from what it was given, and from the running call."""
         behind = 0
         for tensor in given:
             behind |= self._of(tensor)
@@ -150,28 +150,26 @@ class Descent:
         )
         return bit
 
-    # what it tells
-
-    def branches(self) -> tuple[list[Block], dict[str, str]]:
-        """The residual branches that can be removed, and for the others the reason, by the module that adds them."""
+    def residual_blocks(self) -> tuple[tuple[Block, ...], dict[str, str]]:
+        """Returns the blocks that can be removed, and for the others the reason, by the module that adds them."""
         solver = _Branches(self)
         blocks: list[Block] = []
-        stays: dict[str, str] = {}
-        inside = 0  # the bits of all branches found: sums within them are nobody's shortcut
+        irremovable: dict[str, str] = {}
+        inside = 0  # the bits of all these blocks: sums within them are nobody's shortcut
         for s in reversed(self.sums):
             left, right = s.left & ~s.right & ~s.running, s.right & ~s.left & ~s.running
             sides = [side for side in (left, right) if any(solver.names(side))]
             if len(sides) == 2 and not s.bit & inside:
                 first = next(solver.names(min(sides, key=int.bit_count)))
-                stays[s.module] = f"its shortcut is not the identity, {first} is on it"
+                irremovable[s.module] = f"its shortcut is not the identity, {first} is on it"
             elif len(sides) == 1:
-                found = solver.block(s, sides[0])
-                if isinstance(found, Block):
-                    blocks.insert(0, found)
+                block = solver.block(s, sides[0])
+                if isinstance(block, Block):
+                    blocks.insert(0, block)
                     inside |= sides[0]
                 else:
-                    stays[s.module] = found
-        return _named(blocks, self), stays
+                    irremovable[s.module] = block
+        return _named(blocks, self), irremovable
 
 
 class _Branches:
@@ -188,7 +186,7 @@ class _Branches:
         self.ran = {owner for owner in descent.owners if owner}
 
     def names(self, calls: int) -> Iterator[str]:
-        """The modules that calls belong to, in the order of execution."""
+        """Returns the modules that calls belong to, in the order of execution."""
         seen = set()
         while calls:
             lowest = calls & -calls
@@ -199,25 +197,25 @@ class _Branches:
                 yield name
 
     def _of(self, module: str) -> int:
-        """All calls of a module and of those within it in which operators ran."""
-        found = 0
+        """Returns all calls of a module and of those within it in which operators ran."""
+        calls = 0
         for inner in self.descent.within[module]:
-            found |= self.calls.get(inner, 0)
-        return found
+            calls |= self.calls.get(inner, 0)
+        return calls
 
-    def _whole(self, module: str, branch: int) -> bool:
+    def _inside(self, module: str, branch: int) -> bool:
         return module in self.ran and not self._of(module) & ~branch
 
     def block(self, s: _Sum, branch: int) -> Block | str:
-        """The block of a sum, or why there is none."""
+        """Returns the block of a sum, or why there is none."""
         descent = self.descent
         modules: dict[str, None] = {}
         for name in self.names(branch):
-            if not self._whole(name, branch):
+            if not self._inside(name, branch):
                 if any(parameter.rpartition(".")[0] == name for parameter in descent.parameters[name]):
                     return f"{name} is used outside of the branch as well"
-                continue  # a shared activation function: it stays
-            outer = [name[:at] for at, letter in enumerate(name) if letter == "." and self._whole(name[:at], branch)]
+                continue  # a shared activation function: it is kept
+            outer = [name[:at] for at, letter in enumerate(name) if letter == "." and self._inside(name[:at], branch)]
             modules.setdefault(outer[0] if outer else name)
         within = frozenset(inner for module in modules for inner in descent.within[module])
         parameters = {parameter for module in modules for parameter in descent.parameters[module]}
@@ -237,7 +235,7 @@ class _Branches:
         return Block(s.module, parts, tuple(sorted(tips)))
 
     def _tips(self, branch: int, within: frozenset[str]) -> frozenset[str]:
-        """The modules with parameters of their own that no other one in the branch reads from."""
+        """Returns the modules with parameters of their own that no other one in the branch reads from."""
         read: dict[str, int] = {}
         made: dict[str, int] = {}
         for use in self.descent.uses:
@@ -250,23 +248,23 @@ class _Branches:
         )
 
 
-def _named(blocks: Sequence[Block], descent: Descent) -> list[Block]:
-    """Blocks by names that tell them apart."""
-    places = [block.name for block in blocks]
+def _named(blocks: Sequence[Block], descent: Descent) -> tuple[Block, ...]:
+    """Returns blocks with names that tell them apart."""
+    names = [block.name for block in blocks]
 
     def size(part: Part) -> int:
         return sum(descent.sizes[parameter] for parameter in descent.parameters[part.module])
 
-    return [
+    return tuple(
         block._replace(name=max(block.parts, key=size).module)
-        if not block.name or places.count(block.name) > 1
+        if not block.name or names.count(block.name) > 1
         else block
         for block in blocks
-    ]
+    )
 
 
-def _adds(func: Any, args: Any, kwargs: Mapping[str, Any], results: Sequence[Tensor]) -> bool:
-    """Whether an operator adds two tensors of one shape."""
+def _adds(func: Any, args: Arguments, kwargs: Keywords, results: Sequence[Tensor]) -> bool:
+    """Returns whether an operator adds two tensors of one shape."""
     if func.overloadpacket.__name__ not in ("add", "add_") or kwargs.get("alpha", 1) != 1:
         return False
     return (

@@ -9,14 +9,19 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.utils.hooks import RemovableHandle
 
-Hook = Callable[[str, int, Any], None]
+from topiarist.graph.inputs import Arguments, Keywords
+
+Hook = Callable[[str, int, object], None]
 
 
 class Ratio(NamedTuple):
@@ -26,119 +31,158 @@ class Ratio(NamedTuple):
     asked: int
 
 
+class SizedCall(NamedTuple):
+    """A call that was given sizes.
+
+    Attributes:
+        sizes: what it was given.
+        axis: the axis of the output that the first size is of; of a split, the axis that is split.
+        call: makes the call with other sizes.
+    """
+
+    sizes: list[Any]
+    axis: int
+    call: Callable[[list[Any]], Any]
+
+
 READS = (Tensor.shape.__get__, Tensor.size)  # type: ignore[attr-defined]
 """How a program reads a shape."""
 
-SIZED = {"view", "reshape", "unflatten", "expand", "broadcast_to", "split", "split_with_sizes", "pad"}
+VIEWS = {"view", "reshape", "expand", "broadcast_to"}
+SIZED = VIEWS | {"unflatten", "split", "split_with_sizes", "pad"}
 NUMBERS = {"mul", "__mul__", "__rmul__", "div", "__truediv__", "__rtruediv__", "__div__", "__rdiv__", "true_divide"}
 NUMBERS |= {"multiply", "divide", "mul_", "div_", "__imul__", "__itruediv__", "tensor"}
 
 
 def kind_of(func: Any) -> str | None:
-    """What a shim could correct: ``"sizes"``, ``"number"``, attention's ``"scale"``, the axes of a ``"squeeze"``."""
+    """Returns what a shim could correct: sizes, a number, attention's scale, or the axes of a squeeze."""
     if func is F.scaled_dot_product_attention:
         return "scale"
     name = getattr(func, "__name__", "")
     return "sizes" if name in SIZED else "number" if name in NUMBERS else "squeeze" if name == "squeeze" else None
 
 
-def sizes_argument(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], int]:
-    """The sizes that a sized call was given, and the output axis of the first one (for a split: the axis)."""
-    name = func.__name__
-    if name in ("view", "reshape", "expand", "broadcast_to"):
+def sized_call(func: Any, args: Arguments, kwargs: Keywords) -> SizedCall:
+    """Returns what a sized call was given, and how to make it with other sizes."""
+    name, x = func.__name__, args[0]
+    if name in VIEWS:
         given = kwargs.get("shape", kwargs.get("size", args[1:]))
         given = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
-        return list(given), 0
+        return SizedCall(list(given), 0, lambda sizes: func(x, sizes))
     if name == "unflatten":
-        dim, given = kwargs.get("dim", args[1] if len(args) > 1 else 0), kwargs.get("sizes", args[-1])
-        return list(given), int(dim) % args[0].ndim
+        axis = int(kwargs.get("dim", args[1] if len(args) > 1 else 0)) % x.ndim
+        return SizedCall(list(kwargs.get("sizes", args[-1])), axis, lambda sizes: func(x, axis, sizes))
     if name == "pad":
-        return list(kwargs.get("pad", args[1] if len(args) > 1 else ())), 0
-    given = kwargs.get("split_size_or_sections", kwargs.get("split_size", kwargs.get("split_sizes", None)))
-    given = args[1] if given is None else given
-    dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
-    return list(given) if isinstance(given, (tuple, list)) else [given], int(dim) % args[0].ndim
-
-
-def with_sizes(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], ratios: Sequence[Ratio | None]) -> Any:
-    """Runs a sized call with some of its sizes corrected: multiplied by a ratio, so that a batch in them may vary."""
-    given, axis = sizes_argument(func, args, kwargs)
-    right = list(given)
-    for slot, ratio in enumerate(ratios):
-        if ratio is not None and given[slot] != -1:
-            right[slot] = given[slot] * ratio.right // ratio.asked if ratio.asked else ratio.right
-    name = func.__name__
-    if name in ("view", "reshape", "expand", "broadcast_to"):
-        return func(args[0], right)
-    if name == "unflatten":
-        return func(args[0], axis, right)
-    if name == "pad":
+        given = kwargs.get("pad", args[1] if len(args) > 1 else ())
         rest = {key: value for key, value in kwargs.items() if key != "pad"}
-        return func(args[0], right, *args[2:], **rest)
-    listed = isinstance(args[1] if len(args) > 1 else next(iter(kwargs.values())), (tuple, list))
-    return func(args[0], right if listed or name == "split_with_sizes" else right[0], axis)
+        return SizedCall(list(given), 0, lambda sizes: func(x, sizes, *args[2:], **rest))
+    given = kwargs.get("split_size_or_sections", kwargs.get("split_size", kwargs.get("split_sizes")))
+    given = args[1] if given is None else given
+    axis = int(kwargs.get("dim", args[2] if len(args) > 2 else 0)) % x.ndim
+    if isinstance(given, (tuple, list)):
+        return SizedCall(list(given), axis, lambda sizes: func(x, sizes, axis))
+    return SizedCall([given], axis, lambda sizes: func(x, sizes[0], axis))
+
+
+def with_sizes(func: Any, args: Arguments, kwargs: Keywords, ratios: Sequence[Ratio | None]) -> Any:
+    """Runs a sized call with some of its sizes corrected: multiplied by a ratio, so that a batch in them may vary."""
+    sizes, _, call = sized_call(func, args, kwargs)
+    for slot, ratio in enumerate(ratios):
+        if ratio is not None and sizes[slot] != -1:
+            sizes[slot] = sizes[slot] * ratio.right // ratio.asked if ratio.asked else ratio.right
+    return call(sizes)
 
 
 ALONE = RLock()
 """Held while a model is traced or copied: for that time its modules carry integers that remember."""
 
 
+@dataclass(eq=False)
+class RunningModule:
+    """A module whose forward is running.
+
+    Attributes:
+        name: dotted name.
+        kinds: of the correctable calls in it so far.
+        reads: readings of shapes so far.
+        mixed: operators that mix positions so far, by kind.
+    """
+
+    name: str
+    kinds: list[str] = field(default_factory=list)
+    reads: int = 0
+    mixed: Counter[str] = field(default_factory=Counter)
+
+
 class ModuleStack:
-    """Follows which module's forward is running, by hooks; counts its calls and the correctable ones inside."""
+    """Follows which module's forward is running, by hooks; counts its calls and the correctable ones inside.
+
+    A context, at whose end the hooks are taken off.
+    """
 
     def __init__(self, model: nn.Module, on_enter: Hook | None = None, on_exit: Hook | None = None) -> None:
-        self.names = [""]
         self.calls: Counter[str] = Counter()
-        self.kinds: list[list[str]] = [[]]
-        self.reads = [0]
-        self.mixed: list[Counter[str]] = [Counter()]
-        self._handles = []
+        self.running = [RunningModule("")]
+        self._handles: list[RemovableHandle] = []
         for name, module in model.named_modules():
 
-            def enter(_: nn.Module, args: Any, name: str = name) -> None:
+            def enter(_: nn.Module, args: object, name: str = name) -> None:
                 if on_enter is not None:
                     on_enter(name, self.calls[name], args)
-                self.names.append(name)
-                self.kinds.append([])
-                self.reads.append(0)
-                self.mixed.append(Counter())
+                self.running.append(RunningModule(name))
 
-            def leave(_: nn.Module, args: Any, output: Any, name: str = name) -> None:
+            def leave(_: nn.Module, args: object, output: object, name: str = name) -> None:
                 if on_exit is not None:
                     on_exit(name, self.calls[name], output)
                 self.calls[name] += 1
-                self.names.pop()
-                self.kinds.pop()
-                self.reads.pop()
-                self.mixed.pop()
+                self.running.pop()
 
             self._handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
 
     @property
+    def innermost(self) -> RunningModule:
+        """Returns the innermost running module."""
+        return self.running[-1]
+
+    @property
     def top(self) -> str:
-        """Name of the innermost running module."""
-        return self.names[-1]
+        """Returns its name."""
+        return self.running[-1].name
 
     def count(self, kind: str) -> int:
         """Counts a correctable call in every running module; returns its number in the innermost one."""
-        for running in self.kinds:
-            running.append(kind)
-        return len(self.kinds[-1])
+        for module in self.running:
+            module.kinds.append(kind)
+        return len(self.innermost.kinds)
 
     def read(self) -> int:
         """Counts a reading of a shape in every running module; returns its number in the innermost one."""
-        self.reads = [number + 1 for number in self.reads]
-        return self.reads[-1]
+        for module in self.running:
+            module.reads += 1
+        return self.innermost.reads
 
     def mix(self, kind: str) -> None:
         """Counts an operator that mixes positions in every running module."""
-        for running in self.mixed:
-            running[kind] += 1
+        for module in self.running:
+            module.mixed[kind] += 1
 
-    def close(self) -> None:
-        """Takes the hooks off."""
+    def __enter__(self) -> ModuleStack:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         for handle in self._handles:
             handle.remove()
+
+
+@contextmanager
+def fast_path_off() -> Iterator[None]:
+    """Switches off torch's fused encoder layers, which bypass the modules' own forward."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextmanager
@@ -156,7 +200,7 @@ def modes_restored(model: nn.Module) -> Iterator[None]:
 
 
 def line_of_code() -> str:
-    """``file:line`` of the user's code that is running: the innermost frame outside torch and this package."""
+    """Returns ``file:line`` of the user's code that is running: the innermost frame outside torch and here."""
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
@@ -175,8 +219,8 @@ MIXING = NORMS | dict.fromkeys(REDUCING, "reduction")
 MIXING |= dict.fromkeys(PRODUCTS, "product") | {"_weight_norm_interface": "weight norm"}
 
 
-def mixing_kind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
-    """How an operator mixes the positions of an axis, where dead ones must be left out; None where it does not."""
+def mixing_kind(func: OpOverload, args: Arguments, kwargs: Keywords) -> str | None:
+    """Returns how an operator mixes positions, so that dead ones must be left out; ``None`` where it does not."""
     name = func.overloadpacket.__name__
     if "batch_norm" in name:
         names = [argument.name for argument in func._schema.arguments]
@@ -184,46 +228,6 @@ def mixing_kind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> st
     return "product" if "scaled_dot_product" in name else MIXING.get(name)
 
 
-def in_training(func: Any, given: Mapping[str, Any]) -> bool:
-    """Whether a batch norm computes its statistics from its input."""
+def in_training(func: OpOverload, given: Mapping[str, Any]) -> bool:
+    """Returns whether a batch norm computes its statistics from its input."""
     return bool(given.get("training", given.get("train", "no_update" not in func.overloadpacket.__name__)))
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors of a nested value, in order: tuples, lists, dicts and dataclasses."""
-    if isinstance(value, Tensor):
-        return [value]
-    if value is None or isinstance(value, (int, float, str)):
-        return []
-    if isinstance(value, dict):
-        return [t for entry in value.values() for t in tensors_in(entry)]
-    if isinstance(value, (tuple, list)):
-        return [t for entry in value for t in tensors_in(entry)]
-    if hasattr(value, "__dataclass_fields__"):
-        return [t for key in value.__dataclass_fields__ for t in tensors_in(getattr(value, key))]
-    return []
-
-
-def run(model: nn.Module, example_inputs: Any) -> Any:
-    """Calls a model: with one tensor, with the entries of a tuple or list, or with a dict of keyword arguments."""
-    if isinstance(example_inputs, dict):
-        return model(**example_inputs)
-    if isinstance(example_inputs, (tuple, list)):
-        return model(*example_inputs)
-    return model(example_inputs)
-
-
-def converted(example_inputs: Any, dtype: torch.dtype) -> Any:
-    """The same inputs with their floating-point tensors in another precision."""
-    return changed(example_inputs, lambda tensor: tensor.to(dtype))
-
-
-def changed(example_inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same inputs with their floating-point tensors changed."""
-    if isinstance(example_inputs, Tensor):
-        return change(example_inputs) if example_inputs.is_floating_point() else example_inputs
-    if isinstance(example_inputs, dict):
-        return {key: changed(value, change) for key, value in example_inputs.items()}
-    if isinstance(example_inputs, (tuple, list)):
-        return type(example_inputs)(changed(value, change) for value in example_inputs)
-    return example_inputs

@@ -1,4 +1,4 @@
-"""Closures: the smallest set of classes that can go together, around each factor of the lines.
+"""Closures: the smallest set of classes that can be removed together, around each factor of the lines.
 
 All seeds of a cluster of lines are closed at once, as rows of a boolean matrix ``dead (seeds, classes)``: a dead factor
 kills its line, a fully dead line explains itself, an unexplained dead entry kills its cheapest line, to a fixpoint.
@@ -23,7 +23,7 @@ CELLS = 1 << 23
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """Classes of labels that go together.
+    """Classes of labels that are removed together.
 
     Attributes:
         classes: ascending.
@@ -37,49 +37,49 @@ class Unit:
 
 
 class Rectangle:
-    """A line in terms of classes: ``whole[i, j, …] = factors[0][i] or factors[1][j] or …``."""
+    """A line in terms of classes: ``merged[i, j, …] = factors[0][i] or factors[1][j] or …``."""
 
-    def __init__(self, whole: np.ndarray, factors: Sequence[np.ndarray]) -> None:
-        self.whole, self.factors = whole, list(factors)
+    def __init__(self, merged: np.ndarray, factors: Sequence[np.ndarray]) -> None:
+        self.merged, self.factors = merged, list(factors)
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Equal for equal lines."""
-        return (self.whole.tobytes(), self.whole.shape, *(f.tobytes() for f in self.factors))
+        """Returns what is equal for equal lines."""
+        return (self.merged.tobytes(), self.merged.shape, *(f.tobytes() for f in self.factors))
 
     @property
     def classes(self) -> np.ndarray:
-        """All classes in it, ascending."""
-        return np.unique(np.concatenate([self.whole.ravel(), *self.factors]))
+        """Returns all classes in it, ascending."""
+        return np.unique(np.concatenate([self.merged.ravel(), *self.factors]))
 
     def live(self, pinned: int) -> list[np.ndarray]:
-        """The factors that are not pinned altogether."""
+        """Returns the factors that are not pinned altogether."""
         return [f for f in self.factors if (f != pinned).any()]
 
 
 def distinct(lines: Sequence[Rectangle], pinned: int) -> list[Rectangle]:
-    """The lines that still have more than one live factor, each once."""
-    found: dict[object, Rectangle] = {}
+    """Returns the lines that still have more than one live factor, each once."""
+    by_key: dict[object, Rectangle] = {}
     for line in lines:
-        if len(line.live(pinned)) > 1 and (line.whole != pinned).any():
-            found.setdefault(line.key, line)
-    return list(found.values())
+        if len(line.live(pinned)) > 1 and (line.merged != pinned).any():
+            by_key.setdefault(line.key, line)
+    return list(by_key.values())
 
 
 class _Columns:
     """Columns of the matrix, which may repeat; `spread` ors into them."""
 
-    def __init__(self, places: np.ndarray) -> None:
-        self.places = places.ravel()
-        self.unique, self.first = np.unique(self.places, return_index=True)
-        self.alone = len(self.unique) == len(self.places)
-        self.order = np.argsort(self.places, kind="stable")
-        self.starts = np.searchsorted(self.places[self.order], self.unique)
+    def __init__(self, positions: np.ndarray) -> None:
+        self.positions = positions.ravel()
+        self.unique, self.first = np.unique(self.positions, return_index=True)
+        self.alone = len(self.unique) == len(self.positions)
+        self.order = np.argsort(self.positions, kind="stable")
+        self.starts = np.searchsorted(self.positions[self.order], self.unique)
 
     def spread(self, dead: np.ndarray, hit: np.ndarray) -> None:
-        """``dead[:, places[e]] |= hit[:, e]``."""
+        """Computes ``dead[:, positions[e]] |= hit[:, e]``."""
         if self.alone:
-            dead[:, self.places] |= hit
+            dead[:, self.positions] |= hit
         else:
             dead[:, self.unique] |= np.logical_or.reduceat(hit[:, self.order], self.starts, axis=1)
 
@@ -88,21 +88,21 @@ class _LocalLine:
     """A line of a cluster, its classes counted within the cluster."""
 
     def __init__(self, line: Rectangle, ids: np.ndarray) -> None:
-        self.shape = line.whole.shape
-        self.whole = _Columns(np.searchsorted(ids, line.whole))
+        self.shape = line.merged.shape
+        self.merged = _Columns(np.searchsorted(ids, line.merged))
         self.factors = [_Columns(np.searchsorted(ids, f)) for f in line.factors]
         self.others = [tuple(1 + q for q in range(len(self.shape)) if q != k) for k in range(len(self.shape))]
 
     def explained(self, dead: np.ndarray) -> np.ndarray:
-        """``(seeds, *shape)``: the entries that a dead factor kills."""
+        """Returns the entries that a dead factor kills, ``(seeds, *shape)``."""
         hit = np.zeros((len(dead), *self.shape), dtype=bool)
         for k, factor in enumerate(self.factors):
             shape = [len(dead)] + [-1 if q == k else 1 for q in range(len(self.shape))]
-            hit |= dead[:, factor.places].reshape(shape)
+            hit |= dead[:, factor.positions].reshape(shape)
         return hit
 
-    def gone(self, dead: np.ndarray) -> np.ndarray:
-        return dead[:, self.whole.places].reshape(len(dead), *self.shape)
+    def dead_entries(self, dead: np.ndarray) -> np.ndarray:
+        return dead[:, self.merged.positions].reshape(len(dead), *self.shape)
 
 
 class Cluster:
@@ -111,12 +111,12 @@ class Cluster:
     def __init__(self, lines: Sequence[Rectangle], pinned: int) -> None:
         self.ids = np.unique(np.concatenate([line.classes for line in lines]))
         self.lines = [_LocalLine(line, self.ids) for line in lines]
-        found = int(np.searchsorted(self.ids, pinned))
-        self.pinned = found if found < len(self.ids) and self.ids[found] == pinned else None
-        self.cells = max(line.whole.places.size for line in self.lines)
+        place = int(np.searchsorted(self.ids, pinned))
+        self.pinned = place if place < len(self.ids) and self.ids[place] == pinned else None
+        self.cells = max(line.merged.positions.size for line in self.lines)
 
     def closures(self, seeds: np.ndarray, deadline: float) -> Iterator[tuple[int, np.ndarray | None]]:
-        """For each seed (a class) the classes that die with it; None where it cannot go."""
+        """Yields each seed (a class) with the classes that die with it; ``None`` where it cannot be removed."""
         chunk = max(1, CELLS // max(self.cells, len(self.ids)))
         for begin in range(0, len(seeds), chunk):
             part = seeds[begin : begin + chunk]
@@ -150,35 +150,35 @@ class Cluster:
         return legal
 
     def _propagate(self, dead: np.ndarray) -> np.ndarray:
-        """A dead factor kills its line, a fully dead line explains itself; returns which rows stay legal."""
+        """Kills the lines of dead factors, and the factors of fully dead lines; returns which rows are legal."""
         fine = np.ones(len(dead), dtype=bool)
         for line in self.lines:
-            line.whole.spread(dead, line.explained(dead).reshape(len(dead), -1))
-            gone = line.gone(dead)
-            fine &= ~gone.reshape(len(dead), -1).all(1)
+            line.merged.spread(dead, line.explained(dead).reshape(len(dead), -1))
+            entries = line.dead_entries(dead)
+            fine &= ~entries.reshape(len(dead), -1).all(1)
             for factor, others in zip(line.factors, line.others, strict=True):
-                factor.spread(dead, np.asarray(gone.all(axis=others)))
+                factor.spread(dead, np.asarray(entries.all(axis=others)))
         return fine if self.pinned is None else fine & ~dead[:, self.pinned]
 
     def _unexplained(self, dead: np.ndarray) -> np.ndarray:
-        """The rows with dead entries that no dead factor explains."""
-        found = np.zeros(len(dead), dtype=bool)
+        """Returns the rows with dead entries that no dead factor explains."""
+        rows = np.zeros(len(dead), dtype=bool)
         for line in self.lines:
-            found |= (line.gone(dead) & ~line.explained(dead)).reshape(len(dead), -1).any(1)
-        return found
+            rows |= (line.dead_entries(dead) & ~line.explained(dead)).reshape(len(dead), -1).any(1)
+        return rows
 
     def _explain(self, dead: np.ndarray, row: int, legal: np.ndarray) -> bool:
         """Kills the cheapest lines that explain a row's dead entries; False where nothing is left to explain."""
         mine = dead[row : row + 1]
         for line in self.lines:
-            whole = line.whole.places.reshape(line.shape)
-            unexplained = line.gone(mine)[0] & ~line.explained(mine)[0]
+            merged = line.merged.positions.reshape(line.shape)
+            unexplained = line.dead_entries(mine)[0] & ~line.explained(mine)[0]
             if not unexplained.any():
                 continue
             best: tuple[int, np.ndarray] | None = None
             for k, factor in enumerate(line.factors):
-                need = unexplained.any(axis=tuple(q for q in range(whole.ndim) if q != k))
-                slab, killers = whole.compress(need, axis=k), factor.places[need]
+                need = unexplained.any(axis=tuple(q for q in range(merged.ndim) if q != k))
+                slab, killers = merged.compress(need, axis=k), factor.positions[need]
                 if self.pinned is not None and ((killers == self.pinned).any() or (slab == self.pinned).any()):
                     continue
                 price = len(np.unique(slab[~mine[0][slab]]))
@@ -193,7 +193,7 @@ class Cluster:
 
 
 def clusters(lines: Sequence[Rectangle], pinned: int) -> list[tuple[Cluster, list[int]]]:
-    """The lines, parted into clusters that share no class but the pinned one; with the lines' numbers."""
+    """Parts lines into clusters that share no class but the pinned one; with the lines' numbers."""
     pairs = [(i, k) for i, line in enumerate(lines) for k in line.classes.tolist() if k != pinned]
     if not pairs:
         return []
@@ -209,9 +209,9 @@ def clusters(lines: Sequence[Rectangle], pinned: int) -> list[tuple[Cluster, lis
 
 
 def close_all(lines: Sequence[Rectangle], pinned: int, deadline: float) -> tuple[list[Unit], list[int]]:
-    """The distinct closures of all factor classes as units, or the seeds that have none.
+    """Returns the distinct closures of all factor classes as units, or the seeds that have none.
 
-    Short factors go first: where they must stay, most of the long ones change with them.
+    Short factors come first: where they are pinned, most of the long ones change with them.
     """
     roles: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for i, line in enumerate(lines):
@@ -219,7 +219,7 @@ def close_all(lines: Sequence[Rectangle], pinned: int, deadline: float) -> tuple
             for k in np.unique(factor).tolist():
                 roles[k].append((i, place))
     groups = clusters(lines, pinned)
-    found: dict[bytes, Unit] = {}
+    units: dict[bytes, Unit] = {}
     for first in (True, False):
         failed = []
         for cluster, numbers in groups:
@@ -230,11 +230,11 @@ def close_all(lines: Sequence[Rectangle], pinned: int, deadline: float) -> tuple
             for seed, closed in cluster.closures(seeds, deadline):
                 if closed is None:
                     failed.append(seed)
-                elif closed.tobytes() not in found:
-                    found[closed.tobytes()] = _unit(seed, closed, lines, roles, pinned)
+                elif closed.tobytes() not in units:
+                    units[closed.tobytes()] = _unit(seed, closed, lines, roles, pinned)
         if failed:
             return [], failed
-    return list(found.values()), []
+    return list(units.values()), []
 
 
 def _unit(

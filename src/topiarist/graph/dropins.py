@@ -1,6 +1,6 @@
 """What is known of particular layers, and all of it: a table of attributes, and a drop-in for one layer of torch.
 
-Everything else about modules is found by running them.
+All else about modules is seen by running them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 """Layers that are pinned as they are."""
 
 
-def describe(model: nn.Module) -> None:
+def update_descriptions(model: nn.Module) -> None:
     """Brings the descriptive attributes of a cut model in line with its tensors."""
     for module in model.modules():
         for attribute, name, axis in DESCRIPTIVE:
@@ -61,7 +61,7 @@ class MultiheadAttention(nn.MultiheadAttention):
 
     @classmethod
     def fits(cls, module: nn.Module) -> bool:
-        """Whether a module is one that this class can stand in for."""
+        """Returns whether a module is one that this class can stand in for."""
         return type(module) is nn.MultiheadAttention and module.bias_k is None and not module.add_zero_attn
 
     @classmethod
@@ -91,7 +91,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `torch.nn.MultiheadAttention.forward`."""
+        """Computes what `torch.nn.MultiheadAttention.forward` does."""
         batched = query.dim() == 3
         if not batched:
             query, key, value = (x.unsqueeze(0) for x in (query, key, value))
@@ -130,7 +130,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         return q, k, v
 
     def _bias(self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, query: Tensor) -> Tensor | None:
-        """Both masks as one number that is added to the logits, broadcastable to (batch, heads, queries, keys)."""
+        """Returns both masks as one that is added to the logits, broadcastable to (batch, heads, queries, keys)."""
         bias = None
         if attn_mask is not None:
             bias = _additive(attn_mask, query.dtype)
@@ -148,20 +148,20 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask, float("-inf"))
 
 
-def swap_in(model: nn.Module) -> list[nn.Module]:
+def use_dropins(model: nn.Module) -> list[nn.Module]:
     """Puts the drop-ins into a model; returns the modules that changed."""
-    found = [module for module in model.modules() if MultiheadAttention.fits(module)]
-    for module in found:
+    adopted = [module for module in model.modules() if MultiheadAttention.fits(module)]
+    for module in adopted:
         MultiheadAttention.adopt(module)
-    return found
+    return adopted
 
 
 @contextmanager
-def swapped_in(model: nn.Module) -> Iterator[None]:
-    """The drop-ins for as long as the context lasts."""
-    found = swap_in(model)
+def with_dropins(model: nn.Module) -> Iterator[None]:
+    """Puts the drop-ins into a model for as long as the context lasts."""
+    adopted = use_dropins(model)
     try:
         yield
     finally:
-        for module in found:
+        for module in adopted:
             MultiheadAttention.release(module)

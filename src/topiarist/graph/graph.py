@@ -1,9 +1,9 @@
-"""The graph of a network: its groups of units, what stays as it is, and why."""
+"""The graph of a network: its groups of units, what is pinned, and why."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from math import prod
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from topiarist.errors import TopiaristError
-from topiarist.graph.groups import BLOCKS, Group, Keep, Pinned, Slice
+from topiarist.graph.groups import BLOCKS, Group, Keep, KeptPositions, Kind, Pinned, Slice, kept_positions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """What can be removed from a network: groups of units, and what stays.
+    """What can be removed from a network: groups of units, and what is pinned.
 
     Any keep with at least one True for every group is legal, and groups are independent of each other: where a row and
     a column meet in the same position, it is dead if either of them is.
@@ -33,8 +33,9 @@ class Graph:
         shapes: of every parameter and buffer.
         parameters: names of the parameters, tied ones once.
         unknown: operators without a rule, which pinned all that they touched.
-        solution: the solved trace: what costs, cuts and proofs are computed from.
-        stays: module → why the branch that it adds cannot be removed, in a graph of blocks.
+        solution: the solved record of the run: what costs, cuts and proofs are computed from.
+        kind: what the units are.
+        irremovable: module → why the branch that it adds cannot be removed, in a graph of blocks.
     """
 
     groups: tuple[Group, ...]
@@ -42,7 +43,8 @@ class Graph:
     parameters: tuple[str, ...]
     unknown: tuple[str, ...]
     solution: Solution
-    stays: Mapping[str, str] = field(default_factory=dict)
+    kind: Kind = "structure"
+    irremovable: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         rows = [f"  {group.name}: {group.units} units on {group.stage or 'weights'}" for group in self.groups]
@@ -62,28 +64,28 @@ class Graph:
 
     @property
     def stages(self) -> dict[str, tuple[str, ...]]:
-        """Names of the groups that are produced on feature maps of the same size."""
-        found: dict[str, list[str]] = {}
+        """Returns the names of the groups that are produced on feature maps of the same size."""
+        stages: dict[str, list[str]] = {}
         for group in self.groups:
-            found.setdefault(group.stage, []).append(group.name)
-        return {stage: tuple(names) for stage, names in found.items()}
+            stages.setdefault(group.stage, []).append(group.name)
+        return {stage: tuple(names) for stage, names in stages.items()}
 
     @property
     def selectors(self) -> tuple[str, ...]:
-        """The norms that a declared channel selector follows."""
+        """Returns the norms that a declared channel selector follows."""
         return tuple(self.solution.selectors)
 
     @property
     def normed(self) -> tuple[Normed, ...]:
-        """The layers whose outputs a batch norm alone reads, right behind them."""
-        return self.solution.trace.norms.found()
+        """Returns the layers whose outputs a batch norm alone reads, right behind them."""
+        return self.solution.record.normed
 
     def scales(self, group: Group) -> tuple[Slice, ...]:
-        """Where a group's units are scaled by a batch norm.
+        """Returns where a group's units are scaled by a batch norm.
 
-        That is the group's own scales; behind a channel selector those that it picks, of a norm that stays whole.
+        That is the group's own scales; behind a channel selector those that it picks, of a norm that is not cut.
         """
-        gathers = self.solution.trace.gathers
+        gathers = self.solution.record.gathers
         own = tuple(part for part in group.by_role("scale") if f"{_head(part.tensor)}running_mean" in self.shapes)
         return own + tuple(
             Slice(gathers[part.tensor].scale, 0, gathers[part.tensor].picked[part.positions], "scale")
@@ -93,20 +95,20 @@ class Graph:
 
     @property
     def pinned(self) -> tuple[Pinned, ...]:
-        """Every axis that no unit sits on, with the reason; in a graph of blocks the branches that are no units."""
-        if self.of_blocks or self.stays:
-            return tuple(Pinned(module, None, reason) for module, reason in self.stays.items())
-        return self.solution.pinned(self.groups)
+        """Returns every axis that no unit sits on, with the reason; of blocks the branches that are no units."""
+        if self.kind == "structure":
+            return self.solution.pinned(self.groups)
+        return tuple(Pinned(module, None, reason) for module, reason in self.irremovable.items())
 
     def input_axis(self, tensor: str) -> int | None:
-        """The axis along which a weight reads its inputs, those of one group in a grouped convolution.
+        """Returns the axis along which a weight reads its inputs, those of one group in a grouped convolution.
 
         Returns:
             ``None`` where there is none, or no more than one input.
         """
-        trace = self.solution.trace
-        read = {int(mark.labels[0]) for mark in trace.marks if mark.role == "input"}
-        axes = [axis for name, axis, labels in trace.sources if name == tensor and int(labels[0]) in read]
+        record = self.solution.record
+        read = {int(mark.labels[0]) for mark in record.marks if mark.role == "input"}
+        axes = [axis for name, axis, labels in record.sources if name == tensor and int(labels[0]) in read]
         return axes[0] if len(axes) == 1 else None
 
     def why(self, tensor: str, axis: int = 0) -> str:
@@ -114,33 +116,34 @@ class Graph:
         return self.solution.why(tensor, axis)
 
     def full(self) -> dict[str, Tensor]:
-        """The keep that removes nothing."""
+        """Returns the keep that removes nothing."""
         return {group.name: torch.ones(group.units, dtype=torch.bool) for group in self.groups}
 
-    @property
-    def of_blocks(self) -> bool:
-        """Whether its units are residual blocks."""
-        return any(group.blocks for group in self.groups)
+    def kept(self, keep: Keep) -> KeptPositions:
+        """Returns what a keep leaves of each axis that units sit on: (tensor, axis) → bool over its positions.
+
+        With one unit a weight the axis is ``None``, and the positions are those of the flattened tensor.
+        """
+        return kept_positions(self.groups, self.shapes, keep)
 
     def dead(self, keep: Keep) -> np.ndarray:
-        """Bool over the solution's classes: True where a position goes with a unit that the keep removes."""
-        units = {group.name: keep[group.name] for group in self.groups if group.name in keep and group.of_positions}
-        return self.solution.dead(units)
+        """Returns bool over the solution's classes: True where a position is removed with a unit."""
+        return self.solution.dead(keep if self.kind == "structure" else {})
 
     def blocks(self) -> Graph:
-        """The same network with one unit per residual branch whose removal leaves the shortcut, all in one group.
+        """Returns the same network with one unit per residual block that can be removed, all in one group.
 
         `topiarist.check` proves that each of them can go; the others are `pinned`, with the reason.
         """
-        if self.of_blocks:
+        if self.kind == "block":
             return self
-        blocks, stays = self.solution.trace.descent.branches()
-        groups = (Group(BLOCKS, len(blocks), (), blocks=tuple(blocks)),) if blocks else ()
-        return Graph(groups, self.shapes, self.parameters, self.unknown, self.solution, stays)
+        record = self.solution.record
+        groups = (Group(BLOCKS, len(record.blocks), (), blocks=record.blocks),) if record.blocks else ()
+        return replace(self, groups=groups, kind="block", irremovable=record.irremovable)
 
     def weights(self) -> Graph:
-        """The same network with one unit per weight: a group for each parameter that a product multiplies with."""
-        if any(group.of_weights for group in self.groups):
+        """Returns the same network with one unit per weight: a group for each parameter that products use."""
+        if self.kind == "weight":
             return self
         multiplied = {c.weight: c.stage for c in reversed(self.solution.contractions) if c.weight is not None}
         groups = tuple(
@@ -148,33 +151,30 @@ class Graph:
             for name in self.parameters
             if name in multiplied and (numel := prod(self.shapes[name])) > 1
         )
-        return Graph(groups, self.shapes, self.parameters, self.unknown, self.solution)
+        return replace(self, groups=groups, kind="weight", irremovable={})
 
 
 def _head(tensor: str) -> str:
-    """``"bn1.weight"`` → ``"bn1."``, ``"weight"`` → ``""``."""
+    """Returns the module's part of a name: ``"bn1.weight"`` → ``"bn1."``, ``"weight"`` → ``""``."""
     head, dot, _ = tensor.rpartition(".")
     return head + dot
 
 
 def checked_keep(graph: Graph, keep: Keep) -> dict[str, Tensor]:
-    """A keep with an entry for every group (all True where none was given), or an error that says what is wrong."""
-    known = {group.name: group for group in graph.groups}
-    for name in keep:
-        graph[name]
-    result = {}
-    for name, group in known.items():
-        mask = keep.get(name)
-        if mask is None:
-            result[name] = torch.ones(group.units, dtype=torch.bool)
-            continue
-        mask = torch.as_tensor(mask)
-        if mask.dtype != torch.bool or mask.shape != (group.units,):
+    """Returns a keep with an entry for every group, all True where none was given.
+
+    Raises:
+        TopiaristError: an entry is of no group, of another size or type, or removes every unit.
+    """
+    checked = graph.full()
+    for name, kept in keep.items():
+        units, kept = graph[name].units, torch.as_tensor(kept)
+        if kept.dtype != torch.bool or kept.shape != (units,):
             raise TopiaristError(
-                f"the keep of group {name!r} must be a bool tensor of {group.units} entries, not "
-                f"{mask.dtype} of shape {tuple(mask.shape)}"
+                f"the keep of group {name!r} must be a bool tensor of {units} entries, not "
+                f"{kept.dtype} of shape {tuple(kept.shape)}"
             )
-        if not mask.any():
+        if not kept.any():
             raise TopiaristError(f"the keep of group {name!r} removes every unit; keep at least one")
-        result[name] = mask.cpu()
-    return result
+        checked[name] = kept.cpu()
+    return checked

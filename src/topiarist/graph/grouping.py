@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 from topiarist.graph.groups import Group, Site, Slice
 from topiarist.graph.labels import labelled
 from topiarist.graph.lines import Classes, Units
-from topiarist.graph.tracer import Tracer
+from topiarist.graph.record import Record
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +33,10 @@ class Grouped:
     first: dict[str, int]
 
 
-def group(tracer: Tracer, classes: Classes, units: Units) -> Grouped:
+def group_units(record: Record, classes: Classes, units: Units) -> Grouped:
     """Sorts units into groups, and finds their slices."""
-    axes = [classes.of[labels] for _, _, labels in tracer.sources]
-    guarded = axes + [classes.of[part] for part in tracer.parts]
+    axes = [classes.of[labels] for _, _, labels in record.sources]
+    guarded = axes + [classes.of[part] for part in record.parts]
     members = _indicator(units, classes.count)
     counts = _counts(guarded, classes.count) @ members  # axes × units: positions of a unit on an axis
     counts = counts.tocoo()
@@ -47,47 +47,47 @@ def group(tracer: Tracer, classes: Classes, units: Units) -> Grouped:
     present[counts.col[counts.row < len(axes)]] = True
     teams = _teams(counts.row, counts.col, counts.data, units, np.flatnonzero(legal & present))
     order = np.concatenate([*teams, np.empty(0, dtype=np.int64)])
-    blocks = _blocks(axes, members[:, order], [len(team) for team in teams])
-    return _named(tracer, units, classes, members, teams, blocks)
+    placed = _axes_of(axes, members[:, order], [len(team) for team in teams])
+    return _named(record, units, classes, members, teams, placed)
 
 
-def emptiable(tracer: Tracer, classes: Classes, found: Grouped) -> tuple[Group, str] | None:
-    """A group whose units could, together with those of other groups, empty an axis; and the reason to pin it.
+def emptiable(record: Record, classes: Classes, units: Grouped) -> tuple[Group, str] | None:
+    """Returns a group whose units could empty an axis together with those of others, and why to pin it.
 
     An axis is safe if some of its positions show every combination of one kept unit from each group that holds them:
     then one of them survives any legal keep. That holds for rectangles; it can fail where rectangles overlap askew.
     """
-    owner = np.repeat(np.arange(len(found.groups)), [g.units for g in found.groups])
-    axes = [(f"axis {axis} of {name}", labels) for name, axis, labels in tracer.sources]
-    meeting = np.diff(found.membership.indptr)  # units that hold a class
+    owner = np.repeat(np.arange(len(units.groups)), [g.units for g in units.groups])
+    axes = [(f"axis {axis} of {name}", labels) for name, axis, labels in record.sources]
+    meeting = np.diff(units.membership.indptr)  # units that hold a class
     known: set[bytes] = set()
-    for where, labels in axes + [("an activation", part) for part in tracer.parts]:
+    for where, labels in axes + [("an activation", part) for part in record.parts]:
         per_position = meeting[classes.of[labels]]
         if per_position.max(initial=0) < 2 or not per_position.all():
-            continue  # no units meet here, or a position stays whatever is removed
+            continue  # no units meet here, or a position is kept whatever is removed
         if (key := classes.of[labels].tobytes()) in known:
             continue
         known.add(key)
-        held = found.membership[classes.of[labels]]
+        held = units.membership[classes.of[labels]]
         if any(
-            _complete(np.sort(held.indices[held.indptr[:-1][rows, None] + np.arange(depth)], axis=1), owner, found)
+            _complete(np.sort(held.indices[held.indptr[:-1][rows, None] + np.arange(depth)], axis=1), owner, units)
             for depth in np.unique(per_position)
             if len(rows := np.flatnonzero(per_position == depth))
         ):
             continue
-        least = min({int(g) for g in owner[held.indices]}, key=lambda g: found.groups[g].units)
-        return found.groups[least], f"its units and those of other groups together could empty {where}"
+        least = min({int(g) for g in owner[held.indices]}, key=lambda g: units.groups[g].units)
+        return units.groups[least], f"its units and those of other groups together could empty {where}"
     return None
 
 
-def _complete(held: np.ndarray, owner: np.ndarray, found: Grouped) -> bool:
-    """Whether the positions ``(positions, depth)`` of some set of groups show every combination of their units."""
+def _complete(held: np.ndarray, owner: np.ndarray, units: Grouped) -> bool:
+    """Returns whether positions ``(positions, depth)`` of some groups show every combination of their units."""
     teams = owner[held]
     for team in np.unique(teams, axis=0):
         if len(np.unique(team)) < len(team):
             continue
         seen = np.unique(held[(teams == team).all(1)], axis=0)
-        if len(seen) == prod(found.groups[g].units for g in team):
+        if len(seen) == prod(units.groups[g].units for g in team):
             return True
     return False
 
@@ -96,8 +96,8 @@ def _indicator(units: Units, rows: int) -> csr_matrix:
     """Classes × units: 1 where a unit holds a class."""
     sizes = [len(unit.classes) for unit in units.closed]
     columns = np.concatenate([np.repeat(np.arange(len(sizes)), sizes), len(sizes) + np.arange(len(units.plain))])
-    places = np.concatenate([*(unit.classes for unit in units.closed), units.plain])
-    return csr_matrix((np.ones(len(places), dtype=np.int64), (places, columns)), shape=(rows, len(units)))
+    classes = np.concatenate([*(unit.classes for unit in units.closed), units.plain])
+    return csr_matrix((np.ones(len(classes), dtype=np.int64), (classes, columns)), shape=(rows, len(units)))
 
 
 def _counts(axes: Sequence[np.ndarray], count: int) -> csr_matrix:
@@ -111,7 +111,7 @@ Teams = list[np.ndarray]
 
 
 def _teams(rows: np.ndarray, columns: np.ndarray, data: np.ndarray, units: Units, legal: np.ndarray) -> Teams:
-    """Units with the same counts on every axis and the same roles: told by a random 64-bit sum, a fingerprint."""
+    """Returns units with the same counts on every axis and the same roles, by a random 64-bit fingerprint."""
     generator = np.random.default_rng(0)
     random = generator.integers(1, 2**63, size=int(rows.max(initial=0)) + 1, dtype=np.uint64)
     fingerprint = np.zeros(len(units), dtype=np.uint64)
@@ -124,15 +124,15 @@ def _teams(rows: np.ndarray, columns: np.ndarray, data: np.ndarray, units: Units
     return [team for team in np.split(order, borders) if len(team) > 1]
 
 
-Block = tuple[int, np.ndarray]
+AxisPositions = tuple[int, np.ndarray]
 """An axis and the positions ``(units, k)`` of a group's units on it."""
 
 
-def _blocks(axes: Sequence[np.ndarray], members: csr_matrix, sizes: Sequence[int]) -> list[list[Block]]:
-    """For each group the axes that it sits on, with the positions of its units."""
-    found: list[list[Block]] = [[] for _ in sizes]
+def _axes_of(axes: Sequence[np.ndarray], members: csr_matrix, sizes: Sequence[int]) -> list[list[AxisPositions]]:
+    """Returns for each group the axes that it sits on, with the positions of its units."""
+    axes_of: list[list[AxisPositions]] = [[] for _ in sizes]
     if not sizes or not axes:
-        return found
+        return axes_of
     lengths = np.array([len(a) for a in axes])
     begins = np.concatenate([[0], np.cumsum(lengths)])
     held = members[np.concatenate(axes)]
@@ -145,26 +145,26 @@ def _blocks(axes: Sequence[np.ndarray], members: csr_matrix, sizes: Sequence[int
     borders = [0, *(np.flatnonzero(np.diff(key)) + 1).tolist(), len(key)]
     for begin, end in pairwise(borders):
         axis, team = divmod(int(key[begin]), len(sizes))
-        found[team].append((axis, place[begin:end].reshape(sizes[team], -1)))
-    return found
+        axes_of[team].append((axis, place[begin:end].reshape(sizes[team], -1)))
+    return axes_of
 
 
 def _named(
-    tracer: Tracer, units: Units, classes: Classes, members: csr_matrix, teams: Teams, blocks: list[list[Block]]
+    record: Record, units: Units, classes: Classes, members: csr_matrix, teams: Teams, placed: list[list[AxisPositions]]
 ) -> Grouped:
     """Gives groups their names and stages, in the order in which the network produces them."""
-    marks = _Marks(tracer)
+    marks = _Marks(record)
     drafts: list[tuple[tuple[int, int], tuple[Slice, ...], str, np.ndarray]] = []
-    for team, block in zip(teams, blocks, strict=True):
-        labels = [int(tracer.sources[axis][2][positions[0, 0]]) for axis, positions in block]
+    for team, axes in zip(teams, placed, strict=True):
+        labels = [int(record.sources[axis][2][positions[0, 0]]) for axis, positions in axes]
         birth, lead = min((marks.birth(label), k) for k, label in enumerate(labels))
-        rank = np.argsort(block[lead][1][:, 0], kind="stable")
-        slices = []
-        for k in (lead, *range(lead), *range(lead + 1, len(block))):
-            axis, positions = block[k]
-            name, dim, _ = tracer.sources[axis]
-            slices.append(Slice(name, dim, torch.from_numpy(positions[rank]), marks.role(labels[k])))
-        drafts.append(((birth, block[lead][0]), tuple(slices), marks.stage(labels[lead]), team[rank]))
+        rank = np.argsort(axes[lead][1][:, 0], kind="stable")
+        parts = []
+        for k in (lead, *range(lead), *range(lead + 1, len(axes))):
+            axis, positions = axes[k]
+            name, dim, _ = record.sources[axis]
+            parts.append(Slice(name, dim, torch.from_numpy(positions[rank]), marks.role(labels[k])))
+        drafts.append(((birth, axes[lead][0]), tuple(parts), marks.stage(labels[lead]), team[rank]))
     drafts.sort(key=lambda draft: draft[0])
     closed = len(units.closed)
     columns = [bool(team[0] < closed and units.closed[team[0]].column) for _, _, _, team in drafts]
@@ -172,20 +172,20 @@ def _named(
     groups: list[Group] = []
     first: dict[str, int] = {}
     order: list[int] = []
-    for name, (_, placed, stage, team) in zip(names, drafts, strict=True):
+    for name, (_, slices, stage, team) in zip(names, drafts, strict=True):
         first[name] = len(order)
         order += team.tolist()
-        groups.append(Group(name, len(team), placed, stage, _Sites(tracer, classes, members[:, team])))
+        groups.append(Group(name, len(team), slices, stage, _Sites(record, classes, members[:, team])))
     return Grouped(tuple(groups), members[:, order], first)
 
 
 class _Marks:
     """By label: its role, when the network produced it, and on which feature map. The first mark counts."""
 
-    def __init__(self, tracer: Tracer) -> None:
-        self.marks = tracer.marks
-        self.first = np.full(tracer.algebra.count, len(self.marks))
-        self.produced = np.full(tracer.algebra.count, len(self.marks))
+    def __init__(self, record: Record) -> None:
+        self.marks = record.marks
+        self.first = np.full(record.algebra.count, len(self.marks))
+        self.produced = np.full(record.algebra.count, len(self.marks))
         for time in range(len(self.marks) - 1, -1, -1):
             self.first[self.marks[time].labels] = time
             if self.marks[time].role in ("output", "index"):
@@ -202,7 +202,7 @@ class _Marks:
 
 
 def _names(leads: Sequence[tuple[str, bool]]) -> list[str]:
-    """Names after the first tensor; groups that share one are told apart as rows and columns, and by number."""
+    """Names groups after the first tensor; those that share one are rows and columns, and numbered."""
     plain = [tensor.removesuffix(".weight").removesuffix(".indices") for tensor, _ in leads]
     sided = [f"{name}:{'columns' if column else 'rows'}" for name, (_, column) in zip(plain, leads, strict=True)]
     seen: dict[str, int] = defaultdict(int)
@@ -215,13 +215,13 @@ def _names(leads: Sequence[tuple[str, bool]]) -> list[str]:
 
 
 class _Sites:
-    """The module outputs that carry a group, in the order of execution; found when asked for."""
+    """The module outputs that carry a group, in the order of execution; computed when asked for."""
 
-    def __init__(self, tracer: Tracer, classes: Classes, members: csr_matrix) -> None:
-        self.tracer, self.classes, self.members = tracer, classes, members
+    def __init__(self, record: Record, classes: Classes, members: csr_matrix) -> None:
+        self.record, self.classes, self.members = record, classes, members
 
     def __iter__(self) -> Iterator[Site]:
-        for (module, call), leaves in self.tracer.outputs.items():
+        for (module, call), leaves in self.record.outputs.items():
             for axis, vector in enumerate(leaves[0].vectors if leaves else ()):
                 if not labelled(vector):
                     continue
@@ -230,5 +230,5 @@ class _Sites:
                 if held.nnz and per_unit.min() == per_unit.max():
                     order = np.lexsort((held.row, held.col))
                     positions = held.row[order].reshape(len(per_unit), -1).astype(np.int64)
-                    kind = self.tracer.types[module].__name__
+                    kind = self.record.types[module].__name__
                     yield Site(module, axis, torch.from_numpy(positions), kind, call)

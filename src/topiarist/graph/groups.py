@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from math import prod
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from topiarist.graph.blocks import Block
 
 Keep = Mapping[str, Tensor]
-"""Group name → bool tensor ``(units,)``: True where the unit stays."""
+"""Group name → bool tensor ``(units,)``: True where the unit is kept."""
 
 Scores = Mapping[str, Tensor]
 """Group name → float tensor ``(units,)``: high where the unit is worth keeping."""
+
+Kind = Literal["structure", "weight", "block"]
+"""What a unit is: positions on axes (channels, neurons, heads), an individual weight, or a residual block."""
+
+KeptPositions = dict[tuple[str, int | None], Tensor]
+"""(tensor, axis) → bool over the positions of that axis; axis ``None``: over the flattened tensor."""
 
 BLOCKS = "blocks"
 """Name of the group of all residual blocks."""
@@ -28,8 +36,8 @@ class Slice:
 
     Attributes:
         tensor: dotted name of the parameter or buffer in the model.
-        axis: the axis that the units lie on; ``None`` counts places in the flattened tensor (one unit a weight).
-        positions: int64 ``(units, k)``; row ``u`` lists the places of unit ``u`` on that axis.
+        axis: the axis that the units lie on; ``None`` counts positions in the flattened tensor (one unit a weight).
+        positions: int64 ``(units, k)``; row ``u`` lists the positions of unit ``u`` on that axis.
         role: what the tensor does with the unit: ``"output"`` (a weight that produces it: its filter), ``"input"`` (a
             weight that reads it), ``"bias"``, ``"scale"`` and ``"shift"`` (a normalisation's affine part),
             ``"statistic"`` (running mean or variance), ``"index"`` (the numbers by which a channel selector picks it),
@@ -84,31 +92,61 @@ class Group:
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
-        """The module outputs that carry the units, in the order of execution."""
+        """Returns the module outputs that carry the units, in the order of execution."""
         return tuple(self.find_sites)
 
     @property
-    def of_weights(self) -> bool:
-        """Whether its units are single weights of one tensor."""
-        return bool(self.slices) and self.slices[0].axis is None
-
-    @property
-    def of_positions(self) -> bool:
-        """Whether its units are positions on axes: channels, neurons, heads."""
-        return bool(self.slices) and not self.of_weights
-
-    def removed(self, mask: Tensor) -> tuple[Block, ...]:
-        """The blocks that a keep of this group removes."""
-        return tuple(block for block, stays in zip(self.blocks, mask.tolist(), strict=False) if not stays)
+    def kind(self) -> Kind:
+        """Returns what its units are."""
+        return "block" if self.blocks else "weight" if self.slices[0].axis is None else "structure"
 
     def by_role(self, role: str) -> tuple[Slice, ...]:
-        """The slices that play one role (see `Slice`)."""
+        """Returns the slices that play one role (see `Slice`)."""
         return tuple(part for part in self.slices if part.role == role)
 
 
 class Pinned(NamedTuple):
-    """An axis of a tensor that stays as it is, and why; in a graph of blocks a module, without an axis."""
+    """An axis of a tensor that is kept as it is, and why; in a graph of blocks a module, without an axis."""
 
     tensor: str
     axis: int | None
     reason: str
+
+
+def kept_positions(groups: Iterable[Group], shapes: Mapping[str, tuple[int, ...]], keep: Keep) -> KeptPositions:
+    """Returns what a keep leaves of each axis that units of the groups sit on.
+
+    Args:
+        groups: with their slices.
+        shapes: of the tensors, by name.
+        keep: group name → bool ``(units,)``; a group without an entry keeps everything.
+
+    Returns:
+        (tensor, axis) → bool over the positions of that axis, or over the flattened tensor where the axis is ``None``;
+        True where the keep removes none of the units there.
+    """
+    positions: KeptPositions = {}
+    for group in groups:
+        for part in group.slices:
+            shape = shapes[part.tensor]
+            size = prod(shape) if part.axis is None else shape[part.axis]
+            kept = positions.setdefault((part.tensor, part.axis), torch.ones(size, dtype=torch.bool))
+            if group.name in keep:
+                kept[part.positions[~keep[group.name].cpu()].flatten()] = False
+    return positions
+
+
+def broadcast_kept(kept: Tensor, axis: int | None, shape: Sequence[int]) -> Tensor:
+    """Returns an entry of `kept_positions`, shaped so that it broadcasts to a tensor of this shape."""
+    return kept.view(list(shape) if axis is None else [-1 if d == axis else 1 for d in range(len(shape))])
+
+
+def removed_blocks(groups: Iterable[Group], keep: Keep) -> tuple[Block, ...]:
+    """Returns the residual blocks that a keep removes."""
+    return tuple(
+        block
+        for group in groups
+        if group.name in keep
+        for block, kept in zip(group.blocks, keep[group.name].tolist(), strict=False)
+        if not kept
+    )

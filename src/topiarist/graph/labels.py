@@ -2,7 +2,7 @@
 
 Every position on every axis of every parameter gets a fresh integer. A vector of such labels travels with each axis of
 each tensor; where two vectors meet, position by position, their labels are united. Label 0 means "pinned, never cut".
-This file knows nothing of torch: it is the algebra that the operators' rules (`rules_*.py`) are written in.
+This file knows nothing of torch: it is the algebra that the operators' rules (`rules/`) are written in.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Free:
         requests: sizes that the program gave for it; they must follow those labels.
         bound: the labels that it met first.
         fixed: it met an axis of fixed size, or all of its positions matter: no label may be cut because of it.
-        same: the free axis that it met, and goes with from then on.
+        same: the free axis that it met, and is one with from then on.
     """
 
     requests: list[Request] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Free:
     same: Free | None = None
 
     def root(self) -> Free:
-        """What stands for all free axes that met."""
+        """Returns what stands for all free axes that met."""
         return self if self.same is None else self.same.root()
 
 
@@ -65,21 +65,21 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """The equation ``whole[i, j, …] = factors[0][i] or factors[1][j] or …``: an entry dies with its row or its column.
+    """The equation ``merged[i, j, …] = factors[0][i] or factors[1][j] or …``: an entry dies with its row or its column.
 
     Attributes:
-        whole: labels of the merged axis, shaped as its factors.
+        merged: labels of the merged axis, shaped as its factors.
         factors: labels of each factor axis, outer first.
         origin: index of the `Origin` that wrote it.
     """
 
-    whole: Labels
+    merged: Labels
     factors: tuple[Labels, ...]
     origin: int
 
 
 def labelled(vector: Vector) -> TypeGuard[Labels]:
-    """Whether an axis carries labels, so that positions on it could die."""
+    """Returns whether an axis carries labels, so that positions on it could die."""
     return isinstance(vector, np.ndarray)
 
 
@@ -90,7 +90,7 @@ class LabelAlgebra:
         count: labels given out so far; 0 is the pinned one.
         unions: ``(a, b, origin)``: the labels ``a[i]`` and ``b[i]`` die together.
         lines: the equations of split and merged axes.
-        on_bound: told of each size that was asked for a free axis, once its labels are known.
+        on_bound: called with each size that was asked for a free axis, once its labels are known.
         origins: who wrote what.
     """
 
@@ -100,12 +100,12 @@ class LabelAlgebra:
         self.limit = limit
         self.unions: list[tuple[Labels, Labels, int]] = []
         self.lines: list[Line] = []
-        self.origins: list[Origin] = []
+        self.origins = [Origin("", "", "")]
         self._split: dict[tuple[bytes, tuple[int, ...]], list[Labels]] = {}
         self._merged: dict[tuple[bytes, ...], Labels] = {}
 
     def fresh(self, length: int) -> Labels:
-        """New labels that nothing else has."""
+        """Returns new labels that nothing else has."""
         if self.count + length > self.limit:
             raise TopiaristError(
                 f"the network needs more than {self.limit:,} labels; trace it with a smaller example input, or raise "
@@ -114,13 +114,18 @@ class LabelAlgebra:
         self.count += length
         return np.arange(self.count - length, self.count)
 
+    def add_origin(self, what: str, module: str = "", line: str = "") -> int:
+        """Notes what is writing unions from now on; returns its index."""
+        self.origins.append(Origin(what, module, line))
+        return self.origin
+
     @property
     def origin(self) -> int:
-        """Index of what is writing unions now."""
+        """Returns the index of what is writing unions now."""
         return len(self.origins) - 1
 
     def pin(self, vector: Vector, reason: str) -> None:
-        """Nothing on this axis may be cut."""
+        """Pins an axis: nothing on it may be cut."""
         if isinstance(vector, Free):
             free = vector.root()
             free.fixed = True
@@ -128,11 +133,10 @@ class LabelAlgebra:
         if not labelled(vector):
             return
         last = self.origins[-1]
-        self.origins.append(Origin(reason, last.module, last.line))
-        self.unions.append((vector, np.zeros_like(vector), self.origin))
+        self.unions.append((vector, np.zeros_like(vector), self.add_origin(reason, last.module, last.line)))
 
     def unify(self, a: Vector, b: Vector, reason: str = "") -> Vector:
-        """Two axes meet position by position: what dies on one dies on the other."""
+        """Unites two axes that meet position by position: what dies on one dies on the other."""
         if isinstance(a, Free):
             return self._bind(a, b)
         if isinstance(b, Free):
@@ -148,7 +152,7 @@ class LabelAlgebra:
         return a
 
     def _bind(self, free: Free, other: Vector) -> Vector:
-        """A free axis takes the labels that it meets; those that it meets later are united with them."""
+        """Gives a free axis the labels that it meets; those that it meets later are united with them."""
         free = free.root()
         if isinstance(other, Free):
             other = other.root()
@@ -167,7 +171,7 @@ class LabelAlgebra:
         return self.unify(free.bound, other)
 
     def _join(self, free: Free, other: Free) -> None:
-        """Two free axes meet: from now on they are one, which fits the sizes asked for either."""
+        """Makes one of two free axes that meet, which fits the sizes asked for either."""
         known, late = (free, other) if free.bound is not None else (other, free)
         if known.bound is not None and late.bound is not None:
             self.unify(known.bound, late.bound)
@@ -179,52 +183,52 @@ class LabelAlgebra:
             self.pin(free, "meets an axis of fixed size")
 
     def split(self, vector: Vector, sizes: Sequence[int]) -> list[Vector]:
-        """The labels of the factors when an axis is seen as rows and columns."""
+        """Returns the labels of the factors when an axis is seen as rows and columns."""
         if not labelled(vector):
             return [self._adaptive([vector]) for _ in sizes]
-        whole = vector.reshape(tuple(sizes))
-        varying = [k for k in range(whole.ndim) if not (whole == whole.take([0], k)).all()]
+        merged = vector.reshape(tuple(sizes))
+        varying = [k for k in range(merged.ndim) if not (merged == merged.take([0], k)).all()]
         if not varying:
             self.pin(vector, "split along positions that die together")
             return [None] * len(sizes)
-        for k in range(whole.ndim):
+        for k in range(merged.ndim):
             if k not in varying:
-                whole = whole.take([0], k)
+                merged = merged.take([0], k)
         factors: list[Vector] = [None] * len(sizes)
-        whole = np.ascontiguousarray(whole.reshape([sizes[k] for k in varying]))
+        merged = np.ascontiguousarray(merged.reshape([sizes[k] for k in varying]))
         if len(varying) == 1:
-            factors[varying[0]] = whole
+            factors[varying[0]] = merged
             return factors
-        key = (whole.tobytes(), whole.shape)
+        key = (merged.tobytes(), merged.shape)
         if key not in self._split:  # splitting twice gives the same factors
             self._split[key] = [self.fresh(sizes[k]) for k in varying]
-            self.lines.append(Line(whole, tuple(self._split[key]), self.origin))
+            self.lines.append(Line(merged, tuple(self._split[key]), self.origin))
         for k, factor in zip(varying, self._split[key], strict=True):
             factors[k] = factor
         return factors
 
     def merge(self, vectors: Sequence[Vector], sizes: Sequence[int]) -> Vector:
-        """The labels of an axis that flattens rows and columns."""
+        """Returns the labels of an axis that flattens rows and columns."""
         live = [k for k, v in enumerate(vectors) if labelled(v)]
         if not live:
             return self._adaptive(vectors)
         factors = [v for v in vectors if labelled(v)]
         if len(live) == 1:
-            whole = factors[0]
+            merged = factors[0]
         else:
             key = tuple(factor.tobytes() for factor in factors)
             if key not in self._merged:
                 shape = tuple(len(factor) for factor in factors)
-                whole = self.fresh(int(np.prod(shape))).reshape(shape)
-                self._merged[key] = whole
-                self._split[whole.tobytes(), whole.shape] = factors
-                self.lines.append(Line(whole, tuple(factors), self.origin))
-            whole = self._merged[key]
-        whole = whole.reshape([sizes[k] if k in live else 1 for k in range(len(sizes))])
-        return np.broadcast_to(whole, tuple(sizes)).reshape(-1)
+                merged = self.fresh(int(np.prod(shape))).reshape(shape)
+                self._merged[key] = merged
+                self._split[merged.tobytes(), merged.shape] = factors
+                self.lines.append(Line(merged, tuple(factors), self.origin))
+            merged = self._merged[key]
+        merged = merged.reshape([sizes[k] if k in live else 1 for k in range(len(sizes))])
+        return np.broadcast_to(merged, tuple(sizes)).reshape(-1)
 
     def _adaptive(self, vectors: Sequence[Vector]) -> Free | None:
-        """A new free axis made of free ones that nobody sized; else a fixed one."""
+        """Returns a new free axis made of free ones that nobody sized; else a fixed one."""
         free = [v.root() for v in vectors if isinstance(v, Free)]
         if len(free) == len(vectors) and not any(v.requests or v.fixed or v.bound is not None for v in free):
             return Free()
@@ -233,7 +237,7 @@ class LabelAlgebra:
         return None
 
     def view(self, vectors: Sequence[Vector], old: Sequence[int], new: Sequence[int]) -> list[Vector]:
-        """The labels after a reshape from shape `old` to shape `new`.
+        """Returns the labels after a reshape from shape `old` to shape `new`.
 
         Both shapes are cut into the shortest blocks of equal size; inside a block every axis is split into the common
         factors and the new axes are merged from them.
@@ -277,7 +281,7 @@ def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], lis
 
 
 def _common_factors(old: Sequence[int], new: Sequence[int]) -> list[int] | None:
-    """The coarsest factors that both shapes are products of; None where there are none (6 as 2x3 and as 3x2)."""
+    """Returns the coarsest factors of both shapes; ``None`` where there are none (6 as 2x3 and as 3x2)."""
     borders = {int(n) for shape in (old, new) for n in np.cumprod([1, *reversed(shape)])}
     ordered = sorted(borders)
     if any(b % a for a, b in pairwise(ordered)):

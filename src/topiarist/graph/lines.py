@@ -1,12 +1,12 @@
 """Lines: from labels to units that can be removed in any combination.
 
-A view that splits an axis into rows and columns says ``whole[i, j] = rows[i] or columns[j]``: an entry is dead when its
-row or its column is. Unions and lines are solved together:
+A view that splits an axis into rows and columns says ``merged[i, j] = rows[i] or columns[j]``: an entry is dead when
+its row or its column is. Unions and lines are solved together:
 
 1. connected components of the unions make classes of labels;
 2. to a fixpoint: where all factors of an entry but one are pinned, the entry and that factor are one class; where an
    entry is pinned so are its factors, and the other way round;
-3. what is left is closed under union, so its minimal closed sets are the units: a dead factor kills its line, a fully
+3. what remains is closed under union, so its minimal closed sets are the units: a dead factor kills its line, a fully
    dead line explains itself, an unexplained dead entry kills its cheapest line. A closure that would empty an axis or
    reach the pinned class pins its seed.
 """
@@ -22,7 +22,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from topiarist.graph.closures import Rectangle, Unit, close_all, distinct
-from topiarist.graph.labels import LabelAlgebra, Labels, Line, Origin
+from topiarist.graph.labels import LabelAlgebra, Labels, Line
 
 Rectangles = Literal["both", "rows", "columns"]
 
@@ -56,32 +56,37 @@ class Units:
 
 
 def solve_lines(
-    algebra: LabelAlgebra, axes: Sequence[Labels], rectangles: Rectangles, deadline: float
+    algebra: LabelAlgebra,
+    axes: Sequence[Labels],
+    rectangles: Rectangles,
+    pins: Sequence[tuple[Labels, str]],
+    deadline: float,
 ) -> tuple[Classes, Units]:
     """Finds the units of a traced network.
 
     Args:
         algebra: its unions and lines.
         axes: the vectors that no unit may empty.
-        rectangles: whether units of a rectangle are whole rows, whole columns, or both kinds.
+        rectangles: whether units of a rectangle are rows, columns, or both kinds.
+        pins: labels that must be kept, and why.
         deadline: `time.monotonic` by which it must be done.
 
     Raises:
         TopiaristError: the deadline has passed.
     """
-    extra: list[tuple[Labels, Labels, int]] = []
+    extra = [(labels, np.zeros_like(labels), algebra.add_origin(reason)) for labels, reason in pins]
     while True:
         classes = _classes(algebra, extra, rectangles)
-        lines = [Rectangle(classes.of[line.whole], [classes.of[f] for f in line.factors]) for line in algebra.lines]
+        lines = [Rectangle(classes.of[line.merged], [classes.of[f] for f in line.factors]) for line in algebra.lines]
         lines = distinct(lines, classes.pinned)
         units, failed = close_all(lines, classes.pinned, deadline)
         if not failed:
             return classes, Units(units, _plain(classes, lines, axes))
-        algebra.origins.append(Origin("its removal would empty a whole axis or reach a pinned one", "", ""))
+        origin = algebra.add_origin("its removal would empty an axis or reach a pinned one")
         representative = np.zeros(classes.count, dtype=np.int64)
         representative[classes.of] = np.arange(algebra.count)
         seeds = representative[np.array(failed)]
-        extra.append((seeds, np.zeros_like(seeds), algebra.origin))
+        extra.append((seeds, np.zeros_like(seeds), origin))
 
 
 def _components(count: int, unions: Sequence[tuple[Labels, Labels, int]]) -> tuple[int, np.ndarray]:
@@ -90,8 +95,8 @@ def _components(count: int, unions: Sequence[tuple[Labels, Labels, int]]) -> tup
     a = np.concatenate([u[0] for u in unions])
     b = np.concatenate([u[1] for u in unions])
     graph = coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(count, count))
-    found, of = connected_components(graph, directed=False)
-    return int(found), of.astype(np.int64)
+    components, of = connected_components(graph, directed=False)
+    return int(components), of.astype(np.int64)
 
 
 def _classes(algebra: LabelAlgebra, extra: list[tuple[Labels, Labels, int]], rectangles: Rectangles) -> Classes:
@@ -123,29 +128,29 @@ def _restrict(
 
 
 def _consequences(line: Line, pinned: np.ndarray) -> Iterator[tuple[Labels, Labels, int]]:
-    """The unions that a line implies, given which labels are pinned."""
-    whole = line.whole
-    axes = [factor.reshape([-1 if q == k else 1 for q in range(whole.ndim)]) for k, factor in enumerate(line.factors)]
+    """Returns the unions that a line implies, given which labels are pinned."""
+    merged = line.merged
+    axes = [factor.reshape([-1 if q == k else 1 for q in range(merged.ndim)]) for k, factor in enumerate(line.factors)]
     alive = [~pinned[axis] for axis in axes]
-    live = np.zeros(whole.shape, dtype=np.int64)
+    live = np.zeros(merged.shape, dtype=np.int64)
     for part in alive:
         live = live + part
-    gone = pinned[whole]
-    never = (live == 0) & ~gone
+    dead = pinned[merged]
+    never = (live == 0) & ~dead
     if never.any():
-        yield whole[never], np.zeros(int(never.sum()), dtype=np.int64), line.origin
+        yield merged[never], np.zeros(int(never.sum()), dtype=np.int64), line.origin
     for axis, part in zip(axes, alive, strict=True):
-        spread = np.broadcast_to(axis, whole.shape)
+        spread = np.broadcast_to(axis, merged.shape)
         alone = (live == 1) & part
         if alone.any():
-            yield whole[alone], spread[alone], line.origin
-        stuck = gone & part
+            yield merged[alone], spread[alone], line.origin
+        stuck = dead & part
         if stuck.any():
             yield spread[stuck], np.zeros(int(stuck.sum()), dtype=np.int64), line.origin
 
 
 def _plain(classes: Classes, lines: Sequence[Rectangle], axes: Sequence[Labels]) -> np.ndarray:
-    """The classes that no line touches are units as they are."""
+    """Returns the classes that no line touches: they are units as they are."""
     used = np.zeros(classes.count, dtype=bool)
     for line in lines:
         used[line.classes] = True

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from topiarist.graph.calls import READS, kind_of, sizes_argument, tensors_in
+from topiarist.graph.calls import READS, kind_of, sized_call
+from topiarist.graph.inputs import Arguments, Keywords, tensors_in
 from topiarist.graph.labels import Free, Vector, labelled
 from topiarist.graph.sizes import Length, Size, holds_constant, sizes_of
 from topiarist.graph.tracer import Tracer
@@ -34,7 +35,7 @@ class Listener(TorchFunctionMode):
         self.tracer = tracer
         self.seen: dict[str, dict[int, Size]] = defaultdict(dict)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Arguments = (), kwargs: Keywords | None = None) -> Any:
         kwargs = kwargs or {}
         if func in READS:
             return self._shape(func, args, kwargs)
@@ -70,7 +71,7 @@ class Listener(TorchFunctionMode):
         return out
 
     def forgets(self, size: Size) -> None:
-        """A size was made a plain float: see `_sources`."""
+        """Notes that a size was made a plain float: see `_sources`."""
         self.seen[self.tracer.stack.top].setdefault(int(size), size)
 
     def _size(self, length: int, vector: Vector) -> int:
@@ -81,7 +82,7 @@ class Listener(TorchFunctionMode):
         return size
 
     def _sources(self, value: Any) -> tuple[Size, ...]:
-        """The sizes that a number comes from.
+        """Returns the sizes that a number comes from.
 
         Python forgets them in ``1.0 / C`` and ``math.sqrt(C)``: a float that is a power of a size which the running
         module has seen is taken to come from it. Where it does not, the shim holds a constant at its own value.
@@ -93,17 +94,17 @@ class Listener(TorchFunctionMode):
         if value in self.tracer.memory.floats[top]:
             return ()  # stored by the module, hence a constant
         near = [n for n in (value**-4, value**-2, 1 / value, value, value**2, value**4) if n < 1e9] if value > 0 else []
-        whole = {round(n) for n in near if n > 1.5 and abs(n - round(n)) <= 1e-9 * n}
-        mine = [self.seen[top][n] for n in whole if n in self.seen[top]]
-        return tuple(mine) or tuple(size for n in whole for size in self.tracer.memory.sizes.get((top, n), ()))
+        integers = {round(n) for n in near if n > 1.5 and abs(n - round(n)) <= 1e-9 * n}
+        mine = [self.seen[top][n] for n in integers if n in self.seen[top]]
+        return tuple(mine) or tuple(size for n in integers for size in self.tracer.memory.sizes.get((top, n), ()))
 
-    def _shape(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _shape(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
         tensor = args[0]
         plain = func(*args, **kwargs)
         vectors = self.tracer.vectors_of(tensor)
         number = self.tracer.stack.read()
         if fixed := {axis: int(n) for axis, n in _entries(plain, args, kwargs) if labelled(vectors[axis])}:
-            self.tracer.shapes_read[self.tracer.stack.top][number] = fixed
+            self.tracer.record.shapes_read[self.tracer.stack.top][number] = fixed
         for vector in vectors:
             if isinstance(vector, Free):  # what it will meet is not known yet, so the integer could not remember it
                 self.tracer.algebra.pin(vector, "its size is read where it was expanded from one position")
@@ -124,8 +125,8 @@ class Listener(TorchFunctionMode):
             total = self._size(length, vector) * total
         return total
 
-    def _note_number(self, kind: str | None, call: int, args: Any, kwargs: Any) -> None:
-        """A call that multiplies or divides by a number: remembered where it comes from a size."""
+    def _note_number(self, kind: str | None, call: int, args: Arguments, kwargs: Keywords) -> None:
+        """Notes a call that multiplies or divides by a number, where it comes from a size."""
         tracer, top = self.tracer, self.tracer.stack.top
         if kind == "scale":
             given = kwargs.get("scale", args[6] if len(args) > 6 else None)
@@ -139,58 +140,58 @@ class Listener(TorchFunctionMode):
         for scalar in scalars:
             sizes = self._sources(scalar)
             for size in sizes:
-                tracer.used_as_number(size.expression, int(size), correctable=not holds_constant(size.expression))
+                tracer.note_number(size.expression, int(size), correctable=not holds_constant(size.expression))
             if sizes:
-                tracer.numbers[top][call] = int(value) if isinstance(value, int) else float(value)
+                tracer.record.numbers[top][call] = int(value) if isinstance(value, int) else float(value)
 
     def _note_values(self, given: Any) -> None:
-        """Sizes handed to any other function are values that must stay."""
+        """Notes sizes handed to any other function: values that must be kept."""
         for value in _leaves(given):
             for size in self._sources(value):
-                self.tracer.used_as_number(size.expression, int(size), correctable=False)
+                self.tracer.note_number(size.expression, int(size), correctable=False)
 
-    def _note_sizes(self, func: Any, args: Any, kwargs: Any, out: Any, call: int) -> None:
+    def _note_sizes(self, func: Any, args: Arguments, kwargs: Keywords, out: Any, call: int) -> None:
         if len(args) > 1 and isinstance(args[1], torch.dtype):
             return
-        given, axis = sizes_argument(func, args, kwargs)
+        given, axis, _ = sized_call(func, args, kwargs)
         if func.__name__ == "pad":
             self._note_pads(given, out, call)
         elif isinstance(out, Tensor):
             vectors = self.tracer.vectors_of(out)
             for slot, value in enumerate(given):
-                self.tracer.asks(value, vectors[axis + slot], slot, call)
+                self.tracer.note_size(value, vectors[axis + slot], slot, call)
         else:
             parts = [self.tracer.vectors_of(part)[axis] for part in out]
             for slot, value in enumerate(given):
-                self.tracer.asks(value, parts[slot], slot, call)
+                self.tracer.note_size(value, parts[slot], slot, call)
 
-    def _note_squeeze(self, call: int, args: Any, kwargs: Any) -> None:
-        """Without a named axis, one that a cut leaves with a single position would vanish too."""
+    def _note_squeeze(self, call: int, args: Arguments, kwargs: Keywords) -> None:
+        """Notes a squeeze without a named axis: one that a cut leaves with a single position would vanish too."""
         if len(args) > 1 or kwargs.get("dim") is not None:
             return
         with torch._C.DisableTorchFunction():
             dims = tuple(d for d, n in enumerate(args[0].shape) if n == 1)
         vectors = [v for v in self.tracer.vectors_of(args[0]) if labelled(v)]
         if vectors:
-            self.tracer.squeezes[self.tracer.stack.top, call] = (dims, vectors)
+            self.tracer.record.squeezes[self.tracer.stack.top, call] = (dims, vectors)
 
     def _note_pads(self, given: Sequence[int], out: Tensor, call: int) -> None:
         vectors = self.tracer.vectors_of(out)
         for slot, amount in enumerate(given):
             vector = vectors[out.ndim - 1 - slot // 2]
             if labelled(vector) and amount > 0:
-                self.tracer.asks(amount, vector[:amount] if slot % 2 == 0 else vector[-amount:], slot, call)
+                self.tracer.note_size(amount, vector[:amount] if slot % 2 == 0 else vector[-amount:], slot, call)
 
 
-def _entries(plain: Any, args: Any, kwargs: Any) -> list[tuple[int, int]]:
-    """The axes that a program reads, with their lengths."""
+def _entries(plain: Any, args: Arguments, kwargs: Keywords) -> list[tuple[int, int]]:
+    """Returns the axes that a program reads, with their lengths."""
     if isinstance(plain, int):
         return [((args[1] if len(args) > 1 else kwargs["dim"]) % args[0].ndim, plain)]
     return list(enumerate(plain))
 
 
 def _leaves(value: Any) -> list[Any]:
-    """The entries of a nested argument."""
+    """Returns the entries of a nested argument."""
     if isinstance(value, dict):
         return [leaf for entry in value.values() for leaf in _leaves(entry)]
     if isinstance(value, (tuple, list)):
@@ -199,12 +200,12 @@ def _leaves(value: Any) -> list[Any]:
 
 
 def _spatial(name: str) -> bool:
-    """Calls whose integers are kernels, strides and axes, or whose sizes a rule asks for itself."""
+    """Returns whether a call's integers are kernels, strides and axes, or sizes that a rule asks for itself."""
     return any(part in name for part in ("conv", "pool", "norm", "interpolate", "fold", "permute", "transpose"))
 
 
-def _call_sizes(name: str, args: Any, kwargs: Any) -> list[Any]:
-    """The integers that a rule will ask for below: groups of a convolution or a norm, shapes, borders of slices."""
+def _call_sizes(name: str, args: Arguments, kwargs: Keywords) -> list[Any]:
+    """Returns the integers that a rule will ask for: groups of a convolution or a norm, shapes, borders."""
     if "conv" in name:
         return [kwargs.get("groups", args[6] if len(args) > 6 else 1)]
     if name == "group_norm":

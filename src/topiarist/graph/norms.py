@@ -44,23 +44,23 @@ class Norms:
         self._uses: Counter[str] = Counter()
 
     def read(self, tensors: Iterable[Tensor], names: Iterable[str] = ()) -> None:
-        """An operator, or whoever runs the network, reads tensors, among them the model's own of these names."""
+        """Notes that an operator, or the caller, reads tensors, among them the model's own of these names."""
         for tensor in tensors:
             if tensor in self._outputs:
                 self._outputs[tensor].readers += 1
         self._uses.update(names)
 
     def layer(self, output: Tensor, weight: str, bias: str | None) -> None:
-        """The product of a whole weight of the model, and perhaps a bias."""
+        """Notes the product of an entire weight of the model, and perhaps a bias."""
         self._outputs[output] = _Output(weight, bias)
 
     def norm(self, x: Tensor, scale: str | None, mean: str | None, variance: str | None, eps: float) -> None:
-        """A batch norm."""
+        """Notes a batch norm."""
         layer = self._outputs.get(x)
         if layer and scale and mean and variance:
             self._seen.append((layer, Normed(layer.weight, layer.bias, scale, mean, variance, eps)))
 
-    def found(self) -> tuple[Normed, ...]:
-        """The pairs of which nothing else reads the output in between, or any of the tensors."""
+    def normed(self) -> tuple[Normed, ...]:
+        """Returns the pairs of which nothing else reads the output in between, or any of the tensors."""
         alone = [normed for layer, normed in self._seen if layer.readers == 1]
         return tuple(normed for normed in alone if all(self._uses[name] == 1 for name in normed[:-1] if name))

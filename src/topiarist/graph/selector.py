@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
 
-NAME = "selector"
+SELECTOR = "selector"
 """What a selector is called within the norm that it follows."""
 NORM = nn.modules.batchnorm._BatchNorm
 """What a selector can follow."""
@@ -20,10 +20,10 @@ NORM = nn.modules.batchnorm._BatchNorm
 class ChannelSelector(nn.Module):
     """Passes on some channels of its input: ``y[:, k] = x[:, indices[k]]``, with ``indices`` ascending.
 
-    It is declared, not found: before a cut it passes on all channels and changes nothing.
+    It is declared: before a cut it passes on all channels and changes nothing.
 
     Args:
-        channels: of the input, which stays that wide.
+        channels: of the input, which keeps its width.
         device: of the indices.
 
     Attributes:
@@ -40,23 +40,23 @@ class ChannelSelector(nn.Module):
         self.register_buffer("indices", torch.arange(channels, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, channels, …)`` to ``(N, kept, …)``."""
+        """Maps ``(N, channels, …)`` to ``(N, kept, …)``."""
         if not ChannelSelector.exposed and len(self.indices) == self.channels:
             return x
         return x.index_select(1, self.indices)
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """Returns what `print` shows."""
         return f"{len(self.indices)} of {self.channels}"
 
 
 def _selected(norm: nn.Module, args: Any, output: Tensor) -> Tensor:
-    """The hook of a norm with a selector; a plain function, so that the norm can be copied and pickled."""
-    selector: ChannelSelector = norm.get_submodule(NAME)  # type: ignore[assignment]
+    """Applies a norm's selector, as a hook; a plain function, so that the norm can be copied and pickled."""
+    selector: ChannelSelector = norm.get_submodule(SELECTOR)  # type: ignore[assignment]
     return selector(output)
 
 
-def declare(model: nn.Module, norms: Collection[str]) -> None:
+def declare_selectors(model: nn.Module, norms: Collection[str]) -> None:
     """Lets a selector follow each of these norms, in place; those that have one keep it.
 
     Raises:
@@ -69,25 +69,27 @@ def declare(model: nn.Module, norms: Collection[str]) -> None:
             what = "no such module" if norm is None else f"a {type(norm).__name__}"
             raise TopiaristError(f"a channel selector follows a batch norm, but {name!r} is {what} in this model")
         if not has_selector(norm):
-            if hasattr(norm, NAME):
-                raise TopiaristError(f"the norm {name!r} has a {NAME!r} of its own; rename it to declare a selector")
+            if hasattr(norm, SELECTOR):
+                raise TopiaristError(
+                    f"the norm {name!r} has a {SELECTOR!r} of its own; rename it to declare a selector"
+                )
             device = next((t.device for t in [*norm.parameters(), *norm.buffers()]), None)
-            norm.add_module(NAME, ChannelSelector(norm.num_features, device))
+            norm.add_module(SELECTOR, ChannelSelector(norm.num_features, device))
             norm.register_forward_hook(_selected)
 
 
 def is_norm(module: nn.Module | None) -> TypeGuard[nn.modules.batchnorm._BatchNorm]:
-    """Whether a selector can follow a module."""
+    """Returns whether a selector can follow a module."""
     return isinstance(module, NORM)
 
 
 def has_selector(module: nn.Module) -> bool:
-    """Whether a selector follows a module."""
-    return isinstance(getattr(module, NAME, None), ChannelSelector)
+    """Returns whether a selector follows a module."""
+    return isinstance(getattr(module, SELECTOR, None), ChannelSelector)
 
 
 @contextmanager
-def exposed() -> Iterator[None]:
+def selectors_exposed() -> Iterator[None]:
     """Selectors show that they select, for as long as the context lasts."""
     before, ChannelSelector.exposed = ChannelSelector.exposed, True
     try:

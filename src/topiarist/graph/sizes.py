@@ -85,21 +85,17 @@ class Size(int):
 
     expression: Expression
     on_number: Callable[[Size], None] | None = None
-    """Told whenever a size is made a plain float."""
+    """Called whenever a size is made a plain float."""
 
     def __new__(cls, value: int, expression: Expression) -> Size:
-        """An int with its expression."""
+        """Makes an int with its expression."""
         size = super().__new__(cls, value)
         size.expression = expression
         return size
 
     def __reduce__(self) -> tuple[type[int], tuple[int]]:
-        """Pickles as a plain int."""
+        """Copies and pickles as a plain int."""
         return int, (int(self),)
-
-    def __deepcopy__(self, memo: object) -> int:
-        """Copies as a plain int."""
-        return int(self)
 
 
 class Number(float):
@@ -108,22 +104,18 @@ class Number(float):
     sizes: tuple[Size, ...]
 
     def __new__(cls, value: float, sizes: tuple[Size, ...]) -> Number:
-        """A float with the sizes in it."""
+        """Makes a float with the sizes in it."""
         number = super().__new__(cls, value)
         number.sizes = sizes
         return number
 
     def __reduce__(self) -> tuple[type[float], tuple[float]]:
-        """Pickles as a plain float."""
+        """Copies and pickles as a plain float."""
         return float, (float(self),)
-
-    def __deepcopy__(self, memo: object) -> float:
-        """Copies as a plain float."""
-        return float(self)
 
 
 def sizes_of(value: Any) -> tuple[Size, ...]:
-    """The sizes that a number was computed from."""
+    """Returns the sizes that a number was computed from."""
     return (value,) if isinstance(value, Size) else value.sizes if isinstance(value, Number) else ()
 
 
@@ -144,7 +136,7 @@ def _arithmetic(name: str, reflected: bool) -> Callable[[Size, Any], Any]:
 
 
 def _as_number(kind: type[int] | type[float], name: str) -> Callable[..., Any]:
-    """Arithmetic whose result is no longer a size."""
+    """Returns arithmetic whose result is no longer a size."""
 
     def method(self: Any, *others: Any) -> Any:
         operands = [int(o) if isinstance(o, Size) else float(o) if isinstance(o, Number) else o for o in others]
@@ -159,7 +151,7 @@ def _as_number(kind: type[int] | type[float], name: str) -> Callable[..., Any]:
 
 
 def _as_float(self: Size) -> float:
-    """``float(size)`` and ``math.sqrt(size)`` forget where they came from, so the tracer is told."""
+    """Reports ``float(size)`` and ``math.sqrt(size)``, whose results forget where they came from."""
     if Size.on_number is not None:
         Size.on_number(self)
     return float(int(self))
@@ -178,12 +170,12 @@ Size.__float__ = _as_float  # type: ignore[assignment, method-assign]
 
 
 def expression_of(value: int) -> Expression:
-    """How a value was computed; a plain integer is a constant."""
+    """Returns how a value was computed; a plain integer is a constant."""
     return value.expression if isinstance(value, Size) else int(value)
 
 
 def leaves(expression: Expression) -> Iterator[Attribute | Length]:
-    """The unknowns of an expression."""
+    """Returns the unknowns of an expression."""
     if isinstance(expression, Term):
         yield from leaves(expression.left)
         yield from leaves(expression.right)
@@ -192,7 +184,7 @@ def leaves(expression: Expression) -> Iterator[Attribute | Length]:
 
 
 def holds_constant(expression: Expression) -> bool:
-    """Whether a constant is multiplied in, which may be the size of the batch."""
+    """Returns whether a constant is multiplied in, which may be the size of the batch."""
     if not isinstance(expression, Term):
         return False
     sides = (expression.left, expression.right)
@@ -203,7 +195,7 @@ def holds_constant(expression: Expression) -> bool:
 def evaluate(
     expression: Expression, attributes: Callable[[Attribute], int], read: Callable[[Length], int]
 ) -> int | None:
-    """Value of an expression after a cut; None where it divides by zero."""
+    """Returns the value of an expression after a cut; ``None`` where it divides by zero."""
     if isinstance(expression, Attribute):
         return attributes(expression)
     if isinstance(expression, Length):
@@ -262,9 +254,9 @@ def solve(
                 values[unknown] = traced[unknown]
                 break
             # the smallest one divides without a rest where several do
-            found = next((n for n in range(1, traced[unknown]) if trial(n)), None)
-            if found is not None:
-                values[unknown] = found
+            smallest = next((n for n in range(1, traced[unknown]) if trial(n)), None)
+            if smallest is not None:
+                values[unknown] = smallest
                 break
     violated = [e for e in firm if evaluate(e.expression, value_of, read) != target(e)]
     return {a: v for a, v in values.items() if v != traced[a]}, violated
@@ -312,7 +304,7 @@ class remembering:  # noqa: N801  (reads as a verb in `with remembering(model):`
 
 
 def _forgotten(value: Any) -> Any:
-    """A value without memory; other values as they are."""
+    """Returns a value without memory; other values as they are."""
     if isinstance(value, Size):
         return int(value)
     if isinstance(value, Number):
@@ -322,29 +314,23 @@ def _forgotten(value: Any) -> Any:
     return value
 
 
-def assign(model: nn.Module, values: Mapping[Attribute, int]) -> None:
+def assign_attributes(model: nn.Module, values: Mapping[Attribute, int]) -> None:
     """Writes solved attributes into a model."""
     modules = dict(model.named_modules())
-    for attribute, value in values.items():
-        module = modules.get(attribute.module)
-        held = None if module is None else module.__dict__.get(attribute.name)
-        entry = attribute.entry
-        if entry is not None:
-            held = held[entry] if isinstance(held, (tuple, list)) and entry < len(held) else None
-        if module is None or type(held) is not int:
+    for (owner, name, entry), value in values.items():
+        held = modules[owner].__dict__.get(name) if owner in modules else None
+        entries = [held] if entry is None else list(held) if isinstance(held, (tuple, list)) else []
+        place = entry or 0
+        if place >= len(entries) or type(entries[place]) is not int:
             raise TopiaristError(
-                f"the model has no integer {attribute.name!r} in {attribute.module or 'itself'}; it is not the model "
-                "that was pruned"
+                f"the model has no integer {name!r} in {owner or 'itself'}; it is not the model that was pruned"
             )
-        if attribute.entry is None:
-            module.__dict__[attribute.name] = value
-        else:
-            old = module.__dict__[attribute.name]
-            entries = list(old)
-            entries[attribute.entry] = value
-            module.__dict__[attribute.name] = type(old)(entries)
+        entries[place] = value
+        modules[owner].__dict__[name] = (
+            value if entry is None else tuple(entries) if isinstance(held, tuple) else entries
+        )
 
 
 def kept_length(dead: np.ndarray, classes: np.ndarray) -> int:
-    """How many positions of an axis survive, given which label classes are dead."""
+    """Returns how many positions of an axis are kept, given which label classes are dead."""
     return int(len(classes) - dead[classes].sum())

@@ -20,10 +20,9 @@ from topiarist.graph.calls import Ratio
 from topiarist.graph.groups import Group, Keep, Pinned
 from topiarist.graph.labels import Labels, Vector, labelled
 from topiarist.graph.lines import Classes, Rectangles
-from topiarist.graph.selector import NAME as SELECTOR
-from topiarist.graph.selector import NORM, ChannelSelector
+from topiarist.graph.record import Contraction, Record
+from topiarist.graph.selector import NORM, SELECTOR, ChannelSelector
 from topiarist.graph.sizes import Attribute, Equation, Length, Term, evaluate, kept_length, leaves, solve
-from topiarist.graph.tracer import Contraction, Tracer
 
 
 class Correction(NamedTuple):
@@ -44,7 +43,7 @@ class Solution:
     """What a graph knows beyond its groups.
 
     Attributes:
-        trace: the records of the run.
+        record: what the run showed.
         rectangles: which units of a rectangle are offered.
         classes: solved labels.
         membership: classes × units: which units hold a class.
@@ -53,7 +52,7 @@ class Solution:
         deceived: modules that read shapes as they were traced, since they could not compute with smaller ones.
     """
 
-    trace: Tracer
+    record: Record
     rectangles: Rectangles = "both"
     classes: Classes = field(default_factory=lambda: Classes(np.zeros(1, dtype=np.int64), 0, 1, []), repr=False)
     membership: csr_matrix = field(default_factory=lambda: csr_matrix((1, 0)), repr=False)
@@ -63,17 +62,17 @@ class Solution:
 
     @property
     def contractions(self) -> Sequence[Contraction]:
-        """The products of the network, for its costs."""
-        return self.trace.contractions
+        """Returns the products of the network, for its costs."""
+        return self.record.contractions
 
     @property
     def selectors(self) -> list[str]:
-        """Names of the norms that a channel selector follows."""
-        found = [name.rpartition(".") for name, kind in self.trace.types.items() if issubclass(kind, ChannelSelector)]
-        return [norm for norm, _, last in found if last == SELECTOR and issubclass(self.trace.types[norm], NORM)]
+        """Returns the names of the norms that a channel selector follows."""
+        names = [name.rpartition(".") for name, kind in self.record.types.items() if issubclass(kind, ChannelSelector)]
+        return [norm for norm, _, last in names if last == SELECTOR and issubclass(self.record.types[norm], NORM)]
 
     def dead(self, keep: Keep) -> np.ndarray:
-        """Bool over classes: True where any unit that holds the class is removed."""
+        """Returns bool over classes: True where any unit that holds the class is removed."""
         units = np.zeros(self.membership.shape[1], dtype=np.int64)
         for name, first in self.first.items():
             mask = keep.get(name)
@@ -82,63 +81,63 @@ class Solution:
         return np.asarray(self.membership @ units > 0)
 
     def kept(self, vector: Vector, dead: np.ndarray) -> Tensor | None:
-        """Indices that survive on an axis; None where all do."""
+        """Returns the indices that are kept on an axis; ``None`` where all are."""
         if not labelled(vector):
             return None
-        gone = dead[self.classes.of[vector]]
-        return torch.from_numpy(np.flatnonzero(~gone)) if gone.any() else None
+        removed = dead[self.classes.of[vector]]
+        return torch.from_numpy(np.flatnonzero(~removed)) if removed.any() else None
 
-    def survivors(self, dead: np.ndarray) -> dict[str, dict[int, Tensor]]:
-        """Tensor name → axis → kept indices, for every parameter and buffer that loses something."""
-        found: dict[str, dict[int, Tensor]] = {}
-        for name, axis, labels in self.trace.sources:
+    def kept_of_tensors(self, dead: np.ndarray) -> dict[str, dict[int, Tensor]]:
+        """Returns tensor name → axis → kept indices, for every parameter and buffer that loses something."""
+        tensors: dict[str, dict[int, Tensor]] = {}
+        for name, axis, labels in self.record.sources:
             kept = self.kept(labels, dead)
             if kept is not None:
                 if not len(kept):
                     raise TopiaristError(f"this keep would empty axis {axis} of {name}; keep more units of its groups")
-                found.setdefault(name, {})[axis] = kept
-        return found
+                tensors.setdefault(name, {})[axis] = kept
+        return tensors
 
     # sizes
 
     def length(self, dead: np.ndarray, vector: int) -> int:
-        """Kept length of a vector, by its index in the trace."""
-        return kept_length(dead, self.classes.of[self.trace.vectors[vector]])
+        """Returns the kept length of a vector, by its index in the record."""
+        return kept_length(dead, self.classes.of[self.record.vectors[vector]])
 
     def sizes(self, dead: np.ndarray) -> tuple[dict[Attribute, int], list[Equation]]:
-        """The attributes' new values, and the equations that neither they nor shims can satisfy."""
-        firm = [e for e in self.trace.equations if not self.correctable(e)]
-        soft = [e for e in self.trace.equations if self.correctable(e) and not e.number]
+        """Returns the attributes' new values, and the equations that neither they nor shims can satisfy."""
+        firm = [e for e in self.record.equations if not self.correctable(e)]
+        soft = [e for e in self.record.equations if self.correctable(e) and not e.number]
         read = partial(self._read, dead)
-        return solve(firm, soft, lambda vector: self.length(dead, vector), read, self.trace.memory.traced)
+        return solve(firm, soft, lambda vector: self.length(dead, vector), read, self.record.attributes)
 
     def _read(self, dead: np.ndarray, length: Length) -> int:
-        """What the program reads as the length of an axis after a cut."""
+        """Returns what the program reads as the length of an axis after a cut."""
         if length.reader in self.deceived:
-            return len(self.trace.vectors[length.vector])
+            return len(self.record.vectors[length.vector])
         return self.length(dead, length.vector)
 
     def deceivable(self, e: Equation) -> bool:
-        """Whether the module that asks could read all its shapes as traced, and shims see to all that follows."""
+        """Returns whether the module that asks could read all shapes as traced, and shims correct what follows."""
         reading = [
             other
-            for other in self.trace.equations
+            for other in self.record.equations
             if any(isinstance(leaf, Length) and leaf.reader == e.module for leaf in leaves(other.expression))
         ]
         return e.number and e.module not in self.deceived and all(self.correctable(other) for other in (e, *reading))
 
     def correctable(self, e: Equation) -> bool:
-        """Whether a shim can see to an equation: it knows the call, and the module's calls can be counted."""
-        if e.module in self.trace.unsteady:
+        """Returns whether a shim can correct it: the call is known, and the module's calls can be counted."""
+        if e.module in self.record.unsteady:
             return False
-        return bool(self.trace.numbers.get(e.module)) if e.number else e.site is not None
+        return bool(self.record.numbers.get(e.module)) if e.number else e.site is not None
 
     def corrections(self, dead: np.ndarray) -> dict[str, Correction]:
-        """What shims must put right after a cut, by module: what the attributes do not."""
+        """Returns what shims must put right after a cut, by module: what the attributes do not."""
         solved, _ = self.sizes(dead)
         sizes: dict[str, dict[int, dict[int, Ratio]]] = {}
         frozen: set[str] = set()
-        for e in self.trace.equations:
+        for e in self.record.equations:
             if not self.correctable(e):
                 continue
             right = e.value if e.wanted is None else self.length(dead, e.wanted)
@@ -150,41 +149,41 @@ class Solution:
             elif e.site is not None and asked is not None:
                 sizes.setdefault(e.site.module, {}).setdefault(e.site.call, {})[e.site.slot] = Ratio(right, asked)
         squeezed: dict[str, dict[int, tuple[int, ...]]] = {}
-        for (module, call), (dims, vectors) in self.trace.squeezes.items():
+        for (module, call), (dims, vectors) in self.record.squeezes.items():
             if any(kept_length(dead, self.classes.of[vector]) == 1 for vector in vectors):
                 squeezed.setdefault(module, {})[call] = dims
-        found: dict[str, Correction] = {}
+        corrections: dict[str, Correction] = {}
         # Where a module reads what has not changed, there is nothing to deceive it about.
-        reads = {module: self.trace.shapes_read[module] for module in self.deceived if self._shrinks(module, dead)}
+        reads = {module: self.record.shapes_read[module] for module in self.deceived if self._shrinks(module, dead)}
         for module in sorted({*sizes, *frozen, *squeezed, *reads}):
             calls = sizes.get(module, {})
-            found[module] = Correction(
+            corrections[module] = Correction(
                 {n: tuple(slots.get(k) for k in range(max(slots) + 1)) for n, slots in calls.items()},
-                dict(self.trace.numbers[module]) if module in frozen else {},
+                dict(self.record.numbers[module]) if module in frozen else {},
                 squeezed.get(module, {}),
                 reads.get(module, {}),
             )
-        return found
+        return corrections
 
     def _shrinks(self, module: str, dead: np.ndarray) -> bool:
-        """Whether a cut changes what a module would read."""
-        read = {leaf for e in self.trace.equations for leaf in leaves(e.expression) if isinstance(leaf, Length)}
+        """Returns whether a cut changes what a module would read."""
+        read = {leaf for e in self.record.equations for leaf in leaves(e.expression) if isinstance(leaf, Length)}
         mine = [leaf.vector for leaf in read if leaf.reader == module]
-        return any(self.length(dead, vector) != len(self.trace.vectors[vector]) for vector in mine)
+        return any(self.length(dead, vector) != len(self.record.vectors[vector]) for vector in mine)
 
     def impossible(self, dead: np.ndarray) -> list[Equation]:
-        """The sizes that the program cannot even compute after a cut, or computes as 0 to scale by it."""
+        """Returns the sizes that cannot be computed after a cut, or are computed as 0 to scale by them."""
         solved, _ = self.sizes(dead)
-        values = [(e, self._asked(e, solved, dead)) for e in self.trace.equations if isinstance(e.expression, Term)]
+        values = [(e, self._asked(e, solved, dead)) for e in self.record.equations if isinstance(e.expression, Term)]
         return [e for e, value in values if value is None or (e.number and value == 0)]
 
     def _asked(self, e: Equation, solved: Mapping[Attribute, int], dead: np.ndarray) -> int | None:
-        """What the program will compute after a cut; None where it would divide by zero."""
-        traced = self.trace.memory.traced
+        """Returns what the program will compute after a cut; None where it would divide by zero."""
+        traced = self.record.attributes
         return evaluate(e.expression, lambda a: solved.get(a, traced[a]), partial(self._read, dead))
 
     def vectors_in(self, equation: Equation) -> list[Labels]:
-        """The vectors that an equation speaks of, also through the attributes that it shares with others."""
+        """Returns the vectors that an equation speaks of, also by attributes that it shares with others."""
         indices = set() if equation.wanted is None else {equation.wanted}
         attributes = set()
         for leaf in leaves(equation.expression):
@@ -192,17 +191,17 @@ class Solution:
                 attributes.add(leaf)
             else:
                 indices.add(leaf.vector)
-        for other in self.trace.equations:
+        for other in self.record.equations:
             if other.wanted is not None and attributes.intersection(leaves(other.expression)):
                 indices.add(other.wanted)
-        return [self.trace.vectors[k] for k in sorted(indices)]
+        return [self.record.vectors[k] for k in sorted(indices)]
 
     # reasons
 
     @cached_property
     def _chain(self) -> np.ndarray:
-        """For every label the one before it on a shortest chain of unions from label 0; negative: none."""
-        unions, count = self.classes.unions, self.trace.algebra.count
+        """Returns for every label the one before it on a shortest chain of unions from label 0; negative: none."""
+        unions, count = self.classes.unions, self.record.algebra.count
         a = np.concatenate([u[0] for u in unions] or [np.empty(0, dtype=np.int64)])
         b = np.concatenate([u[1] for u in unions] or [np.empty(0, dtype=np.int64)])
         graph = coo_matrix((np.ones(2 * len(a), np.int8), (np.r_[a, b], np.r_[b, a])), shape=(count, count)).tocsr()
@@ -211,66 +210,63 @@ class Solution:
 
     @cached_property
     def _reasons(self) -> dict[int, int]:
-        """Origin of the pin, for every label that was pinned directly."""
-        found: dict[int, int] = {}
+        """Returns the origin of the pin, for every label that was pinned directly."""
+        origins: dict[int, int] = {}
         for a, b, origin in self.classes.unions:
             if not b.any():
                 for label in np.unique(a).tolist():
-                    found.setdefault(label, origin)
-        return found
+                    origins.setdefault(label, origin)
+        return origins
 
     def _walk(self, label: int) -> list[int]:
-        """The chain from a label to label 0."""
+        """Returns the chain from a label to label 0."""
         chain = [label]
         while self._chain[chain[-1]] >= 0:
             chain.append(int(self._chain[chain[-1]]))
         return chain
 
     def reason(self, labels: Labels) -> str:
-        """Why an axis stays, in a few words."""
+        """Returns why an axis is pinned, in a few words."""
         stuck = labels[self.classes.of[labels] == self.classes.pinned]
         if not len(stuck):
             return "its positions do not form two or more units that could be removed apart"
         chain = self._walk(int(stuck[0]))
-        origin = self.trace.algebra.origins[self._reasons.get(chain[-2], 0)] if len(chain) > 1 else None
+        origin = self.record.algebra.origins[self._reasons.get(chain[-2], 0)] if len(chain) > 1 else None
         if origin is None or not origin.what:
-            return "tied to an axis that stays"
+            return "tied to an axis that is pinned"
         where = ", ".join(part for part in (origin.module and f"in {origin.module}", origin.line) if part)
         return f"{origin.what} ({where})" if where else origin.what
 
     def pinned(self, groups: Sequence[Group]) -> tuple[Pinned, ...]:
-        """Every axis that no unit of the groups sits on, with the reason."""
+        """Returns every axis that no unit of the groups sits on, with the reason."""
         free = {(part.tensor, part.axis) for group in groups for part in group.slices}
-        if any(axis is None for _, axis in free):
-            return ()  # one unit per weight: nothing else competes
         return tuple(
             Pinned(name, axis, self.reason(labels))
-            for name, axis, labels in self.trace.sources
+            for name, axis, labels in self.record.sources
             if (name, axis) not in free
         )
 
     def why(self, tensor: str, axis: int) -> str:
-        """The chain of unions from an axis to what pins it, one step a line."""
-        found = {(name, dim): labels for name, dim, labels in self.trace.sources}
-        if (tensor, axis) not in found:
-            near = get_close_matches(tensor, self.trace.shapes, n=3)
+        """Returns the chain of unions from an axis to what pins it, one step a line."""
+        labels = self.record.axis(tensor, axis)
+        if labels is None:
+            near = get_close_matches(tensor, self.record.shapes, n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else "`inspect` lists the names"
             raise TopiaristError(
                 f"there is no axis {axis} of more than one position in a tensor named {tensor!r}: {hint}"
             )
-        labels = found[tensor, axis]
         stuck = labels[self.classes.of[labels] == self.classes.pinned]
         if not len(stuck):
             return f"axis {axis} of {tensor} is not pinned"
-        names = {int(label): f"{name} axis {dim}" for name, dim, source in self.trace.sources for label in source}
+        names = {int(label): f"{name} axis {dim}" for name, dim, source in self.record.sources for label in source}
         chain = self._walk(int(stuck[0]))
         edges = {}
         for a, b, origin in self.classes.unions:
             edges.update({frozenset(pair): origin for pair in zip(a.tolist(), b.tolist(), strict=True)})
         steps = [f"axis {axis} of {tensor}"]
         for here, there in pairwise(chain):
-            step = self.trace.algebra.origins[edges.get(frozenset((here, there)), 0)]
+            step = self.record.algebra.origins[edges.get(frozenset((here, there)), 0)]
             where = " ".join(part for part in (step.module and f"in {step.module}", step.line) if part)
-            target = "must stay" if there == 0 else f"goes with {names.get(there, 'an activation')}"
+            target = "must stay" if there == 0 else f"tied to {names.get(there, 'an activation')}"
             steps.append(f"  {target}: {step.what}{f' ({where})' if where else ''}")
         return "\n".join(steps)

@@ -27,7 +27,7 @@ def of(*architectures: Architecture) -> WidthPattern | KernelPattern:
         TopiaristError: there is none, or they are not of one kind.
     """
     known = [each for each in architectures if isinstance(each, Architecture)]
-    sparse = any(group.of_weights for architecture in known for group in architecture.groups)
+    sparse = any(group.kind == "weight" for architecture in known for group in architecture.groups)
     return KernelPattern.of(*architectures) if sparse else WidthPattern.of(*architectures)
 
 

@@ -190,7 +190,7 @@ def _check(stage: object, size: object, kept: object) -> None:
 
 
 def _check_weights(group: Group) -> None:
-    if not group.of_weights:
+    if group.kind != "weight":
         raise TopiaristError(
             f"the units of {group.name!r} are no single weights: take the architecture of a method that removes these, "
             "such as magnitude, or a WidthPattern for channels"

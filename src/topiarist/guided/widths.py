@@ -108,7 +108,7 @@ class WidthPattern(Pattern):
 
 
 def _check(group: Group) -> None:
-    if not group.of_positions:
+    if group.kind != "structure":
         raise TopiaristError(
             f"the units of {group.name!r} are no channels, neurons or heads: take the graph or the architecture of a "
             "method that cuts these, or a KernelPattern for single weights"

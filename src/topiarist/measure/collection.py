@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, check_finite, run
+from topiarist.graph import Graph, call_model, check_finite
 from topiarist.measure.batches import batch_size, device_of, inputs_and_target, mode, to_device
 from topiarist.measure.evaluation import Loss, cross_entropy
 from topiarist.measure.processes import batches_of_rank, rank_and_world_size, sum_over_processes
@@ -191,7 +191,7 @@ def _measure(
                 handles.callback(handle.remove)
         for batch, counts in batches:
             inputs, target = inputs_and_target(batch)
-            output = run(model, to_device(inputs, device))
+            output = call_model(model, to_device(inputs, device))
             seen += 1
             if backward:
                 if target is None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from topiarist.data import Data, Split
 from topiarist.errors import TopiaristError
 from topiarist.files import one_line
-from topiarist.graph import run, tensors_in
+from topiarist.graph import call_model, tensors_in
 from topiarist.measure.batches import device_of, inputs_and_target, mode, to_device
 
 Loss = Callable[[Any, Any], Tensor]
@@ -72,7 +72,7 @@ def evaluate_batches(model: nn.Module, batches: Iterable[Any]) -> Evaluation:
             inputs, target = inputs_and_target(batch)
             if target is None:
                 raise TopiaristError("an evaluation needs targets: pass batches as pairs (inputs, target)")
-            output, target = run(model, to_device(inputs, device)), to_device(target, device)
+            output, target = call_model(model, to_device(inputs, device)), to_device(target, device)
             right = (class_scores(output).argmax(1) == target).sum()
             results.append((cross_entropy(output, target), right, len(target), target.numel()))
     loss, hits, seen = 0.0, 0.0, 0

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from topiarist.graph import run
+from topiarist.graph import call_model
 from topiarist.measure.batches import device_of, mode
 
 
@@ -30,7 +30,7 @@ def latency(model: nn.Module, example_inputs: Any, *, repeats: int = 20, warmup:
         with mode(model, training=False), torch.inference_mode():
             for _ in range(warmup + repeats):
                 begin = time.perf_counter()
-                run(model, example_inputs)
+                call_model(model, example_inputs)
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 times.append(time.perf_counter() - begin)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from topiarist.graph import Graph, Keep, run
+from topiarist.graph import Graph, Keep, call_model
 from topiarist.measure import Layer, mode, watching
 from topiarist.methods._readers import Drawn, Places, output_at
 
@@ -61,12 +61,7 @@ def readings(
 
 def alive(graph: Graph, keep: Keep, tensor: str, axis: int) -> Tensor:
     """Bool ``(positions,)``: what stays on an axis of a tensor."""
-    stays = torch.ones(graph.shapes[tensor][axis], dtype=torch.bool)
-    for group in graph.groups:
-        for part in group.slices:
-            if (part.tensor, part.axis) == (tensor, axis):
-                stays[part.positions[~keep[group.name].cpu()].flatten()] = False
-    return stays
+    return graph.kept(keep).get((tensor, axis), torch.ones(graph.shapes[tensor][axis], dtype=torch.bool))
 
 
 @dataclass(eq=False)
@@ -96,7 +91,7 @@ def _calls(model: nn.Module, names: Sequence[str], places: Places, inputs: Any) 
 
     layers = [(name, model.get_submodule(name)) for name in names]
     with watching(layers, see), mode(model, training=False), torch.no_grad(), sums:
-        run(model, inputs)
+        call_model(model, inputs)
     for call in found:
         if call.added is None:
             call.scale = torch.ones_like(call.scale)

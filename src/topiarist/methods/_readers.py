@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, Group, Slice, run
+from topiarist.graph import Graph, Group, Slice, call_model
 from topiarist.measure import (
     Layer,
     Stats,
@@ -69,7 +69,7 @@ def grams(graph: Graph, stats: Stats, places: Places) -> dict[str, Tensor]:
     layers = [(name, model.get_submodule(name)) for name in names]
     with watching(layers, sums.see), mode(model, training=False), torch.no_grad():
         for inputs in places.batches(batches, model) if names else ():
-            run(model, inputs)
+            call_model(model, inputs)
     return sums.answer() or _refuse()
 
 

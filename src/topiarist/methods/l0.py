@@ -139,7 +139,7 @@ class L0(Method):
         """The weights that each gate multiplies, among those that are free to be multiplied."""
         scaled = Scaled({}, {}, 0)
         for group in graph.groups:
-            add = scaled.with_weights if group.of_weights else scaled.with_units
+            add = scaled.with_weights if group.kind == "weight" else scaled.with_units
             scaled = add(graph, group, free)
         if not scaled.total:
             raise TopiaristError(

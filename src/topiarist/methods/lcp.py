@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from topiarist.budget import Budget, allocate
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, Keep, Scores, run
+from topiarist.graph import Graph, Keep, Scores, call_model
 from topiarist.measure import (
     Evaluation,
     Stats,
@@ -291,7 +291,7 @@ class _Trials:
             for number in range(self.method.steps):
                 inputs, target = inputs_and_target(self.rest[number % len(self.rest)])
                 optimizer.zero_grad()
-                cross_entropy(run(small, to_device(inputs, device)), to_device(target, device)).backward()
+                cross_entropy(call_model(small, to_device(inputs, device)), to_device(target, device)).backward()
                 optimizer.step()
         return small
 

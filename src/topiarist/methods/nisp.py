@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, Group, Scores, Site, changed, converted, run
+from topiarist.graph import Graph, Group, Scores, Site, call_model, converted, map_floats
 from topiarist.measure import (
     Stats,
     batch_size,
@@ -99,7 +99,7 @@ class Nisp(Method):
                 inputs = inputs_and_target(batch)[0]
                 example = example or [_first(inputs)]
                 with LastLayer() as last:
-                    run(model, to_device(inputs, device_of(model)))
+                    call_model(model, to_device(inputs, device_of(model)))
                 z = _response(last).detach().movedim(last.axis, -1).flatten(0, -2).double()
                 count, total = count + len(z), total + z.sum(0).cpu()
                 products = products + (z.T @ z if self.ranking == "inf-fs" else z.square().sum(0)).cpu()
@@ -141,7 +141,7 @@ def _propagated(model: nn.Module, graph: Graph, example: Any, final: Tensor) -> 
     for _ in on_responses(twin, graph, lambda *response: seen.append(response), shield=True):
         pass  # the hooks go with the copy
     with torch.enable_grad(), Linearised() as last:
-        run(twin, changed(to_device(converted(example, torch.float64), device_of(twin)), _tracked))
+        call_model(twin, map_floats(to_device(converted(example, torch.float64), device_of(twin)), _tracked))
     response = _response(last)
     if not response.requires_grad or not seen:
         return {}

@@ -81,7 +81,7 @@ class Snip(Method):
         felt = {
             group.name: (weights_of(group, stats).cpu() * _slopes(group, stats)).abs()
             for group in graph.groups
-            if not group.of_weights or (group.name, "weight-gradients.sum") in stats.sums
+            if group.kind != "weight" or (group.name, "weight-gradients.sum") in stats.sums
         }
         if not felt:
             raise TopiaristError(

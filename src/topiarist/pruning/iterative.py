@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from glob import escape
-from math import prod
 from typing import Protocol
 
 import torch
@@ -130,7 +129,7 @@ class Remaining:
     @classmethod
     def of(cls, graph: Graph, keep: Keep, small: nn.Module, work: Work) -> Remaining:
         """Returns the units that are kept; those of the smaller network that the original one lacks are left out."""
-        if graph.groups[0].of_weights:
+        if graph.kind == "weight":
             groups = []
             for group in graph.groups:
                 (part,) = group.slices
@@ -139,7 +138,7 @@ class Remaining:
             many = tuple(group for group in groups if group.units > 1)
             return cls(replace(graph, groups=many), {group.name: group.name for group in many})
         traced = work.trace(small, graph)
-        places = {key: torch.nonzero(axis).flatten() for key, axis in _alive(graph, keep).items()}
+        places = {key: torch.nonzero(axis).flatten() for key, axis in graph.kept(keep).items()}
         origin: dict[str, str] = {}
         for group in traced.groups:
             mine = [
@@ -237,21 +236,6 @@ class Share:
         return min(1.0, max(0.0, (self.kept(fraction) * units - alone) / max(now, 1)))
 
 
-Places = dict[tuple[str, int | None], Tensor]
-"""(tensor, axis) → bool over its places, flat where the axis is None: True where one stays."""
-
-
-def _alive(graph: Graph, keep: Keep) -> Places:
-    found: Places = {}
-    for group in graph.groups:
-        for part in group.slices:
-            shape = graph.shapes[part.tensor]
-            size = prod(shape) if part.axis is None else shape[part.axis]
-            axis = found.setdefault((part.tensor, part.axis), torch.ones(size, dtype=torch.bool))
-            axis[part.positions[~keep[group.name]].flatten()] = False
-    return found
-
-
 def composed(graph: Graph, keep: Keep, left: Graph, chosen: Keep) -> dict[str, Tensor]:
     """The keep of a graph that does what a first keep of it and then one of what it left do.
 
@@ -261,8 +245,8 @@ def composed(graph: Graph, keep: Keep, left: Graph, chosen: Keep) -> dict[str, T
         left: graph of the network that was cut by it (of the weights that are left, where single weights go).
         chosen: the second keep.
     """
-    alive = _alive(graph, keep)
-    for key, stays in _alive(left, chosen).items():
+    alive = graph.kept(keep)
+    for key, stays in left.kept(chosen).items():
         if key[1] is None:
             alive[key] &= stays  # weights keep their places
         elif key in alive:
@@ -279,7 +263,7 @@ def lifted(model: nn.Module, small: nn.Module, graph: Graph, keep: Keep) -> nn.M
         TopiaristError: the smaller network is not what this keep leaves of the original one.
     """
     whole = copied(model)
-    survivors = plan(graph, keep).survivors
+    survivors = plan(graph, keep).kept
     values = dict(small.named_parameters()) | dict(small.named_buffers())
     with torch.no_grad():
         for name, tensor in [*whole.named_parameters(), *whole.named_buffers()]:

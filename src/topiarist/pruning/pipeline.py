@@ -122,7 +122,7 @@ def _check_units(request: Pruning, units: Graph) -> None:
         raise TopiaristError(
             f"{method.name} has the widths of one cut in its fields: leave steps out, or give a budget"
         )
-    if steps > 1 and units.of_blocks:
+    if steps > 1 and units.kind == "block":
         raise TopiaristError(f"{method.name} removes whole blocks in one cut: leave steps out")
 
 

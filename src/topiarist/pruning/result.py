@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from topiarist.architecture import Architecture
 from topiarist.budget import Cost, not_n_of_m
-from topiarist.graph import Graph
+from topiarist.graph import Graph, removed_blocks
 from topiarist.methods import Method
 from topiarist.pruning.choice import Choice
 from topiarist.pruning.request import Pruning
@@ -60,21 +60,17 @@ class Pruned:
     @property
     def left_alone(self) -> dict[str, str]:
         """Layer → why it keeps its width, narrowed layers left out; in a graph of blocks, block → why it is kept."""
-        if self.graph.of_blocks:
-            return dict(self.graph.stays)
-        carriers = {
-            (part.tensor, part.axis): bool(self.keep[group.name].all())
-            for group in self.graph.groups
-            for part in group.slices
-        }
-        if self.graph.groups[0].of_weights:
-            return self._full_tensors([name for (name, _), full in carriers.items() if full])
+        if self.graph.kind == "block":
+            return dict(self.graph.irremovable)
+        full = {place: bool(kept.all()) for place, kept in self.graph.kept(self.keep).items()}
+        if self.graph.kind == "weight":
+            return self._full_tensors([name for (name, _), is_full in full.items() if is_full])
         reasons = {(pin.tensor, pin.axis): pin.reason for pin in self.graph.pinned}
         unchanged: dict[str, str] = {}
         for name in self.graph.parameters:
             shape = self.graph.shapes[name]
             first = next((axis for axis, size in enumerate(shape) if size > 1), None)
-            if len(shape) > 1 and first is not None and carriers.get((name, first), True):
+            if len(shape) > 1 and first is not None and full.get((name, first), True):
                 unchanged[name.removesuffix(".weight")] = reasons.get((name, first), "keeps every unit")
         return unchanged
 
@@ -104,9 +100,8 @@ class Pruned:
 
     def _lines(self) -> Iterator[str]:
         """Yields what stands below the table."""
-        for group in self.graph.groups:
-            if removed := [block.name for block in group.removed(self.keep[group.name])]:
-                yield f"Blocks removed: {', '.join(removed)}"
+        if removed := removed_blocks(self.graph.groups, self.keep):
+            yield f"Blocks removed: {', '.join(block.name for block in removed)}"
         if all(bool(kept.all()) for kept in self.keep.values()):
             trains = "train the network with it for longer or with a stronger penalty, or "
             yield f"No units were pruned: {trains if 'training' in self.method.needs else ''}give a smaller budget"
@@ -120,9 +115,12 @@ class Pruned:
             ("parameters", self.before.params, self.after.params),
         ):
             yield f"{name}: {old:,} → {new:,} ({new / max(old, 1):.1%})"
-        if self.method.granularity == "weight":
+        if self.graph.kind == "weight":
             yield "pruned weights are zero, tensors keep their size: MACs and parameters count nonzeros"
         if self.repair is not None and self.repair != self.method:
             yield f"the kept weights were repaired by {self.repair.name}"
-        proved = self.proof.reason or "cut and mask agree"
-        yield f"proof: {proved}; largest relative difference {self.proof.max_rel_diff:.1e} in float64"
+        verdict = self.proof.reason or self.proof.checked
+        if self.graph.kind == "weight":
+            yield f"checked: {verdict}"
+        else:
+            yield f"proof: {verdict}; largest relative difference {self.proof.max_rel_diff:.1e} in float64"

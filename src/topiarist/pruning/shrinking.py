@@ -13,10 +13,21 @@ from torch import Tensor, nn
 from topiarist.architecture import Architecture
 from topiarist.budget import Cost, cost
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, Group, Keep, Slice, changed, check_finite, converted, run, trace
+from topiarist.graph import (
+    Graph,
+    Group,
+    Keep,
+    Slice,
+    call_model,
+    check_finite,
+    converted,
+    fast_path_off,
+    map_floats,
+    trace,
+)
 from topiarist.measure import watching
 from topiarist.methods import sum_by_unit
-from topiarist.surgery import TOLERANCE, Proof, copied, cut, difference, fast_path_off, mask, prove, with_values
+from topiarist.surgery import TOLERANCE, Proof, copied, cut, difference, mask, prove, with_values
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +82,7 @@ def shrink(model: nn.Module, example_inputs: Any, *, graph: Graph | None = None)
     """
     check_finite(model)
     graph = trace(model, example_inputs) if graph is None else graph
-    if graph.of_blocks or any(group.of_weights for group in graph.groups):
+    if graph.kind != "structure":
         raise TopiaristError("shrink removes channels and neurons: give the graph that trace returns, not its weights")
     with torch.no_grad(), fast_path_off():
         work = _Work(copied(model).double().eval(), graph, _probes(converted(example_inputs, torch.float64)))
@@ -93,8 +104,8 @@ def shrink(model: nn.Module, example_inputs: Any, *, graph: Graph | None = None)
 def _probes(inputs: Any) -> tuple[Any, ...]:
     """The inputs, noise around them, and both larger and with the opposite sign."""
     chance = torch.Generator().manual_seed(0)
-    noisy = changed(inputs, lambda x: x + torch.rand(x.shape, generator=chance).to(x))
-    return (inputs, noisy, *(changed(noisy, partial(torch.mul, other=factor)) for factor in (-1.0, 10.0, -100.0)))
+    noisy = map_floats(inputs, lambda x: x + torch.rand(x.shape, generator=chance).to(x))
+    return (inputs, noisy, *(map_floats(noisy, partial(torch.mul, other=factor)) for factor in (-1.0, 10.0, -100.0)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +132,7 @@ class _Work:
 
         whole = mask(self.model, self.graph, self.graph.full())  # built of the same modules as what is compared with it
         with watching(_layers(whole), see):
-            self.outputs.extend(run(whole, x) for x in self.inputs)
+            self.outputs.extend(call_model(whole, x) for x in self.inputs)
 
     def all_dead(self) -> tuple[dict[str, Tensor], nn.Module]:
         """What stays, and the network with its dead units zero and their constants in the biases of their readers."""
@@ -145,7 +156,7 @@ class _Work:
 
     def drift(self, model: nn.Module) -> float:
         """How far the outputs are from those of the network that was given."""
-        return max(difference(run(model, x), y) for x, y in zip(self.inputs, self.outputs, strict=True))
+        return max(difference(call_model(model, x), y) for x, y in zip(self.inputs, self.outputs, strict=True))
 
     def _less(self, keep: dict[str, Tensor], values: nn.Module, units: list[tuple[str, int]]) -> dict[str, Tensor]:
         """The keep without those of some units whose removal changes nothing, found by halves."""
@@ -188,18 +199,14 @@ class _Work:
 
         with watching(_layers(masked), mend):
             for x in self.inputs:
-                run(masked, x)
+                call_model(masked, x)
         return with_values(values, masked), same
 
     def _alive(self, layer: str, keep: Keep) -> Tensor:
         """Bool over the outputs of a layer."""
         tensor = f"{layer}.weight".removeprefix(".")
-        stays = torch.ones(self.graph.shapes[tensor][0], dtype=torch.bool)
-        for group in self.graph.groups:
-            for part in group.slices:
-                if (part.tensor, part.axis) == (tensor, 0):
-                    stays[part.positions[~keep[group.name]].flatten()] = False
-        return stays
+        every = torch.ones(self.graph.shapes[tensor][0], dtype=torch.bool)
+        return self.graph.kept(keep).get((tensor, 0), every)
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +236,7 @@ class _Constants:
 
         with watching(_layers(model), see):
             for x in inputs:
-                run(model, x)
+                call_model(model, x)
         return found
 
     def foldable(self, group: Group, unit: int, model: nn.Module) -> bool:
@@ -271,7 +278,7 @@ def _compared(graph: Graph) -> set[str]:
         keep = graph.full()
         keep[group.name] = torch.arange(group.units) != 0
         gone = graph.dead(keep)
-        for (_, _, kind, _), statistic in graph.solution.trace.statistics.items():
+        for (_, _, kind, _), statistic in graph.solution.record.statistics.items():
             if kind != "product" and any(graph.solution.kept(v, gone) is not None for v in statistic.vectors):
                 found.add(group.name)
     return found

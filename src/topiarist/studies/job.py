@@ -16,7 +16,7 @@ from topiarist import guided, methods
 from topiarist.architecture import SHAPE_FILE, WEIGHTS_FILE, Architecture, load, save
 from topiarist.data import Data, load_data
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, declare, trace
+from topiarist.graph import Graph, declare_selectors, trace
 from topiarist.measure import evaluate
 from topiarist.methods import Method
 from topiarist.models import fitting_options, make_model
@@ -180,7 +180,7 @@ def _with_selectors(make: Callable[[], nn.Module], example: Tensor) -> Callable[
 
     def make_with_selectors() -> nn.Module:
         model = make()
-        declare(model, names)
+        declare_selectors(model, names)
         return model
 
     return make_with_selectors

@@ -1,20 +1,19 @@
 """Cuts, masks, and the proof that both compute the same."""
 
+from topiarist.surgery.checking import check, non_degenerate
 from topiarist.surgery.cutting import (
     Plan,
-    carry_out,
+    apply_plan,
     check_shapes,
     copied,
     cut,
-    dead_places,
     mask,
     masked,
     plan,
     rewound,
     with_values,
 )
-from topiarist.surgery.masked_operators import fast_path_off
-from topiarist.surgery.proof import TOLERANCE, Proof, check, difference, non_degenerate, prove
+from topiarist.surgery.proof import TOLERANCE, Proof, difference, prove
 from topiarist.surgery.selectors import add_selectors
 
 __all__ = [
@@ -22,14 +21,12 @@ __all__ = [
     "Plan",
     "Proof",
     "add_selectors",
-    "carry_out",
+    "apply_plan",
     "check",
     "check_shapes",
     "copied",
     "cut",
-    "dead_places",
     "difference",
-    "fast_path_off",
     "mask",
     "masked",
     "non_degenerate",

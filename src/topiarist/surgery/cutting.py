@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import torch
@@ -19,16 +19,21 @@ from topiarist.graph import (
     Correction,
     Graph,
     Keep,
-    assign,
+    KeptPositions,
+    assign_attributes,
+    broadcast_kept,
     checked_keep,
-    describe,
+    fast_path_off,
     modes_restored,
-    swap_in,
-    swapped_in,
+    named_tensors,
+    removed_blocks,
+    update_descriptions,
+    use_dropins,
+    with_dropins,
 )
-from topiarist.surgery.masked_operators import fast_path_off, install_survivors
-from topiarist.surgery.removed_blocks import remove
-from topiarist.surgery.size_corrections import install
+from topiarist.surgery.masked_operators import install_masked_forwards
+from topiarist.surgery.removed_blocks import remove_blocks
+from topiarist.surgery.size_corrections import install_shims
 
 
 @dataclass(frozen=True)
@@ -36,47 +41,42 @@ class Plan:
     """All that a cut does to a model, in plain values.
 
     Attributes:
-        survivors: tensor → axis → indices that stay.
+        kept: tensor → axis → indices that are kept.
         sizes: attributes and their new values.
         corrections: module → what its shim corrects.
-        zeros: tensor → flat bool, False where a weight is set to zero (one unit per weight).
-        removed: residual branches that go.
+        masks: tensor → flat bool, False where an individual weight is set to zero.
+        removed: residual blocks that are removed.
     """
 
-    survivors: Mapping[str, Mapping[int, Tensor]]
-    sizes: Mapping[Attribute, int]
-    corrections: Mapping[str, Correction]
-    zeros: Mapping[str, Tensor]
+    kept: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
+    sizes: Mapping[Attribute, int] = field(default_factory=dict)
+    corrections: Mapping[str, Correction] = field(default_factory=dict)
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
     removed: tuple[Block, ...] = ()
 
 
 def plan(graph: Graph, keep: Keep) -> Plan:
-    """Works out a cut without touching a model.
+    """Returns what a cut does, without touching a model.
 
     Raises:
         TopiaristError: the keep does not fit the graph, or leaves sizes that nothing can satisfy.
     """
     keep = checked_keep(graph, keep)
-    zeros = {
-        part.tensor: torch.ones(prod(graph.shapes[part.tensor]), dtype=torch.bool).index_fill_(
-            0, part.positions[~keep[group.name]].flatten(), False
-        )
-        for group in graph.groups
-        for part in group.slices
-        if part.axis is None and not keep[group.name].all()
-    }
-    removed = tuple(block for group in graph.groups for block in group.removed(keep[group.name]))
-    if all(keep[group.name].all() for group in graph.groups if group.of_positions):
-        return Plan({}, {}, {}, zeros, removed)
+    if graph.kind == "weight":
+        return Plan(masks={name: kept for (name, _), kept in graph.kept(keep).items() if not kept.all()})
+    if graph.kind == "block":
+        return Plan(removed=removed_blocks(graph.groups, keep))
+    if all(kept.all() for kept in keep.values()):
+        return Plan()
     dead = graph.dead(keep)
-    sizes, open_ = graph.solution.sizes(dead)
-    if open_:
-        e = open_[0]
+    sizes, unsolved = graph.solution.sizes(dead)
+    if unsolved:
+        e = unsolved[0]
         raise TopiaristError(
             f"no attribute gives the size computed at {e.line} in {e.module or 'the model'} after this cut; "
             "topiarist.check(model, graph, example_inputs) pins what cannot be cut"
         )
-    return Plan(graph.solution.survivors(dead), sizes, graph.solution.corrections(dead), zeros, removed)
+    return Plan(graph.solution.kept_of_tensors(dead), sizes, graph.solution.corrections(dead))
 
 
 def cut(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
@@ -94,46 +94,46 @@ def cut(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
         A new, smaller model.
     """
     check_shapes(model, graph.shapes)
-    return carry_out(model, plan(graph, keep))
+    return apply_plan(model, plan(graph, keep))
 
 
 def check_shapes(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raises where a model is not of the shape that was traced."""
-    found = {name: tuple(t.shape) for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    own = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
     for name, shape in shapes.items():
-        if found.get(name) != shape:
+        if own.get(name) != shape:
             raise TopiaristError(
-                f"this is not the network that was traced: its {name} has shape {found.get(name, 'none at all')}, not "
+                f"this is not the network that was traced: its {name} has shape {own.get(name, 'none at all')}, not "
                 f"{shape}; make the model with the same options"
             )
 
 
-def carry_out(model: nn.Module, work: Plan) -> nn.Module:
+def apply_plan(model: nn.Module, work: Plan) -> nn.Module:
     """Applies a plan to a copy of a model, whose tensors are indexed as they are copied."""
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    tensors = named_tensors(model)
     made: dict[int, object] = {}
-    for name in {*work.survivors, *work.zeros}:
+    for name in {*work.kept, *work.masks}:
         tensor = _tensor(tensors, name)
         value = tensor.detach()
-        for axis, kept in work.survivors.get(name, {}).items():
+        for axis, kept in work.kept.get(name, {}).items():
             if value.ndim <= axis or (len(kept) and int(kept.max()) >= value.shape[axis]):
                 raise TopiaristError(f"{name} of shape {tuple(tensor.shape)} is not the tensor that was traced")
             value = value.index_select(axis, kept.to(value.device))
-        if name in work.zeros:
-            value = value * work.zeros[name].to(value.device).view(value.shape)
+        if name in work.masks:
+            value = value.masked_fill(~work.masks[name].to(value.device).view(value.shape), 0)
         made[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
     smaller = copied(model, made)
-    if work.survivors or work.removed:
-        swap_in(smaller)
-        remove(smaller, work.removed)
-        assign(smaller, work.sizes)
-        install(smaller, dict(work.corrections))
-        describe(smaller)
+    if work.kept or work.removed:
+        use_dropins(smaller)
+        remove_blocks(smaller, work.removed)
+        assign_attributes(smaller, work.sizes)
+        install_shims(smaller, work.corrections)
+        update_descriptions(smaller)
     return smaller
 
 
 def copied(model: nn.Module, replaced: dict[int, object] | None = None) -> nn.Module:
-    """A deep copy in which some tensors (by id) are already replaced, so that they are not copied first."""
+    """Returns a deep copy in which some tensors (by id) are already replaced, so that they are not copied."""
     memo: dict[int, object] = dict(replaced or {})
     try:
         with ALONE, modes_restored(made := copy.deepcopy(model, memo)):
@@ -143,14 +143,14 @@ def copied(model: nn.Module, replaced: dict[int, object] | None = None) -> nn.Mo
 
 
 def with_values(model: nn.Module, other: nn.Module) -> nn.Module:
-    """A copy of a model with the tensors of another one that has the same: a masked model's, after a repair."""
+    """Returns a copy of a model with the tensors of another one of the same shape, such as a repaired mask."""
     made = copied(model)
     made.load_state_dict(other.state_dict())
     return made
 
 
 def rewound(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of a model with other values in all of its parameters and buffers: its own, before it was trained.
+    """Returns a copy of a model with other values in all tensors: its own, before it was trained.
 
     Raises:
         TopiaristError: the values are not of this model.
@@ -159,14 +159,14 @@ def rewound(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
     try:
         made.load_state_dict(values)
     except (RuntimeError, TypeError, AttributeError) as error:
-        told = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise TopiaristError(
-            f"the network cannot be rewound to these values: {told}; give model.state_dict() as it was before training "
-            "(copied: state_dict() itself changes with the model)"
+            f"the network cannot be rewound to these values: {reason}; give model.state_dict() as it was before "
+            "training (copied: state_dict() itself changes with the model)"
         ) from error
     for name, tensor in made.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise TopiaristError(f"the values to rewind to are not finite in {name}: give a state dict that trained")
+            raise TopiaristError(f"the values to rewind to are not finite in {name}; give a state dict that trained")
     return made
 
 
@@ -177,10 +177,10 @@ def _tensor(tensors: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def mask(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
-    """Zeroes the dead positions of every slice and makes normalisations see the survivors only.
+    """Zeroes the dead positions of every slice and makes normalisations see the kept ones only.
 
     In the masked model dead positions do not exist: layer, group, RMS and instance norms compute their statistics over
-    the survivors, attention keeps its scale. It is what `cut` must equal, and the reference of every proof.
+    kept positions, attention keeps its scale. It is what `cut` must equal, and the reference of every proof.
 
     Args:
         model: the traced model, or one of the same architecture.
@@ -194,13 +194,13 @@ def mask(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
     keep = checked_keep(graph, keep)
     made = copied(model)
     _zero(made, graph, keep)
-    install_survivors(made, graph, keep)
+    install_masked_forwards(made, graph, keep)
     return made
 
 
 @contextmanager
 def masked(model: nn.Module, graph: Graph, keep: Keep) -> Iterator[nn.Module]:
-    """What `mask` gives, in the model itself and for the while: many keeps can be tried on one network without copies.
+    """Masks the model itself for as long as the context lasts, so that keeps can be tried without copies.
 
     Afterwards each tensor has its values again, bit by bit. For running the network, not for training it.
 
@@ -214,14 +214,13 @@ def masked(model: nn.Module, graph: Graph, keep: Keep) -> Iterator[nn.Module]:
     """
     check_shapes(model, graph.shapes)
     keep = checked_keep(graph, keep)
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    losing = {name for name, _, _ in dead_places(graph, keep)}
-    values = {name: _tensor(tensors, name).detach().clone() for name in losing}
+    tensors = named_tensors(model)
+    values = {name: _tensor(tensors, name).detach().clone() for name, _ in zeroed_positions(graph, keep)}
     forwards = [(module, module.__dict__.get("forward")) for module in model.modules()]
-    with swapped_in(model), fast_path_off():
+    with with_dropins(model), fast_path_off():
         try:
             _zero(model, graph, keep)
-            install_survivors(model, graph, keep)
+            install_masked_forwards(model, graph, keep)
             yield model
         finally:
             with torch.no_grad():
@@ -235,27 +234,21 @@ def masked(model: nn.Module, graph: Graph, keep: Keep) -> Iterator[nn.Module]:
 
 @torch.no_grad()
 def _zero(model: nn.Module, graph: Graph, keep: Keep) -> None:
-    """Zeroes the dead places, in place."""
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    for name, axis, positions in dead_places(graph, keep):
+    """Sets what a keep removes to zero, in place."""
+    tensors = named_tensors(model)
+    for (name, axis), kept in zeroed_positions(graph, keep).items():
         tensor = _tensor(tensors, name)
-        positions = positions.to(tensor.device)
-        if axis is None:  # whatever the layout of the memory
-            tensor[torch.unravel_index(positions, tensor.shape)] = 0
-        else:
-            tensor.index_fill_(axis, positions, 0)
+        tensor.masked_fill_(~broadcast_kept(kept, axis, tensor.shape).to(tensor.device), 0)
 
 
-def dead_places(graph: Graph, keep: Keep) -> Iterator[tuple[str, int | None, Tensor]]:
-    """Where a mask puts zeros: tensor, axis (``None``: in the flattened tensor), positions.
+def zeroed_positions(graph: Graph, keep: Keep) -> KeptPositions:
+    """Returns where a mask sets zeros, as `Graph.kept` tells it: False where there is one.
 
     Of a removed block only the parameters of its tips become zero, so that it adds zeros and nothing else changes.
     """
-    for group in graph.groups:
-        gone = ~keep[group.name]
-        if gone.any():
-            yield from ((part.tensor, part.axis, part.positions[gone].flatten()) for part in group.slices)
-            tips = {tip for block in group.removed(keep[group.name]) for tip in block.tips}
-            for name in graph.parameters if tips else ():
-                if name.rpartition(".")[0] in tips:
-                    yield name, None, torch.arange(prod(graph.shapes[name]))
+    zeroed = {place: kept for place, kept in graph.kept(keep).items() if not kept.all()}
+    tips = {tip for block in removed_blocks(graph.groups, keep) for tip in block.tips}
+    for name in graph.parameters:
+        if name.rpartition(".")[0] in tips:
+            zeroed[name, None] = torch.zeros(prod(graph.shapes[name]), dtype=torch.bool)
+    return zeroed

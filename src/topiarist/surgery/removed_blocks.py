@@ -33,24 +33,24 @@ class Removed(nn.Module):
         self.train(module.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Zeros; in a tuple with ``None`` where the module returned a tuple."""
+        """Returns zeros; in a tuple with ``None`` where the module returned a tuple."""
         zeros = torch.zeros_like(tensors_in((args, kwargs))[0])
         return (zeros, *[None] * (self.outputs - 1)) if self.outputs else zeros
 
 
-def remove(model: nn.Module, blocks: Sequence[Block]) -> None:
+def remove_blocks(model: nn.Module, blocks: Sequence[Block]) -> None:
     """Removes branches from a model, in place.
 
     Raises:
         TopiaristError: the model has no such modules.
     """
     modules = dict(model.named_modules())
-    gone: dict[int, Removed] = {}
+    replaced: dict[int, Removed] = {}
     for part in (part for block in blocks for part in block.parts):
         if part.module not in modules:
             raise TopiaristError(f"the model has no module {part.module!r}; it is not the one that was traced")
-        gone[id(modules[part.module])] = Removed(modules[part.module], part)
+        replaced[id(modules[part.module])] = Removed(modules[part.module], part)
     for parent in modules.values():
         for name, child in parent._modules.items():
-            if id(child) in gone:
-                parent._modules[name] = gone[id(child)]
+            if id(child) in replaced:
+                parent._modules[name] = replaced[id(child)]

@@ -2,7 +2,7 @@
 
 There a norm's channels are those of a residual stream or of a concatenation, and cannot go because one norm has no use
 for them. A selector behind the norm lets the layer that reads it do without them (Liu et al., "Learning Efficient
-Convolutional Networks through Network Slimming", ICCV 2017); the norm itself stays whole.
+Convolutional Networks through Network Slimming", ICCV 2017); the norm itself keeps all channels.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import nn
 
 from topiarist.budget import matching
 from topiarist.errors import TopiaristError
-from topiarist.graph import NAME, ChannelSelector, Graph, check_finite, declare, is_norm, trace
+from topiarist.graph import SELECTOR, ChannelSelector, Graph, check_finite, declare_selectors, is_norm, trace
 from topiarist.surgery.cutting import copied
 
 __all__ = ["ChannelSelector", "add_selectors"]
@@ -45,27 +45,27 @@ def add_selectors(
     check_finite(model)
     known = [name for name, module in model.named_modules() if is_norm(module)]
     if not known:
-        raise TopiaristError("channel selectors follow batch norms, and this network has none: leave selectors out")
+        raise TopiaristError("channel selectors follow batch norms, and this network has none; leave selectors out")
     chosen = copied(model)
     if norms == "auto":
         if example_inputs is None:
-            raise TopiaristError("which norms take a selector is found by running the network: pass example_inputs")
-        declare(chosen, known)
-        found = _useful(trace(model, example_inputs) if graph is None else graph, trace(chosen, example_inputs))
-        if not found:
-            raise TopiaristError("no norm of this network reads channels that others need too: leave selectors out")
+            raise TopiaristError("example_inputs are missing; pass them, since the network must run to choose norms")
+        declare_selectors(chosen, known)
+        chosen_norms = _useful(trace(model, example_inputs) if graph is None else graph, trace(chosen, example_inputs))
+        if not chosen_norms:
+            raise TopiaristError("no norm of this network reads channels that others need too; leave selectors out")
         chosen = copied(model)
     else:
         patterns = (norms,) if isinstance(norms, str) else tuple(norms)
         if not patterns:
-            raise TopiaristError("no norm is named for a selector to follow: give glob patterns, or 'auto'")
-        found = list(dict.fromkeys(name for pattern in patterns for name in matching(pattern, known)))
-    declare(chosen, found)
+            raise TopiaristError("no norm is named for a selector to follow; give glob patterns, or 'auto'")
+        chosen_norms = list(dict.fromkeys(name for pattern in patterns for name in matching(pattern, known)))
+    declare_selectors(chosen, chosen_norms)
     return chosen
 
 
 def _useful(plain: Graph, trial: Graph) -> list[str]:
-    """The norms whose selectors free something: weights alone read what is selected, and others read the norm's input.
+    """Returns the norms whose selectors free something: only weights read them, and others their inputs.
 
     Args:
         plain: graph of the network as it is.
@@ -78,7 +78,7 @@ def _useful(plain: Graph, trial: Graph) -> list[str]:
     selected: dict[str, set[str]] = {}  # norm → weights that read what its selector passes on
     joined: set[str] = set()  # norms whose outputs meet something else than weights
     for group in trial.groups:
-        norms = [part.tensor.removesuffix(f".{NAME}.indices") for part in group.by_role("index")]
+        norms = [part.tensor.removesuffix(f".{SELECTOR}.indices") for part in group.by_role("index")]
         reading = group.by_role("input")
         if len(norms) > 1 or len(norms) + len(reading) < len(group.slices):
             joined.update(norms)

@@ -8,6 +8,7 @@ sizes, and that numbers keep the values they were trained with. Where a smaller 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from topiarist.errors import TopiaristError
-from topiarist.graph import READS, Correction, kind_of, with_sizes
+from topiarist.graph import READS, Arguments, Correction, Keywords, kind_of, with_sizes
 
 
 class _Correcting(TorchFunctionMode):
@@ -24,7 +25,7 @@ class _Correcting(TorchFunctionMode):
         self.module, self.correction = module, correction
         self.call = self.reading = 0
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Arguments = (), kwargs: Keywords | None = None) -> Any:
         kwargs = kwargs or {}
         if func in READS:
             return self._read(func, args, kwargs)
@@ -46,8 +47,8 @@ class _Correcting(TorchFunctionMode):
             args, kwargs = args[:6], {**kwargs, "scale": number}
         return func(*args, **kwargs)
 
-    def _read(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """A shape, in which some lengths are as they were traced."""
+    def _read(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+        """Returns a shape in which some lengths are as they were traced."""
         self.reading += 1
         real = func(*args, **kwargs)
         traced = self.correction.reads.get(self.reading) if Shim.running[-1] is self.module else None
@@ -85,7 +86,7 @@ class Shim:
         return self.__wrapped__.__code__
 
 
-def install(model: nn.Module, corrections: dict[str, Correction]) -> None:
+def install_shims(model: nn.Module, corrections: Mapping[str, Correction]) -> None:
     """Shims the modules that need it."""
     modules = dict(model.named_modules())
     for name, correction in corrections.items():

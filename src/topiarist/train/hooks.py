@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, Keep
+from topiarist.graph import Graph, Keep, broadcast_kept, kept_positions
 from topiarist.methods import Gate, Method, Penalty, Proximal, Soft, make
 from topiarist.surgery import check_shapes
 
@@ -49,9 +49,7 @@ def dead_entries(model: nn.Module, graph: Graph, keep: Keep) -> dict[str, Tensor
     """
     if not isinstance(keep, Mapping):
         raise TopiaristError(f"keep must map groups to booleans, as allocate gives it, but got {type(keep).__name__}")
-    parameters = dict(model.named_parameters(remove_duplicate=False))
     known = {group.name for group in graph.groups}
-    dead: dict[str, Tensor] = {}
     for name, kept in keep.items():
         if name not in known:
             raise TopiaristError(
@@ -60,19 +58,19 @@ def dead_entries(model: nn.Module, graph: Graph, keep: Keep) -> dict[str, Tensor
         group = graph[name]
         if not isinstance(kept, Tensor) or kept.dtype != torch.bool or kept.shape != (group.units,):
             raise TopiaristError(f"the keep of {name!r} is {_told(kept)}: give {group.units} booleans, one a unit")
-        for part in group.slices if not kept.all() else ():
-            if part.tensor not in parameters:
-                continue  # a running statistic
-            shape = parameters[part.tensor].shape
-            gone = dead.setdefault(part.tensor, torch.zeros(shape, dtype=torch.bool))
-            positions = part.positions[~kept.cpu()].flatten()
-            if positions.numel() and int(positions.max()) >= (gone.numel() if part.axis is None else shape[part.axis]):
-                raise TopiaristError(f"{part.tensor!r} is smaller than the keep expects: trace this model again")
-            if part.axis is None:
-                gone.view(-1)[positions] = True
-            else:
-                gone.index_fill_(part.axis, positions, True)
-    return {name: gone.to(parameters[name].device) for name, gone in dead.items()}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    shapes = {name: tuple(tensor.shape) for name, tensor in [*parameters.items(), *model.named_buffers()]}
+    try:
+        positions = kept_positions(graph.groups, shapes, keep)
+    except (KeyError, IndexError) as error:
+        raise TopiaristError("the model is smaller than the keep expects: trace this model again") from error
+    dead: dict[str, Tensor] = {}
+    for (name, axis), kept in positions.items():
+        if name in parameters and not kept.all():
+            parameter = parameters[name]
+            removed = ~broadcast_kept(kept, axis, parameter.shape).to(parameter.device)
+            dead[name] = removed | dead.get(name, torch.zeros_like(parameter, dtype=torch.bool))
+    return dead
 
 
 def playing(method: Any) -> Method | None:

@@ -15,7 +15,7 @@ INPUT = "reads an input of fixed size"
 
 
 def summed(t: Tracer, a: Vector, b: Vector, left: Tensor, right: Tensor, axis: int = -1) -> Vector:
-    """The axis that is summed over: dead products vanish where one side is zero; elsewhere a mask must see to it.
+    """Unites the axis that is summed over: dead products vanish where one side is zero, else by the mask.
 
     `axis` is where the left side carries it. What was expanded from one position is not known to be zero.
     """
@@ -26,16 +26,16 @@ def summed(t: Tracer, a: Vector, b: Vector, left: Tensor, right: Tensor, axis: i
     elif not zero:
         carried: list[Vector] = [None] * left.ndim
         carried[axis] = t.vectors_of(left)[axis]
-        t.mixes("product", carried)
+        t.note_mixing("product", carried)
     return vector
 
 
 @rule("convolution")
 def convolution(t: Tracer, c: Call) -> None:
     x, weight, bias, groups = c["input"], c["weight"], c["bias"], c["groups"]
-    batch, channels, *places = t.vectors_of(x)
+    batch, channels, *inner = t.vectors_of(x)
     kernel = t.vectors_of(weight)
-    for vector in (*kernel[2:], *places):
+    for vector in (*kernel[2:], *inner):
         t.algebra.pin(vector, "a kernel's or a feature map's own axis")
     if c["transposed"]:
         out, reads = _transposed(t, c, channels)
@@ -51,9 +51,9 @@ def convolution(t: Tracer, c: Call) -> None:
     if bias is not None:
         t.mark(t.vectors_of(bias)[0], "bias")
         out = t.algebra.unify(out, t.vectors_of(bias)[0])
-    places_out = prod(x.shape[2:] if c["transposed"] else c.out.shape[2:])
+    positions = prod(x.shape[2:] if c["transposed"] else c.out.shape[2:])
     factors = zip(weight.shape, kernel, strict=True)
-    t.contract((x.shape[0], batch), places_out, *factors, weight=t.of(weight).source, stage=stage)
+    t.note_product((x.shape[0], batch), positions, *factors, weight=t.of(weight).source, stage=stage)
     zero = t.of(weight).zero and (bias is None or t.of(bias).zero)
     zero = zero and (not labelled(batch) or (bias is None and t.of(x).zero))
     t.put(c.out, [batch, out] + [None] * (c.out.ndim - 2), zero)
@@ -62,19 +62,18 @@ def convolution(t: Tracer, c: Call) -> None:
 
 
 def _layer(t: Tracer, out: Tensor, weight: Tensor, outputs: Vector, bias: Tensor | None) -> None:
-    """Notes a layer, where weight and bias are whole tensors of the model, and the weight has its outputs first."""
-    source, shift = t.of(weight).source, None if bias is None else t.whole(bias)
-    if source is None or prod(t.shapes[source]) != weight.numel():
+    """Notes a layer, where weight and bias are entire tensors of the model, and the weight has its outputs first."""
+    source, shift = t.of(weight).source, None if bias is None else t.entire_source(bias)
+    if source is None or prod(t.record.shapes[source]) != weight.numel():
         return
-    if bias is not None and (shift is None or bias.numel() != t.shapes[source][0]):
+    if bias is not None and (shift is None or bias.numel() != t.record.shapes[source][0]):
         return
-    first = next((labels for name, axis, labels in t.sources if (name, axis) == (source, 0)), None)
-    if first is outputs:
+    if t.record.axis(source, 0) is outputs:
         t.norms.layer(out, source, shift)
 
 
 def _grouped(t: Tracer, c: Call, channels: Vector) -> Vector:
-    """Input and output channels are rows (groups) and columns (places within a group)."""
+    """Splits input and output channels into rows (groups) and columns (positions within a group)."""
     x, weight, groups = c["input"], c["weight"], c["groups"]
     out, reads = t.vectors_of(weight)[:2]
     rows: Vector = channels
@@ -85,12 +84,12 @@ def _grouped(t: Tracer, c: Call, channels: Vector) -> Vector:
     if c.out.shape[1] > groups:
         mine, _ = t.algebra.split(out, [groups, c.out.shape[1] // groups])
     rows = t.algebra.unify(rows, mine, INPUT)
-    t.asks(t.call[0] if t.call else groups, rows)
+    t.note_size(t.call[0] if t.call else groups, rows)
     return out
 
 
 def _transposed(t: Tracer, c: Call, channels: Vector) -> tuple[Vector, Vector]:
-    """A transposed convolution keeps its kernel as (inputs, outputs of one group, …)."""
+    """Returns outputs and inputs of a transposed kernel: (inputs, outputs of one group, …)."""
     groups = c["groups"]
     reads, out = t.vectors_of(c["weight"])[:2]
     summed(t, channels, reads, c["input"], c["weight"], 1)
@@ -99,7 +98,7 @@ def _transposed(t: Tracer, c: Call, channels: Vector) -> tuple[Vector, Vector]:
         if c["weight"].shape[0] > groups:
             rows, _ = t.algebra.split(reads, [groups, c["weight"].shape[0] // groups])
         out = t.algebra.merge([rows, out], [groups, c["weight"].shape[1]])
-        t.asks(t.call[0] if t.call else groups, rows)
+        t.note_size(t.call[0] if t.call else groups, rows)
     return out, reads
 
 
@@ -118,8 +117,8 @@ def product(t: Tracer, c: Call) -> None:
         factors.append((left.shape[0], vectors[0]))
     weight = t.of(right).source or t.of(left).source
     weighs = bool(t.of(right).source) and right.ndim == 2
-    stage = str(max(1, left.shape[0] // t.batch)) if weighs else ""
-    t.contract(*factors, weight=weight, stage=stage)
+    stage = str(max(1, left.shape[0] // t.record.batch)) if weighs else ""
+    t.note_product(*factors, weight=weight, stage=stage)
     if weighs:
         t.mark(b[0], "input")
         t.mark(b[1], "output", stage)
@@ -137,7 +136,7 @@ def product(t: Tracer, c: Call) -> None:
 
 @rule("attention")
 def attention(t: Tracer, c: Call) -> None:
-    """softmax(q·kᵀ·scale + mask)·v, fused: the width of q and k is summed over, heads and the width of v pass."""
+    """Passes heads and the width of v through softmax(q·kᵀ·scale + mask)·v; that of q and k is summed over."""
     query, key, value = c["query"], c["key"], c["value"]
     q, k, v = t.vectors_of(query), t.vectors_of(key), t.vectors_of(value)
     width = summed(t, q[-1], k[-1], query, key)
@@ -154,7 +153,7 @@ def attention(t: Tracer, c: Call) -> None:
         t.algebra.pin(axis, "the sequence that attention runs over")
     around = list(zip(query.shape[:-2], outer, strict=True))
     for inner, vector in ((query.shape[-1], width), (value.shape[-1], v[-1])):
-        t.contract(query.shape[-2], key.shape[-2], *around, (inner, vector))
+        t.note_product(query.shape[-2], key.shape[-2], *around, (inner, vector))
     for out in c.outputs[1:]:
         t.put(out, [None] * out.ndim)
     t.put(c.outputs[0], [*outer, None, v[-1]], t.of(value).zero)

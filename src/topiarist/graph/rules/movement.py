@@ -10,8 +10,17 @@ from torch import Tensor
 
 from topiarist.graph.calls import line_of_code
 from topiarist.graph.labels import Free, Request, Vector, labelled
+from topiarist.graph.record import Gather
 from topiarist.graph.rules.registry import Call, rule
-from topiarist.graph.tracer import Gather, Tracer
+from topiarist.graph.tracer import Tracer
+
+
+@rule(
+    "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "scalar_tensor", "_local_scalar_dense",
+    "is_same_size", "empty_strided", "bernoulli_", "uniform_", "normal_",
+)  # fmt: skip
+def nothing(t: Tracer, c: Call) -> None:
+    """Leaves outputs without labels."""
 
 
 @rule(
@@ -57,8 +66,8 @@ def unsqueeze(t: Tracer, c: Call) -> None:
 
 @rule("squeeze")
 def squeeze(t: Tracer, c: Call) -> None:
-    gone = [d for d in c.dims() if c.x.shape[d] == 1]
-    t.put(c.out, [v for d, v in enumerate(c.vectors) if d not in gone], c.traced.zero, c.traced.source)
+    squeezed = [d for d in c.dims() if c.x.shape[d] == 1]
+    t.put(c.out, [v for d, v in enumerate(c.vectors) if d not in squeezed], c.traced.zero, c.traced.source)
 
 
 @rule("expand")
@@ -108,7 +117,7 @@ def slice_(t: Tracer, c: Call) -> None:
     if labelled(vector):
         begin, end, step = slice(c["start"], c["end"], c["step"]).indices(len(vector))
         if step != 1 and begin < step and end == len(vector) and len(vector) % step == 0:
-            blocks = vector.reshape(-1, step)  # steps keep their places where whole blocks go
+            blocks = vector.reshape(-1, step)  # steps keep their positions where entire blocks are removed
             for k in range(1, step):
                 t.algebra.unify(blocks[:, 0], blocks[:, k])
         elif step != 1:
@@ -117,16 +126,16 @@ def slice_(t: Tracer, c: Call) -> None:
             if step == 1 and 0 < border < len(vector):
                 if given < 0:
                     part = vector[border:]
-                t.asks(_as_written(t, abs(given)), part)
+                t.note_size(_as_written(t, abs(given)), part)
         if t.caller == "narrow" and begin > 0 and end == len(vector):
-            t.asks(_as_written(t, end - begin), vector[begin:])
+            t.note_size(_as_written(t, end - begin), vector[begin:])
         vectors[dim] = vector[begin : end : c["step"]]
-        t.parts.append(vectors[dim])
+        t.record.parts.append(vectors[dim])
     t.put(c.out, vectors, c.traced.zero, c.traced.source)
 
 
 def _settled(t: Tracer, vector: Vector) -> Vector:
-    """An axis of which a part goes on: one that would take what it meets cannot, for it has parts of its own now."""
+    """Pins a free axis of which a part passes on: it has parts of its own now, and cannot take what it meets."""
     if isinstance(vector, Free):
         t.algebra.pin(vector, "a part of an expanded axis")
         return None
@@ -134,7 +143,7 @@ def _settled(t: Tracer, vector: Vector) -> Vector:
 
 
 def _as_written(t: Tracer, value: int) -> Any:
-    """The integer as the program gave it, so that it remembers; the plain value where it did not."""
+    """Returns the integer as the program gave it, so that it remembers; the plain value where it did not."""
     return next((given for given in t.call if isinstance(given, int) and given == value), value)
 
 
@@ -156,8 +165,8 @@ def split(t: Tracer, c: Call) -> None:
     for part in c.out:
         end = begin + part.shape[dim]
         if labelled(vector):
-            t.parts.append(vector[begin:end])
-            vectors[dim] = t.parts[-1]
+            t.record.parts.append(vector[begin:end])
+            vectors[dim] = t.record.parts[-1]
         t.put(part, vectors, c.traced.zero, c.traced.source)
         begin = end
 
@@ -253,7 +262,7 @@ def index_select(t: Tracer, c: Call) -> None:
 
 
 def gather(t: Tracer, c: Call, dim: int, picked: Tensor) -> None:
-    """``out[k] = x[picked[k]]``: what is read by number stays; what is picked goes with the numbers in the buffer.
+    """Pins what ``out[k] = x[picked[k]]`` reads; what is picked is removed with the numbers in the buffer.
 
     The picked positions are not zero where they are dead, since the mask says nothing about what they pick.
     """
@@ -268,7 +277,7 @@ def gather(t: Tracer, c: Call, dim: int, picked: Tensor) -> None:
     if source is not None:
         t.mark(numbers, "index", "x".join(map(str, c.out.shape[2:])) or "1")
         if c.traced.scale is not None and dim == 1:
-            t.gathers[source] = Gather(c.traced.scale, picked.detach().clone())
+            t.record.gathers[source] = Gather(c.traced.scale, picked.detach().clone())
 
 
 @rule("embedding")

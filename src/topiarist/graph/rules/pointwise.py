@@ -38,7 +38,7 @@ def broadcast(t: Tracer, tensors: Sequence[Tensor], out: Tensor) -> list[Vector]
 
 
 def stays_zero(t: Tracer, c: Call) -> bool:
-    """Whether dead positions of a pointwise result are zero: 0·y = 0 and 0 + 0 = 0, but sigmoid(0) = 0.5."""
+    """Returns whether dead positions of a result are zero: 0·y = 0 and 0 + 0 = 0, but sigmoid(0) = 0.5."""
     name = c.name.rstrip("_")
     tensors = c.tensors
     if name in ("mul", "div", "bitwise_and", "logical_and"):
@@ -85,12 +85,12 @@ def pointwise(t: Tracer, c: Call) -> None:
     for out in c.outputs:
         t.put(out, broadcast(t, c.tensors, out), zero, source)
     if c.name.endswith("_") and not zero:
-        t.soil(c.x)
+        t.note_nonzero(c.x)
 
 
 @rule(*REDUCING, "max", "min", "any", "all", "argmax", "argmin")
 def reduction(t: Tracer, c: Call) -> None:
-    """An axis ends: where dead values would count, the mask leaves them out."""
+    """Ends an axis: where dead values would count, the mask leaves them out."""
     if len(c.tensors) > 1:
         pointwise(t, c)  # max(x, y)
         return
@@ -102,7 +102,7 @@ def reduction(t: Tracer, c: Call) -> None:
         if isinstance(over[d], Free) or not (additive or _survivable(c, dims, d)):
             t.algebra.pin(over[d], f"{c.name} over the axis depends on every position")
     if not additive:
-        t.mixes("reduction", over)
+        t.note_mixing("reduction", over)
     zero = c.traced.zero and c.name != "logsumexp"
     for out in c.outputs:
         kept = [None if d in dims else v for d, v in enumerate(c.vectors)]
@@ -110,7 +110,7 @@ def reduction(t: Tracer, c: Call) -> None:
 
 
 def _survivable(c: Call, dims: Sequence[int], axis: int) -> bool:
-    """Whether a reduction makes sense over the survivors of an axis, be it a single one.
+    """Returns whether a reduction makes sense over the kept positions of an axis, be it a single one.
 
     An index would count differently. An unbiased variance needs more than one value: where only labelled axes can give
     it, the first of them may shrink and the others stay.
@@ -138,77 +138,75 @@ def mixing(t: Tracer, c: Call) -> None:
 
 @rule("_weight_norm_interface")
 def weight_norm(t: Tracer, c: Call) -> None:
-    """Scaled rows g · v / |v|, the norm over all axes but one: dead places add nothing to it, dead rows stay out."""
+    """Scales rows, g · v / |v|, the norm over all axes but one: dead positions add nothing, dead rows are left out."""
     vectors, dim = c.vectors, c["dim"]
     vectors[dim] = t.algebra.unify(vectors[dim], t.vectors_of(c["g"])[dim])
-    t.mixes("weight norm", [v if d == dim else None for d, v in enumerate(vectors)])
+    t.note_mixing("weight norm", [v if d == dim else None for d, v in enumerate(vectors)])
     t.put(c.outputs[0], vectors, c.traced.zero)
     t.put(c.outputs[1], [vectors[dim] if d == dim else None for d in range(c.x.ndim)])
 
 
+NORM_ROLES = {"weight": "scale", "bias": "shift", "running_mean": "statistic", "running_var": "statistic"}
+
+
+def normalised(t: Tracer, c: Call, first: int) -> list[Vector]:
+    """Returns the vectors of a norm's input, unified from axis `first` on with its affine and running tensors."""
+    vectors = c.vectors
+    for name, role in NORM_ROLES.items():
+        if isinstance(affine := c.get(name), Tensor):
+            for k, vector in enumerate(t.vectors_of(affine), first):
+                t.mark(vector, role)
+                vectors[k] = t.algebra.unify(vectors[k], vector)
+    return vectors
+
+
 @rule("batch_norm")
 def batch_norm(t: Tracer, c: Call) -> None:
-    vectors = c.vectors
-    names = ("weight", "bias", "running_mean", "running_var")
-    for name, role in zip(names, ("scale", "shift", "statistic", "statistic"), strict=True):
-        affine = c.get(name)
-        if isinstance(affine, Tensor):
-            t.mark(t.vectors_of(affine)[0], role)
-            vectors[1] = t.algebra.unify(vectors[1], t.vectors_of(affine)[0])
+    vectors = normalised(t, c, 1)
     if training := in_training(c.func, c.given):
-        t.mixes("batch", [v if d != 1 else None for d, v in enumerate(vectors)])
+        t.note_mixing("batch", [v if d != 1 else None for d, v in enumerate(vectors)])
     shifted = c.get("bias")
     elsewhere = any(labelled(v) for d, v in enumerate(vectors) if d != 1)  # dead there becomes the shift
     t.put(c.outputs[0], vectors, c.traced.zero if shifted is None else t.of(shifted).zero and not elsewhere)
-    if isinstance(scale := c.get("weight"), Tensor) and (source := t.of(scale).source) is not None:
-        t.scaled(c.outputs[0], source)
+    if isinstance(weight := c.get("weight"), Tensor) and (source := t.of(weight).source) is not None:
+        t.note_scale(c.outputs[0], source)
     if not training:
-        whole = [t.whole(x) if isinstance(x := c.get(name), Tensor) else None for name in names]
-        t.norms.norm(c.x, whole[0], whole[2], whole[3], c.get("eps", c.get("epsilon")))
+        own = [t.entire_source(x) if isinstance(x := c.get(name), Tensor) else None for name in NORM_ROLES]
+        t.norms.norm(c.x, own[0], own[2], own[3], c.get("eps", c.get("epsilon")))
 
 
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
 def layer_norm(t: Tracer, c: Call) -> None:
-    vectors, shape = c.vectors, c["normalized_shape"]
-    first = len(vectors) - len(shape)
-    for name, role in (("weight", "scale"), ("bias", "shift")):
-        affine = c.get(name)
-        if isinstance(affine, Tensor):
-            for k, vector in enumerate(t.vectors_of(affine)):
-                t.mark(vector, role)
-                vectors[first + k] = t.algebra.unify(vectors[first + k], vector)
+    shape = c["normalized_shape"]
+    first = c.x.ndim - len(shape)
+    vectors = normalised(t, c, first)
     for k, size in enumerate(shape):
         written = t.call[k] if k < len(t.call) else size
-        t.asks(written, vectors[first + k])
-    t.mixes("layer", [*([None] * first), *vectors[first:]])
+        t.note_size(written, vectors[first + k])
+    t.note_mixing("layer", [*([None] * first), *vectors[first:]])
     elsewhere = any(labelled(v) for v in vectors[:first])  # dead there becomes the shift
     t.put(c.outputs[0], vectors, not elsewhere or (c.traced.zero and c.get("bias") is None))
 
 
 @rule("native_group_norm")
 def group_norm(t: Tracer, c: Call) -> None:
-    vectors, groups = c.vectors, c["group"]
-    for name, role in (("weight", "scale"), ("bias", "shift")):
-        affine = c.get(name)
-        if isinstance(affine, Tensor):
-            t.mark(t.vectors_of(affine)[0], role)
-            vectors[1] = t.algebra.unify(vectors[1], t.vectors_of(affine)[0])
+    vectors, groups = normalised(t, c, 1), c["group"]
     for vector in vectors[2:]:
         t.algebra.pin(vector, "group norm over the axis depends on every position")
     if groups > 1:
         rows, _ = t.algebra.split(vectors[1], [groups, c.x.shape[1] // groups])
-        t.asks(t.call[0] if t.call else groups, rows)
-    t.mixes("group", [None, vectors[1]] + [None] * (len(vectors) - 2))
+        t.note_size(t.call[0] if t.call else groups, rows)
+    t.note_mixing("group", [None, vectors[1]] + [None] * (len(vectors) - 2))
     t.put(c.outputs[0], vectors, not labelled(vectors[0]))
 
 
 @rule("spatial")
 def spatial(t: Tracer, c: Call) -> None:
-    """Pooling, resizing and border padding: channels pass, the map's own axes do not."""
-    found = re.search(r"(\d)d", c.name)
-    if found is None or c.outputs[0].ndim != c.x.ndim:
+    """Passes channels through pooling, resizing and border padding, and pins the map's own axes."""
+    dims = re.search(r"(\d)d", c.name)
+    if dims is None or c.outputs[0].ndim != c.x.ndim:
         raise ValueError("not a map of channels")
-    inner = int(found.group(1))
+    inner = int(dims.group(1))
     for vector in c.vectors[-inner:]:
         t.algebra.pin(vector, "an axis of the feature map")
     for out in c.outputs:

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
-from topiarist.graph.calls import tensors_in
+from topiarist.graph.inputs import Arguments, Keywords, tensors_in
 from topiarist.graph.labels import Vector
-
-if TYPE_CHECKING:
-    from topiarist.graph.tracer import Tracer
+from topiarist.graph.tracer import Tracer
 
 
 class Call:
@@ -33,7 +32,9 @@ class Call:
         out: its output.
     """
 
-    def __init__(self, tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any, tensors: Sequence[Tensor]) -> None:
+    def __init__(
+        self, tracer: Tracer, func: OpOverload, args: Arguments, kwargs: Keywords, out: Any, tensors: Sequence[Tensor]
+    ) -> None:
         self.name: str = func.overloadpacket.__name__
         self.func = func
         self.out = out
@@ -48,28 +49,28 @@ class Call:
         return self.given[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """An argument that not every overload has."""
+        """Returns an argument that not every overload has."""
         return self.given.get(name, default)
 
     @property
     def outputs(self) -> list[Tensor]:
-        """The tensors among the outputs, in order."""
+        """Returns the tensors among the outputs, in order."""
         return tensors_in(self.out)
 
     @property
     def vectors(self) -> list[Vector]:
-        """The labels of the axes of `x`, as a list of its own."""
+        """Returns the labels of the axes of `x`, as a list of its own."""
         return list(self.traced.vectors)
 
     def dims(self, name: str = "dim") -> list[int]:
-        """The axes that an argument names, counted from the front; all of them where it is None or empty."""
+        """Returns the axes that an argument names, counted from the front; all of them where it is None or empty."""
         given = self.given.get(name)
         ndim = max(self.x.ndim, 1)
         chosen = [given] if isinstance(given, int) else list(given or range(ndim))
         return [d % ndim for d in chosen]
 
 
-Rule = Callable[["Tracer", Call], None]
+Rule = Callable[[Tracer, Call], None]
 RULES: dict[str, Rule] = {}
 
 
@@ -84,24 +85,19 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-CONSTRUCTORS = {"new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "scalar_tensor"}
-CONSTRUCTORS |= {"_local_scalar_dense", "is_same_size", "empty_strided", "bernoulli_", "uniform_", "normal_"}
-
-
-def apply_rule(tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any, tensors: Sequence[Tensor]) -> bool:
+def apply_rule(
+    tracer: Tracer, func: OpOverload, args: Arguments, kwargs: Keywords, out: Any, tensors: Sequence[Tensor]
+) -> bool:
     """Applies the rule of an operator; False where there is none."""
-    if func.overloadpacket.__name__ in CONSTRUCTORS:
-        return True
-    found = rule_of(func)
-    if found is None:
-        return False
-    found(tracer, Call(tracer, func, args, kwargs, out, tensors))
-    return True
+    applied = rule_of(func)
+    if applied is not None:
+        applied(tracer, Call(tracer, func, args, kwargs, out, tensors))
+    return applied is not None
 
 
 @cache
-def rule_of(func: Any) -> Rule | None:
-    """The rule of an operator: by its name, by its tag, or by its family."""
+def rule_of(func: OpOverload) -> Rule | None:
+    """Returns the rule of an operator: by its name, by its tag, or by its family."""
     name: str = func.overloadpacket.__name__
     if name in RULES:
         return RULES[name]
@@ -112,12 +108,12 @@ def rule_of(func: Any) -> Rule | None:
 
 
 @cache
-def _defaults(func: Any) -> dict[str, Any]:
+def _defaults(func: OpOverload) -> dict[str, Any]:
     return {argument.name: argument.default_value for argument in func._schema.arguments}
 
 
-def _inplace_pointwise(func: Any) -> bool:
-    """``relu_`` and its like lack the tag that ``relu`` carries."""
+def _inplace_pointwise(func: OpOverload) -> bool:
+    """Returns whether it is ``relu_`` or its like, which lack the tag that ``relu`` carries."""
     name: str = func.overloadpacket.__name__
     if not name.endswith("_") or name.startswith("_"):
         return False
@@ -128,7 +124,7 @@ def _inplace_pointwise(func: Any) -> bool:
 
 
 def _family(name: str) -> str | None:
-    """Families that are told by a part of the name."""
+    """Returns the family that a part of the name shows."""
     for part, family in (("batch_norm", "batch_norm"), ("scaled_dot_product", "attention"), ("pool", "spatial")):
         if part in name:
             return family

@@ -45,7 +45,7 @@ def _for_figures(done: Pruned) -> Result:
     figures: Result = {}
     if (scores := histogram(done.choice)) is not None:
         figures["scores"] = scores
-    if done.graph.groups[0].of_weights:
+    if done.graph.kind == "weight":
         figures["kernels"] = KernelPattern.of(done.architecture).to_json()["stages"]
     return figures
 

@@ -1,4 +1,4 @@
-"""What mixes positions mixes the survivors: means, variances and norms that a network computes by hand."""
+"""Operators that mix positions mix the kept ones only: means, variances and norms that a network computes by hand."""
 
 import pytest
 import torch
@@ -79,7 +79,7 @@ def test_cut_is_mask_where_positions_are_mixed_by_hand(name):
                 assert distance(smaller(given), masked(given)) <= 1e-10, (seed, most)
 
 
-def test_a_mask_takes_the_mean_of_survivors():
+def test_a_mask_takes_the_mean_of_kept_channels():
     """Three channels with the values 1, 2 and 6: without the last the mean is 1.5, and 1.5 · (1 + 2) goes out."""
     first, last = nn.Linear(1, 3, bias=False), nn.Linear(3, 1, bias=False)
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_a_mask_takes_the_mean_of_survivors():
 
 
 def test_a_variance_of_a_single_value_is_never_asked_for():
-    """An unbiased one over channels alone would be 0 / 0 with one survivor, so they stay; a biased one is 0."""
+    """An unbiased one over channels alone would be 0 / 0 with one channel, so they are kept; a biased one is 0."""
     for unbiased, groups in ((True, {"b": 5}), (False, {"a": 8, "b": 5})):
         model = Net(lambda n, x, u=unbiased: n.last(n.b(n.a(x) * n.a(x).var(1, u, keepdim=True))), **convs())
         graph = trace(shaken(model), X)

@@ -1,0 +1,149 @@
+"""Check: trial cuts of a network, until all of them can be proved; what cannot be proved is pinned."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from topiarist.errors import TopiaristError
+from topiarist.graph import Graph, Inputs, ModuleStack, call_model, converted, fast_path_off, regroup, tensors_in
+from topiarist.surgery.cutting import copied, cut, mask
+from topiarist.surgery.proof import TOLERANCE, Proof, difference, prove
+
+
+def check(model: nn.Module, graph: Graph, example_inputs: Inputs, *, seconds: float = 120.0) -> Graph:
+    """Tries random cuts and pins what cannot be proved, with the module and the reason, until every one passes.
+
+    Args:
+        model: the traced model.
+        graph: its graph.
+        example_inputs: as for `trace`.
+        seconds: time limit.
+
+    Returns:
+        A graph whose trial cuts are proved; the given one where nothing had to be pinned.
+
+    Raises:
+        TopiaristError: the time limit is reached, or a failure carries nothing that could be pinned.
+    """
+    deadline = time.monotonic() + seconds
+    if graph.kind == "weight" or (graph.kind == "block" and not graph.groups):
+        return graph
+    model = non_degenerate(copied(model).double().eval())
+    inputs = converted(example_inputs, torch.float64)
+    if graph.kind == "block":
+        return _with_proved_blocks(model, graph, inputs, deadline)
+    for seed in (0, 1):
+        while True:
+            keep = _random_keep(graph, seed)
+            proof = prove(model, graph, keep, inputs)
+            if proof.max_rel_diff <= TOLERANCE:
+                break
+            _check_time(deadline)
+            graph = _pinned_where_it_fails(model, graph, keep, inputs, proof, deadline)
+    return graph
+
+
+def _check_time(deadline: float) -> None:
+    if time.monotonic() > deadline:
+        raise TopiaristError("the trial cuts took longer than the time limit; raise `seconds`")
+
+
+def _with_proved_blocks(model: nn.Module, graph: Graph, inputs: Inputs, deadline: float) -> Graph:
+    """Returns the graph with only those blocks whose removal is proved."""
+    (group,) = graph.groups
+    odd = torch.arange(group.units) % 2 == 1
+    if group.units == 1 or all(prove(model, graph, {group.name: half}, inputs).ok for half in (odd, ~odd)):
+        return graph
+    irremovable, proved = dict(graph.irremovable), []
+    for unit, block in enumerate(group.blocks):
+        _check_time(deadline)
+        proof = prove(model, graph, {group.name: torch.arange(group.units) != unit}, inputs)
+        if proof.ok:
+            proved.append(block)
+        else:
+            irremovable[block.name] = f"its removal cannot be proved: {proof.reason}"
+    groups = (replace(group, units=len(proved), blocks=tuple(proved)),) if proved else ()
+    return replace(graph, groups=groups, irremovable=irremovable)
+
+
+def _random_keep(graph: Graph, seed: int) -> dict[str, Tensor]:
+    """Returns a keep of about half of each group's units, at random."""
+    random = np.random.default_rng(seed)
+    keep = {}
+    for group in graph.groups:
+        kept = torch.zeros(group.units, dtype=torch.bool)
+        kept[torch.from_numpy(random.permutation(group.units)[: max(1, round(group.units / 2))])] = True
+        keep[group.name] = kept
+    return keep
+
+
+def non_degenerate(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Gives constant vectors random values, so that no part of the network is blind to its input.
+
+    Norm weights and constant vectors are drawn from U(0.5, 1.5) where they are about one, from N(0, 0.1) where they are
+    zero; the model is changed and returned.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in model.parameters():
+            if tensor.numel() > 1 and float(tensor.std()) < 1e-3:
+                centre = tensor.double().mean().abs()
+                noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+                drawn = noise + 0.5 if centre > 1e-4 else 0.3 + 0.6 * noise if tensor.ndim == 1 else 0.2 * (noise - 0.5)
+                tensor.copy_(drawn.to(tensor.dtype))
+    return model
+
+
+def _pinned_where_it_fails(
+    model: nn.Module, graph: Graph, keep: dict[str, Tensor], inputs: Inputs, proof: Proof, deadline: float
+) -> Graph:
+    """Returns the graph with pins on what the first module carries where cut and mask differ."""
+    solution, record = graph.solution, graph.solution.record
+    module = _first_difference(model, graph, keep, inputs)
+    dead = graph.dead(keep)
+    own = [labels for name, _, labels in record.sources if name.rpartition(".")[0] == module]
+    carried = [labels for labels in [*record.held.get(module, ()), *own] if solution.kept(labels, dead) is not None]
+    inside = f"{module}." if module else ""
+    carried = carried or [labels for name, _, labels in record.sources if name.startswith(inside)]
+    if not carried or not graph.groups:
+        raise TopiaristError(
+            f"the cut cannot be proved ({proof.reason}), and {module or 'the model'!r} carries nothing to pin; "
+            "exclude its groups from the budget"
+        )
+    reason = f"cannot be proved in {module or 'the model'} ({record.types[module].__name__}): {proof.reason}"
+    pins = (*solution.pins, *((labels, reason) for labels in carried))
+    return regroup(replace(solution, pins=pins), graph.parameters, deadline)
+
+
+def _first_difference(model: nn.Module, graph: Graph, keep: dict[str, Tensor], inputs: Inputs) -> str:
+    """Returns the name of the first module whose output is not what the keep leaves of the masked one's."""
+    solution, dead = graph.solution, graph.dead(keep)
+    expected: dict[tuple[str, int], list[Tensor]] = {}
+    differing: list[str] = []
+
+    def remember(name: str, call: int, output: object) -> None:
+        expected[name, call] = []
+        for tensor, traced in zip(tensors_in(output), solution.record.outputs.get((name, call), []), strict=False):
+            for axis, vector in enumerate(traced.vectors):
+                kept = solution.kept(vector, dead)
+                tensor = tensor if kept is None else tensor.index_select(axis, kept)
+            expected[name, call].append(tensor)
+
+    def compare(name: str, call: int, output: object) -> None:
+        if difference(tensors_in(output), expected.get((name, call), [])) > 1e-8:
+            differing.append(name)
+
+    with torch.no_grad(), fast_path_off():
+        with ModuleStack(reference := mask(model, graph, keep), on_exit=remember):
+            call_model(reference, inputs)
+        with ModuleStack(smaller := cut(model, graph, keep), on_exit=compare) as stack:
+            try:
+                call_model(smaller, inputs)
+            except Exception:
+                differing.append(stack.top)
+    return differing[0] if differing else ""
