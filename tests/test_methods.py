@@ -295,7 +295,7 @@ def test_make_takes_names_classes_and_methods():
         (lambda: make("magnitude", quality={"*": -1}), "quality must not be negative"),
     ],
 )
-def test_bad_names_and_fields_are_told(call, told):
+def test_bad_names_and_fields_are_refused(call, told):
     with pytest.raises(TopiaristError, match=told):
         call()
 

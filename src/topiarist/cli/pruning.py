@@ -145,7 +145,7 @@ def _prune(plan: Plan, model: nn.Module, example: Tensor, *, rehearsal: bool = F
     between = None
     if plan.source.data is not None and how.steps > 1 and how.epochs and not rehearsal:
         between = replace(plan.finetune, epochs=how.epochs)
-    method = plan.method.rehearsal() if rehearsal else plan.method
+    method = plan.method.dry_run() if rehearsal else plan.method
     with (
         show.training("between the steps", plan.quiet or between is None) as told,
         show.steps(plan.quiet or rehearsal or between is not None) as on_step,

@@ -1,4 +1,4 @@
-"""The control: scores drawn by chance."""
+"""Random pruning, the control: scores are random numbers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from topiarist.methods.base import Method
 
 @dataclass(frozen=True)
 class Random(Method):
-    """Scores every unit by chance: what any other method has to beat.
+    """Scores every unit at random: what any other method has to beat.
 
-    Formula: ``s_j ~ U(0, 1)``, drawn for each group from its name and the seed, so that a group's scores do not
-    depend on which other groups there are. Needs nothing; works on units of structure and on single weights alike.
-    Returns ``(units,)`` for each group, without unit. Raises nothing.
+    Formula: ``s_j ~ U(0, 1)``, drawn for each group from its name and the seed, so that a group's scores do not depend
+    on which other groups there are. Needs nothing; works for structured and unstructured pruning. Returns ``(units,)``
+    for each group, without unit. Raises nothing.
 
     Paper: Mittal, Bhardwaj, Khapra, Ravindran: "Recovering from Random Pruning", WACV 2018.
 

@@ -71,7 +71,7 @@ def pruned(bench: Bench, cell: Cell, folder: Path, needs: Folders) -> Result:
     chance = {"seed": seed} if "seed" in (entry.name for entry in fields(methods.get(cell.method))) else {}
     method = methods.make(cell.method, **{**chance, **cell.settings["fields"]})
     if bench.rehearses:
-        method = method.rehearsal()
+        method = method.dry_run()
     budget = Budget(**cell.budget) if cell.budget else None
     options: dict[str, Any] = {
         key: cell.settings[key] for key in ("repair", "steps", "schedule") if key in cell.settings

@@ -1,4 +1,4 @@
-"""A network and its pruned copy, run side by side: what the copy's layers read, and what their outputs miss."""
+"""A network and its pruned copy, run side by side: what the copy's layers read, and what their outputs lack."""
 
 from __future__ import annotations
 
@@ -13,94 +13,94 @@ from torch.overrides import TorchFunctionMode
 
 from topiarist.graph import Graph, Keep, run
 from topiarist.measure import Layer, mode, watching
-from topiarist.methods._readers import Drawn, Places, output_at
+from topiarist.methods._reconstruction import Locations, Sample, output_at
 
 
-class Reading(NamedTuple):
-    """One call of a layer of the pruned network, at the sampled places of one batch.
+class Residual(NamedTuple):
+    """One call of a layer of the pruned network, at the sampled locations of one batch.
 
     Attributes:
         name: of the layer.
         layer: in the pruned network.
-        x: ``(places, inputs, entries)`` what it reads.
-        missing: float64 ``(places, outputs)``, what the original network has more. Where the layer's output, as it is
-            or behind a batch norm, is added to something of its shape, that is told of the sum: ``scale * (y - y') +
-            shortcut - shortcut'``. Elsewhere it is told of the output, ``y - y'``.
-        scale: float64 ``(outputs,)``, how much of an output arrives where ``missing`` is told: that of the batch norm,
-            or 1.
+        x: ``(locations, inputs, entries)`` what it reads.
+        residual: float64 ``(locations, outputs)``, the original network less the pruned one. Where the layer's output,
+            as it is or behind a batch norm, is added to something of its shape, it is that of the sum: ``scale *
+            (y - y') + shortcut - shortcut'``. Elsewhere it is that of the output, ``y - y'``.
+        scale: float64 ``(outputs,)``, by how much the layer's outputs are multiplied in ``residual``: the scale of the
+            batch norm, or 1.
     """
 
     name: str
     layer: Layer
     x: Tensor
-    missing: Tensor
+    residual: Tensor
     scale: Tensor
 
 
-def readings(
-    original: nn.Module, pruned: nn.Module, names: Sequence[str], places: Places, batches: Iterable[Any]
-) -> Iterator[Reading]:
+def residuals(
+    original: nn.Module, pruned: nn.Module, names: Sequence[str], locations: Locations, batches: Iterable[Any]
+) -> Iterator[Residual]:
     """Runs both networks over the data, in eval mode, and compares some layers.
 
     Args:
         original: as it was trained.
         pruned: a network of the same modules; masked, and perhaps repaired in part.
         names: of the layers.
-        places: where they are watched.
+        locations: where they are sampled.
         batches: the data.
     """
-    for inputs in places.batches(batches, original):
-        before = _calls(original, names, places, inputs)
-        after = before if pruned is original else _calls(pruned, names, places, inputs)
+    for inputs in locations.batches(batches, original):
+        before = _calls(original, names, locations, inputs)
+        after = before if pruned is original else _calls(pruned, names, locations, inputs)
         for old, new in zip(before, after, strict=True):
-            missing = old.output - new.output
+            residual = old.output - new.output
             if old.added is not None and new.added is not None:
-                missing = new.scale * missing + (old.added - new.added)
-            yield Reading(new.name, new.layer, new.x, missing, new.scale)
+                residual = new.scale * residual + (old.added - new.added)
+            yield Residual(new.name, new.layer, new.x, residual, new.scale)
 
 
-def alive(graph: Graph, keep: Keep, tensor: str, axis: int) -> Tensor:
-    """Bool ``(positions,)``: what stays on an axis of a tensor."""
-    stays = torch.ones(graph.shapes[tensor][axis], dtype=torch.bool)
+def kept_positions(graph: Graph, keep: Keep, tensor: str, axis: int) -> Tensor:
+    """Returns bool ``(positions,)``: what is kept on an axis of a tensor."""
+    kept = torch.ones(graph.shapes[tensor][axis], dtype=torch.bool)
     for group in graph.groups:
         for part in group.slices:
             if (part.tensor, part.axis) == (tensor, axis):
-                stays[part.positions[~keep[group.name].cpu()].flatten()] = False
-    return stays
+                kept[part.positions[~keep[group.name].cpu()].flatten()] = False
+    return kept
 
 
 @dataclass(eq=False)
 class _Call:
-    """One call of a layer at the sampled places, and what is added to its output."""
+    """One call of a layer at the sampled locations, and what is added to its output."""
 
     name: str
     layer: Layer
     x: Tensor
-    drawn: Drawn
+    sample: Sample
     output: Tensor
     scale: Tensor
     added: Tensor | None = None
 
 
-def _calls(model: nn.Module, names: Sequence[str], places: Places, inputs: Any) -> list[_Call]:
-    """The calls of some layers in one forward pass, in order."""
-    found: list[_Call] = []
+def _calls(model: nn.Module, names: Sequence[str], locations: Locations, inputs: Any) -> list[_Call]:
+    """Returns the calls of some layers in one forward pass, in order."""
+    calls: list[_Call] = []
     sums = _Sums()
 
-    def see(name: str, layer: Layer, x: Tensor, output: Tensor) -> None:
-        read = places.patches(name, layer, x)
-        if read is not None:
-            y = output_at(layer, output, read[1])
-            found.append(_Call(name, layer, *read, y, y.new_ones(y.shape[1])))
-            sums.open[id(output)] = (output, found[-1])
+    def record(name: str, layer: Layer, x: Tensor, output: Tensor) -> None:
+        sampled = locations.patches(name, layer, x)
+        if sampled is not None:
+            y = output_at(layer, output, sampled[1])
+            calls.append(_Call(name, layer, *sampled, y, y.new_ones(y.shape[1])))
+            sums.open[id(output)] = (output, calls[-1])
 
     layers = [(name, model.get_submodule(name)) for name in names]
-    with watching(layers, see), mode(model, training=False), torch.no_grad(), sums:
+    with watching(layers, record), mode(model, training=False), torch.no_grad(), sums:
         run(model, inputs)
-    for call in found:
+    for call in calls:
         if call.added is None:
             call.scale = torch.ones_like(call.scale)
-    return found
+    return calls
 
 
 class _Sums(TorchFunctionMode):
@@ -117,7 +117,7 @@ class _Sums(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Looks at the call and makes it."""
+        """Inspects the call and makes it."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").strip("_")
         if name in ("add", "iadd", "radd") and len(args) == 2 and not kwargs:
@@ -129,10 +129,12 @@ class _Sums(TorchFunctionMode):
             self._normalised(result, *args, **kwargs)
         return result
 
-    def _add(self, mine: Any, other: Any) -> None:
-        if id(mine) in self.open and isinstance(other, Tensor) and other.shape == mine.shape:
-            _, call = self.open.pop(id(mine))
-            call.added = output_at(call.layer, other, call.drawn)
+    def _add(self, mine: object, other: object) -> None:
+        if id(mine) in self.open and isinstance(other, Tensor):
+            output, call = self.open[id(mine)]
+            if other.shape == output.shape:
+                del self.open[id(mine)]
+                call.added = output_at(call.layer, other, call.sample)
 
     def _normalised(self, result: Tensor, *args: Any, **kwargs: Any) -> None:
         given = signature(torch.nn.functional.batch_norm).bind(*args, **kwargs).arguments
