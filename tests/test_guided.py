@@ -245,7 +245,9 @@ def test_the_command_line_averages_folders_and_draws(tmp_path, capsys):
     assert door.run("pattern", "--out", tmp_path / "out", tmp_path / "c") == 0
     assert guided.load(tmp_path / "out" / "pattern.json") == KernelPattern.of(shapes[2])
     assert "weights kept" in capsys.readouterr().out
-    assert "no single weights" in door.one_sentence(door.run("pattern", tmp_path / "a", tmp_path / "c", *out), capsys)
+    assert "are not individual weights" in door.one_sentence(
+        door.run("pattern", tmp_path / "a", tmp_path / "c", *out), capsys
+    )
     assert "needs NETWORKS" in door.one_sentence(door.run("pattern"), capsys)
     assert "cannot read" in door.one_sentence(door.run("pattern", tmp_path / "none", *out), capsys)
 
@@ -264,7 +266,7 @@ def test_what_no_pattern_can_do_is_refused():
         (lambda: guided.of(whole, None), "but got NoneType"),
         (lambda: WidthPattern.of(SMALL), "takes topiarist.Architectures, but got Graph"),
         (lambda: WidthPattern.of(sparse), "no channels, neurons or heads"),
-        (lambda: KernelPattern.of(whole), "no single weights"),
+        (lambda: KernelPattern.of(whole), "are not individual weights"),
         (lambda: WIDTHS.keep(SMALL.weights(), Budget(params=0.3)), "no channels, neurons or heads"),
         (lambda: WIDTHS.keep(blocks, Budget(params=0.3)), "no channels, neurons or heads"),
         (lambda: WIDTHS.keep(SMALL, 0.3), "is a topiarist.Budget, but got 0.3"),

@@ -1,4 +1,4 @@
-"""What can be measured while a model runs, one statistic each.
+"""The statistics that can be measured while a model runs.
 
 A statistic hooks itself into the model and adds what it sees to float64 sums, one set for each group. Sums of one
 batch, of ten, or of several machines add up to the same numbers.
@@ -49,7 +49,7 @@ class Watch:
 
 
 class Statistic(Protocol):
-    """Something that can be measured while a model runs. A method may bring its own."""
+    """Measures something while a model runs. A method may bring its own."""
 
     @property
     def name(self) -> str:

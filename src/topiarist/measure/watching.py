@@ -1,6 +1,6 @@
 """Watching a model run: what its layers read, and how the units of each group respond.
 
-Everything that looks into a running model does so by `on_calls`: it shows each call of some modules to a function.
+Everything that sees a model run does so by `on_calls`, which shows each call of some modules to a function.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def watching(modules: Iterable[tuple[str, nn.Module]], show: Show) -> Iterator[N
 
 
 def is_plain(module: nn.Module) -> TypeGuard[Layer]:
-    """Whether a module is a linear layer or a convolution and nothing more.
+    """Returns whether a module is a linear layer or a convolution and nothing more.
 
     Subclasses may compute something else with the same weight.
     """
@@ -62,7 +62,7 @@ def is_plain(module: nn.Module) -> TypeGuard[Layer]:
 
 
 def windows_of(layer: Layer, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A layer's input, and what of it each location of the output reads.
+    """Returns a layer's input, and what of it each location of the output reads.
 
     Returns:
         The input ``(rows, inputs, cells)``, padded, and int64 ``(locations, entries)``: the cells under the kernel.
@@ -83,14 +83,14 @@ def windows_of(layer: Layer, x: Tensor) -> tuple[Tensor, Tensor]:
     return x.flatten(2), windows
 
 
-ACTIVATIONS = frozenset(name for name, found in vars(nn.modules.activation).items() if isinstance(found, type)) - {
+ACTIVATIONS = frozenset(name for name, value in vars(nn.modules.activation).items() if isinstance(value, type)) - {
     "Module", "Parameter", "Tensor", "MultiheadAttention", "Softmax", "Softmax2d", "LogSoftmax", "Softmin",
 }  # fmt: skip
 """Class names of activation functions that work entry by entry."""
 
 
 def response_sites(graph: Graph) -> dict[str, Site]:
-    """Where each group's responses are measured: after the activation function that follows the layer producing it.
+    """Returns where each group is measured: after the activation function that follows the layer producing it.
 
     That is the first activation among the outputs before another layer adds to the same units; without one (it may
     be a plain function), the last layer with weights before that, whose output is what the function gets.
@@ -153,10 +153,10 @@ def on_responses(
 
 
 def flat_response(response: Tensor, site: Site) -> Tensor:
-    """A response as ``(examples, positions, locations)``."""
+    """Returns a response as ``(examples, positions, locations)``."""
     return response.movedim(site.axis, 1).flatten(2) if response.ndim > 2 else response[:, :, None]
 
 
 def unit_sums(values: Tensor, site: Site) -> Tensor:
-    """``(positions,)`` summed into ``(units,)``."""
+    """Sums ``(positions,)`` into ``(units,)``."""
     return values[site.positions.to(values.device)].sum(1)

@@ -17,7 +17,7 @@ from topiarist.methods.base import Method, weights_of
 class Magnitude(Method):
     """Scores a weight by its absolute value; one threshold over all layers, or one per layer from its spread.
 
-    Formula: ``s = |w|`` under a budget, with one threshold for the whole network as in "Rethinking the Value of Network
+    Formula: ``s = |w|`` under a budget, with one threshold for the network as in "Rethinking the Value of Network
     Pruning". With ``quality`` the rule of the paper, for which no budget is needed: layer ``l`` keeps ``|w| >= q_l *
     std(w_l)``, and at least its largest weight. Needs the weights alone, of the graph of individual weights. Returns
     ``(units,)`` for each weight tensor, in units of the weights.

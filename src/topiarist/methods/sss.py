@@ -56,8 +56,8 @@ class SSS(Method):
 
     Attributes:
         gamma: strength of the penalty; 0.01 for ResNet-50 in the paper.
-        structure: ``"block"`` (residual branches), ``"group"`` (whole groups of grouped convolutions, whole attention
-            heads) or ``"channel"``.
+        structure: ``"block"`` (residual branches), ``"group"`` (groups of convolutions, attention heads) or
+            ``"channel"``.
         momentum: of the accelerated step.
     """
 

@@ -75,7 +75,7 @@ class VarDrop(Method):
         warmup: between which fractions of the steps the weight of the divergence rises linearly from 0 to 1: the
             paper's epochs 5 to 20 of 200. With ``(0, 0)`` it is 1 from the start.
         examples: ``N``, of the training set; `topiarist.train.fit` knows it, loops of your own give it.
-        steps: of the optimiser in the whole training, for the warm-up; likewise.
+        steps: of the optimiser in the training, for the warm-up; likewise.
     """
 
     granularity = "weight"
