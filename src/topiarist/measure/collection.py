@@ -11,14 +11,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, check_finite, run
-from topiarist.measure.batches import batch_size, device_of, inputs_and_target, mode, to_device
+from topiarist.measure.batches import Batch, batch_size, device_of, inputs_and_target, mode, to_device
 from topiarist.measure.evaluation import Loss, cross_entropy
 from topiarist.measure.processes import batches_of_rank, rank_and_world_size, sum_over_processes
 from topiarist.measure.statistics import STATISTICS, Statistic, Watch
@@ -45,7 +45,7 @@ class Stats:
     tensors: Mapping[str, Tensor]
     sums: Sums = field(default_factory=dict)
     model: nn.Module | None = None
-    batches: Iterable[Any] | None = None
+    batches: Iterable[Batch] | None = None
     on_step: OnStep | None = None
 
     def report(self, what: str, done: int, total: int) -> None:
@@ -93,9 +93,9 @@ class Stats:
 class _Chain:
     """Yields several sets of batches, one after the other, any number of times."""
 
-    parts: list[Iterable[Any]]
+    parts: list[Iterable[Batch]]
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Batch]:
         return chain.from_iterable(self.parts)
 
 
@@ -123,7 +123,7 @@ _ELSEWHERE = ("weights", "training", "evaluations")
 def collect(
     model: nn.Module,
     graph: Graph,
-    batches: Iterable[Any] | None = None,
+    batches: Iterable[Batch] | None = None,
     needs: Collection[str | Statistic] = frozenset(),
     *,
     loss: Loss = cross_entropy,
@@ -171,7 +171,7 @@ def collect(
 def _measure(
     model: nn.Module,
     graph: Graph,
-    batches: Iterable[tuple[Any, bool]],
+    batches: Iterable[tuple[Batch, bool]],
     wanted: list[Statistic],
     watch: Watch,
     loss: Loss,

@@ -6,19 +6,24 @@ Everything that sees a model run does so by `on_calls`, which shows each call of
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from topiarist.graph import Graph, Group, Site
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 """Layers whose output is a sum over the entries of their input."""
+
+Func = Callable[..., Any]
+Args = Sequence[Any]
+Kwargs = Mapping[str, Any]
 
 Show = Callable[[str, Any, Any, Any], Tensor | None]
 """Gets the name of a module, the module, and input and output of one call; what it returns replaces the output."""
@@ -34,7 +39,7 @@ def on_calls(modules: Iterable[tuple[str, nn.Module]], show: Show) -> Iterator[R
     """
 
     def hook(name: str) -> Callable[..., Tensor | None]:
-        def call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
+        def call(module: nn.Module, args: Args, kwargs: Kwargs, output: object) -> Tensor | None:
             x = args[0] if args else next(iter(kwargs.values()), None)
             return show(name, module, x.detach() if isinstance(x, Tensor) else x, output)
 
@@ -51,6 +56,18 @@ def watching(modules: Iterable[tuple[str, nn.Module]], show: Show) -> Iterator[N
         for handle in on_calls(modules, show):
             handles.callback(handle.remove)
         yield
+
+
+class FunctionMode(TorchFunctionMode):
+    """Makes the calls of torch functions while it is open, so that a subclass may inspect or replace them."""
+
+    def __torch_function__(self, func: Func, types: object, args: Args = (), kwargs: Kwargs | None = None) -> Any:
+        """Makes a call by `call`."""
+        return self.call(getattr(func, "__name__", "").strip("_"), func, args, kwargs or {})
+
+    def call(self, name: str, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        """Makes a call of the function of this name, without its underscores."""
+        return func(*args, **kwargs)
 
 
 def is_plain(module: nn.Module) -> TypeGuard[Layer]:
@@ -135,7 +152,7 @@ def on_responses(
         at[site.module].append((graph[name], site))
     calls: Counter[str] = Counter()  # of one forward pass: a module may be called again, with other units
 
-    def respond(name: str, _: nn.Module, __: Any, output: Any) -> Tensor | None:
+    def respond(name: str, _: nn.Module, __: object, output: object) -> Tensor | None:
         number, calls[name] = calls[name], calls[name] + 1
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return None

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -127,7 +127,7 @@ class Gates(nn.Module, ABC):
     def final(self) -> tuple[Tensor, Tensor]:
         """Returns ``(gates,)`` twice: what is multiplied into the parameters in the end, and what the score needs."""
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: object) -> object:
         """Returns what it gets, for models that call all of their submodules in turn."""
         return x
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from topiarist.errors import TopiaristError
 from topiarist.graph import tensors_in
+from topiarist.measure import Args, Func, FunctionMode, Kwargs
 
 _LAYERS = {"linear", *(f"conv{transposed}{dims}d" for transposed in ("", "_transpose") for dims in (1, 2, 3))}
 _PRODUCTS = {"mul", "multiply", "rmul", "matmul", "rmatmul", "mm", "bmm"}
@@ -35,7 +35,7 @@ _THROUGH = {
 }  # fmt: skip
 
 
-class LastLayer(TorchFunctionMode):
+class LastLayer(FunctionMode):
     """Remembers what the last convolution or linear layer that ran was given.
 
     Attributes:
@@ -48,19 +48,15 @@ class LastLayer(TorchFunctionMode):
         self.response: Tensor | None = None
         self.axis = 1
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Inspects the call and makes it."""
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "").strip("_")
+    def call(self, name: str, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        """Remembers the call's input, and makes it."""
         if name in _LAYERS:
             self.response = args[0] if args else kwargs["input"]
             dims = 0 if name == "linear" else int(name[-2])
             self.axis = self.response.ndim - dims - 1
-        return self.call(name, func, args, kwargs)
+        return self.compute(name, func, args, kwargs)
 
-    def call(self, name: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def compute(self, name: str, func: Func, args: Args, kwargs: Kwargs) -> Any:
         """Makes the call."""
         return func(*args, **kwargs)
 
@@ -74,7 +70,7 @@ class Linearised(LastLayer):
     What depends on the data is what requires a gradient, so the parameters must not.
     """
 
-    def call(self, name: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def compute(self, name: str, func: Func, args: Args, kwargs: Kwargs) -> Any:
         """Makes the call, or its replacement where some argument depends on the data."""
         if name in ("embedding", "embedding_bag"):
             return func(*args, **kwargs).requires_grad_().clone()
@@ -85,7 +81,7 @@ class Linearised(LastLayer):
         return args[0].copy_(result) if written and result is not args[0] else result
 
 
-def _replaced(name: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def _replaced(name: str, func: Func, args: Args, kwargs: Kwargs) -> Any:
     if name in _LAYERS:
         return _layer(func, args, kwargs)
     if name in _THROUGH:
@@ -105,7 +101,7 @@ def _replaced(name: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, An
     return func(*args, **kwargs)
 
 
-def _layer(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def _layer(func: Func, args: Args, kwargs: Kwargs) -> Tensor:
     """Computes a convolution or linear layer with ``|W|`` and no bias."""
     given = dict(zip(("input", "weight"), args, strict=False)) | dict(kwargs)
     given.pop("bias", None)
@@ -135,7 +131,7 @@ def _quotient(upper: Any, lower: Any) -> Any:
     return upper + torch.zeros_like(lower) if _is_response(upper) else torch.zeros_like(upper) + lower
 
 
-def _is_response(value: Any) -> bool:
+def _is_response(value: object) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
@@ -148,7 +144,7 @@ def _einsum(equation: str, *operands: Any) -> Tensor:
     return _product(lambda *each: torch.einsum(equation, *each), *factors)
 
 
-def _pool(mean: Callable[..., Tensor]) -> Callable[..., Any]:
+def _pool(mean: Callable[..., Tensor]) -> Func:
     """Returns max pooling as a mean over the window's locations, without those of the padding."""
 
     def pool(
@@ -169,7 +165,7 @@ def _adaptive(mean: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda x, size, *_, **__: mean(x, size)
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, enable_gqa: bool = False, **__: Any) -> Tensor:
+def _attention(query: Tensor, key: Tensor, value: Tensor, *_: object, enable_gqa: bool = False, **__: object) -> Tensor:
     """Computes attention without mask, scale and softmax: two products."""
     if enable_gqa:
         times = query.size(-3) // key.size(-3)
@@ -193,7 +189,7 @@ def _glu(x: Tensor, dim: int = -1) -> Tensor:
     return left + right
 
 
-_OTHERS: Mapping[str, Callable[..., Any]] = {
+_OTHERS: Mapping[str, Func] = {
     "amax": torch.mean,
     "einsum": _einsum,
     "glu": _glu,

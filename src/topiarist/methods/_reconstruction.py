@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Group, Slice, run
 from topiarist.measure import (
+    Batch,
+    Inputs,
     Layer,
     Stats,
     batch_size,
@@ -59,7 +61,7 @@ def _readers(group: Group, model: nn.Module) -> dict[str, Slice]:
     return parts
 
 
-def model_and_data(stats: Stats) -> tuple[nn.Module, Iterable[Any]]:
+def model_and_data(stats: Stats) -> tuple[nn.Module, Iterable[Batch]]:
     """Returns the model and its data.
 
     Raises:
@@ -221,7 +223,7 @@ class Locations:
     size: int = 0
     used: int = 0
 
-    def batches(self, batches: Iterable[Any], model: nn.Module) -> Iterator[Any]:
+    def batches(self, batches: Iterable[Batch], model: nn.Module) -> Iterator[Inputs]:
         """Yields the inputs of one batch after the other, on the model's device, until enough examples were seen.
 
         Raises:

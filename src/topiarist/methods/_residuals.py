@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from topiarist.graph import Graph, Keep, run
-from topiarist.measure import Layer, mode, watching
+from topiarist.measure import Args, Batch, Func, FunctionMode, Inputs, Kwargs, Layer, mode, watching
 from topiarist.methods._reconstruction import Locations, Sample, output_at
 
 
@@ -38,7 +37,7 @@ class Residual(NamedTuple):
 
 
 def residuals(
-    original: nn.Module, pruned: nn.Module, names: Sequence[str], locations: Locations, batches: Iterable[Any]
+    original: nn.Module, pruned: nn.Module, names: Sequence[str], locations: Locations, batches: Iterable[Batch]
 ) -> Iterator[Residual]:
     """Runs both networks over the data, in eval mode, and compares some layers.
 
@@ -82,7 +81,7 @@ class _Call:
     added: Tensor | None = None
 
 
-def _calls(model: nn.Module, names: Sequence[str], locations: Locations, inputs: Any) -> list[_Call]:
+def _calls(model: nn.Module, names: Sequence[str], locations: Locations, inputs: Inputs) -> list[_Call]:
     """Returns the calls of some layers in one forward pass, in order."""
     calls: list[_Call] = []
     sums = _Sums()
@@ -103,7 +102,7 @@ def _calls(model: nn.Module, names: Sequence[str], locations: Locations, inputs:
     return calls
 
 
-class _Sums(TorchFunctionMode):
+class _Sums(FunctionMode):
     """Sees what is added to the outputs of layers, as they are or behind a batch norm.
 
     Attributes:
@@ -114,19 +113,15 @@ class _Sums(TorchFunctionMode):
         super().__init__()
         self.open: dict[int, tuple[Tensor, _Call]] = {}
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def call(self, name: str, func: Func, args: Args, kwargs: Kwargs) -> Any:
         """Inspects the call and makes it."""
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "").strip("_")
         if name in ("add", "iadd", "radd") and len(args) == 2 and not kwargs:
             self._add(args[0], args[1])
             self._add(args[1], args[0])
         result = func(*args, **kwargs)
         self.open.pop(id(result), None)  # written in place, it carries something else
         if name == "batch_norm" and id(args[0] if args else kwargs["input"]) in self.open:
-            self._normalised(result, *args, **kwargs)
+            self._normalised(result, args, kwargs)
         return result
 
     def _add(self, mine: object, other: object) -> None:
@@ -136,7 +131,7 @@ class _Sums(TorchFunctionMode):
                 del self.open[id(mine)]
                 call.added = output_at(call.layer, other, call.sample)
 
-    def _normalised(self, result: Tensor, *args: Any, **kwargs: Any) -> None:
+    def _normalised(self, result: Tensor, args: Args, kwargs: Kwargs) -> None:
         given = signature(torch.nn.functional.batch_norm).bind(*args, **kwargs).arguments
         if given.get("training") or given["running_var"] is None:
             return

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from operator import itemgetter
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from topiarist.budget import Budget, allocate
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, Scores, run
 from topiarist.measure import (
+    Batch,
     Evaluation,
     Stats,
     batch_size,
@@ -291,7 +292,7 @@ class _Trials:
         return small
 
 
-def _behind(batches: Iterable[Any], examples: int) -> Iterator[Any]:
+def _behind(batches: Iterable[Batch], examples: int) -> Iterator[Batch]:
     """Yields the batches that begin behind the first examples."""
     for batch in batches:
         if examples <= 0:

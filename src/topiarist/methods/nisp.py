@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Group, Scores, Site, changed, converted, run
 from topiarist.measure import (
+    Batch,
+    Inputs,
     Stats,
     batch_size,
     device_of,
@@ -89,9 +91,9 @@ class Nisp(Method):
             raise TopiaristError("the scores of nisp reach no unit of this network: use l1")
         return scores
 
-    def _final(self, model: nn.Module, batches: Iterable[Any]) -> tuple[Tensor, Any]:
+    def _final(self, model: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, Inputs]:
         """Returns the scores of the final responses, ``(channels,)``, and the first example of the data."""
-        example: Any = None
+        example: Inputs = None
         count, total, products = 0, torch.zeros(()), torch.zeros(())
         with mode(model, training=False), torch.no_grad():
             for batch in batches:
@@ -133,7 +135,7 @@ def inf_fs(covariance: Tensor, alpha: float) -> Tensor:
     return (torch.linalg.inv(one - 0.9 / radius * energy) - one).sum(1)
 
 
-def _propagated(model: nn.Module, graph: Graph, example: Any, final: Tensor) -> dict[str, Tensor]:
+def _propagated(model: nn.Module, graph: Graph, example: Inputs, final: Tensor) -> dict[str, Tensor]:
     """Returns the gradient of ``<final, final responses>`` by every group's response, summed over its locations."""
     twin = copy.deepcopy(model).double().requires_grad_(False).eval()
     seen: list[tuple[Group, Site, Tensor]] = []
@@ -156,7 +158,7 @@ def _propagated(model: nn.Module, graph: Graph, example: Any, final: Tensor) -> 
     return scores
 
 
-def _first(inputs: Any) -> Any:
+def _first(inputs: Inputs) -> Inputs:
     """Returns the first example: importance depends on shapes alone, so that one is enough."""
     examples = batch_size(inputs)
     return map_tensors(inputs, lambda x: x[:1] if x.ndim and len(x) == examples else x)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
 from topiarist.files import LEFT, leave
 from topiarist.graph import Graph, Keep, Scores, Slice
-from topiarist.measure import Stats
+from topiarist.measure import Args, Func, FunctionMode, Kwargs, Stats
 from topiarist.methods._gates import check_trained, parameter_of, submodule, trainable, trained_with_gates
 from topiarist.methods.base import Method, checked_examples
 
@@ -223,7 +222,7 @@ class _Noise(nn.Module):
         self.log_sigma2 = nn.ParameterList(nn.Parameter(torch.full_like(weight, start)) for weight in weights)
         self.register_buffer("done", torch.zeros((), dtype=torch.int64, device=weights[0].device))
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: object) -> object:
         """Returns what it gets, for models that call all of their submodules in turn."""
         return x
 
@@ -260,7 +259,7 @@ class _Noise(nn.Module):
             leave(owner, name.rpartition(".")[2] + _LEFT, final)
 
 
-class _Drawing(TorchFunctionMode):
+class _Drawing(FunctionMode):
     """Replaces what torch computes with the weights while the model runs: the local reparameterisation.
 
     A weight is recognised by identity, so that it does not matter which module uses it, or whether any does.
@@ -270,18 +269,17 @@ class _Drawing(TorchFunctionMode):
         super().__init__()
         self.noise = noise
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        given = {**dict(zip(("input", "weight", "bias"), args, strict=False)), **(kwargs or {})}
+    def call(self, name: str, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        """Makes a call with the weights drawn, or with the outputs drawn where it is a product."""
+        given = {**dict(zip(("input", "weight", "bias"), args, strict=False)), **kwargs}
         if self.noise.training and func in _PRODUCTS and self.noise.has(given.get("weight")):
             return self.drawn(func, given, args[3:])
         args, kwargs = tree_map_only(
-            nn.Parameter, lambda p: self.noise.effective(p) if self.noise.has(p) else p, (args, kwargs or {})
+            nn.Parameter, lambda p: self.noise.effective(p) if self.noise.has(p) else p, (tuple(args), dict(kwargs))
         )
         return func(*args, **kwargs)
 
-    def drawn(self, func: Callable[..., Tensor], given: dict[str, Any], more: tuple[Any, ...]) -> Tensor:
+    def drawn(self, func: Func, given: dict[str, Any], more: Args) -> Tensor:
         """Draws from ``N(W x + b, (alpha theta^2) x^2)``."""
         x, theta, bias = (given.pop(name, None) for name in ("input", "weight", "bias"))
         mean = func(x, theta, bias, *more, **given)
