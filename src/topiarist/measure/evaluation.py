@@ -21,7 +21,7 @@ Loss = Callable[[Any, Target], Tensor]
 
 
 class Evaluation(NamedTuple):
-    """How well a classifier does.
+    """Says how well a classifier does.
 
     Attributes:
         accuracy: share of examples whose highest score is the right class, in per cent.

@@ -116,7 +116,7 @@ def layers_of_weights(model: nn.Module, weights: Iterable[str]) -> dict[str, lis
 
 @dataclass(frozen=True, eq=False)
 class LayerRecord:
-    """What one layer did in one batch: all that makes the gradients by its weight.
+    """Holds what one layer did in one batch: all that makes the gradients by its weight.
 
     Attributes:
         x: ``(N, groups, locations, inputs)`` what it multiplied with the weight, of all its calls.

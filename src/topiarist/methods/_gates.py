@@ -21,7 +21,7 @@ from topiarist.methods.base import Method
 
 
 class GateIndex(NamedTuple):
-    """Which gate multiplies which position on an axis of a tensor (-1: none).
+    """Says which gate multiplies which position on an axis of a tensor (-1: none).
 
     Where the axis is ``None`` the numbers broadcast against the tensor.
     """
@@ -31,7 +31,7 @@ class GateIndex(NamedTuple):
 
 
 class Gated(NamedTuple):
-    """What gates multiply: tensor → index, the number of each group's first gate, and how many gates there are."""
+    """Holds what gates multiply: tensor → index, the number of each group's first gate, and the number of gates."""
 
     tensors: Mapping[str, GateIndex] = {}
     first: Mapping[str, int] = {}

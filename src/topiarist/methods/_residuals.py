@@ -16,7 +16,7 @@ from topiarist.methods._reconstruction import Locations, Sample, output_at
 
 
 class Residual(NamedTuple):
-    """One call of a layer of the pruned network, at the sampled locations of one batch.
+    """Holds one call of a layer of the pruned network, at the sampled locations of one batch.
 
     Attributes:
         name: of the layer.
@@ -70,7 +70,7 @@ def kept_positions(graph: Graph, keep: Keep, tensor: str, axis: int) -> Tensor:
 
 @dataclass(eq=False)
 class _Call:
-    """One call of a layer at the sampled locations, and what is added to its output."""
+    """Holds one call of a layer at the sampled locations, and what is added to its output."""
 
     name: str
     layer: Layer

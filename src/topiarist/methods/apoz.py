@@ -61,7 +61,7 @@ class APoZ(Method):
             raise TopiaristError(f"deviations must be a number from 0 up, such as 1, but got {self.deviations!r}")
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """``s_j = 1 - APoZ_j``."""
+        """Computes ``s_j = 1 - APoZ_j``."""
         names = [name for name, site in response_sites(graph).items() if _may_be_rectified(site)]
         measured = [name for name in names if (name, "activations.zeros") in stats.sums]
         scores = {name: 1 - stats.mean(name, "activations.zeros") for name in measured}
@@ -73,7 +73,7 @@ class APoZ(Method):
         return scores
 
     def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep | None:
-        """``APoZ_j <= mean + deviations * std``, if there are ``deviations``."""
+        """Keeps ``APoZ_j <= mean + deviations * std``, if there are ``deviations``."""
         if self.deviations is None:
             return None
         if budget is not None:

@@ -24,7 +24,7 @@ from topiarist.measure import Statistic, Stats
 
 @dataclass(frozen=True)
 class Method:
-    """One paper: a frozen dataclass of its hyper-parameters, whose roles are its methods.
+    """Describes one paper: a frozen dataclass of its hyper-parameters, whose roles are its methods.
 
     The file's name is the method's name. Class variables say what kind of method it is.
 

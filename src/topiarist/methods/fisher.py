@@ -16,7 +16,7 @@ from topiarist.methods.base import Method, checked_scores
 
 @dataclass(frozen=True)
 class FisherInformation:
-    """Curvature of the loss along each unit's own size, as the mean square of a gradient (the empirical Fisher).
+    """Measures the curvature of the loss along each unit's size, as the mean square of a gradient (empirical Fisher).
 
     With ``m`` a factor on the unit's response, 1 now and 0 once it is pruned, ``dL/dm`` is the sum over locations of
     ``dL/dz * z``.
@@ -77,7 +77,7 @@ class Fisher(Method):
     )
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """``s_j = mean (dL/dm_j)^2 / 2``."""
+        """Computes ``s_j = mean (dL/dm_j)^2 / 2``."""
         measured = [group.name for group in graph.groups if (group.name, "fisher.squares") in stats.sums]
         if not measured:
             raise TopiaristError(

@@ -44,7 +44,7 @@ class FPGM(Method):
     )
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """``s_j = sum over i of ||F_i - F_j||``."""
+        """Computes ``s_j = sum over i of ||F_i - F_j||``."""
         scores = {}
         for group in graph.groups:
             if parts := filters_of(graph, group):

@@ -80,7 +80,7 @@ class GroupLasso(Method):
             )
 
     def penalty(self, model: nn.Module, graph: Graph) -> Tensor:
-        """``lam * sum ||theta||``; 0 where the proximal solver does the work."""
+        """Computes ``lam * sum ||theta||``; 0 if the solver is proximal."""
         if self.solver == "proximal":
             return torch.zeros(())
         norms = [_norms(bundle, model.get_parameter) for bundle in self._bundles(graph)]
@@ -88,7 +88,7 @@ class GroupLasso(Method):
 
     @torch.no_grad()
     def proximal(self, model: nn.Module, graph: Graph, lr: float) -> None:
-        """``theta = max(0, 1 - lr * lam * sqrt(P) / ||theta||) * theta``; nothing where the gradient does the work."""
+        """Sets ``theta = max(0, 1 - lr * lam * sqrt(P) / ||theta||) * theta``, if the solver is proximal."""
         if self.solver == "gradient":
             return
         for bundle in self._bundles(graph):
@@ -98,7 +98,7 @@ class GroupLasso(Method):
                 _multiply(model.get_parameter(part.tensor), part, factors)
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """``s_j = ||theta_j||``."""
+        """Computes ``s_j = ||theta_j||``."""
         role = "input" if self.kind in ("channel", "column") else "output"
         matrices = {group.name: _matrices(graph, group, role) for group in graph.groups}
         return {name: _norms(parts, stats.tensor) for name, parts in matrices.items() if parts} or self._refuse()

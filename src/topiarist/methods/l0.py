@@ -103,7 +103,7 @@ class L0(Method):
         return gating(model, graph, _GATES, gates, _LEFT)
 
     def penalty(self, model: nn.Module, graph: Graph) -> Tensor:
-        """``lam / N * sum_j |g_j| P(z_j > 0)``."""
+        """Computes ``lam / N * sum_j |g_j| P(z_j > 0)``."""
         gates = _attached(model)
         return (
             self.lam
@@ -116,7 +116,7 @@ class L0(Method):
         _attached(model).log_alpha.clamp_(-_MOST, _MOST)
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """``s_j = P(z_j > 0)``."""
+        """Computes ``s_j = P(z_j > 0)``."""
         graph = self.units(graph)
         gated = self._gated(graph, trained_with_gates(graph, stats, _LEFT))
         return gated.by_group(graph, open_probability(gated.saved(stats, _LEFT, math.inf)) * gated.nonzero(stats))

@@ -51,7 +51,7 @@ class L1(Method):
             raise TopiaristError(f"there is no preset {self.preset!r}: use {', '.join(near)}")
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """``s_j = (sum |F_j|^p)^(1/p)``."""
+        """Computes ``s_j = (sum |F_j|^p)^(1/p)``."""
         scores = {}
         for group in graph.groups:
             if filters := filters_of(graph, group):

@@ -50,11 +50,11 @@ class Magnitude(Method):
             raise TopiaristError(f"quality must not be negative, but got {self.quality!r}")
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """``s = |w|``."""
+        """Computes ``s = |w|``."""
         return {group.name: weights_of(group, stats).abs() for group in self._layers(graph)}
 
     def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep | None:
-        """``|w| >= q_l * std(w_l)``, if there is a ``q``."""
+        """Keeps ``|w| >= q_l * std(w_l)``, if there is a ``q``."""
         if self.quality is None:
             return None
         if budget is not None:

@@ -82,7 +82,7 @@ class Nisp(Method):
             raise TopiaristError(f"alpha must be between 0 and 1, but got {self.alpha!r}")
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """``s_k = |W_{k+1}|^T s_{k+1}``, summed over locations."""
+        """Computes ``s_k = |W_{k+1}|^T s_{k+1}``, summed over locations."""
         if stats.model is None or stats.batches is None:
             raise TopiaristError("nisp runs the model on data: pass batches of inputs when statistics are collected")
         final, example = self._final(stats.model, stats.batches)

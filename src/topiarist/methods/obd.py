@@ -34,7 +34,7 @@ class DiagonalCurvature:
 
     @property
     def name(self) -> str:
-        """``curvature-gauss_newton`` or ``curvature-fisher``."""
+        """Computes ``curvature-gauss_newton`` or ``curvature-fisher``."""
         return f"curvature-{self.kind}"
 
     def watch(self, model: nn.Module, graph: Graph, run: Watch) -> Iterable[RemovableHandle]:
@@ -97,7 +97,7 @@ class OBD(Method):
         object.__setattr__(self, "needs", frozenset({DiagonalCurvature(self.curvature)}))
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """``s_k = h_kk w_k^2 / 2``."""
+        """Computes ``s_k = h_kk w_k^2 / 2``."""
         weights = {group: weights_of(group, stats).double().cpu() for group in graph.groups}
         key = f"curvature-{self.curvature}.squares"
         measured = [group for group in weights if (group.name, key) in stats.sums]

@@ -155,7 +155,7 @@ class OBS(Method):
         return within_budget(self._full(weights, free, stats) if self.hessian == "full" else self._layers(free, stats))
 
     def repair(self, model: nn.Module, graph: Graph, keep: Keep, stats: Stats) -> None:
-        """``w_S + H_SS^-1 H_ST w_T``: the sum of all updates."""
+        """Sets ``w_S + H_SS^-1 H_ST w_T``: the sum of all updates."""
         if self.is_dry_run:
             return
         weights = self._weights(graph, stats)

@@ -33,7 +33,7 @@ class Random(Method):
     seed: int = 0
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """``s_j ~ U(0, 1)``."""
+        """Draws ``s_j ~ U(0, 1)``."""
         return {group.name: torch.rand(group.units, generator=self._chance(group.name)) for group in graph.groups}
 
     def _chance(self, group: str) -> torch.Generator:

@@ -69,7 +69,7 @@ class Sfp(Method):
                     parameter.index_fill_(part.axis, part.positions[smallest].flatten().to(parameter.device), 0)
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """``s_j = ||F_j||``."""
+        """Computes ``s_j = ||F_j||``."""
         scores = L1(p=2).score(graph, stats)
         if not scores:
             raise TopiaristError("sfp found no filters that can be pruned: see what pins them by `topiarist inspect`")

@@ -52,7 +52,7 @@ class Slimming(Method):
             raise TopiaristError(f"lam must not be negative, the strength of the penalty, but got {self.lam!r}")
 
     def penalty(self, model: nn.Module, graph: Graph) -> Tensor:
-        """``lam * sum |gamma|``, each gamma once."""
+        """Computes ``lam * sum |gamma|``, each gamma once."""
         by_tensor: dict[str, list[Slice]] = {}  # several groups may share a batch norm
         for part in (part for group in graph.groups for part in graph.scales(group)):
             by_tensor.setdefault(part.tensor, []).append(part)
@@ -60,7 +60,7 @@ class Slimming(Method):
         return self.lam * torch.stack([gamma.abs().sum() for gamma in scales]).sum()
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """``s_j = |gamma_j|``."""
+        """Computes ``s_j = |gamma_j|``."""
         scores = {}
         for group in graph.groups:
             parts = graph.scales(group)

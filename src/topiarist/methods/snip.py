@@ -76,7 +76,7 @@ class Snip(Method):
     paper = "Lee, Ajanthan, Torr: SNIP: Single-shot Network Pruning based on Connection Sensitivity, ICLR 2019"
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """``|g w| / sum |g w|``; how many examples the gradient is a sum of makes no difference."""
+        """Computes ``|g w| / sum |g w|``; how many examples the gradient is a sum of makes no difference."""
         sensitivity = {
             group.name: (weights_of(group, stats).cpu() * _gradients(group, stats)).abs()
             for group in graph.groups

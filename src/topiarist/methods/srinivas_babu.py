@@ -90,7 +90,7 @@ class SrinivasBabu(Method):
         return keep
 
     def repair(self, model: nn.Module, graph: Graph, keep: Keep, stats: Stats) -> None:
-        """``a_i <- a_i + alpha_j / alpha_i * a_j`` for each pruned unit ``j``, in the order in which they merge."""
+        """Sets ``a_i <- a_i + alpha_j / alpha_i * a_j`` for each pruned unit ``j``, in the order of the merges."""
         for name, neurons in self._neurons(graph, stats).items():
             pruned = ~keep[name].cpu()
             if not pruned.any():

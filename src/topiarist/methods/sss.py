@@ -110,7 +110,7 @@ class SSS(Method):
         gates.scales.copy_(old)  # whatever the optimiser did to them
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """``s_j = lambda_j``."""
+        """Computes ``s_j = lambda_j``."""
         gated = self._gated(graph, trained_with_gates(graph, stats, _LEFT))
         scales = gated.saved(stats, _LEFT, default=1.0) * gated.nonzero(stats)
         return gated.by_group(self.units(graph), scales)

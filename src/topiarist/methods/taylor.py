@@ -67,7 +67,7 @@ class Taylor(Method):
             raise TopiaristError(f"lam must be 0 or a positive number, the weight of the MACs, but got {self.lam!r}")
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """``s_j = Theta_j / |Theta| - lam * Theta_flops``."""
+        """Computes ``s_j = Theta_j / |Theta| - lam * Theta_flops``."""
         groups = [group for group in graph.groups if (group.name, "gradients.taylor") in stats.sums]
         if not groups:
             raise TopiaristError(
@@ -83,7 +83,7 @@ class Taylor(Method):
         return {name: effect - self.lam * flops[name] for name, effect in effects.items()}
 
     def kept(self, step: int, steps: int, target: float) -> float:
-        """``1 - (1 - target) * step / steps``."""
+        """Computes ``1 - (1 - target) * step / steps``."""
         return linear(step, steps, target)
 
 

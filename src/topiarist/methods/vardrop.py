@@ -121,7 +121,7 @@ class VarDrop(Method):
         return _attach(model, _Noise(model, names, self.start, self.threshold))
 
     def penalty(self, model: nn.Module, graph: Graph) -> Tensor:
-        """``t * KL / N``."""
+        """Computes ``t * KL / N``."""
         noise = _attached(model)
         total = torch.stack([divergence(each).sum() for each in noise.log_alphas()]).sum()
         return self._warmup(noise.done) / checked_examples(self.examples, self.name) * total
@@ -131,7 +131,7 @@ class VarDrop(Method):
         _attached(model).done.add_(1)
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """``s = -log alpha``."""
+        """Computes ``s = -log alpha``."""
         parts = {group.name: group.slices[0] for group in self.units(graph).groups}
         noisy = trained_with_gates(graph, stats, _LEFT)
         return {name: -self._log_alpha(part, stats) for name, part in parts.items() if part.tensor in noisy}

@@ -85,7 +85,7 @@ class Wanda(Method):
     paper = "Sun, Liu, Bair, Kolter: A Simple and Effective Pruning Approach for Large Language Models, ICLR 2024"
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """``|W_ij| * ||X_j||``."""
+        """Computes ``|W_ij| * ||X_j||``."""
         weights = {group.name: weights_of(group, stats) for group in graph.groups}
         measured = [name for name in weights if (name, "input-energies.sum") in stats.sums]
         if not measured:
