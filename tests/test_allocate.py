@@ -297,7 +297,7 @@ def test_budgets_check_themselves(wrong, message):
         (Budget(macs=0), "leave at least"),
         (Budget(ratios={"conv": 0.5}), "'conv' matches no group: use "),
         (Budget(macs=0.5, exclude=("g0", "g7")), "'g7' matches no group: use g"),
-        (Budget(ratio=0.5, exclude=("*",)), "no group is left"),
+        (Budget(ratio=0.5, exclude=("*",)), "the ratio applies to no group"),
         (Budget(macs=0.5, exclude=("*",)), "leave at least 1:"),
     ],
 )

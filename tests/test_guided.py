@@ -217,7 +217,7 @@ def test_a_pattern_moves_to_images_of_another_size_by_the_order_of_its_maps():
 
 
 def test_stages_that_the_pattern_lacks_are_refused():
-    with pytest.raises(TopiaristError, match=r"no stage '1', where classifier.0 is: take pattern.on\(graph\)"):
+    with pytest.raises(TopiaristError, match=r"no stage '1', where classifier.0 is: use pattern.on\(graph\)"):
         WIDTHS.keep(DEEP, Budget(params=0.3))
     with pytest.raises(TopiaristError, match=r"no stage '32x32', where features.0 and 3 more groups are"):
         WIDTHS.keep(LARGE, Budget(params=0.3))
@@ -264,12 +264,12 @@ def test_what_no_pattern_can_do_is_refused():
         (lambda: KernelPattern.of(), "give at least one"),
         (lambda: guided.of(), "give at least one"),
         (lambda: guided.of(whole, None), "but got NoneType"),
-        (lambda: WidthPattern.of(SMALL), "takes topiarist.Architectures, but got Graph"),
-        (lambda: WidthPattern.of(sparse), "no channels, neurons or heads"),
+        (lambda: WidthPattern.of(SMALL), "averages topiarist.Architectures, but got Graph"),
+        (lambda: WidthPattern.of(sparse), "not channels, neurons or heads"),
         (lambda: KernelPattern.of(whole), "are not individual weights"),
-        (lambda: WIDTHS.keep(SMALL.weights(), Budget(params=0.3)), "no channels, neurons or heads"),
-        (lambda: WIDTHS.keep(blocks, Budget(params=0.3)), "no channels, neurons or heads"),
-        (lambda: WIDTHS.keep(SMALL, 0.3), "is a topiarist.Budget, but got 0.3"),
+        (lambda: WIDTHS.keep(SMALL.weights(), Budget(params=0.3)), "not channels, neurons or heads"),
+        (lambda: WIDTHS.keep(blocks, Budget(params=0.3)), "not channels, neurons or heads"),
+        (lambda: WIDTHS.keep(SMALL, 0.3), "must be a topiarist.Budget, but got 0.3"),
         (lambda: WIDTHS.keep(SMALL, Budget(params=0.3, allocation="uniform")), "the pattern itself shares"),
         (lambda: WIDTHS.keep(SMALL, Budget()), "names no amount"),
         (lambda: WIDTHS.keep(SMALL, Budget(params=0.0)), "leave at least"),
