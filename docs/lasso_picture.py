@@ -15,7 +15,7 @@ import torch
 from matplotlib.figure import Figure
 
 import topiarist
-from topiarist.methods._readers import readers
+from topiarist.methods._reconstruction import readers
 from topiarist.methods.lasso import Lasso
 from topiarist.methods.lasso import Path as Coefficients
 

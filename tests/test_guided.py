@@ -22,8 +22,8 @@ from topiarist.train import reinitialise
 
 
 def vgg(depth: int, **options: object) -> nn.Module:
-    told = {"width": 0.125, "in_channels": 1, "input_size": 28} | options
-    return topiarist.load_model(f"zoo:vgg{depth}", **told)
+    fields = {"width": 0.125, "in_channels": 1, "input_size": 28} | options
+    return topiarist.load_model(f"zoo:vgg{depth}", **fields)
 
 
 X = torch.rand(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
@@ -216,8 +216,8 @@ def test_a_pattern_moves_to_images_of_another_size_by_the_order_of_its_maps():
     kernels.keep(LARGE, Budget(params=0.1))
 
 
-def test_stages_that_the_pattern_lacks_are_told():
-    with pytest.raises(TopiaristError, match=r"no stage '1', where classifier.0 is: take pattern.on\(graph\)"):
+def test_stages_that_the_pattern_lacks_are_refused():
+    with pytest.raises(TopiaristError, match=r"no stage '1', where classifier.0 is: use pattern.on\(graph\)"):
         WIDTHS.keep(DEEP, Budget(params=0.3))
     with pytest.raises(TopiaristError, match=r"no stage '32x32', where features.0 and 3 more groups are"):
         WIDTHS.keep(LARGE, Budget(params=0.3))
@@ -245,7 +245,9 @@ def test_the_command_line_averages_folders_and_draws(tmp_path, capsys):
     assert door.run("pattern", "--out", tmp_path / "out", tmp_path / "c") == 0
     assert guided.load(tmp_path / "out" / "pattern.json") == KernelPattern.of(shapes[2])
     assert "weights kept" in capsys.readouterr().out
-    assert "no single weights" in door.one_sentence(door.run("pattern", tmp_path / "a", tmp_path / "c", *out), capsys)
+    assert "are not individual weights" in door.one_sentence(
+        door.run("pattern", tmp_path / "a", tmp_path / "c", *out), capsys
+    )
     assert "needs NETWORKS" in door.one_sentence(door.run("pattern"), capsys)
     assert "cannot read" in door.one_sentence(door.run("pattern", tmp_path / "none", *out), capsys)
 
@@ -253,27 +255,27 @@ def test_the_command_line_averages_folders_and_draws(tmp_path, capsys):
 # ---- refusals -------------------------------------------------------------------------------------------------------
 
 
-def test_what_no_pattern_can_do_is_told():
+def test_what_no_pattern_can_do_is_refused():
     whole = Architecture.of(SMALL, SMALL.full())
     sparse = Architecture.of(SMALL.weights(), {})
     blocks = topiarist.trace(topiarist.load_model("zoo:resnet20"), torch.rand(1, 3, 32, 32)).blocks()
-    for wrong, told in (
+    for wrong, message in (
         (lambda: WidthPattern.of(), "give at least one"),
         (lambda: KernelPattern.of(), "give at least one"),
         (lambda: guided.of(), "give at least one"),
         (lambda: guided.of(whole, None), "but got NoneType"),
-        (lambda: WidthPattern.of(SMALL), "takes topiarist.Architectures, but got Graph"),
-        (lambda: WidthPattern.of(sparse), "no channels, neurons or heads"),
-        (lambda: KernelPattern.of(whole), "no single weights"),
-        (lambda: WIDTHS.keep(SMALL.weights(), Budget(params=0.3)), "no channels, neurons or heads"),
-        (lambda: WIDTHS.keep(blocks, Budget(params=0.3)), "no channels, neurons or heads"),
-        (lambda: WIDTHS.keep(SMALL, 0.3), "is a topiarist.Budget, but got 0.3"),
+        (lambda: WidthPattern.of(SMALL), "averages topiarist.Architectures, but got Graph"),
+        (lambda: WidthPattern.of(sparse), "not channels, neurons or heads"),
+        (lambda: KernelPattern.of(whole), "are not individual weights"),
+        (lambda: WIDTHS.keep(SMALL.weights(), Budget(params=0.3)), "not channels, neurons or heads"),
+        (lambda: WIDTHS.keep(blocks, Budget(params=0.3)), "not channels, neurons or heads"),
+        (lambda: WIDTHS.keep(SMALL, 0.3), "must be a topiarist.Budget, but got 0.3"),
         (lambda: WIDTHS.keep(SMALL, Budget(params=0.3, allocation="uniform")), "the pattern itself shares"),
         (lambda: WIDTHS.keep(SMALL, Budget()), "names no amount"),
         (lambda: WIDTHS.keep(SMALL, Budget(params=0.0)), "leave at least"),
         (lambda: WIDTHS.keep(SMALL, Budget(params=0.3, exclude=("fc",))), "matches no group"),
     ):
-        with pytest.raises(TopiaristError, match=told):
+        with pytest.raises(TopiaristError, match=message):
             wrong()
 
 
@@ -299,7 +301,7 @@ def test_a_file_gives_the_same_pattern_back(pattern, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"format": "topiarist.architecture"}, "no design pattern"),
         ({"version": 2}, "version 2, this release reads 1"),
@@ -324,24 +326,24 @@ def test_a_file_gives_the_same_pattern_back(pattern, tmp_path):
         ({"kind": "kernels", "stages": {"7x7": {"1x2": "ab"}}}, "numbers from 0 to 1"),
     ],
 )
-def test_a_damaged_file_is_told_in_one_sentence(change, told, tmp_path):
+def test_a_damaged_file_is_told_in_one_sentence(change, message, tmp_path):
     path = tmp_path / "pattern.json"
     path.write_text(json.dumps(WIDTHS.to_json() | change))
-    with pytest.raises(TopiaristError, match=told):
+    with pytest.raises(TopiaristError, match=message):
         guided.load(path)
 
 
-def test_what_is_no_json_is_told(tmp_path):
+def test_what_is_no_json_is_refused(tmp_path):
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "deep.json").write_text("[" * 100_000)
     (tmp_path / "list.json").write_text("[]")
-    for name, told in (
+    for name, message in (
         ("broken", "no JSON file"),
         ("deep", "no JSON file"),
         ("list", "no design pattern"),
         ("none", "cannot read the pattern"),
     ):
-        with pytest.raises(TopiaristError, match=told):
+        with pytest.raises(TopiaristError, match=message):
             guided.load(tmp_path / f"{name}.json")
 
 

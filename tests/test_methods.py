@@ -144,15 +144,15 @@ def test_every_method_says_what_it_is(name):
     for need in method.needs:
         assert not isinstance(need, str) or need in {*STATISTICS, "weights", "training", "evaluations"}
     assert any(isinstance(make(name), role) for role in (Criterion, Selector))
-    told = describe(name)
-    json.dumps(told)
-    assert told["summary"].endswith(".")
-    assert told["paper"]
-    assert told["roles"]
-    doc = told["doc"]
+    description = describe(name)
+    json.dumps(description)
+    assert description["summary"].endswith(".")
+    assert description["paper"]
+    assert description["roles"]
+    doc = description["doc"]
     assert "Formula:" in doc
     assert "Paper:" in doc
-    for field in told["fields"]:
+    for field in description["fields"]:
         assert field["help"], f"the field {field['name']} has no line under Attributes:"
         assert field["name"] != "name"
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -268,11 +268,11 @@ def test_one_new_file_is_a_method(tmp_path, monkeypatch):
     (tmp_path / "empty.py").write_text("")
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
     assert set(names()) == {*GOLDEN, "dummy", "empty"}
-    told = describe("dummy")
-    assert told["fields"] == [
+    description = describe("dummy")
+    assert description["fields"] == [
         {"name": "step", "type": "float", "default": 1.0, "help": "how far apart, in two lines too."}
     ]
-    assert told["roles"] == ["criterion"]
+    assert description["roles"] == ["criterion"]
     graph = topiarist.trace(block(), X[:1])
     assert make("dummy", step=2).score(graph, None)["conv1"].tolist() == [0, 2, 4, 6, 8]
     with pytest.raises(TopiaristError, match="exactly one"):
@@ -314,9 +314,9 @@ def test_make_takes_names_classes_and_methods():
 
 
 @pytest.mark.parametrize(
-    ("call", "told"),
+    ("call", "message"),
     [
-        (lambda: make("slimmin"), "no method 'slimmin': take slimming"),
+        (lambda: make("slimmin"), "no method 'slimmin': use slimming"),
         (lambda: make("base"), "no method 'base'"),
         (lambda: make("l1", q=2), "'l1' has no field 'q': its fields are p, preset"),
         (lambda: make("slimming", name="x"), "no field 'name'"),
@@ -324,15 +324,15 @@ def test_make_takes_names_classes_and_methods():
         (lambda: make(Method), "a method is a name"),
         (lambda: make("l1", p=0), "p must be a positive number"),
         (lambda: make("l1", p="one"), "p"),
-        (lambda: make("l1", preset="resnet56"), "no preset 'resnet56': take resnet56-"),
+        (lambda: make("l1", preset="resnet56"), "no preset 'resnet56': use resnet56-"),
         (lambda: make("slimming", lam=-1), "lam must not be negative"),
         (lambda: make("magnitude", layers="fc"), "'all' or 'conv'"),
         (lambda: make("magnitude", quality=-1), "quality must not be negative"),
         (lambda: make("magnitude", quality={"*": -1}), "quality must not be negative"),
     ],
 )
-def test_bad_names_and_fields_are_told(call, told):
-    with pytest.raises(TopiaristError, match=told):
+def test_bad_names_and_fields_are_refused(call, message):
+    with pytest.raises(TopiaristError, match=message):
         call()
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from topiarist import trace
-from topiarist.methods._lengths import lengths_kept
+from topiarist.methods._filter_norms import filter_norms_kept
 
 
 class Net(nn.Module):
@@ -83,7 +83,7 @@ def test_filters_keep_their_length_and_the_network_its_outputs():
     length, graph = model[3].weight.norm(dim=1).clone(), trace(model, x)
     expected = trained_mlp()
     factor = torch.tensor([0.0, 0.02, 0.05, 0.001, 0.3])
-    with torch.no_grad(), lengths_kept(model, graph.normed):
+    with torch.no_grad(), filter_norms_kept(model, graph.normed):
         model[3].weight.mul_(factor)
     with torch.no_grad():
         expected[3].weight.mul_(factor)
@@ -98,7 +98,7 @@ def test_zero_filters_and_frozen_layers_stay():
     model, x = trained_mlp(), torch.randn(32, 6, dtype=torch.float64)
     model[1].weight.requires_grad_(False)
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    with torch.no_grad(), lengths_kept(model, trace(model, x).normed):
+    with torch.no_grad(), filter_norms_kept(model, trace(model, x).normed):
         model[0].weight.mul_(0.1)
         model[3].weight[1] = 0
     torch.testing.assert_close(model[0].weight, 0.1 * state["0.weight"])
@@ -111,7 +111,7 @@ def test_filters_that_would_leave_the_range_of_their_type_stay_short():
     model, x = trained_mlp().half(), torch.randn(32, 6).half()
     expected = trained_mlp().half()
     factor = torch.tensor([1.0, 1.0, 0.5, 1.0]).half()
-    with torch.no_grad(), lengths_kept(model, trace(model, x).normed):
+    with torch.no_grad(), filter_norms_kept(model, trace(model, x).normed):
         model[3].weight.mul_(factor[:, None])
         model[0].weight.mul_(1e-3)
     with torch.no_grad():

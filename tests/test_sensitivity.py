@@ -189,7 +189,7 @@ def test_an_interrupted_scan_leaves_what_it_measured(
             raise KeyboardInterrupt
         return evaluate_batches(*arguments)
 
-    monkeypatch.setattr(module, "judge", interrupted)
+    monkeypatch.setattr(module, "evaluate_batches", interrupted)
     words = ["--weights", weights, "--data", "digits", "--ratios", "0.5", "--out", tmp_path]
     assert run("sensitivity", NET, *words) == 130
     assert str(tmp_path / "sensitivity.json") in " ".join(capsys.readouterr().err.split())

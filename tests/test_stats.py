@@ -311,12 +311,12 @@ def test_inputs_of_several_tensors(kind):
     torch.testing.assert_close(stats.mean("a", "activations.sum"), model.a(2 * x).mean(0).detach().double())
 
 
-def test_what_cannot_be_measured_is_told(net):
+def test_what_cannot_be_measured_is_refused(net):
     model, graph = net
     x, y = data(2)
     with pytest.raises(TopiaristError, match="activations must be measured: pass data"):
         collect(model, graph, needs={"activations"})
-    with pytest.raises(TopiaristError, match="no statistic 'activation': take activations"):
+    with pytest.raises(TopiaristError, match="no statistic 'activation': use activations"):
         collect(model, graph, [x], {"activation"})
     with pytest.raises(TopiaristError, match="need targets"):
         collect(model, graph, [x], {"gradients"})

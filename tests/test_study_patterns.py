@@ -308,7 +308,7 @@ def test_blocks_give_no_pattern(tmp_path: Path) -> None:
     study = Study.of({**SETTINGS, "network": DEEPER, "prunings": [pruning], "seeds": [3]})
     failed = run_cells(study.cells(), tmp_path, work).failed
     (told,) = {why for key, why in failed.items() if "-pattern-" in key}
-    assert "are no channels, neurons or heads" in told
+    assert "are not channels, neurons or heads" in told
 
 
 # ---------------------------------------------------------------- where, and on which networks

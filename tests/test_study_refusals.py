@@ -60,7 +60,7 @@ def test_a_study_that_cannot_be_is_told_at_once(settings: dict[str, Any], told: 
     (pruning(budget={"macs": 1e-4}), "leave at least"),
     (pruning(budget={"ratios": {"conv9": 0.5}}), "conv9"),
     (pruning(method="l0", fields={"lam": 0.1}, budget={"macs": 1e-4}, steps=2), "leave at least"),
-    ({**pruning(method="sss"), "arms": ["guided"]}, "no channels, neurons or heads"),
+    ({**pruning(method="sss"), "arms": ["guided"]}, "not channels, neurons or heads"),
     ({**pruning(budget={"macs": 0.5}), "arms": ["transferred"], "source": {"network": "zoo:lenet300"}}, "stages"),
 ])  # fmt: skip
 def test_what_fails_only_after_training_fails_in_a_rehearsal(

@@ -79,9 +79,9 @@ def test_groups_behind_activations_without_zeros_stay_whole():
     assert choose(make("apoz", deviations=1), *measured(model))["conv"].all()
 
 
-def test_what_does_not_fit_is_told():
+def test_what_does_not_fit_is_refused():
     graph, stats = measured(network())
-    with pytest.raises(TopiaristError, match="leave out the budget"):
+    with pytest.raises(TopiaristError, match="leave the budget out"):
         choose(make("apoz", deviations=1), graph, stats, Budget(ratio=0.5))
     with pytest.raises(TopiaristError, match="needs a budget"):
         choose(make("apoz"), graph, stats)

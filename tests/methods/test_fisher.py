@@ -103,7 +103,7 @@ def test_frozen_networks_are_scored_alike():
     torch.testing.assert_close(scores(model.requires_grad_(False))["conv"], before)
 
 
-def test_data_without_targets_and_graphs_not_measured_are_told():
+def test_data_without_targets_and_graphs_not_measured_are_refused():
     model = network(function)
     graph = topiarist.trace(model, X[:1])
     with pytest.raises(TopiaristError, match="gradients need targets"):

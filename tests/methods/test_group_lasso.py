@@ -142,14 +142,14 @@ def test_units_are_scored_over_all_layers_that_the_kind_looks_at():
 
 
 def test_refusals():
-    for fields, told in (
+    for fields, message in (
         ({"lam": -1}, "lam must be"),
         ({"lam": float("inf")}, "lam must be"),
         ({"kind": "depth"}, "kind must be one of filter"),
         ({"solver": "newton"}, "solver must be"),
         ({"kind": "both", "solver": "proximal"}, "overlap"),
     ):
-        with pytest.raises(TopiaristError, match=told):
+        with pytest.raises(TopiaristError, match=message):
             make("group_lasso", **fields)
     model, graph = traced()
     for call in (

@@ -49,7 +49,7 @@ def test_gates_are_distributed_as_the_paper_says(log_alpha):
         gates.log_alpha.copy_(torch.tensor(log_alpha))
         torch.manual_seed(1)
         z = torch.cat([gates.multipliers() for _ in range(-(-n // len(gates.log_alpha)))])[:n]
-        told = method.penalty(model, graph) / method.lam * method.examples / len(gates.log_alpha)
+        expected = method.penalty(model, graph) / method.lam * method.examples / len(gates.log_alpha)
     assert ((z >= 0) & (z <= 1)).all()
 
     def at_most(t):  # of the stretched concrete distribution, before it is clamped
@@ -60,8 +60,8 @@ def test_gates_are_distributed_as_the_paper_says(log_alpha):
         share = at_most(t)
         assert abs(float((z <= t).double().mean()) - share) < 5 * math.sqrt(share * (1 - share) / n)
     assert abs(float((z == 1).double().mean()) - (1 - at_most(1.0))) < 5e-3
-    assert float(told) == pytest.approx(1 - at_most(0.0), rel=1e-12)
-    assert abs(float((z > 0).double().mean()) - float(told)) < 5e-3
+    assert float(expected) == pytest.approx(1 - at_most(0.0), rel=1e-12)
+    assert abs(float((z > 0).double().mean()) - float(expected)) < 5e-3
     grid = (torch.arange(10_000).double() + 0.5) / 10_000
     mean = sum(1 - at_most(float(t)) for t in grid) / len(grid)  # E[z] is the integral of P(z > t)
     assert abs(float(z.mean()) - mean) < 5 * float(z.std()) / math.sqrt(n) + 1e-4
@@ -238,8 +238,8 @@ def test_the_command_line_trains_with_gates(tmp_path, capsys):
     words = ["--method", "l0", "--method.granularity", "weight", "--method.lam", 2, "--data", "digits"]
     words += ["--train.epochs", 2, "--train.optimizer", "adam", "--train.lr", 0.1, "--epochs", 0, "--out", tmp_path]
     assert run("prune", NET, *words, "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["params"]["after"] < told["params"]["before"]
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["params"]["after"] < summary["params"]["before"]
 
 
 def test_fit_knows_how_many_examples_there_are():
@@ -252,19 +252,19 @@ def test_fit_knows_how_many_examples_there_are():
 
 
 @pytest.mark.parametrize(
-    ("call", "told"),
+    ("call", "message"),
     [
         (lambda: make("l0", lam=-1), "lam must be a number from 0 on"),
         (lambda: make("l0", granularity="layer"), "granularity"),
         (lambda: make("l0", dropout=1.0), "dropout must be a rate between 0 and 1"),
-        (lambda: make("l0", examples=0), "examples must be how many"),
-        (lambda: make("l0").penalty(network(), topiarist.trace(network(), X)), "trains its gates with the model"),
+        (lambda: make("l0", examples=0), "examples must be the number"),
+        (lambda: make("l0").penalty(network(), topiarist.trace(network(), X)), "l0 needs its gates in training"),
         (lambda: _penalised(), "say how many, examples="),
         (lambda: _scored(), "no unit that layers read"),
     ],
 )
-def test_what_it_cannot_do_is_told(call, told):
-    with pytest.raises(TopiaristError, match=told):
+def test_what_it_cannot_do_is_refused(call, message):
+    with pytest.raises(TopiaristError, match=message):
         call()
 
 

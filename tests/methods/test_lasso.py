@@ -16,7 +16,7 @@ from reading import contributions, noise, traced
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
 from topiarist.measure import collect
-from topiarist.methods import _readers, lasso, make
+from topiarist.methods import _reconstruction, lasso, make
 from topiarist.methods.lasso import Path
 from topiarist.pruning import choose
 from topiarist.surgery import mask
@@ -42,7 +42,7 @@ def test_the_regression_is_lasso_on_the_flattened_problem(bias):
     )
     stats, method = collect(model, graph, [x[:2], x[2:]]), make("lasso", **EVERY)
     pruned = mask(model, graph, {"0": torch.arange(6) % 2 > 0})
-    path = Path(*method.regression(pruned, stats, _readers.readers(graph, model)["2"]))
+    path = Path(*method.regression(pruned, stats, _reconstruction.readers(graph, model)["2"]))
     z = contributions(pruned, 4, x, torch.arange(5)).unflatten(0, (6, 4, -1))
     y = outputs(model, "4", x)[1].flatten(2)
     if bias:  # least squares will refit it, so every output is free to move
@@ -291,23 +291,27 @@ def test_a_layer_of_512_channels_takes_less_than_a_gigabyte():
     method, stats = make("lasso"), collect(model, graph, [x])
     keep = {"0": torch.arange(512) > 0}  # nearly all: the largest matrix there can be
     with Peak() as peak:
-        parts = _readers.readers(graph, model)["0"]
+        parts = _reconstruction.readers(graph, model)["0"]
         Path(*method.regression(model, stats, parts)).support(511)
         method.repair(mask(model, graph, keep), graph, keep, stats)
     assert 2 * (511 * 9) ** 2 * 8 < peak.most < 1e9
 
 
-def test_what_is_missing_is_told():
+def test_what_is_missing_is_refused():
     model, graph, x = traced(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2), shape=(9, 3))
     method = make("lasso")
-    for stats, budget, told in (
-        (collect(model, graph), Budget(ratio=0.5), "with data"),
+    for stats, budget, message in (
+        (collect(model, graph), Budget(ratio=0.5), "runs the model on data"),
         (collect(model, graph, []), Budget(ratio=0.5), "no batch"),
         (collect(model, graph, [x / 0]), Budget(ratio=0.5), "not finite"),
         (collect(model, graph, [x]), None, "needs a budget"),
     ):
-        with pytest.raises(TopiaristError, match=told):
+        with pytest.raises(TopiaristError, match=message):
             choose(method, graph, stats, budget)
-    for fields, told in (({"samples": 0}, "at least 1"), ({"examples": -1}, "at least 1"), ({"ridge": 0}, "positive")):
-        with pytest.raises(TopiaristError, match=told):
+    for fields, message in (
+        ({"samples": 0}, "at least 1"),
+        ({"examples": -1}, "at least 1"),
+        ({"ridge": 0}, "positive"),
+    ):
+        with pytest.raises(TopiaristError, match=message):
             make("lasso", **fields)

@@ -169,17 +169,18 @@ def test_a_network_whose_cut_fails_is_judged_by_its_mask(monkeypatch):
     assert all(torch.equal(before[name], tensor) for name, tensor in stats.model.state_dict().items())
 
 
-def test_candidates_may_be_tuned_before_they_are_judged(monkeypatch):
+def test_candidates_may_be_tuned_before_they_are_evaluated(monkeypatch):
     model, x, y = tiny()
     graph = topiarist.trace(model, x[:1])
     stats = collect(model, graph, [(x[:10], y[:10]), (x[10:20], y[10:20]), (x[20:], y[20:])])
     losses = {}
     for steps in (0, 40):
-        told = []
+        evaluations = []
         with monkeypatch.context() as patch:
-            patch.setattr(lcp, "judge", lambda *args, told=told: told.append(evaluate_batches(*args)) or told[-1])
+            record = lambda *args, made=evaluations: made.append(evaluate_batches(*args)) or made[-1]  # noqa: E731
+            patch.setattr(lcp, "evaluate_batches", record)
             choose(make("lcp", candidates=1, examples=10, steps=steps, lr=0.05), graph, stats, HALF)
-        losses[steps] = told[0].loss
+        losses[steps] = evaluations[0].loss
     keep = choose(make("lcp", candidates=1), graph, stats, HALF)
     assert losses[0] == pytest.approx(evaluate_batches(cut(model, graph, keep), [(x[:10], y[:10])]).loss)
     assert losses[40] < losses[0]
@@ -200,42 +201,42 @@ def test_the_first_examples_alone_count():
     assert all(same(each, found[0]) for each in found)
 
 
-def test_the_test_examples_are_never_looked_at():
+def test_the_test_examples_are_never_used():
     data = topiarist.load_data("digits")
     model = topiarist.load_model("zoo:digitsnet?width=0.25")
     other = dataclasses.replace(data, test_x=1 - data.test_x, test_y=9 - data.test_y)
     method = make("lcp", examples=60, **QUICK)
-    told = []
+    steps = []
     found = [
         topiarist.prune(
-            model, data.example(), method, 0.5, each, run=topiarist.Run(on_step=lambda *step: told.append(step))
+            model, data.example(), method, 0.5, each, run=topiarist.Run(on_step=lambda *step: steps.append(step))
         ).keep
         for each in (data, other)
     ]
     assert same(*found)
-    assert told == 2 * [("lcp: candidates", number + 1, 30) for number in range(30)]
+    assert steps == 2 * [("lcp: candidates", number + 1, 30) for number in range(30)]
 
 
 # ---- what it refuses ------------------------------------------------------------------------------------------------
 
 
-def test_what_is_missing_is_told():
+def test_what_is_missing_is_refused():
     model, x, y = tiny()
     graph = topiarist.trace(model, x[:1])
-    for stats, fields, budget, told in (
-        (collect(model, graph), {}, HALF, "pass data"),
+    for stats, fields, budget, message in (
+        (collect(model, graph), {}, HALF, "pass batches of pairs"),
         (collect(model, graph, []), {}, HALF, "at least one batch"),
         (collect(model, graph, [x]), {}, HALF, "pairs"),
         (collect(model, graph, [(x, y)]), {}, None, "needs a budget"),
         (collect(model, graph, [(x, y)]), {"steps": 1}, HALF, "fewer examples"),
         (collect(model, graph, [(x, y)]), {}, Budget(ratio=0.01), "at least"),
     ):
-        with pytest.raises(TopiaristError, match=told):
+        with pytest.raises(TopiaristError, match=message):
             choose(make("lcp", **fields), graph, stats, budget)
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "told"),
+    ("field", "value", "message"),
     [
         ("form", "linear", "shift, affine"),
         ("metric", "l3", "l2, l1, taylor"),
@@ -252,15 +253,15 @@ def test_what_is_missing_is_told():
         ("safeguard", 1, "below 1"),
     ],
 )
-def test_fields_out_of_range_are_told(field, value, told):
-    with pytest.raises(TopiaristError, match=told):
+def test_fields_out_of_range_are_refused(field, value, message):
+    with pytest.raises(TopiaristError, match=message):
         make("lcp", **{field: value})
 
 
-def test_a_rehearsal_refuses_the_same_and_tries_one_candidate():
+def test_a_dry_run_refuses_the_same_and_tries_one_candidate():
     graph, stats = measured()
-    method = make("lcp", metric="l1").rehearsal()
+    method = make("lcp", metric="l1").dry_run()
     assert (method.candidates, method.metric) == (1, "l1")
     with pytest.raises(TopiaristError, match="needs a budget"):
         choose(method, graph, stats, None)
-    assert make("l1").rehearsal() == make("l1")
+    assert make("l1").dry_run() == make("l1")

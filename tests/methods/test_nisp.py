@@ -153,7 +153,7 @@ def test_inf_fs_prefers_what_varies_alone():
     assert wide[0] < wide[1] < wide[2]
 
 
-def test_bad_fields_and_data_are_told():
+def test_bad_fields_and_data_are_refused():
     with pytest.raises(TopiaristError, match="'variance' or 'inf-fs'"):
         make("nisp", ranking="inffs")
     with pytest.raises(TopiaristError, match="between 0 and 1"):
@@ -161,8 +161,8 @@ def test_bad_fields_and_data_are_told():
     model = built(Residual())
     x = data(4, 2, 3, 3)
     graph = topiarist.trace(model, x)
-    for batches, told in ((None, "pass batches"), ([], "no batch"), ([x[:1]], "do not vary")):
-        with pytest.raises(TopiaristError, match=told):
+    for batches, message in ((None, "pass batches"), ([], "no batch"), ([x[:1]], "do not vary")):
+        with pytest.raises(TopiaristError, match=message):
             make("nisp").score(graph, collect(model, graph, batches))
     pooled = nn.Sequential(nn.Conv2d(2, 4, 1), nn.MaxPool2d(2, dilation=2), nn.Flatten(), nn.Linear(4, 2)).double()
     graph = topiarist.trace(pooled, x)

@@ -178,7 +178,7 @@ def test_weights_are_scored_by_their_own_curvature_after_a_cut():
     assert scores[kept].min() > scores[~kept].max()
 
 
-def test_what_cannot_be_scored_is_told():
+def test_what_cannot_be_scored_is_refused():
     model = nn.Linear(4, 3)
     graph = topiarist.trace(model, torch.randn(1, 4)).weights()
     method = make("obd")

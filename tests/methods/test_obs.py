@@ -212,31 +212,31 @@ def test_weights_that_went_in_one_step_stay_away_in_the_next(hessian):
             assert torch.equal(pruned.model.get_parameter(name).detach().flatten() != 0, keep)
 
 
-def test_a_rehearsal_refuses_what_the_method_does_and_computes_no_inverse():
+def test_a_dry_run_refuses_what_the_method_does_and_computes_no_inverse():
     model, x = tiny(), rand(3, 2)
     graph = topiarist.trace(model, x[:1]).weights()
     method = make("obs", damping=0.0, hessian="full")  # three examples of three classes: rank 6 at most
     stats = collect(model, graph, [(x, Y[:3])], method.needs)
     with pytest.raises(TopiaristError, match="no inverse"):
         choose(method, graph, stats, Budget(ratio=0.5))
-    keep = choose(method.rehearsal(), graph, stats, Budget(ratio=0.5))
+    keep = choose(method.dry_run(), graph, stats, Budget(ratio=0.5))
     assert sum(int(kept.sum()) for kept in keep.values()) == 5
     with pytest.raises(TopiaristError, match="matches no group"):
-        choose(method.rehearsal(), graph, stats, Budget(ratio=0.5, exclude=("head*",)))
-    assert method.rehearsal() == method
+        choose(method.dry_run(), graph, stats, Budget(ratio=0.5, exclude=("head*",)))
+    assert method.dry_run() == method
 
 
-def test_what_cannot_be_done_is_told():
+def test_what_cannot_be_done_is_refused():
     model, x = nn.Linear(80, 70), torch.randn(4, 80)
     graph = topiarist.trace(model, x[:1]).weights()
     stats = collect(model, graph, [x], make("obs").needs)
     broken = collect(model, graph, [x.fill_diagonal_(torch.inf)], make("obs").needs)
     half = Budget(ratio=0.5)
-    for call, told in (
+    for call, message in (
         (lambda: make("obs", hessian="diagonal"), "hessian must be 'full' or 'layer'"),
         (lambda: make("obs", damping=-1), "damping must be"),
         (lambda: make("obs", damping=float("nan")), "damping must be"),
-        (lambda: collect(model, graph, [(x, Y[:4])], make("obs", hessian="full").needs), "5,600: take hessian 'layer'"),
+        (lambda: collect(model, graph, [(x, Y[:4])], make("obs", hessian="full").needs), "5,600: use hessian 'layer'"),
         (lambda: choose(make("obs", damping=0.0), graph, stats, half), "no inverse: raise the damping"),
         (lambda: choose(make("obs"), graph, broken, half), "all of it finite"),
         (lambda: choose(make("obs"), graph, stats), "needs a budget"),
@@ -244,5 +244,5 @@ def test_what_cannot_be_done_is_told():
         (lambda: choose(make("obs", hessian="full"), graph, stats, half), "no Hessian of any weight"),
         (lambda: choose(make("obs"), topiarist.trace(tiny(), rand(1, 2)), stats, half), r"graph\.weights\(\)"),
     ):
-        with pytest.raises(TopiaristError, match=told):
+        with pytest.raises(TopiaristError, match=message):
             call()

@@ -115,7 +115,7 @@ def test_inactive_units_go_before_those_that_correlate():
     assert keeps(model, x, Budget(ratio=0.25)) == [False, False, True, False]
 
 
-def test_bad_fields_and_missing_data_are_told():
+def test_bad_fields_and_missing_data_are_refused():
     for tau in (0, -0.5, 1.01, float("nan")):
         with pytest.raises(TopiaristError, match="tau must be a fraction of the energy"):
             make("pfa", tau=tau)

@@ -213,7 +213,7 @@ def test_neurons_without_weights_and_opposite_ones_do_no_harm():
     assert topiarist.prune(model, x[:1], "srinivas_babu", of(graph, "0", 1)).model(x).isfinite().all()
 
 
-def test_bad_fields_and_missing_layers_are_told():
+def test_bad_fields_and_missing_layers_are_refused():
     for share in (-0.1, 1.5, float("nan")):
         with pytest.raises(TopiaristError, match="predicted must be a fraction"):
             make("srinivas_babu", predicted=share)
@@ -226,5 +226,5 @@ def test_bad_fields_and_missing_layers_are_told():
         lambda net, x: net.head(net.one(x) + net.two(x)), one=nn.Linear(4, 5), two=nn.Linear(4, 5), head=nn.Linear(5, 2)
     ).double()
     graph = topiarist.trace(residual, x[:1])
-    with pytest.raises(TopiaristError, match="no group is produced by one layer"):
+    with pytest.raises(TopiaristError, match="needs groups that one layer produces"):
         choose(make("srinivas_babu"), graph, collect(residual, graph), Budget(ratio=0.5))

@@ -79,7 +79,7 @@ def test_units_without_effect_score_zero_and_go_first():
     assert found["0.2"].tolist() == [0] * 5
     assert found["3"].all()
     nn.init.zeros_(model[5].weight)
-    with pytest.raises(TopiaristError, match="feels no unit"):
+    with pytest.raises(TopiaristError, match="all scores are zero on this data"):
         method.score(graph, collect(model, graph, [(X, Y)], method.needs, loss=weighted))
     model = convs()
     graph = topiarist.trace(model, X[:1])
@@ -99,7 +99,7 @@ def test_the_schedule_removes_equally_many_units_each_step():
             method.kept(step, 7, 0.3)
 
 
-def test_bad_fields_and_missing_gradients_are_told():
+def test_bad_fields_and_missing_gradients_are_refused():
     for lam in (-1e-3, float("inf"), float("nan")):
         with pytest.raises(TopiaristError, match="lam must be 0 or a positive number"):
             make("taylor", lam=lam)

@@ -12,8 +12,8 @@ from reading import contributions, noise, traced
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
 from topiarist.measure import collect
-from topiarist.methods import _readers, make
-from topiarist.methods.thinet import removed, scales
+from topiarist.methods import _reconstruction, make
+from topiarist.methods.thinet import greedy, scales
 from topiarist.pruning import choose
 from topiarist.surgery import mask
 
@@ -21,7 +21,7 @@ EVERY = (10_000, 10_000, 0)  # samples, examples, seed
 
 
 def grams(graph, stats, samples, examples, seed):
-    return _readers.grams(graph, stats, _readers.Places(samples, examples, seed))
+    return _reconstruction.grams(graph, stats, _reconstruction.Locations(samples, examples, seed))
 
 
 READERS = {
@@ -49,7 +49,7 @@ def test_both_ways_to_the_gram_matrix_agree():
     for places, outputs, entries in ((40, 40, 2), (2, 2, 6), (50, 1, 5), (1, 70, 3)):
         x, w = noise(places, 5, entries), noise(outputs, 5, entries, seed=1)
         xhat = torch.einsum("mce,oce->moc", x, w).reshape(-1, 5)
-        torch.testing.assert_close(_readers.gram(x, w), xhat.T @ xhat)
+        torch.testing.assert_close(_reconstruction.gram(x, w), xhat.T @ xhat)
 
 
 class TwoReaders(nn.Module):
@@ -90,7 +90,7 @@ def test_the_greedy_choice_is_the_best_next_unit():
     for _ in range(6):
         rest = [unit for unit in range(9) if unit not in taken]
         taken.append(min(rest, key=lambda unit: xhat[:, [*taken, unit]].sum(1).square().sum().item()))
-    assert removed(xhat.T @ xhat, 6) == taken
+    assert greedy(xhat.T @ xhat, 6) == taken
 
 
 def test_the_scales_are_the_least_squares_solution():
@@ -181,20 +181,20 @@ def test_networks_without_a_reader_are_refused(reader):
     first = nn.Linear(3, 4) if isinstance(reader, nn.Linear) else nn.Conv1d(3, 4, 1)
     model, graph, x = traced(first, reader, shape=(2, 3) if isinstance(reader, nn.Linear) else (2, 3, 5))
     assert graph.groups
-    with pytest.raises(TopiaristError, match="take l1"):
+    with pytest.raises(TopiaristError, match="use l1"):
         choose(make("thinet"), graph, collect(model, graph, [x]), Budget(ratio=0.5))
 
 
-def test_what_is_missing_is_told():
+def test_what_is_missing_is_refused():
     model, graph, x = traced(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2), shape=(9, 3))
     method = make("thinet")
-    for stats, budget, told in (
-        (collect(model, graph), Budget(ratio=0.5), "with data"),
+    for stats, budget, message in (
+        (collect(model, graph), Budget(ratio=0.5), "runs the model on data"),
         (collect(model, graph, []), Budget(ratio=0.5), "no batch"),
         (collect(model, graph, [x / 0]), Budget(ratio=0.5), "not finite"),
         (collect(model, graph, [x]), None, "needs a budget"),
     ):
-        with pytest.raises(TopiaristError, match=told):
+        with pytest.raises(TopiaristError, match=message):
             choose(method, graph, stats, budget)
     for fields in ({"samples": 0}, {"examples": -1}):
         with pytest.raises(TopiaristError, match="at least 1"):

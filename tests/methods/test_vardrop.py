@@ -37,7 +37,7 @@ def noisy(model=None, **fields):
 
 def drowned(model, seed=1, low=-4.0, high=6.0):
     """Sets ``log alpha`` of all weights at random; weight tensor → what it is now."""
-    noise, told = model.vardrop_noise, {}
+    noise, values = model.vardrop_noise, {}
     generator = torch.Generator().manual_seed(seed)
     names = [name for name, parameter in model.named_parameters() if parameter.ndim > 1 and "noise" not in name]
     for name, log_sigma2 in zip(names, noise.log_sigma2, strict=True):
@@ -45,8 +45,8 @@ def drowned(model, seed=1, low=-4.0, high=6.0):
         value = low + (high - low) * torch.rand(theta.shape, generator=generator, dtype=theta.dtype)
         with torch.no_grad():
             log_sigma2.copy_(value + (theta.square() + 1e-8).log())
-        told[name] = value
-    return told
+        values[name] = value
+    return values
 
 
 # the divergence
@@ -359,7 +359,7 @@ def test_scores_follow_the_noise_and_without_training_the_weights():
 def test_a_budget_takes_no_weight_that_the_noise_has_not_ranked():
     model, method, graph, _ = noisy()
     rooms = graph.weights()
-    with pytest.raises(TopiaristError, match="vardrop has not trained the units that this budget takes"):
+    with pytest.raises(TopiaristError, match="this budget prunes units that vardrop has not trained"):
         choose(method, rooms, collect(model, rooms), Budget(ratio=0.25))
     assert all(bool(kept.all()) for kept in method.select(graph, collect(model, rooms), None).values())
 
@@ -376,27 +376,30 @@ def test_the_command_line_trains_with_noise(tmp_path, capsys):
     words = ["--method", "vardrop", "--method.warmup", "[0, 0]", "--data", "digits", "--train.epochs", 8]
     words += ["--train.optimizer", "adam", "--train.lr", 0.02, "--epochs", 1, "--out", tmp_path, "--json"]
     assert run("prune", NET, *words) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["params"]["after"] < 0.9 * told["params"]["before"]
-    assert told["proof"]["max_rel_diff"] <= 1e-10
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["params"]["after"] < 0.9 * summary["params"]["before"]
+    assert summary["proof"]["max_rel_diff"] <= 1e-10
 
 
 @pytest.mark.parametrize(
-    ("call", "told"),
+    ("call", "message"),
     [
         (lambda: make("vardrop", threshold=math.nan), "threshold must be a finite number"),
         (lambda: make("vardrop", start=math.inf), "start must be a finite number"),
         (lambda: make("vardrop", warmup=(0.5, 0.2)), "warmup must be two rising fractions"),
         (lambda: make("vardrop", warmup=(0.5,)), "warmup"),
-        (lambda: make("vardrop", steps=0), "steps must be those of the whole training"),
-        (lambda: make("vardrop", examples=0), "examples must be how many"),
-        (lambda: make("vardrop").penalty(network(), topiarist.trace(network(), X)), "vardrop trains with noise"),
+        (lambda: make("vardrop", steps=0), "steps must be the number of training steps"),
+        (lambda: make("vardrop", examples=0), "examples must be the number"),
+        (
+            lambda: make("vardrop").penalty(network(), topiarist.trace(network(), X)),
+            "needs its noise in training",
+        ),
         (lambda: _stepped(examples=None), "say how many, examples="),
         (lambda: _stepped(warmup=(0.1, 0.2)), "say how many steps it has, steps="),
     ],
 )
-def test_what_it_cannot_do_is_told(call, told):
-    with pytest.raises(TopiaristError, match=told):
+def test_what_it_cannot_do_is_refused(call, message):
+    with pytest.raises(TopiaristError, match=message):
         call()
 
 

@@ -14,7 +14,7 @@ from topiarist.data import Data
 from topiarist.errors import TopiaristError
 from topiarist.measure import collect
 from topiarist.methods import make
-from topiarist.methods.wanda import in_rows
+from topiarist.methods.wanda import keep_in_rows
 from topiarist.pruning import choose
 
 
@@ -110,7 +110,7 @@ def test_steps_that_score_what_is_left_keep_equally_many_in_every_row():
 @pytest.mark.parametrize("count", [1, 3, 4, 7, 11, 12])
 def test_what_is_left_over_goes_to_the_rows_with_the_best_next(count):
     values = draw(4, 3, seed=count)
-    keep = in_rows(values, count)
+    keep = keep_in_rows(values, count)
     assert keep.sum() == count
     each, more = divmod(count, 4)
     following = values.sort(1, descending=True).values[:, each : each + 1].flatten()
@@ -118,7 +118,7 @@ def test_what_is_left_over_goes_to_the_rows_with_the_best_next(count):
     assert keep.sum(1).tolist() == [each + (row in best) for row in range(4)]
 
 
-def test_layers_that_are_not_seen_stay_whole_and_nothing_seen_is_told():
+def test_layers_that_are_not_seen_stay_whole_and_nothing_seen_is_refused():
     torch.manual_seed(0)
     model = Net(
         lambda net, x: F.linear(net.one(x).relu(), net.two.weight), one=nn.Linear(4, 5), two=nn.Linear(5, 2)

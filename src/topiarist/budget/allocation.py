@@ -94,7 +94,7 @@ def quota(graph: Graph, groups: Collection[str], budget: Budget | None) -> dict[
 
 @dataclass(frozen=True, eq=False)
 class _Ladder:
-    """The removals of one group, worst unit first, in steps that keep counts at the budget's multiple.
+    """Orders the removals of one group, worst unit first, in steps that keep counts at the budget's multiple.
 
     Attributes:
         group: name of the group.
@@ -163,7 +163,7 @@ class _Ladder:
 
 @dataclass(frozen=True, eq=False)
 class _Removals:
-    """The steps of all ladders in the order in which they are taken.
+    """Orders the steps of all ladders as they are taken.
 
     Attributes:
         ladders: of the groups that take part.
@@ -208,7 +208,7 @@ class _Removals:
 
 @dataclass(frozen=True, eq=False)
 class _Search:
-    """The shortest prefix of the removals that meets a budget.
+    """Finds the shortest prefix of the removals that meets a budget.
 
     Attributes:
         graph: the network's groups.

@@ -12,7 +12,7 @@ from topiarist.graph import Graph, Keep, removed_blocks
 
 @dataclass(frozen=True)
 class Cost:
-    """MACs (multiply-accumulates of convolutions, products and attention, for one example) and parameters."""
+    """Holds MACs (multiply-accumulates of convolutions, products and attention, for one example) and parameters."""
 
     macs: int
     params: int

@@ -21,7 +21,7 @@ __all__ = ["ONE", "KernelPattern", "Pattern", "WidthPattern", "load", "of"]
 
 
 def of(*architectures: Architecture) -> WidthPattern | KernelPattern:
-    """The pattern of some pruned networks: of kernels where single weights went, of widths otherwise.
+    """Averages pruned networks into a pattern: of kernels where individual weights were pruned, of widths otherwise.
 
     Raises:
         TopiaristError: there is none, or they are not of one kind.

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ _LEAST = 1e-9
 
 @dataclass(frozen=True)
 class KernelPattern(Pattern):
-    """The probability that each position of a kernel is kept, for each stage and size of kernel.
+    """Holds the probability that each position of a kernel is kept, for each stage and size of kernel.
 
     Formula: ``p[i, j]`` is the mean of the masks over all kernels of one size (all pairs of input and output channel)
     of all layers of a stage in all architectures. Scaled by ``t``, a new mask keeps a weight at ``(i, j)`` with
@@ -63,22 +63,23 @@ class KernelPattern(Pattern):
 
     @classmethod
     def of(cls, *architectures: Architecture) -> Self:
-        """The average of what some sparse networks keep.
+        """Averages what some sparse networks keep.
 
         Args:
-            architectures: of networks that lost single weights, for example by magnitude.
+            architectures: of networks from unstructured pruning, for example by magnitude.
 
         Raises:
-            TopiaristError: there is none, or its units are no single weights.
+            TopiaristError: there is none, or its units are not individual weights.
         """
         kept: dict[tuple[str, str], Tensor] = {}
         count: dict[tuple[str, str], int] = defaultdict(int)
         for architecture, group, keep in groups_of(architectures):
             _check_weights(group)
-            kernels = keep.view(-1, _positions(shape := architecture.shapes[group.slices[0].tensor], group))
-            place = group.stage, _size(shape, group)
-            kept[place] = kept.get(place, torch.zeros(kernels.shape[1], dtype=torch.int64)) + kernels.sum(0)
-            count[place] += len(kernels)
+            shape = architecture.shapes[group.slices[0].tensor]
+            kernels = keep.view(-1, _positions(shape, group))
+            key = group.stage, _size(shape, group)
+            kept[key] = kept.get(key, torch.zeros(kernels.shape[1], dtype=torch.int64)) + kernels.sum(0)
+            count[key] += len(kernels)
         stages: dict[str, dict[str, tuple[float, ...]]] = {}
         for (stage, size), total in kept.items():
             stages.setdefault(stage, {})[size] = tuple((total.double() / count[stage, size]).tolist())
@@ -86,15 +87,15 @@ class KernelPattern(Pattern):
 
     @classmethod
     def uniform(cls, graph: Graph) -> Self:
-        """The pattern that thins all layers and positions alike: what guided sparsification has to beat."""
+        """Returns the pattern that prunes all layers and positions alike: what guided sparsification has to beat."""
         stages: dict[str, dict[str, tuple[float, ...]]] = {}
-        for group in (weights := graph.weights()).groups:
-            shape = weights.shapes[group.slices[0].tensor]
+        for group in graph.weights().groups:
+            shape = graph.shapes[group.slices[0].tensor]
             stages.setdefault(group.stage, {})[_size(shape, group)] = (1.0,) * _positions(shape, group)
         return cls(stages)
 
     def on(self, graph: Graph) -> Self:
-        """The same pattern for a network on feature maps of other sizes: by their order, first for first.
+        """Returns the same pattern for a network on feature maps of other sizes: by their order, first for first.
 
         Args:
             graph: of the network.
@@ -107,19 +108,18 @@ class KernelPattern(Pattern):
     @property
     def shares(self) -> dict[tuple[str, str], float]:
         """Stage and size of the kernel → fraction of the weights kept, the mean over the positions."""
-        return {
-            (stage, size): sum(kept) / len(kept) for stage, sizes in self.stages.items() for size, kept in sizes.items()
-        }
+        kept = {(stage, size): kept for stage, sizes in self.stages.items() for size, kept in sizes.items()}
+        return {key: sum(probabilities) / len(probabilities) for key, probabilities in kept.items()}
 
     def keep(self, graph: Graph, budget: Budget, *, seed: int = 0) -> Keep:
-        """A new mask in this pattern, of any density, for `topiarist.train.reinitialise` and `fit`.
+        """Draws a mask in this pattern, of any density, for `topiarist.train.reinitialise` and `fit`.
 
-        In every layer each position keeps as many weights as its probability says, up to one; chance says which. The
-        masks of one seed are nested: a larger budget keeps what a smaller one did.
+        In every layer each position keeps as many weights as its probability says, up to one, at random. The masks of
+        one seed are nested: a larger budget keeps what a smaller one did.
 
         Args:
             graph: of any network with these stages; the mask is one of ``graph.weights()``.
-            budget: what may stay; groups that it excludes or gives a ratio need no stage in the pattern.
+            budget: how much is kept; groups that it excludes or gives a ratio need no stage in the pattern.
             seed: of the draw.
 
         Returns:
@@ -144,26 +144,22 @@ class KernelPattern(Pattern):
         size = _size(graph.shapes[group.slices[0].tensor], group)
         return "" if size in self.stages.get(group.stage, {}) else f"kernel {size} on {group.stage!r}"
 
-    def _plain(self) -> dict[str, Any]:
+    def _plain(self) -> dict[str, object]:
         return {stage: {size: list(kept) for size, kept in sizes.items()} for stage, sizes in self.stages.items()}
-
-    @classmethod
-    def _read(cls, stages: Mapping[str, Any]) -> Self:
-        return cls(stages)
 
 
 def _drawn(kernels: int, positions: int, generator: torch.Generator) -> Tensor:
-    """``(kernels, positions)`` numbers uniform in [0, 1), in every column evenly spread: ``(rank + v) / kernels``.
+    """Draws ``(kernels, positions)`` numbers uniform in [0, 1), evenly spread in every column: ``(i + v) / kernels``.
 
-    Ranks are random and ``v`` is one number a column, so that of each column ``⌊t kernels⌋`` or one more lie below
+    ``i`` is a random order and ``v`` one number a column, so that of each column ``⌊t kernels⌋`` or one more lie below
     ``t``: no layer is denser than another by chance.
     """
-    ranks = torch.rand(kernels, positions, generator=generator, dtype=torch.float64).argsort(0)
-    return (ranks + torch.rand(positions, generator=generator, dtype=torch.float64)) / kernels
+    order = torch.rand(kernels, positions, generator=generator, dtype=torch.float64).argsort(0)
+    return (order + torch.rand(positions, generator=generator, dtype=torch.float64)) / kernels
 
 
 def _kernel(shape: Sequence[int], group: Group) -> Sequence[int]:
-    """The axes of a weight behind its inputs and outputs; products without a feature map have none."""
+    """Returns the axes of a weight behind its inputs and outputs; products without a feature map have none."""
     return shape[2:] if group.stage else ()
 
 
@@ -176,7 +172,7 @@ def _positions(shape: Sequence[int], group: Group) -> int:
 
 
 def _check(stage: object, size: object, kept: object) -> None:
-    """Raises where a size and its probabilities are not what a file or a user may give."""
+    """Refuses a size and probabilities that are not what a file or a user may give."""
     if not isinstance(stage, str) or not isinstance(size, str) or not re.fullmatch(r"\d{1,4}(x\d{1,4}){0,3}", size):
         raise TopiaristError(f"the pattern has {size!r} on {stage!r} where the size of a kernel belongs: write 3x3")
     if not isinstance(kept, Sequence) or len(kept) != prod(map(int, size.split("x"))):
@@ -185,13 +181,13 @@ def _check(stage: object, size: object, kept: object) -> None:
         )
     if not all(is_number(p) and 0 <= p <= 1 for p in kept) or not any(kept):
         raise TopiaristError(
-            f"the kernel {size} on {stage!r} has a probability that is none: give numbers from 0 to 1, and one above 0"
+            f"the kernel {size} on {stage!r} has no valid probabilities: give numbers from 0 to 1, and one above 0"
         )
 
 
 def _check_weights(group: Group) -> None:
     if group.kind != "weight":
         raise TopiaristError(
-            f"the units of {group.name!r} are no single weights: take the architecture of a method that removes these, "
+            f"the units of {group.name!r} are not individual weights: use the architecture of an unstructured method, "
             "such as magnitude, or a WidthPattern for channels"
         )

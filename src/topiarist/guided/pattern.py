@@ -1,4 +1,4 @@
-"""What the two kinds of design pattern share: how one grows to a budget, moves to other maps, and becomes JSON."""
+"""What the two kinds of design pattern share: how one meets a budget, moves to other maps, and becomes JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeGuard
 
 from torch import Tensor
 
@@ -22,7 +22,7 @@ FORMAT, VERSION = "topiarist.pattern", 1
 
 
 class Pattern(ABC):
-    """How a network's units are shared out between its stages, whatever its depth, its width, and its classes.
+    """Says how a network's units are shared out between its stages, whatever its depth, its width, and its classes.
 
     A stage is all groups that are produced on feature maps of one size (`Group.stage`).
 
@@ -34,7 +34,7 @@ class Pattern(ABC):
     stages: Mapping[str, Any]
 
     def on(self, graph: Graph) -> Self:
-        """The same pattern for a network on feature maps of other sizes: by their order, first for first.
+        """Returns the same pattern for a network on feature maps of other sizes: by their order, first for first.
 
         The stages of layers without a map, ``"1"`` and ``""``, keep their names.
 
@@ -48,71 +48,66 @@ class Pattern(ABC):
         if len(ours) != len(theirs):
             raise TopiaristError(
                 f"the pattern has {len(ours)} stages of feature maps ({', '.join(ours)}), but the network "
-                f"{len(theirs)} ({', '.join(theirs)}): take a network with as many"
+                f"{len(theirs)} ({', '.join(theirs)}): use a network with as many"
             )
         names = dict(zip(ours, theirs, strict=True))
         return replace(self, stages={names.get(stage, stage): kept for stage, kept in self.stages.items()})  # type: ignore[type-var]
 
     @abstractmethod
     def _lacks(self, graph: Graph, group: Group) -> str:
-        """What the pattern does not say about a group; empty where it says all."""
+        """Returns what the pattern does not say about a group; empty where it says all."""
 
     def _grown(self, graph: Graph, budget: Budget, thresholds: Mapping[str, Tensor]) -> Keep:
-        """Every unit has a threshold: the least factor at which the pattern, scaled by it, holds the unit.
+        """Scales the pattern until the budget is used up.
 
-        The factor grows until the budget is used up. That is a global allocation whose scores are the thresholds, the
-        highest going first, and so floors, multiples and exact costs are those of every other budget.
+        Every unit has a threshold: the least factor at which the scaled pattern keeps it. To prune the highest
+        thresholds is a global allocation, so that floors, multiples and exact costs are those of every other budget.
         """
         if not isinstance(budget, Budget):
-            raise TopiaristError(f"the budget of a pattern is a topiarist.Budget, but got {budget!r}")
+            raise TopiaristError(f"the budget of a pattern must be a topiarist.Budget, but got {budget!r}")
         if budget.allocation == "uniform":
-            raise TopiaristError("the pattern itself shares the budget out: leave allocation out, or take uniform()")
+            raise TopiaristError("the pattern itself shares the budget out: leave allocation out, or use uniform()")
         names = [group.name for group in graph.groups]
-        excluded = {name for glob in budget.exclude for name in matching(glob, names)}
+        excluded = budget.excluded(names)
         fixed = {name for glob in budget.ratios for name in matching(glob, names)}
         lacking = {g.name: self._lacks(graph, g) for g in graph.groups if g.name not in excluded | fixed}
         lacking = {name: what for name, what in lacking.items() if what}
         for name, what in list(lacking.items())[:1]:
             others = f" and {len(lacking) - 1} more groups are" if len(lacking) > 1 else " is"
             raise TopiaristError(
-                f"the pattern has no {what}, where {name}{others}: take pattern.on(graph) where maps have other "
+                f"the pattern has no {what}, where {name}{others}: use pattern.on(graph) where maps have other "
                 "sizes, or exclude these groups in the budget"
             )
         scores = {name: -thresholds[name] for name in names if name not in excluded}
         return allocate(graph, scores, budget, "global")
 
     @abstractmethod
-    def _plain(self) -> dict[str, Any]:
-        """The stages as values of `json`."""
+    def _plain(self) -> dict[str, object]:
+        """Returns the stages as values of `json`."""
 
-    @classmethod
-    @abstractmethod
-    def _read(cls, stages: Mapping[str, Any]) -> Self:
-        """The inverse of `_plain`."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for `json`."""
+    def to_json(self) -> dict[str, object]:
+        """Returns plain values for `json`."""
         return {"format": FORMAT, "version": VERSION, "kind": self.kind, "stages": self._plain()}
 
     @classmethod
-    def from_json(cls, value: Any) -> Self:
-        """The inverse of `to_json`.
+    def from_json(cls, value: object) -> Self:
+        """Reads what `to_json` returned.
 
         Raises:
             TopiaristError: the value is no pattern of this kind, of an unknown version, or damaged.
         """
         if not isinstance(value, dict) or value.get("format") != FORMAT:
-            raise TopiaristError("this is no design pattern; give the JSON file that a pattern's save wrote")
+            raise TopiaristError("this is no design pattern: give the JSON file that a pattern's save wrote")
         if value.get("version") != VERSION:
             raise TopiaristError(
-                f"the pattern has version {value.get('version')!r}, this release reads {VERSION}; upgrade topiarist"
+                f"the pattern has version {value.get('version')!r}, this release reads {VERSION}: upgrade topiarist"
             )
         if value.get("kind") != cls.kind:
-            raise TopiaristError(f"this is a pattern of {value.get('kind')!r}, not of {cls.kind!r}; give one of these")
+            raise TopiaristError(f"this is a pattern of {value.get('kind')!r}, not of {cls.kind!r}: give one of these")
         stages = value.get("stages")
         if not isinstance(stages, dict):
-            raise TopiaristError("the pattern is damaged: its stages are no mapping; write it again")
-        return cls._read(stages)
+            raise TopiaristError("the pattern is damaged, its stages are no mapping: write it again")
+        return cls(stages)  # type: ignore[call-arg]  # a dataclass of stages
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the JSON file.
@@ -133,8 +128,8 @@ class Pattern(ABC):
         return cls.from_json(read(path))
 
 
-def read(path: str | os.PathLike[str]) -> Any:
-    """The values in a JSON file.
+def read(path: str | os.PathLike[str]) -> object:
+    """Reads the values in a JSON file.
 
     Raises:
         TopiaristError: there is no such file, or it is no JSON.
@@ -144,16 +139,16 @@ def read(path: str | os.PathLike[str]) -> Any:
     except OSError as error:
         raise TopiaristError(f"cannot read the pattern {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise TopiaristError(f"{path} is no JSON file ({error}); give one that a pattern's save wrote") from error
+        raise TopiaristError(f"{path} is no JSON file ({error}): give one that a pattern's save wrote") from error
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value of a file is a number; true and false are none."""
+def is_number(value: object) -> TypeGuard[float]:
+    """Returns whether a value of a file is a number; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def groups_of(architectures: tuple[Architecture, ...]) -> Iterator[tuple[Architecture, Group, Tensor]]:
-    """Every group of some architectures, with what is kept of it.
+    """Yields every group of some architectures, with what is kept of it.
 
     Raises:
         TopiaristError: there are none, or something else was given.
@@ -163,8 +158,8 @@ def groups_of(architectures: tuple[Architecture, ...]) -> Iterator[tuple[Archite
     for architecture in architectures:
         if not isinstance(architecture, Architecture):
             raise TopiaristError(
-                f"a pattern takes topiarist.Architectures, but got {type(architecture).__name__}: "
-                "take pruned.architecture, or Architecture.of(graph, keep)"
+                f"a pattern averages topiarist.Architectures, but got {type(architecture).__name__}: "
+                "use pruned.architecture, or Architecture.of(graph, keep)"
             )
         for group in architecture.groups:
             yield architecture, group, architecture.keep[group.name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 
@@ -18,7 +18,7 @@ from topiarist.guided.pattern import Pattern, groups_of, is_number
 
 @dataclass(frozen=True)
 class WidthPattern(Pattern):
-    """The fraction of units that is kept in each stage.
+    """Holds the fraction of units that is kept in each stage.
 
     Formula: ``f_s = Σ kept / Σ units`` over the groups of stage ``s`` in all architectures. Scaled by ``t``, a group
     of ``n`` units in stage ``s`` has ``max(1, ⌊min(1, t f_s) n⌋)``; one ``t`` for the whole network meets a budget.
@@ -49,13 +49,13 @@ class WidthPattern(Pattern):
 
     @classmethod
     def of(cls, *architectures: Architecture) -> Self:
-        """The average of what some pruned networks keep.
+        """Averages what some pruned networks keep.
 
         Args:
-            architectures: of networks that lost channels, neurons or heads, for example by network slimming.
+            architectures: of networks from structured pruning, for example by network slimming.
 
         Raises:
-            TopiaristError: there is none, or its units are single weights or blocks.
+            TopiaristError: there is none, or its units are individual weights or blocks.
         """
         kept: dict[str, int] = defaultdict(int)
         units: dict[str, int] = defaultdict(int)
@@ -67,7 +67,7 @@ class WidthPattern(Pattern):
 
     @classmethod
     def uniform(cls, graph: Graph) -> Self:
-        """The pattern that narrows every layer alike: what guided pruning has to beat."""
+        """Returns the pattern that prunes every layer alike: what guided pruning has to beat."""
         return cls(dict.fromkeys(graph.stages, 1.0))
 
     @property
@@ -76,14 +76,14 @@ class WidthPattern(Pattern):
         return {(stage,): kept for stage, kept in self.stages.items()}
 
     def keep(self, graph: Graph, budget: Budget) -> Keep:
-        """A network of any budget in this pattern, by `Architecture.of` and its `build`.
+        """Returns a keep of any budget in this pattern, for `Architecture.of` and its `build`.
 
-        The pattern is scaled by one factor; stages that reach their full width stay there. Which units of a group stay
-        makes no difference to a network that is trained from scratch: it is the first ones.
+        The pattern is scaled by one factor; stages that reach their full width are not scaled further. Which units of a
+        group are kept makes no difference to a network that is trained from scratch: it is the first ones.
 
         Args:
-            graph: what `topiarist.trace` found in any network with these stages.
-            budget: what may stay; groups that it excludes or gives a ratio need no stage in the pattern.
+            graph: what `topiarist.trace` returns for any network with these stages.
+            budget: how much is kept; groups that it excludes or gives a ratio need no stage in the pattern.
 
         Returns:
             Group name → bool ``(units,)``. The budget is never exceeded; the next step of the growth would exceed it.
@@ -93,23 +93,20 @@ class WidthPattern(Pattern):
         """
         for group in graph.groups:
             _check(group)
-        ranks = {g.name: torch.arange(1, g.units + 1, dtype=torch.float64) / g.units for g in graph.groups}
-        return self._grown(graph, budget, {g.name: ranks[g.name] / self.stages.get(g.stage, 1.0) for g in graph.groups})
+        widths = {g.name: torch.arange(1, g.units + 1, dtype=torch.float64) / g.units for g in graph.groups}
+        thresholds = {g.name: widths[g.name] / self.stages.get(g.stage, 1.0) for g in graph.groups}
+        return self._grown(graph, budget, thresholds)
 
     def _lacks(self, graph: Graph, group: Group) -> str:
         return "" if group.stage in self.stages else f"stage {group.stage!r}"
 
-    def _plain(self) -> dict[str, Any]:
+    def _plain(self) -> dict[str, object]:
         return dict(self.stages)
-
-    @classmethod
-    def _read(cls, stages: Mapping[str, Any]) -> Self:
-        return cls(stages)
 
 
 def _check(group: Group) -> None:
     if group.kind != "structure":
         raise TopiaristError(
-            f"the units of {group.name!r} are no channels, neurons or heads: take the graph or the architecture of a "
-            "method that cuts these, or a KernelPattern for single weights"
+            f"the units of {group.name!r} are not channels, neurons or heads: use the graph or the architecture of a "
+            "structured method, or a KernelPattern for individual weights"
         )

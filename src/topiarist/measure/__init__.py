@@ -1,6 +1,9 @@
 """What is measured of a network: statistics of its units, accuracy and loss, latency."""
 
 from topiarist.measure.batches import (
+    Batch,
+    Inputs,
+    Target,
     batch_size,
     device_of,
     first_examples,
@@ -24,6 +27,10 @@ from topiarist.measure.statistics import STATISTICS, Statistic, Watch
 from topiarist.measure.timing import latency
 from topiarist.measure.watching import (
     ACTIVATIONS,
+    Args,
+    Func,
+    FunctionMode,
+    Kwargs,
     Layer,
     flat_response,
     is_plain,
@@ -38,12 +45,19 @@ from topiarist.measure.watching import (
 __all__ = [
     "ACTIVATIONS",
     "STATISTICS",
+    "Args",
+    "Batch",
     "Evaluation",
+    "Func",
+    "FunctionMode",
+    "Inputs",
+    "Kwargs",
     "Layer",
     "Loss",
     "OnStep",
     "Statistic",
     "Stats",
+    "Target",
     "Watch",
     "accuracy",
     "batch_size",

@@ -13,8 +13,17 @@ from torch import Tensor, nn
 
 from topiarist.graph import tensors_in
 
+Inputs = Any
+"""What a model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments."""
 
-def inputs_and_target(batch: Any) -> tuple[Any, Any]:
+Target = Any
+"""What a loss compares the output with: a tensor in most cases."""
+
+Batch = Any
+"""Inputs, or a pair of inputs and target."""
+
+
+def inputs_and_target(batch: Batch) -> tuple[Inputs, Target]:
     """Returns the two parts of a batch; the target is ``None`` where there is none."""
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return batch[0], batch[1]
@@ -23,12 +32,12 @@ def inputs_and_target(batch: Any) -> tuple[Any, Any]:
     return batch, None
 
 
-def batch_size(inputs: Any) -> int:
+def batch_size(inputs: Inputs) -> int:
     """Returns how many examples there are in the inputs of a batch."""
     return len(tensors_in(inputs)[0])
 
 
-def first_examples(batches: Iterable[Any], count: int) -> Iterator[Any]:
+def first_examples(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
     """Yields the batches that hold the first ``count`` examples, the last of them cut to size."""
     for batch in batches:
         size = batch_size(inputs_and_target(batch)[0])

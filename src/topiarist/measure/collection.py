@@ -1,4 +1,4 @@
-"""What methods need measured: one pass over the data, sums that merge.
+"""Measuring what methods need: one pass over the data, sums that merge.
 
 The statistics of `topiarist.measure` add to float64 sums, one set for each group. Sums of one batch, of ten, or of
 several machines add up to the same numbers, so that batches, micro-batches and processes share the code.
@@ -11,14 +11,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, call_model, check_finite
-from topiarist.measure.batches import batch_size, device_of, inputs_and_target, mode, to_device
+from topiarist.measure.batches import Batch, batch_size, device_of, inputs_and_target, mode, to_device
 from topiarist.measure.evaluation import Loss, cross_entropy
 from topiarist.measure.processes import batches_of_rank, rank_and_world_size, sum_over_processes
 from topiarist.measure.statistics import STATISTICS, Statistic, Watch
@@ -32,7 +32,7 @@ OnStep = Callable[[str, int, int], object]
 
 @dataclass(frozen=True, eq=False)
 class Stats:
-    """A model's tensors and what was measured of it.
+    """Holds a model's tensors and what was measured of it.
 
     Attributes:
         tensors: every parameter and buffer by name, detached.
@@ -45,7 +45,7 @@ class Stats:
     tensors: Mapping[str, Tensor]
     sums: Sums = field(default_factory=dict)
     model: nn.Module | None = None
-    batches: Iterable[Any] | None = None
+    batches: Iterable[Batch] | None = None
     on_step: OnStep | None = None
 
     def report(self, what: str, done: int, total: int) -> None:
@@ -54,7 +54,7 @@ class Stats:
             self.on_step(what, done, total)
 
     def tensor(self, name: str) -> Tensor:
-        """A parameter or buffer, detached.
+        """Returns a parameter or buffer, detached.
 
         Raises:
             TopiaristError: the model has none of this name.
@@ -68,7 +68,7 @@ class Stats:
         return self.tensors[name]
 
     def sum(self, group: str, key: str) -> Tensor:
-        """One sum of one group.
+        """Returns one sum of one group.
 
         Raises:
             TopiaristError: it was not measured.
@@ -80,34 +80,34 @@ class Stats:
         return self.sums[group, key]
 
     def mean(self, group: str, key: str) -> Tensor:
-        """A sum divided by how often it was added to, ``key`` with its last part replaced by ``count``."""
+        """Returns a sum divided by how often it was added to, ``key`` with its last part replaced by ``count``."""
         return self.sum(group, key) / self.sum(group, f"{key.rpartition('.')[0]}.count")
 
     def merge(self, other: Stats) -> Stats:
-        """The statistics of both, as if measured together: sums are added, data follow, tensors are the first one's."""
+        """Merges two as if measured together: sums are added, data follow, tensors are the first one's."""
         batches = [each for each in (self.batches, other.batches) if each is not None]
         return replace(self, sums=_added(self.sums, other.sums), batches=_Chain(batches) if batches else None)
 
 
 @dataclass(frozen=True, eq=False)
 class _Chain:
-    """Several sets of batches, one after the other, as often as they are asked for."""
+    """Yields several sets of batches, one after the other, any number of times."""
 
-    parts: list[Iterable[Any]]
+    parts: list[Iterable[Batch]]
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Batch]:
         return chain.from_iterable(self.parts)
 
 
 def merge(first: Stats, *others: Stats) -> Stats:
-    """The statistics of all, whatever the order; see `Stats.merge`."""
+    """Merges the statistics of all, whatever the order; see `Stats.merge`."""
     for other in others:
         first = first.merge(other)
     return first
 
 
 def covariance(stats: Stats, group: str, pool: Literal["max", "mean"] = "max") -> Tensor:
-    """``E[z z^T] - E[z] E[z]^T`` of a group's pooled responses, ``(units, units)``.
+    """Returns ``E[z z^T] - E[z] E[z]^T`` of a group's pooled responses, ``(units, units)``.
 
     Raises:
         TopiaristError: `Covariance` was not measured.
@@ -117,13 +117,13 @@ def covariance(stats: Stats, group: str, pool: Literal["max", "mean"] = "max") -
 
 
 _ELSEWHERE = ("weights", "training", "evaluations")
-"""What a method may need that is not measured here."""
+"""What a method may need that no statistic measures."""
 
 
 def collect(
     model: nn.Module,
     graph: Graph,
-    batches: Iterable[Any] | None = None,
+    batches: Iterable[Batch] | None = None,
     needs: Collection[str | Statistic] = frozenset(),
     *,
     loss: Loss = cross_entropy,
@@ -137,8 +137,8 @@ def collect(
         graph: its groups.
         batches: inputs, or pairs ``(inputs, target)``; inputs are a tensor, a tuple of arguments (in a pair) or a dict
             of keyword arguments. They go to the model's device. May be left out if nothing has to be measured.
-        needs: names in `STATISTICS` or statistics; ``"weights"``, ``"training"`` and ``"evaluations"`` ask nothing of
-            this function.
+        needs: names in `STATISTICS` or statistics; ``"weights"``, ``"training"`` and ``"evaluations"`` need no
+            statistic.
         loss: mean over the examples of a batch, for statistics that need gradients.
         on_step: handed to the method, which calls it if it works for long.
         distributed: share the pass among the processes of ``torch.distributed``, as torchrun starts them: each sees
@@ -171,12 +171,12 @@ def collect(
 def _measure(
     model: nn.Module,
     graph: Graph,
-    batches: Iterable[tuple[Any, bool]],
+    batches: Iterable[tuple[Batch, bool]],
     wanted: list[Statistic],
     watch: Watch,
     loss: Loss,
 ) -> None:
-    """Runs the model over the data with the statistics hooked in; a batch that does not count leaves zeros."""
+    """Runs the model over the data with the statistics hooked in; a batch that does not count adds zeros."""
     backward = any(statistic.gradients for statistic in wanted)
     device = device_of(model)
     seen = 0
@@ -211,7 +211,7 @@ def _statistics(needs: Collection[str | Statistic]) -> list[Statistic]:
             if need in _ELSEWHERE:
                 continue
             near = difflib.get_close_matches(need, STATISTICS, n=3) or STATISTICS
-            raise TopiaristError(f"there is no statistic {need!r}: take {', '.join(near)}")
+            raise TopiaristError(f"there is no statistic {need!r}: use {', '.join(near)}")
         statistic = STATISTICS[need] if isinstance(need, str) else need
         statistics[statistic.name] = statistic
     return [statistics[name] for name in sorted(statistics)]
@@ -229,7 +229,7 @@ def _added(first: Sums, second: Sums) -> Sums:
 
 @contextmanager
 def _frozen_again(model: nn.Module) -> Iterator[None]:
-    """Afterwards the parameters are frozen that were so before, whatever a statistic asked for."""
+    """Freezes the parameters again that were frozen before, whatever a statistic did."""
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     try:
         yield

@@ -14,14 +14,14 @@ from topiarist.data import Data, Split
 from topiarist.errors import TopiaristError
 from topiarist.files import one_line
 from topiarist.graph import call_model, tensors_in
-from topiarist.measure.batches import device_of, inputs_and_target, mode, to_device
+from topiarist.measure.batches import Batch, Target, device_of, inputs_and_target, mode, to_device
 
-Loss = Callable[[Any, Any], Tensor]
+Loss = Callable[[Any, Target], Tensor]
 """``(output, target)`` → the mean over the examples of the batch, a scalar."""
 
 
 class Evaluation(NamedTuple):
-    """How well a classifier does.
+    """Says how well a classifier does.
 
     Attributes:
         accuracy: share of examples whose highest score is the right class, in per cent.
@@ -32,7 +32,7 @@ class Evaluation(NamedTuple):
     loss: float
 
 
-def class_scores(output: Any, *, plain: bool = False) -> Tensor:
+def class_scores(output: object, *, plain: bool = False) -> Tensor:
     """Returns the class scores in a model's output: its ``logits``, or its first tensor, ``(N, classes, ...)``.
 
     Args:
@@ -49,13 +49,13 @@ def class_scores(output: Any, *, plain: bool = False) -> Tensor:
     return tensors_in(output)[0]
 
 
-def cross_entropy(output: Any, target: Any) -> Tensor:
+def cross_entropy(output: object, target: Target) -> Tensor:
     """Returns the mean cross entropy of the class scores in a model's output."""
     return F.cross_entropy(class_scores(output), target)
 
 
 @torch.no_grad()
-def evaluate_batches(model: nn.Module, batches: Iterable[Any]) -> Evaluation:
+def evaluate_batches(model: nn.Module, batches: Iterable[Batch]) -> Evaluation:
     """Runs a classifier over batches, in eval mode.
 
     Args:

@@ -1,4 +1,4 @@
-"""What can be measured while a model runs, one statistic each.
+"""The statistics that can be measured while a model runs.
 
 A statistic hooks itself into the model and adds what it sees to float64 sums, one set for each group. Sums of one
 batch, of ten, or of several machines add up to the same numbers.
@@ -19,37 +19,37 @@ from topiarist.measure.watching import flat_response, on_responses, unit_sums
 
 
 class Watch:
-    """One run of the model over one batch after the other, as the statistics see it."""
+    """Collects what the statistics see while the model runs over one batch after the other."""
 
     def __init__(self) -> None:
         self.sums: dict[tuple[str, str], Tensor] = {}
-        self._wanted: list[tuple[Tensor, Callable[[Tensor], None]]] = []
+        self._requests: list[tuple[Tensor, Callable[[Tensor], None]]] = []
 
     def add(self, group: str, key: str, value: Tensor | float) -> None:
         """Adds to a sum."""
         number = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
         self.sums[group, key] = self.sums[group, key] + number if (group, key) in self.sums else number
 
-    def gradient(self, tensor: Tensor, then: Callable[[Tensor], None]) -> None:
-        """Asks for the gradient of the loss, summed over the examples, with respect to a tensor of this batch."""
-        self._wanted.append((tensor, then))
+    def gradient(self, tensor: Tensor, add: Callable[[Tensor], None]) -> None:
+        """Requests the gradient of the loss, summed over the examples, with respect to a tensor of this batch."""
+        self._requests.append((tensor, add))
 
     def backward(self, loss: Tensor) -> None:
-        """Hands out the gradients that were asked for; no ``.grad`` is touched.
+        """Computes the gradients that were requested; no ``.grad`` is touched.
 
-        The graph stays, so that whoever gets one may ask for more.
+        The graph is retained, so that whoever gets one may compute more.
         """
-        wanted, self._wanted = self._wanted, []
-        if not wanted or not loss.requires_grad:
+        requests, self._requests = self._requests, []
+        if not requests or not loss.requires_grad:
             return
-        gradients = torch.autograd.grad(loss, [tensor for tensor, _ in wanted], allow_unused=True, retain_graph=True)
-        for (_, then), gradient in zip(wanted, gradients, strict=True):
+        gradients = torch.autograd.grad(loss, [tensor for tensor, _ in requests], allow_unused=True, retain_graph=True)
+        for (_, add), gradient in zip(requests, gradients, strict=True):
             if gradient is not None:
-                then(gradient)
+                add(gradient)
 
 
 class Statistic(Protocol):
-    """Something that can be measured while a model runs. A method may bring its own."""
+    """Measures something while a model runs. A method may bring its own."""
 
     @property
     def name(self) -> str:
@@ -57,7 +57,7 @@ class Statistic(Protocol):
 
     @property
     def gradients(self) -> bool:
-        """Whether it asks for gradients, so that a loss is computed."""
+        """Whether it requests gradients, so that a loss is computed."""
 
     def watch(self, model: nn.Module, graph: Graph, run: Watch) -> Iterable[RemovableHandle]:
         """Hooks itself into the model, to add to the sums of each group; the hooks are removed after the data."""
@@ -65,7 +65,7 @@ class Statistic(Protocol):
 
 @dataclass(frozen=True)
 class Activations:
-    """Sums over examples and places of each unit's response, after its activation function.
+    """Measures sums over examples and locations of each unit's response, after its activation function.
 
     Keys: ``activations.count`` (how many values went in), ``.sum``, ``.squares`` and ``.zeros`` (values ``<= 0``: what
     a ReLU makes zero, also where it is a function that no hook sees), each ``(units,)`` but the count.
@@ -77,22 +77,22 @@ class Activations:
     def watch(self, model: nn.Module, graph: Graph, run: Watch) -> Iterable[RemovableHandle]:
         """Adds up in the forward pass."""
 
-        def see(group: Group, site: Site, response: Tensor) -> None:
+        def show(group: Group, site: Site, response: Tensor) -> None:
             z = flat_response(response, site)
             run.add(group.name, "activations.count", z.shape[0] * z.shape[2] * site.positions.shape[1])
             run.add(group.name, "activations.sum", unit_sums(z.sum((0, 2), dtype=torch.float64), site))
             run.add(group.name, "activations.squares", unit_sums(z.double().square().sum((0, 2)), site))
             run.add(group.name, "activations.zeros", unit_sums((z <= 0).sum((0, 2)), site))
 
-        return on_responses(model, graph, see)
+        return on_responses(model, graph, show)
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """First-order effect of removing a unit (the Taylor criterion of Molchanov et al. 2017).
+    """Measures the first-order effect of removing a unit (the Taylor criterion of Molchanov et al. 2017).
 
     Keys: ``gradients.count`` (examples) and ``gradients.taylor`` ``(units,)``, the sum over examples of
-    ``|mean over places of dL/dz * z|`` with ``L`` the loss of that example.
+    ``|mean over locations of dL/dz * z|`` with ``L`` the loss of that example.
     """
 
     name: str = "gradients"
@@ -101,21 +101,21 @@ class Gradients:
     def watch(self, model: nn.Module, graph: Graph, run: Watch) -> Iterable[RemovableHandle]:
         """Adds up when the gradients are there."""
 
-        def see(group: Group, site: Site, response: Tensor) -> None:
-            def then(gradient: Tensor) -> None:
+        def show(group: Group, site: Site, response: Tensor) -> None:
+            def add(gradient: Tensor) -> None:
                 effect = flat_response(response.detach() * gradient, site).mean(2, dtype=torch.float64)
                 effect = effect[:, site.positions.to(effect.device)].mean(2).abs()
                 run.add(group.name, "gradients.count", len(effect))
                 run.add(group.name, "gradients.taylor", effect.sum(0))
 
-            run.gradient(response, then)
+            run.gradient(response, add)
 
-        return on_responses(model, graph, see, shield=True)
+        return on_responses(model, graph, show, shield=True)
 
 
 @dataclass(frozen=True)
 class Covariance:
-    """How the units of a group vary together, each reduced to one value per example by pooling over places.
+    """Measures how the units of a group vary together, each pooled over locations to one value per example.
 
     Keys: ``NAME.count`` (examples), ``NAME.sum`` ``(units,)`` and ``NAME.products`` ``(units, units)``; the covariance
     is ``products / count - mean mean^T`` (`topiarist.measure.covariance`).
@@ -135,15 +135,15 @@ class Covariance:
     def watch(self, model: nn.Module, graph: Graph, run: Watch) -> Iterable[RemovableHandle]:
         """Adds up in the forward pass."""
 
-        def see(group: Group, site: Site, response: Tensor) -> None:
+        def show(group: Group, site: Site, response: Tensor) -> None:
             z = flat_response(response, site).double()
-            places = site.positions.to(z.device)
-            pooled = z.amax(2)[:, places].amax(2) if self.pool == "max" else z.mean(2)[:, places].mean(2)
+            units = site.positions.to(z.device)
+            pooled = z.amax(2)[:, units].amax(2) if self.pool == "max" else z.mean(2)[:, units].mean(2)
             run.add(group.name, f"{self.name}.count", len(pooled))
             run.add(group.name, f"{self.name}.sum", pooled.sum(0))
             run.add(group.name, f"{self.name}.products", pooled.T @ pooled)
 
-        return on_responses(model, graph, see)
+        return on_responses(model, graph, show)
 
 
 STATISTICS: Mapping[str, Statistic] = {

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 from statistics import median
-from typing import Any
 
 import torch
 from torch import nn
 
 from topiarist.graph import call_model
-from topiarist.measure.batches import device_of, mode
+from topiarist.measure.batches import Inputs, device_of, mode
 
 
-def latency(model: nn.Module, example_inputs: Any, *, repeats: int = 20, warmup: int = 3, threads: int = 1) -> float:
+def latency(model: nn.Module, example_inputs: Inputs, *, repeats: int = 20, warmup: int = 3, threads: int = 1) -> float:
     """Returns the median time of one forward pass in milliseconds, in eval mode, on the model's device.
 
     Args:

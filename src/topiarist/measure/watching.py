@@ -1,24 +1,29 @@
 """Watching a model run: what its layers read, and how the units of each group respond.
 
-Everything that looks into a running model does so by `on_calls`: it shows each call of some modules to a function.
+Everything that sees a model run does so by `on_calls`, which shows each call of some modules to a function.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from topiarist.graph import Graph, Group, Site
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 """Layers whose output is a sum over the entries of their input."""
+
+Func = Callable[..., Any]
+Args = Sequence[Any]
+Kwargs = Mapping[str, Any]
 
 Show = Callable[[str, Any, Any, Any], Tensor | None]
 """Gets the name of a module, the module, and input and output of one call; what it returns replaces the output."""
@@ -34,7 +39,7 @@ def on_calls(modules: Iterable[tuple[str, nn.Module]], show: Show) -> Iterator[R
     """
 
     def hook(name: str) -> Callable[..., Tensor | None]:
-        def call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
+        def call(module: nn.Module, args: Args, kwargs: Kwargs, output: object) -> Tensor | None:
             x = args[0] if args else next(iter(kwargs.values()), None)
             return show(name, module, x.detach() if isinstance(x, Tensor) else x, output)
 
@@ -53,8 +58,20 @@ def watching(modules: Iterable[tuple[str, nn.Module]], show: Show) -> Iterator[N
         yield
 
 
+class FunctionMode(TorchFunctionMode):
+    """Makes the calls of torch functions while it is open, so that a subclass may inspect or replace them."""
+
+    def __torch_function__(self, func: Func, types: object, args: Args = (), kwargs: Kwargs | None = None) -> Any:
+        """Makes a call by `call`."""
+        return self.call(getattr(func, "__name__", "").strip("_"), func, args, kwargs or {})
+
+    def call(self, name: str, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        """Makes a call of the function of this name, without its underscores."""
+        return func(*args, **kwargs)
+
+
 def is_plain(module: nn.Module) -> TypeGuard[Layer]:
-    """Whether a module is a linear layer or a convolution and nothing more.
+    """Returns whether a module is a linear layer or a convolution and nothing more.
 
     Subclasses may compute something else with the same weight.
     """
@@ -62,7 +79,7 @@ def is_plain(module: nn.Module) -> TypeGuard[Layer]:
 
 
 def windows_of(layer: Layer, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A layer's input, and what of it each location of the output reads.
+    """Returns a layer's input, and what of it each location of the output reads.
 
     Returns:
         The input ``(rows, inputs, cells)``, padded, and int64 ``(locations, entries)``: the cells under the kernel.
@@ -83,14 +100,14 @@ def windows_of(layer: Layer, x: Tensor) -> tuple[Tensor, Tensor]:
     return x.flatten(2), windows
 
 
-ACTIVATIONS = frozenset(name for name, found in vars(nn.modules.activation).items() if isinstance(found, type)) - {
+ACTIVATIONS = frozenset(name for name, value in vars(nn.modules.activation).items() if isinstance(value, type)) - {
     "Module", "Parameter", "Tensor", "MultiheadAttention", "Softmax", "Softmax2d", "LogSoftmax", "Softmin",
 }  # fmt: skip
 """Class names of activation functions that work entry by entry."""
 
 
 def response_sites(graph: Graph) -> dict[str, Site]:
-    """Where each group's responses are measured: after the activation function that follows the layer producing it.
+    """Returns where each group is measured: after the activation function that follows the layer producing it.
 
     That is the first activation among the outputs before another layer adds to the same units; without one (it may
     be a plain function), the last layer with weights before that, whose output is what the function gets.
@@ -135,7 +152,7 @@ def on_responses(
         at[site.module].append((graph[name], site))
     calls: Counter[str] = Counter()  # of one forward pass: a module may be called again, with other units
 
-    def respond(name: str, _: nn.Module, __: Any, output: Any) -> Tensor | None:
+    def respond(name: str, _: nn.Module, __: object, output: object) -> Tensor | None:
         number, calls[name] = calls[name], calls[name] + 1
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return None
@@ -153,10 +170,10 @@ def on_responses(
 
 
 def flat_response(response: Tensor, site: Site) -> Tensor:
-    """A response as ``(examples, positions, locations)``."""
+    """Returns a response as ``(examples, positions, locations)``."""
     return response.movedim(site.axis, 1).flatten(2) if response.ndim > 2 else response[:, :, None]
 
 
 def unit_sums(values: Tensor, site: Site) -> Tensor:
-    """``(positions,)`` summed into ``(units,)``."""
+    """Sums ``(positions,)`` into ``(units,)``."""
     return values[site.positions.to(values.device)].sum(1)

@@ -1,6 +1,6 @@
 """The methods, one file each. The folder is the registry: a file's name is the method's name.
 
-`names`, `get` and `make` find them, `describe` says what one is; the roles they play are in `topiarist.methods.base`.
+`names`, `get` and `make` find them, `describe` tells about one; the roles they play are in `topiarist.methods.base`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from topiarist.errors import TopiaristError
 from topiarist.files import check_fields
@@ -67,7 +67,7 @@ _ROLES = {
 
 
 def names() -> list[str]:
-    """The names of all methods, in alphabetical order."""
+    """Returns the names of all methods, in alphabetical order."""
     files = (module.name for module in pkgutil.iter_modules(__path__))
     return sorted(name for name in files if name != "base" and not name.startswith("_"))
 
@@ -79,7 +79,7 @@ def families() -> dict[str, list[str]]:
 
 
 def get(name: str) -> type[Method]:
-    """The class of a method.
+    """Returns the class of a method.
 
     Args:
         name: its registered name.
@@ -89,16 +89,16 @@ def get(name: str) -> type[Method]:
     """
     if name not in names():
         near = difflib.get_close_matches(str(name), names(), n=3) or names()
-        raise TopiaristError(f"there is no method {name!r}: take {' or '.join(near)} (`topiarist methods` lists them)")
+        raise TopiaristError(f"there is no method {name!r}: use {' or '.join(near)} (`topiarist methods` lists them)")
     module = importlib.import_module(f"{__name__}.{name}")
-    own = [found for found in vars(module).values() if _is_method(found) and found.__module__ == module.__name__]
+    own = [value for value in vars(module).values() if _is_method(value) and value.__module__ == module.__name__]
     if len(own) != 1:
         raise TopiaristError(f"methods/{name}.py must define exactly one subclass of Method, but it has {len(own)}")
     return own[0]
 
 
 def make(method: str | Mapping[str, Any] | type[Method] | Method, **fields: Any) -> Method:
-    """A method with its hyper-parameters.
+    """Makes a method with its hyper-parameters.
 
     Args:
         method: a registered name, a mapping of ``name`` and fields, a class, or a method whose other fields are kept.
@@ -115,27 +115,29 @@ def make(method: str | Mapping[str, Any] | type[Method] | Method, **fields: Any)
         given = {key: tuple(value) if isinstance(value, list) else value for key, value in method.items()}
         name = str(given.pop("name"))
         return make(name, **{str(key): value for key, value in given.items()}, **fields)
-    found = get(method) if isinstance(method, str) else method
-    if not (isinstance(found, Method) or _is_method(found)):
+    template = get(method) if isinstance(method, str) else method
+    if not (isinstance(template, Method) or _is_method(template)):
         raise TopiaristError(f"a method is a name, such as 'l1', or a Method, but got {method!r}")
-    known = [field.name for field in dataclasses.fields(found)]
+    known = [field.name for field in dataclasses.fields(template)]
     unknown = [name for name in fields if name not in known]
     if unknown:
         takes = f"its fields are {', '.join(known)}" if known else "it has no fields"
-        raise TopiaristError(f"the method {found.name!r} has no field {unknown[0]!r}: {takes}")
+        raise TopiaristError(f"the method {template.name!r} has no field {unknown[0]!r}: {takes}")
     try:
-        if isinstance(found, Method):
-            made = dataclasses.replace(found, **fields) if fields else found  # a rehearsal stays one
+        if isinstance(template, Method):
+            made = dataclasses.replace(template, **fields) if fields else template  # a dry run is still one
         else:
-            made = found(**fields)
+            made = template(**fields)
     except (TypeError, AttributeError) as error:
-        raise TopiaristError(f"the method {found.name!r} cannot take {fields}: see the types of its fields") from error
+        raise TopiaristError(
+            f"the method {template.name!r} cannot take {fields}: see the types of its fields"
+        ) from error
     check_fields(made, made.name)
     return made
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What a method is, as plain values for tables and JSON.
+    """Describes a method in plain values, for tables and JSON.
 
     Args:
         name: its registered name.
@@ -147,7 +149,7 @@ def describe(name: str) -> dict[str, Any]:
     """
     method = get(name)
     doc = inspect.getdoc(method) or ""
-    told = _documented(doc)
+    helps = _attributes(doc)
     return {
         "name": name,
         "summary": doc.partition("\n")[0],
@@ -160,22 +162,23 @@ def describe(name: str) -> dict[str, Any]:
         "formula": method.formula,
         "paper": method.paper,
         "roles": [role for role, member in _ROLES.items() if hasattr(method, member)],
-        "fields": [_field(field, told.get(field.name, "")) for field in dataclasses.fields(method)],
+        "fields": [_field(field, helps.get(field.name, "")) for field in dataclasses.fields(method)],
     }
 
 
-def _is_method(found: object) -> bool:
-    return isinstance(found, type) and issubclass(found, Method) and found is not Method
+def _is_method(value: object) -> TypeGuard[type[Method]]:
+    return isinstance(value, type) and issubclass(value, Method) and value is not Method
 
 
 def _field(field: dataclasses.Field[Any], text: str) -> dict[str, Any]:
     kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
-    made = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-    return {"name": field.name, "type": kind, "default": None if made is dataclasses.MISSING else made, "help": text}
+    default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    default = None if default is dataclasses.MISSING else default
+    return {"name": field.name, "type": kind, "default": default, "help": text}
 
 
-def _documented(doc: str) -> dict[str, str]:
-    """Field → its text in the section ``Attributes:`` of a docstring."""
+def _attributes(doc: str) -> dict[str, str]:
+    """Returns field → its text in the section ``Attributes:`` of a docstring."""
     section = re.split(r"^\S", doc.partition("\nAttributes:\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
     entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section, flags=re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in entries}

@@ -1,7 +1,7 @@
-"""A network as importance sees it: linear, with the absolute values of its weights.
+"""A network made linear, with the absolute values of its weights: how importance is propagated.
 
-While `Linearised` is open, a model's calls are replaced so that the gradient of any response carries importance back:
-it is never negative, and it depends on the weights and on the shapes of the data alone.
+While `Linearised` is open, a model's calls are replaced so that the gradient of any response propagates importance: it
+is never negative, and it depends on the weights and on the shapes of the data alone.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from topiarist.errors import TopiaristError
 from topiarist.graph import tensors_in
+from topiarist.measure import Args, Func, FunctionMode, Kwargs
 
 _LAYERS = {"linear", *(f"conv{transposed}{dims}d" for transposed in ("", "_transpose") for dims in (1, 2, 3))}
 _PRODUCTS = {"mul", "multiply", "rmul", "matmul", "rmatmul", "mm", "bmm"}
@@ -35,7 +35,7 @@ _THROUGH = {
 }  # fmt: skip
 
 
-class LastLayer(TorchFunctionMode):
+class LastLayer(FunctionMode):
     """Remembers what the last convolution or linear layer that ran was given.
 
     Attributes:
@@ -48,20 +48,16 @@ class LastLayer(TorchFunctionMode):
         self.response: Tensor | None = None
         self.axis = 1
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Looks at the call and makes it."""
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "").strip("_")
+    def call(self, name: str, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        """Remembers the call's input, and makes it."""
         if name in _LAYERS:
             self.response = args[0] if args else kwargs["input"]
             dims = 0 if name == "linear" else int(name[-2])
             self.axis = self.response.ndim - dims - 1
-        return self.call(name, func, args, kwargs)
+        return self.compute(name, func, args, kwargs)
 
-    def call(self, name: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """The call itself."""
+    def compute(self, name: str, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        """Makes the call."""
         return func(*args, **kwargs)
 
 
@@ -74,8 +70,8 @@ class Linearised(LastLayer):
     What depends on the data is what requires a gradient, so the parameters must not.
     """
 
-    def call(self, name: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """The call, replaced where some argument depends on the data."""
+    def compute(self, name: str, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        """Makes the call, or its replacement where some argument depends on the data."""
         if name in ("embedding", "embedding_bag"):
             return func(*args, **kwargs).requires_grad_().clone()
         if not any(tensor.requires_grad for tensor in tensors_in([*args, *kwargs.values()])):
@@ -85,7 +81,7 @@ class Linearised(LastLayer):
         return args[0].copy_(result) if written and result is not args[0] else result
 
 
-def _replaced(name: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def _replaced(name: str, func: Func, args: Args, kwargs: Kwargs) -> Any:
     if name in _LAYERS:
         return _layer(func, args, kwargs)
     if name in _THROUGH:
@@ -105,8 +101,8 @@ def _replaced(name: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, An
     return func(*args, **kwargs)
 
 
-def _layer(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """A convolution or linear layer with ``|W|`` and no bias."""
+def _layer(func: Func, args: Args, kwargs: Kwargs) -> Tensor:
+    """Computes a convolution or linear layer with ``|W|`` and no bias."""
     given = dict(zip(("input", "weight"), args, strict=False)) | dict(kwargs)
     given.pop("bias", None)
     x, weight = given.pop("input"), given.pop("weight")
@@ -114,28 +110,28 @@ def _layer(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 
 
 def _product(multiply: Callable[..., Tensor], *factors: Any) -> Tensor:
-    """The sum over the responses among the factors of the product with ones for the others, a mean where it contracts.
+    """Sums over the responses among the factors the product with ones for the others, a mean where it contracts.
 
     One response alone is multiplied by the constants' absolute values.
     """
-    responses = [place for place, factor in enumerate(factors) if _is_response(factor)]
+    responses = [at for at, factor in enumerate(factors) if _is_response(factor)]
     dtype = factors[responses[0]].dtype
     if len(responses) == 1:
         return multiply(*(f if _is_response(f) else _magnitude(f, dtype) for f in factors))
     ones = [torch.ones_like(f) if _is_response(f) else _magnitude(f, dtype) for f in factors]
     size = multiply(*(torch.ones_like(f) if isinstance(f, Tensor) else 1 for f in ones))
-    terms = [multiply(*ones[:place], factors[place], *ones[place + 1 :]) for place in responses]
+    terms = [multiply(*ones[:at], factors[at], *ones[at + 1 :]) for at in responses]
     return torch.stack(terms).sum(0) / size
 
 
 def _quotient(upper: Any, lower: Any) -> Any:
-    """A response divided by a constant; divided by a response, which normalises it, it passes through."""
+    """Divides a response by a constant; divided by a response, which normalises it, it passes through."""
     if not _is_response(lower):
         return upper / _magnitude(lower, upper.dtype)
     return upper + torch.zeros_like(lower) if _is_response(upper) else torch.zeros_like(upper) + lower
 
 
-def _is_response(value: Any) -> bool:
+def _is_response(value: object) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
@@ -148,16 +144,16 @@ def _einsum(equation: str, *operands: Any) -> Tensor:
     return _product(lambda *each: torch.einsum(equation, *each), *factors)
 
 
-def _pool(mean: Callable[..., Tensor]) -> Callable[..., Any]:
-    """Max pooling as a mean over the window's places, those of the padding left out."""
+def _pool(mean: Callable[..., Tensor]) -> Func:
+    """Returns max pooling as a mean over the window's locations, without those of the padding."""
 
     def pool(
         x: Tensor, size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil: bool = False, **more: Any
     ) -> Any:
         if more.get("return_indices") or {*(dilation if isinstance(dilation, Sequence) else (dilation,))} != {1}:
             raise TopiaristError(
-                "nisp spreads scores over the windows of plain max pooling only: "
-                "take another method for a network that dilates it or asks for indices"
+                "nisp propagates scores through plain max pooling only: "
+                "use another method for a network that dilates it or needs its indices"
             )
         more = {"padding": padding, "ceil_mode": more.get("ceil_mode", ceil), "count_include_pad": False}
         return mean(x, size, stride or size, **more)
@@ -169,8 +165,8 @@ def _adaptive(mean: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda x, size, *_, **__: mean(x, size)
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, enable_gqa: bool = False, **__: Any) -> Tensor:
-    """Attention without mask, scale and softmax: two products."""
+def _attention(query: Tensor, key: Tensor, value: Tensor, *_: object, enable_gqa: bool = False, **__: object) -> Tensor:
+    """Computes attention without mask, scale and softmax: two products."""
     if enable_gqa:
         times = query.size(-3) // key.size(-3)
         key, value = (x.repeat_interleave(times, -3) for x in (key, value))
@@ -178,12 +174,12 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, enable_gqa: b
 
 
 def _multi_head(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-    """Multi-head attention, ``(length, examples, width)``, by the layers and products that it consists of."""
+    """Computes multi-head attention ``(length, examples, width)`` by its layers and products."""
     given = signature(F.multi_head_attention_forward).bind(*args, **kwargs).arguments
     separate = given.get("use_separate_proj_weight", False)
     weights = [given[f"{x}_proj_weight"] for x in "qkv"] if separate else given["in_proj_weight"].chunk(3)
-    lines = [F.linear(given[x], w.abs()) for x, w in zip(("query", "key", "value"), weights, strict=True)]
-    heads = (line.unflatten(-1, (given["num_heads"], -1)).transpose(0, -2) for line in lines)
+    qkv = [F.linear(given[x], w.abs()) for x, w in zip(("query", "key", "value"), weights, strict=True)]
+    heads = (each.unflatten(-1, (given["num_heads"], -1)).transpose(0, -2) for each in qkv)
     mixed = _attention(*heads).transpose(0, -2).flatten(-2)
     return F.linear(mixed, given["out_proj_weight"].abs()), None
 
@@ -193,7 +189,7 @@ def _glu(x: Tensor, dim: int = -1) -> Tensor:
     return left + right
 
 
-_OTHERS: Mapping[str, Callable[..., Any]] = {
+_OTHERS: Mapping[str, Func] = {
     "amax": torch.mean,
     "einsum": _einsum,
     "glu": _glu,

@@ -8,7 +8,7 @@ from topiarist.errors import TopiaristError
 
 
 def linear(step: int, steps: int, target: float) -> float:
-    """Equally much goes in every step: ``1 - (1 - target) * step / steps``.
+    """Prunes equally much in every step: ``1 - (1 - target) * step / steps``.
 
     Args:
         step: from 1.
@@ -22,16 +22,16 @@ def linear(step: int, steps: int, target: float) -> float:
 
 
 def cubic(step: int, steps: int, target: float) -> float:
-    """Most goes early, where most is redundant: ``target + (1 - target) * (1 - step / steps)^3``.
+    """Prunes most early, where most is redundant: ``target + (1 - target) * (1 - step / steps)^3``.
 
     The schedule of Zhu and Gupta, "To prune, or not to prune: exploring the efficacy of pruning for model compression",
-    arXiv 2017, from a whole network on. Arguments and errors as for `linear`.
+    arXiv 2017, from an unpruned network on. Arguments and errors as for `linear`.
     """
     return target + (1 - target) * _rest(step, steps) ** 3
 
 
 def _rest(step: int, steps: int) -> float:
-    """``1 - step / steps``, and just 0 at last."""
+    """Returns ``1 - step / steps``, and exactly 0 in the last step."""
     if not 1 <= step <= steps:
         raise TopiaristError(f"step must be from 1 to the number of steps, {steps}, but got {step!r}")
     return (steps - step) / steps

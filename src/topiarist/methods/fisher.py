@@ -1,4 +1,4 @@
-"""Units whose removal changes the loss least, by its curvature, go first (Theis et al. 2018)."""
+"""Fisher pruning: prunes units whose removal changes the loss least, by its curvature (Theis et al. 2018)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from topiarist.methods.base import Method, checked_scores
 
 @dataclass(frozen=True)
 class FisherInformation:
-    """Curvature of the loss along each unit's own size, as the mean square of a slope (the empirical Fisher).
+    """Measures the curvature of the loss along each unit's size, as the mean square of a gradient (empirical Fisher).
 
-    With ``m`` a factor on the unit's response, 1 now and 0 once it is removed, ``dL/dm`` is the sum over places of
+    With ``m`` a factor on the unit's response, 1 now and 0 once it is pruned, ``dL/dm`` is the sum over locations of
     ``dL/dz * z``.
 
     Keys: ``fisher.count`` (examples) and ``fisher.squares`` ``(units,)``, the sum over examples of ``(dL/dm)^2`` with
@@ -31,32 +31,32 @@ class FisherInformation:
     def watch(self, model: nn.Module, graph: Graph, run: Watch) -> Iterable[RemovableHandle]:
         """Adds up when the gradients are there."""
 
-        def see(group: Group, site: Site, response: Tensor) -> None:
-            def then(gradient: Tensor) -> None:
-                slopes = unit_sums(flat_response(response.detach().double() * gradient, site).sum(2).T, site)
-                run.add(group.name, "fisher.count", slopes.shape[1])
-                run.add(group.name, "fisher.squares", slopes.square().sum(1))
+        def show(group: Group, site: Site, response: Tensor) -> None:
+            def add(gradient: Tensor) -> None:
+                by_factor = unit_sums(flat_response(response.detach().double() * gradient, site).sum(2).T, site)
+                run.add(group.name, "fisher.count", by_factor.shape[1])
+                run.add(group.name, "fisher.squares", by_factor.square().sum(1))
 
-            run.gradient(response, then)
+            run.gradient(response, add)
 
-        return on_responses(model, graph, see, shield=True)
+        return on_responses(model, graph, show, shield=True)
 
 
 @dataclass(frozen=True)
 class Fisher(Method):
     """Scores a unit by its Fisher information, the second-order rise of the loss without it.
 
-    Formula: ``s_j = 1/2 * mean over examples of (sum over places of dL/dz_j * z_j)^2``, with ``z_j`` the unit's
-    response and ``L`` the loss of one example. It is Optimal Brain Damage with channels for weights: near a minimum
-    the slopes average out to nothing, and the curvature left is the Fisher information, taken at the data's labels.
-    After a ReLU or before it the score is the same. Needs data with targets. Returns ``(units,)`` for each group that
-    can be seen while the model runs, in units of the loss, so that all layers compare and one threshold serves them.
+    Formula: ``s_j = 1/2 * mean over examples of (sum over locations of dL/dz_j * z_j)^2``, with ``z_j`` the unit's
+    response and ``L`` the loss of one example. It is Optimal Brain Damage with channels for weights: near a minimum the
+    gradients average out to 0, and the curvature is the Fisher information, taken at the data's labels. After a ReLU or
+    before it the score is the same. Needs data with targets. Returns ``(units,)`` for each group that can be seen while
+    the model runs, in units of the loss, so that all layers compare and one threshold serves them.
 
     Cost: one forward and one backward pass over the data; as much memory as training on its batches, and a few numbers
     for each unit.
-    Use it: for a trained network of any activations, when the budget is to find each layer's width. The estimate is
-    that of one unit at a time and of small steps, so prune a little and train, again and again. It says nothing where
-    the network fits every example perfectly, as then there are no slopes; take data that it was not trained on.
+    Use it: for a trained network of any activations, where the budget is to find each layer's width. The estimate
+    holds for one unit at a time and small steps, so prune a little and train, again and again. It says nothing where
+    the network fits every example perfectly, as then all gradients are 0; use data that it was not trained on.
 
     Raises:
         TopiaristError: the statistic was not measured, all of it is 0, or the loss depends on no group that can be cut.
@@ -78,12 +78,12 @@ class Fisher(Method):
     )
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """``s_j = mean (dL/dm_j)^2 / 2``."""
-        seen = [group.name for group in graph.groups if (group.name, "fisher.squares") in stats.sums]
-        if not seen:
+        """Computes ``s_j = mean (dL/dm_j)^2 / 2``."""
+        measured = [group.name for group in graph.groups if (group.name, "fisher.squares") in stats.sums]
+        if not measured:
             raise TopiaristError(
                 "fisher has no gradients of any group: collect what the method needs, with targets that the loss uses, "
                 "on the graph whose units it scores"
             )
-        scores = {name: stats.mean(name, "fisher.squares") / 2 for name in seen}
-        return checked_scores(self, scores, "the loss feels no unit on these data: give others, or take l1")
+        scores = {name: stats.mean(name, "fisher.squares") / 2 for name in measured}
+        return checked_scores(self, scores, "use other data, or l1")

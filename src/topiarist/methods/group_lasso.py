@@ -1,4 +1,4 @@
-"""Group lasso: training drives whole filters, channels or columns to zero (Wen et al. 2016)."""
+"""Group lasso: training drives all weights of filters, channels or columns to zero (Wen et al. 2016)."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class GroupLasso(Method):
     Formula: ``L = loss + lam * sum over groups theta of ||theta||``, whose subgradient at 0 is 0. The groups: for
     ``"filter"`` the weights of one layer that produce a unit; for ``"channel"`` those of one layer that read it;
     ``"both"`` (SSL) adds these two sums; for ``"unit"`` its filters in all layers, which a residual stream ties; for
-    ``"column"`` the weights ``W[:, c, i, j]`` that read one place ``i, j`` of unit ``c``. The proximal solver takes no
-    gradient of it, but after every step ``theta = max(0, 1 - lr * lam * sqrt(P) / ||theta||) * theta`` with ``P``
+    ``"column"`` the weights ``W[:, c, i, j]`` that read one location ``i, j`` of unit ``c``. The proximal solver takes
+    no gradient of it, but after every step ``theta = max(0, 1 - lr * lam * sqrt(P) / ||theta||) * theta`` with ``P``
     numbers in the group, biases counted in with filters and units; groups then become exactly 0. ``s_j = ||theta_j||``
     over all filters of unit ``j``, or over all weights that read it for ``"channel"`` and ``"column"``. Needs a network
     trained so. Returns ``(units,)``, in units of the weights, for each group that such weights belong to; only the
-    weights of units that can be cut are penalised.
+    weights of units that can be pruned are penalised.
 
     Cost: a pass over the weights at each step, with columns also an index of their size. The score reads the weights.
 
-    Use it: where a network is trained anyhow, and it has no batch norms whose scales could tell. A batch norm undoes
+    Use it: where a network is trained anyhow, and has no batch norms whose scales say as much. A batch norm undoes
     the size of the filters before it, so there prefer ``"channel"``, or slimming. Columns make sparse filters rather
     than dead units. Where groups share weights (rows and columns of one matrix) their proximal steps follow each other.
 
@@ -52,7 +52,7 @@ class GroupLasso(Method):
 
     Attributes:
         lam: strength of the penalty.
-        kind: which weights vanish together: ``"filter"``, ``"channel"``, ``"both"``, ``"unit"`` or ``"column"``.
+        kind: which weights become zero together: ``"filter"``, ``"channel"``, ``"both"``, ``"unit"`` or ``"column"``.
         solver: ``"gradient"`` of the penalty, or ``"proximal"``: a step after the optimiser's.
     """
 
@@ -76,11 +76,12 @@ class GroupLasso(Method):
             raise TopiaristError(f"solver must be 'gradient' or 'proximal', but got {self.solver!r}")
         if self.solver == "proximal" and self.kind == "both":
             raise TopiaristError(
-                "filters and channels overlap, so that no proximal step solves both: take the solver 'gradient', or one"
+                "filters and channels overlap, so that no proximal step solves both: use the solver 'gradient', or one "
+                "of the two kinds"
             )
 
     def penalty(self, model: nn.Module, graph: Graph) -> Tensor:
-        """``lam * sum ||theta||``; 0 where the proximal solver does the work."""
+        """Computes ``lam * sum ||theta||``; 0 if the solver is proximal."""
         if self.solver == "proximal":
             return torch.zeros(())
         norms = [_norms(bundle, model.get_parameter) for bundle in self._bundles(graph)]
@@ -88,7 +89,7 @@ class GroupLasso(Method):
 
     @torch.no_grad()
     def proximal(self, model: nn.Module, graph: Graph, lr: float) -> None:
-        """``theta = max(0, 1 - lr * lam * sqrt(P) / ||theta||) * theta``; nothing where the gradient does the work."""
+        """Sets ``theta = max(0, 1 - lr * lam * sqrt(P) / ||theta||) * theta``, if the solver is proximal."""
         if self.solver == "gradient":
             return
         for bundle in self._bundles(graph):
@@ -98,17 +99,16 @@ class GroupLasso(Method):
                 _multiply(model.get_parameter(part.tensor), part, factors)
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """``s_j = ||theta_j||``."""
+        """Computes ``s_j = ||theta_j||``."""
         role = "input" if self.kind in ("channel", "column") else "output"
         matrices = {group.name: _matrices(graph, group, role) for group in graph.groups}
-        return {name: _norms(parts, stats.tensor) for name, parts in matrices.items() if parts} or _refuse(self.kind)
+        return {name: _norms(parts, stats.tensor) for name, parts in matrices.items() if parts} or self._refuse()
 
     def _bundles(self, graph: Graph) -> list[list[Slice]]:
-        """The slices whose entries make up the groups, one group a row: those in one list belong together."""
-        found = [bundle for group in graph.groups for bundle in self._of(graph, group)]
-        return found or _refuse(self.kind)
+        """Returns the slices whose entries make up the groups, one group a row: those in one list belong together."""
+        return [bundle for group in graph.groups for bundle in self._bundles_of(graph, group)] or self._refuse()
 
-    def _of(self, graph: Graph, group: Group) -> list[list[Slice]]:
+    def _bundles_of(self, graph: Graph, group: Group) -> list[list[Slice]]:
         filters, channels = _matrices(graph, group, "output"), _matrices(graph, group, "input")
         biases = group.by_role("bias") if self.solver == "proximal" else ()
         if self.kind == "column":
@@ -119,9 +119,15 @@ class GroupLasso(Method):
         read = [[part] for part in channels]
         return {"filter": made, "channel": read, "both": made + read}[self.kind]
 
+    def _refuse(self) -> NoReturn:
+        raise TopiaristError(
+            f"group_lasso found no weights of the kind {self.kind!r} on units that can be pruned: "
+            "use another kind, or `topiarist inspect` to see what pins the units"
+        )
+
 
 def _matrices(graph: Graph, group: Group, role: str) -> list[Slice]:
-    """The parameters of two or more axes that produce the group's units (``"output"``) or read them (``"input"``)."""
+    """Returns the parameters of two or more axes that produce a group (``"output"``) or read it (``"input"``)."""
     own = set(graph.parameters)
     return [part for part in group.by_role(role) if part.tensor in own and len(graph.shapes[part.tensor]) >= 2]
 
@@ -131,21 +137,21 @@ def _layer(part: Slice) -> str:
 
 
 def _columns(part: Slice, shape: tuple[int, ...]) -> Slice:
-    """One row for each column that reads a unit, with its places in the flattened weight."""
+    """Returns one row for each column that reads a unit, with its indices in the flattened weight."""
     assert part.axis is not None
     outputs = 1 if part.axis == 0 else 0  # transposed convolutions read along axis 0
-    places = torch.arange(math.prod(shape)).view(shape).index_select(part.axis, part.positions.flatten())
-    return Slice(part.tensor, None, places.movedim(outputs, -1).flatten(0, -2), part.role)
+    indices = torch.arange(math.prod(shape)).view(shape).index_select(part.axis, part.positions.flatten())
+    return Slice(part.tensor, None, indices.movedim(outputs, -1).flatten(0, -2), part.role)
 
 
 def _norms(bundle: list[Slice], tensor: Callable[[str], Tensor]) -> Tensor:
-    """The norm of each group: of row ``j`` of all slices together."""
+    """Returns the norm of each group: of row ``j`` of all slices together."""
     squares = [sum_by_unit(part, tensor(part.tensor).square()) for part in bundle]
     return torch.stack(squares).sum(0).clamp(min=_TINY).sqrt()
 
 
 def _numbers(part: Slice, shape: tuple[int, ...]) -> int:
-    """How many entries a row has."""
+    """Returns how many entries a row has."""
     return part.positions.shape[1] * (1 if part.axis is None else math.prod(shape) // shape[part.axis])
 
 
@@ -158,10 +164,3 @@ def _multiply(weight: Tensor, part: Slice, factors: Tensor) -> None:
         weight.mul_(line.view_as(weight))
     else:
         weight.mul_(line.view([-1 if axis == part.axis else 1 for axis in range(weight.ndim)]))
-
-
-def _refuse(kind: str) -> NoReturn:
-    raise TopiaristError(
-        f"group_lasso found no weights of the kind {kind!r} on units that can be cut: `topiarist inspect` says what "
-        "pins them, or take another kind"
-    )

@@ -1,4 +1,4 @@
-"""Filters of small norm go first (Li et al. 2017)."""
+"""Magnitude pruning of filters: prunes those of small norm (Li et al. 2017)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Group, Scores
 from topiarist.measure import Stats
-from topiarist.methods.base import Method, sum_by_unit
+from topiarist.methods.base import Method, filters_of, sum_by_unit
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class L1(Method):
     Paper: Li, Kadav, Durdanovic, Samet, Graf: "Pruning Filters for Efficient ConvNets", ICLR 2017.
 
     Attributes:
-        p: order of the norm; 1 is the paper's, 2 ranks by the Euclidean norm.
+        p: order of the norm; 1 is the paper's, 2 is the Euclidean norm.
         preset: the paper's ratios and skipped layers for one network: ``vgg16-A``, ``resnet56-A``, ``resnet56-B``,
             ``resnet110-A``, ``resnet110-B``, ``resnet34-A`` or ``resnet34-B`` (of ResNets the first convolution of
             each block).
@@ -49,43 +49,40 @@ class L1(Method):
             raise TopiaristError(f"p must be a positive number, the order of the norm, but got {self.p!r}")
         if self.preset is not None and self.preset not in _PRESETS:
             near = difflib.get_close_matches(self.preset, _PRESETS, n=3) or _PRESETS
-            raise TopiaristError(f"there is no preset {self.preset!r}: take {', '.join(near)}")
+            raise TopiaristError(f"there is no preset {self.preset!r}: use {', '.join(near)}")
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """``s_j = (sum |F_j|^p)^(1/p)``."""
+        """Computes ``s_j = (sum |F_j|^p)^(1/p)``."""
         scores = {}
         for group in graph.groups:
-            filters = [part for part in group.by_role("output") if len(graph.shapes[part.tensor]) >= 2]
-            if filters:
+            if filters := filters_of(graph, group):
                 powers = [sum_by_unit(part, self._power(stats.tensor(part.tensor))) for part in filters]
                 scores[group.name] = torch.stack(powers).sum(0) ** (1 / self.p)
         return scores
 
     def budget(self, graph: Graph) -> Budget | None:
-        """The preset's ratios; ``kept = int(n * (1 - pruned))`` of a layer with ``n`` filters."""
+        """Returns the preset's ratios; ``kept = int(n * (1 - pruned))`` of a layer with ``n`` filters."""
         if self.preset is None:
             return None
-        ratios = {}
-        for layer, pruned in _PRESETS[self.preset].items():
-            ratios[_find(graph, layer, self.preset)] = 1 - pruned
-        return Budget(ratios=ratios)
+        layers = _PRESETS[self.preset].items()
+        return Budget(ratios={_group_of(graph, layer, self.preset): 1 - pruned for layer, pruned in layers})
 
     def _power(self, weight: torch.Tensor) -> torch.Tensor:
         return weight.abs() if self.p == 1 else weight.double().abs() ** self.p
 
 
 def _first_convs(blocks: tuple[int, ...], pruned: tuple[float, ...], skipped: set[int]) -> Mapping[str | int, float]:
-    """Layer → fraction pruned, for the first convolution of each block.
+    """Returns layer → fraction pruned, for the first convolution of each block.
 
     Args:
         blocks: number of blocks of each stage.
-        pruned: fraction pruned of each stage; stages beyond are left alone.
-        skipped: convolutions left alone, counted as the paper does: 1 is the stem, so first convolutions are even.
+        pruned: fraction pruned of each stage; later stages are not pruned.
+        skipped: convolutions that are not pruned, counted as the paper does: 1 is the stem, so first ones are even.
     """
-    places = [(stage, block) for stage, count in enumerate(blocks) for block in range(count)]
+    numbers = [(stage, block) for stage, count in enumerate(blocks) for block in range(count)]
     return {
         f"layer{stage + 1}.{block}.conv1": pruned[stage]
-        for index, (stage, block) in enumerate(places)
+        for index, (stage, block) in enumerate(numbers)
         if stage < len(pruned) and pruned[stage] > 0 and 2 * index + 2 not in skipped
     }
 
@@ -102,8 +99,8 @@ _PRESETS: Mapping[str, Mapping[str | int, float]] = {
 }
 
 
-def _find(graph: Graph, layer: str | int, preset: str) -> str:
-    """The name of the group that a layer of a preset produces, also where a wrapper prefixes it."""
+def _group_of(graph: Graph, layer: str | int, preset: str) -> str:
+    """Returns the name of the group that a layer of a preset produces, also where a wrapper prefixes it."""
     if isinstance(layer, int):
         convs = [group for group in graph.groups if _is_conv(graph, group)]
         if layer <= len(convs):

@@ -1,4 +1,4 @@
-"""One ranking over all layers, made fair by a compensation for each (Chin et al. 2018), found by evolution."""
+"""Layer-compensated pruning: one ranking over all layers, with a compensation for each (Chin et al. 2018)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from operator import itemgetter
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from topiarist.budget import Budget, allocate
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, Scores, call_model
 from topiarist.measure import (
+    Batch,
     Evaluation,
     Stats,
     batch_size,
@@ -33,37 +34,37 @@ from topiarist.methods.l1 import L1
 from topiarist.methods.taylor import Taylor
 from topiarist.surgery import cut, masked
 
-_WORDS = {"form": ("shift", "affine"), "metric": ("l2", "l1", "taylor"), "fitness": ("accuracy", "loss")}
-"""Fields that take one of a few words."""
+_CHOICES = {"form": ("shift", "affine"), "metric": ("l2", "l1", "taylor"), "fitness": ("accuracy", "loss")}
+"""Fields that take one of a few values."""
 
 
 @dataclass(frozen=True)
 class LCP(Method):
     """Layer-compensated pruning: ranks all filters together after a shift per layer, found by evolution.
 
-    Formula: ``s_lj = alpha_l * m_lj + beta_l`` for unit ``j`` of group ``l``; the lowest of the whole network go until
+    Formula: ``s_lj = alpha_l * m_lj + beta_l`` for unit ``j`` of group ``l``; the lowest of all groups are pruned until
     the budget is met. ``m`` is the squared L2 norm of the filters that produce the unit, their L1 norm, or the Taylor
     criterion; ``alpha_l = exp(a_l)`` (1 in the form ``"shift"``, the paper's) and ``beta_l = b_l * std(m_l)``. Aging
-    evolution looks for ``a`` and ``b``: the first member is the identity, ``a = b = 0``, those that fill the population
+    evolution optimises ``a`` and ``b``: the first member is the identity, ``a = b = 0``, those that fill the population
     have all entries from ``N(0, 1)``; then the best of a random tournament gets a child, a share of whose groups move
     by ``N(0, (1 - i / (1.25 * candidates))^2)`` (``i`` the number of candidates so far), and the oldest member dies.
-    The best candidate of all is taken: highest accuracy right after pruning, of equal ones lowest loss (or, with the
+    The best candidate of all wins: highest accuracy right after pruning, of equal ones lowest loss (or, with the
     fitness ``"loss"``, the other way round). Needs the model and data with targets. Selects units itself, ``(units,)``
-    for each group that ``m`` scores; others stay whole.
+    for each group that ``m`` scores; others are not pruned.
 
     Data: the first ``examples`` of the batches that it is given, which `topiarist.prune` takes from the training
-    examples in random order; the test examples are never looked at. To judge by examples that the network has not
-    been trained on, train on ``data.split(0.1)`` and prune with ``data.held_out(0.1)``.
+    examples in random order; the test examples are never used. To evaluate on examples that the network has not been
+    trained on, train on ``data.split(0.1)`` and prune with ``data.held_out(0.1)``.
 
     Cost: one cut and one forward pass of the smaller network over the held-out examples for each candidate with a keep
-    of its own; keeps that come again are not judged again. Memory: the held-out examples and one smaller network.
+    of its own; keeps that come again are not evaluated again. Memory: the held-out examples and one smaller network.
 
-    Use it: where the widths matter and minutes are at hand, for instance when norms of layers cannot be compared; then
-    fine-tune as usual. Take the form ``"affine"``, its successor LeGR's, where norms differ by orders of magnitude
+    Use it: where the widths matter and minutes are affordable, for instance when norms of layers cannot be compared;
+    then fine-tune as usual. Use the form ``"affine"``, its successor LeGR's, where norms differ by orders of magnitude
     between layers, since shifts are drawn in units of each layer's own spread.
 
     Raises:
-        TopiaristError: a field is out of range, or there is no budget, no data, no target, or nothing left to tune on.
+        TopiaristError: a field is out of range, or there is no budget, no data, no target, or no data to tune on.
 
     Paper: Chin, Zhang, Marculescu: "Layer-compensated Pruning for Resource-constrained Convolutional Neural Networks",
     2018; the constants are those of its successor, Chin, Ding, Zhang, Marculescu: "Towards Efficient Model Compression
@@ -75,11 +76,11 @@ class LCP(Method):
         fitness: what candidates are compared by on the held-out examples: ``"accuracy"``, where it is equal the loss,
             or ``"loss"``.
         population: members that live at the same time.
-        tournament: members drawn to find a parent among.
+        tournament: members that are drawn, of which the best is the parent.
         candidates: members in all, the first population included.
         mutated: share of the groups that change in a child; one at least.
-        examples: held-out examples that a candidate is judged by.
-        steps: fine-tuning steps before a candidate is judged, on batches behind the held-out examples.
+        examples: held-out examples that a candidate is evaluated on.
+        steps: fine-tuning steps before a candidate is evaluated, on batches behind the held-out examples.
         lr: learning rate of those steps, by SGD with momentum 0.9.
         safeguard: share of its units that every group keeps, where the budget has no floor of its own.
         seed: another seed draws other candidates.
@@ -112,7 +113,7 @@ class LCP(Method):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, known in _WORDS.items():
+        for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise TopiaristError(f"{name} must be one of {', '.join(known)}, but got {getattr(self, name)!r}")
         least = {"population": 1, "tournament": 1, "candidates": 1, "examples": 1, "steps": 0, "seed": 0}
@@ -127,18 +128,16 @@ class LCP(Method):
         if not 0 <= self.safeguard < 1:
             raise TopiaristError(f"safeguard must be a share from 0 on and below 1, but got {self.safeguard!r}")
 
-    def rehearsal(self) -> Self:
-        """The first candidate alone."""
+    def dry_run(self) -> Self:
+        """Returns the method with the first candidate alone."""
         return replace(self, candidates=1)
 
     def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep:
-        """The keep of the best candidate."""
+        """Returns the keep of the best candidate."""
         if budget is None:
-            raise TopiaristError("lcp needs a budget: give macs, params or ratio, the fraction that stays")
+            raise TopiaristError("lcp needs a budget: give macs, params or ratio, the fraction kept")
         if budget.n_of_m is not None:
-            raise TopiaristError(
-                "lcp has no use for a pattern, which is one of single weights: give macs, params or ratio"
-            )
+            raise TopiaristError("lcp is structured, and N:M sparsity is not: give macs, params or ratio")
         if budget.floor == 1 and self.safeguard:
             budget = replace(budget, floor=self.safeguard)
         trials = _Trials(self, graph, stats)
@@ -167,7 +166,7 @@ class LCP(Method):
         return keep(best)
 
     def _metrics(self, graph: Graph, stats: Stats) -> Scores:
-        """``m``: group name → ``(units,)``."""
+        """Returns ``m``: group name → ``(units,)``."""
         if self.metric == "taylor":
             taylor = Taylor()
             assert stats.model is not None
@@ -176,7 +175,7 @@ class LCP(Method):
         return {name: norm.double() ** (2 if self.metric == "l2" else 1) for name, norm in norms.items()}
 
     def _draw(self, groups: int, parent: Tensor | None, number: int, chance: torch.Generator) -> Tensor:
-        """The genes ``(2, groups)`` of a candidate: ``a`` and ``b`` of each group.
+        """Draws the genes ``(2, groups)`` of a candidate: ``a`` and ``b`` of each group.
 
         Args:
             groups: how many there are.
@@ -196,7 +195,7 @@ class LCP(Method):
 
 
 def compensated(metric: Scores, genes: Tensor) -> Scores:
-    """``s_lj = exp(a_l) * m_lj + b_l * std(m_l)``.
+    """Returns ``s_lj = exp(a_l) * m_lj + b_l * std(m_l)``.
 
     Args:
         metric: group name → ``(units,)``.
@@ -214,15 +213,13 @@ def evolve(
     candidates: int,
     chance: torch.Generator,
 ) -> Tensor:
-    """Aging evolution: the best of a random few gets a child, and the oldest of all dies, however good it is.
+    """Runs aging evolution: the best of a random few gets a child, and the oldest of all dies, however good it is.
 
     Args:
         draw: ``(parent, number)`` → genes of a candidate; the first population has no parents.
         fitness: ``(genes, number)`` → what is compared, high = good.
-        fitness: what candidates are compared by on the held-out examples: ``"accuracy"``, where it is equal the loss,
-            or ``"loss"``.
         population: members that live at the same time.
-        tournament: members among which a parent is looked for.
+        tournament: members that are drawn, of which the best is the parent.
         candidates: members in all.
         chance: the source of randomness.
 
@@ -245,7 +242,7 @@ def evolve(
 
 
 class _Trials:
-    """Judges keeps by held-out examples, each keep once.
+    """Evaluates keeps on held-out examples, each keep once.
 
     Args:
         method: how many examples and steps.
@@ -255,23 +252,23 @@ class _Trials:
 
     def __init__(self, method: LCP, graph: Graph, stats: Stats) -> None:
         if stats.model is None or stats.batches is None:
-            raise TopiaristError("lcp tries its candidates out: pass data, batches of pairs (inputs, target)")
+            raise TopiaristError("lcp evaluates its candidates on data: pass batches of pairs (inputs, target)")
         self.method, self.graph, self.model = method, graph, stats.model
         self.held_out = list(first_examples(stats.batches, method.examples))
         self.rest = list(islice(_behind(stats.batches, method.examples), method.steps))
         if method.steps and not self.rest:
-            raise TopiaristError("lcp has no batch behind the held-out examples to tune on: ask for fewer examples")
+            raise TopiaristError("lcp has no batch behind the held-out examples to tune on: use fewer examples")
         self.known: dict[bytes, Evaluation] = {}
 
     def evaluate(self, keep: Keep) -> Evaluation:
-        """Accuracy and loss of what is left of the network."""
+        """Returns accuracy and loss of the pruned network."""
         key = torch.cat([keep[group.name] for group in self.graph.groups]).numpy().tobytes()
         if key not in self.known:
             self.known[key] = self._evaluate(keep)
         return self.known[key]
 
     def _evaluate(self, keep: Keep) -> Evaluation:
-        # The cut network computes what the masked one does in less time, unless it fails: then `prune` finds out why.
+        # The cut network computes what the masked one does in less time, unless it fails: then `prune` says why.
         try:
             return evaluate_batches(self._tuned(cut(self.model, self.graph, keep)), self.held_out)
         except (TopiaristError, RuntimeError):
@@ -279,7 +276,7 @@ class _Trials:
                 return evaluate_batches(model, self.held_out)
 
     def _tuned(self, small: nn.Module) -> nn.Module:
-        """A few steps of fine-tuning, in place, the same ones for every candidate."""
+        """Fine-tunes for a few steps, in place, the same ones for every candidate."""
         if not self.method.steps:
             return small
         trained = [parameter for parameter in small.parameters() if parameter.requires_grad]
@@ -296,8 +293,8 @@ class _Trials:
         return small
 
 
-def _behind(batches: Iterable[Any], examples: int) -> Iterator[Any]:
-    """The batches that begin behind the first examples."""
+def _behind(batches: Iterable[Batch], examples: int) -> Iterator[Batch]:
+    """Yields the batches that begin behind the first examples."""
     for batch in batches:
         if examples <= 0:
             yield batch

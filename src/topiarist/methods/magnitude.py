@@ -1,4 +1,4 @@
-"""Small weights go first (Han et al. 2015)."""
+"""Magnitude pruning of individual weights (Han et al. 2015)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from topiarist.methods.base import Method, weights_of
 class Magnitude(Method):
     """Scores a weight by its absolute value: unstructured magnitude pruning, globally or layer by layer.
 
-    Formula: ``s = |w|`` under a budget, with one threshold for the whole network as in "Rethinking the Value of
-    Network Pruning". With ``quality`` the rule of the paper, for which no budget is needed: layer ``l`` keeps
-    ``|w| >= q_l * std(w_l)``, and at least its largest weight. Needs the weights alone, of a graph with one unit a
-    weight. Returns ``(units,)`` for each weight tensor, in units of the weights.
+    Formula: ``s = |w|`` under a budget, with one threshold for the network as in "Rethinking the Value of Network
+    Pruning". With ``quality`` the rule of the paper, for which no budget is needed: layer ``l`` keeps ``|w| >= q_l *
+    std(w_l)``, and at least its largest weight. Needs the weights alone, of the graph of individual weights. Returns
+    ``(units,)`` for each weight tensor, in units of the weights.
 
     Raises:
         TopiaristError: ``quality`` is negative or names no layer, ``layers`` is neither word, a budget comes with it,
@@ -31,7 +31,7 @@ class Magnitude(Method):
     Attributes:
         layers: ``"all"`` weights, or those of convolutions only (``"conv"``, as in Liu et al. 2019).
         quality: the paper's ``q``: one number, or glob pattern on weight names → number; the last pattern that
-            matches counts, and layers that none matches stay whole.
+            matches counts, and layers that none matches are not pruned.
     """
 
     family = "weight magnitude and norms"
@@ -51,15 +51,15 @@ class Magnitude(Method):
             raise TopiaristError(f"quality must not be negative, but got {self.quality!r}")
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """``s = |w|``."""
+        """Computes ``s = |w|``."""
         return {group.name: weights_of(group, stats).abs() for group in self._layers(graph)}
 
     def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep | None:
-        """``|w| >= q_l * std(w_l)``, if there is a ``q``."""
+        """Keeps ``|w| >= q_l * std(w_l)``, if there is a ``q``."""
         if self.quality is None:
             return None
         if budget is not None:
-            raise TopiaristError("quality says by itself how much stays: leave out the budget, or the quality")
+            raise TopiaristError("quality says by itself how much is kept: leave out the budget, or the quality")
         layers = {group.name: group for group in self._layers(graph)}
         quality = {name: q for pattern, q in self._qualities().items() for name in matching(pattern, layers)}
         keep = dict(graph.full())
@@ -69,12 +69,12 @@ class Magnitude(Method):
         return keep
 
     def _layers(self, graph: Graph) -> list[Group]:
-        """The weight tensors that are pruned."""
+        """Returns the weight tensors that are pruned."""
         least = 3 if self.layers == "conv" else 1
-        fits = [group for group in graph.groups if len(graph.shapes[group.slices[0].tensor]) >= least]
-        if not fits:
-            raise TopiaristError("there are no weights to prune here: use layers 'all' where there is no convolution")
-        return fits
+        groups = [group for group in graph.groups if len(graph.shapes[group.slices[0].tensor]) >= least]
+        if not groups:
+            raise TopiaristError("there are no weights to prune: use layers 'all' where there is no convolution")
+        return groups
 
     def _qualities(self) -> Mapping[str, float]:
         if self.quality is None:

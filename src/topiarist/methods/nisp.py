@@ -1,11 +1,11 @@
-"""Importance of the final responses, propagated back to every unit (Yu et al. 2018)."""
+"""NISP: propagates the importance of the final responses back to every unit (Yu et al. 2018)."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Group, Scores, Site, call_model, converted, map_floats
 from topiarist.measure import (
+    Batch,
+    Inputs,
     Stats,
     batch_size,
     device_of,
@@ -33,26 +35,26 @@ class Nisp(Method):
     """Propagates importance scores back from the final response layer through the absolute weights.
 
     Formula: ``s_k = |W_{k+1}|^T s_{k+1}`` down from the final responses, the input of the last layer with weights; a
-    unit's score is the sum over its places. It is the gradient of ``<s, final responses>`` in a linear network with
+    unit's score is the sum over its locations. It is the gradient of ``<s, final responses>`` in a linear network with
     weights ``|W|`` and no biases: activations and normalisations pass through, pooling of either kind spreads scores
     uniformly over its window, and a residual stream adds what its branches send back. The final scores are the
-    variances of the channels over examples and places, or with ``ranking="inf-fs"`` (the paper's)
-    ``s = row sums of (I - r A)^-1 - I``, ``r = 0.9 / spectral radius of A`` and
-    ``A_ij = alpha max(sigma_i, sigma_j) + (1 - alpha) (1 - |corr_ij|)``, standard deviations over the largest one.
+    variances of the channels over examples and locations, or with ``ranking="inf-fs"`` (the paper's) ``s = row sums of
+    (I - r A)^-1 - I``, ``r = 0.9 / spectral radius of A`` and ``A_ij = alpha max(sigma_i, sigma_j) + (1 - alpha) (1 -
+    |corr_ij|)``, standard deviations over the largest one.
 
     Needs the model and data (inputs; no targets). Returns ``(units,)`` for each group whose responses a module yields
-    and from which scores can be reached, in units of the final scores times weights; other groups stay whole. Unlike
-    the paper, scores of units that are going to be removed are propagated too, so no ratio enters; where responses
+    and from which scores can be reached, in units of the final scores times weights; other groups are not pruned.
+    Unlike the paper, scores of units that will be pruned are propagated too, so no ratio enters; where responses
     multiply each other (gates, attention) both get the score, spread uniformly over what the product sums; and
     correlations are Pearson's.
 
     Cost: one pass over the data, and one example forwards and backwards through a copy of the model in double
     precision. Memory: that copy, and for ``d`` final channels ``d`` sums, with Inf-FS ``d x d``.
     Use it: for networks that end in a classifier, to weigh all layers by what reaches it. Not where depth or width make
-    the product of all ``|W|`` lose sight of single units, nor before the classifier was trained.
+    the product of all ``|W|`` much alike for all units, nor before the classifier was trained.
 
     Raises:
-        TopiaristError: a field is out of range, there are no data, no layer runs, the final responses do not vary, the
+        TopiaristError: a field is out of range, there is no data, no layer runs, the final responses do not vary, the
             scores overflow, or none reaches a unit.
 
     Paper: Yu, Li, Chen, Lai, Morariu, Han, Gao, Lin, Davis: "NISP: Pruning Networks using Neuron Importance Score
@@ -81,18 +83,18 @@ class Nisp(Method):
             raise TopiaristError(f"alpha must be between 0 and 1, but got {self.alpha!r}")
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """``s_k = |W_{k+1}|^T s_{k+1}``, summed over places."""
+        """Computes ``s_k = |W_{k+1}|^T s_{k+1}``, summed over locations."""
         if stats.model is None or stats.batches is None:
             raise TopiaristError("nisp runs the model on data: pass batches of inputs when statistics are collected")
         final, example = self._final(stats.model, stats.batches)
         scores = _propagated(stats.model, graph, example, final)
         if not scores:
-            raise TopiaristError("nisp's scores reach no unit here: take l1, which reads the weights alone")
+            raise TopiaristError("the scores of nisp reach no unit of this network: use l1")
         return scores
 
-    def _final(self, model: nn.Module, batches: Iterable[Any]) -> tuple[Tensor, Any]:
-        """The final responses' own scores, ``(channels,)``, and the first example of the data."""
-        example: Any = None
+    def _final(self, model: nn.Module, batches: Iterable[Batch]) -> tuple[Tensor, Inputs]:
+        """Returns the scores of the final responses, ``(channels,)``, and the first example of the data."""
+        example: Inputs = None
         count, total, products = 0, torch.zeros(()), torch.zeros(())
         with mode(model, training=False), torch.no_grad():
             for batch in batches:
@@ -107,12 +109,12 @@ class Nisp(Method):
             raise TopiaristError("there is no batch in the data: pass at least one")
         mean, raw = total / count, products / count
         if self.ranking == "inf-fs":
-            return inf_fs(_not_noise(raw - torch.outer(mean, mean), raw), self.alpha), example[0]
-        return _varying(_not_noise(raw - mean.square(), raw)), example[0]
+            return inf_fs(_without_rounding(raw - torch.outer(mean, mean), raw), self.alpha), example[0]
+        return _checked_variance(_without_rounding(raw - mean.square(), raw)), example[0]
 
 
 def inf_fs(covariance: Tensor, alpha: float) -> Tensor:
-    """Infinite feature selection: the energy of all paths over the features that begin at each of them.
+    """Selects features by Inf-FS: the energy of all paths over the features that begin at each of them.
 
     Args:
         covariance: ``(features, features)``.
@@ -122,24 +124,24 @@ def inf_fs(covariance: Tensor, alpha: float) -> Tensor:
         ``(features,)``, high where a feature varies and differs from the others; features that do not vary correlate
         with all others, for they add nothing.
     """
-    sigma = _varying(covariance.diagonal()).sqrt()
+    sigma = _checked_variance(covariance.diagonal()).sqrt()
     scale = torch.outer(sigma, sigma)
     corr = torch.where(scale > 0, covariance / scale, 1.0).abs().clamp(max=1).fill_diagonal_(1)
     sigma = sigma / sigma.max()
     energy = alpha * torch.maximum(sigma[:, None], sigma) + (1 - alpha) * (1 - corr)
     radius = torch.linalg.eigvalsh(energy).abs().max()
     if not radius > 0:
-        raise TopiaristError("all final responses are correlated with each other: take an alpha above 0")
+        raise TopiaristError("all final responses are correlated with each other: use an alpha above 0")
     one = torch.eye(len(energy), dtype=energy.dtype)
     return (torch.linalg.inv(one - 0.9 / radius * energy) - one).sum(1)
 
 
-def _propagated(model: nn.Module, graph: Graph, example: Any, final: Tensor) -> dict[str, Tensor]:
-    """The gradient of ``<final, final responses>`` at every group's response, summed over its places."""
+def _propagated(model: nn.Module, graph: Graph, example: Inputs, final: Tensor) -> dict[str, Tensor]:
+    """Returns the gradient of ``<final, final responses>`` by every group's response, summed over its locations."""
     twin = copy.deepcopy(model).double().requires_grad_(False).eval()
     seen: list[tuple[Group, Site, Tensor]] = []
     for _ in on_responses(twin, graph, lambda *response: seen.append(response), shield=True):
-        pass  # the hooks go with the copy
+        pass  # the hooks die with the copy
     with torch.enable_grad(), Linearised() as last:
         call_model(twin, map_floats(to_device(converted(example, torch.float64), device_of(twin)), _tracked))
     response = _response(last)
@@ -152,38 +154,36 @@ def _propagated(model: nn.Module, graph: Graph, example: Any, final: Tensor) -> 
         if gradient is None or not gradient.any():
             continue  # nothing reaches the classifier from here
         if not gradient.isfinite().all():
-            raise TopiaristError(
-                f"nisp's scores overflow at {group.name!r}: the network is too deep, take a method without chains"
-            )
+            raise TopiaristError(f"the scores of nisp overflow at {group.name!r}, the network is too deep: use l1")
         scores[group.name] = unit_sums(flat_response(gradient, site).sum((0, 2)), site).cpu()
     return scores
 
 
-def _first(inputs: Any) -> Any:
-    """The first example: importance depends on shapes alone, so that one is enough."""
+def _first(inputs: Inputs) -> Inputs:
+    """Returns the first example: importance depends on shapes alone, so that one is enough."""
     examples = batch_size(inputs)
     return map_tensors(inputs, lambda x: x[:1] if x.ndim and len(x) == examples else x)
 
 
 def _tracked(x: Tensor) -> Tensor:
-    """An input as part of the gradient's graph; a clone, which operators may write to."""
+    """Returns an input as part of the gradient's graph: a clone, which operators may write to."""
     return x.detach().requires_grad_().clone()
 
 
 def _response(last: LastLayer) -> Tensor:
     if last.response is None:
-        raise TopiaristError("nisp found no convolution or linear layer that runs: take a method that reads weights")
+        raise TopiaristError("nisp saw no convolution or linear layer run: use a method that needs the weights alone")
     return last.response
 
 
-def _not_noise(moments: Tensor, raw: Tensor) -> Tensor:
-    """Central moments, with variances that are rounding errors of the raw ones set to 0."""
+def _without_rounding(moments: Tensor, raw: Tensor) -> Tensor:
+    """Returns central moments, with variances that are rounding errors of the raw ones set to 0."""
     variance, square = (moments.diagonal(), raw.diagonal()) if moments.ndim == 2 else (moments, raw)
     variance[variance <= 1e-12 * square] = 0
     return moments
 
 
-def _varying(variance: Tensor) -> Tensor:
+def _checked_variance(variance: Tensor) -> Tensor:
     if not (variance > 0).any():
-        raise TopiaristError("the responses before the classifier do not vary over these data: pass more examples")
+        raise TopiaristError("the responses before the classifier do not vary on this data: pass more examples")
     return variance

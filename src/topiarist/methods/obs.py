@@ -1,4 +1,4 @@
-"""Optimal Brain Surgeon: the inverse Hessian says what goes and how the rest makes up (Hassibi & Stork 1992)."""
+"""Optimal Brain Surgeon: prunes by the inverse Hessian and adjusts the kept weights (Hassibi & Stork 1992)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from topiarist.budget import Budget, allocate, matching
+from topiarist.budget import Budget, allocate
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep
 from topiarist.measure import Layer, Stats, Watch, on_calls
-from topiarist.methods._inverse import adjusted, damped, inverse, removals
-from topiarist.methods._slopes import Slopes, factors, on_slopes, patches, tensors_of, users
-from topiarist.methods.base import Method, places_of
+from topiarist.methods._example_gradients import (
+    ExampleGradients,
+    curvature_factors,
+    layers_of_weights,
+    on_example_gradients,
+    patches,
+    tensors_of,
+)
+from topiarist.methods._inverse_hessian import adjusted, damped, inverse, removal_costs
+from topiarist.methods.base import Method, indices_of
 
 MOST = 5000
 """Weights that a network may have for its full Hessian: 200 MB for each copy of it, and minutes for its removals."""
@@ -27,7 +34,7 @@ _ALL = "all weights"
 
 @dataclass(frozen=True)
 class GaussNewton:
-    """The Gauss-Newton matrix of the cross entropy by all weights of a small network.
+    """Measures the Gauss-Newton matrix of the cross entropy by all weights of a small network.
 
     Keys, of no group but of ``"all weights"``: ``hessian-full.count`` (examples) and ``hessian-full.products``
     ``(weights, weights)``, the sum of ``J_n^T (diag(p) - p p^T) J_n`` over the examples; the weights of all groups of
@@ -42,24 +49,23 @@ class GaussNewton:
         count = sum(prod(graph.shapes[group.name]) for group in graph.weights().groups)
         if count > MOST:
             raise TopiaristError(
-                f"the full Hessian is for at most {MOST:,} weights, but this network has {count:,}: take hessian "
-                f"'layer'"
+                f"the full Hessian is for at most {MOST:,} weights, but this network has {count:,}: use hessian 'layer'"
             )
 
-        def see(slopes: Slopes, gradient: Tensor) -> None:
-            run.add(_ALL, "hessian-full.count", len(gradient))
-            for s in factors(slopes.z):
-                rows = slopes.rows(s)
+        def show(gradients: ExampleGradients, by_scores: Tensor) -> None:
+            run.add(_ALL, "hessian-full.count", len(by_scores))
+            for s in curvature_factors(gradients.z):
+                rows = gradients.rows(s)
                 run.add(_ALL, "hessian-full.products", rows.T @ rows)
 
-        return on_slopes(model, graph, run, see)
+        return on_example_gradients(model, graph, run, show)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What linear layers and convolutions read, at all places: ``sum of x x^T``, with the kernel's entries in ``x``.
+    """Measures ``sum over locations of x x^T``, with ``x`` what a linear layer or convolution reads under its kernel.
 
-    A tied weight's is that of all its layers. Keys, of each weight tensor: ``hessian-layer.count`` (places) and
+    A tied weight's is that of all its layers. Keys, of each weight tensor: ``hessian-layer.count`` (locations) and
     ``hessian-layer.products`` ``(groups, inputs, inputs)``.
     """
 
@@ -74,7 +80,7 @@ class Inputs:
             run.add(name, "hessian-layer.count", rows.shape[1])
             run.add(name, "hessian-layer.products", rows.mT @ rows)
 
-        layers = users(model, [group.name for group in graph.weights().groups])
+        layers = layers_of_weights(model, [group.name for group in graph.weights().groups])
         return on_calls(((name, layer) for name, tied in layers.items() for layer in tied), show)
 
 
@@ -82,17 +88,17 @@ class Inputs:
 class OBS(Method):
     """Optimal Brain Surgeon: prunes weights by the inverse Hessian and adjusts the remaining ones.
 
-    Formula: the weight with the least ``L_q = w_q^2 / (2 [H^-1]_qq)`` goes, ``dw = -w_q / [H^-1]_qq H^-1 e_q`` changes
-    the others, and row and column ``q`` leave the inverse, ``H^-1 -= H^-1 e_q e_q^T H^-1 / [H^-1]_qq``, so that later
-    changes leave it at zero. ``full``: ``H = mean over examples of J^T (diag(p) - p p^T) J``, the Gauss-Newton matrix
-    of the mean cross entropy by all weights of the network (the paper's outer products, weighted by the curvature of
-    this loss). ``layer``: ``H = mean over places of x x^T`` for each layer, shared by all its rows, as in layer-wise
-    OBS and Optimal Brain Compression: what changes least is the layer's output in the network as it is given. Then
-    ``L`` is divided by ``1/2 sum over rows of w^T H w``, so that one threshold serves all layers: this project's
-    choice. Either matrix gains ``damping`` times the mean of its diagonal, the paper's ``alpha``. The updates of all
-    removals add up to the exact minimum of ``dw^T H dw`` without the removed weights, which is solved at once in
-    the end. Selects bool ``(units,)`` for each weight tensor; biases stay as they are. With ``layer``, weights that
-    other modules than linear layers and convolutions use stay whole.
+    Formula: the weight with the least ``L_q = w_q^2 / (2 [H^-1]_qq)`` is removed, ``dw = -w_q / [H^-1]_qq H^-1 e_q``
+    changes the others, and row and column ``q`` leave the inverse, ``H^-1 -= H^-1 e_q e_q^T H^-1 / [H^-1]_qq``, so that
+    later changes leave it at zero. ``full``: ``H = mean over examples of J^T (diag(p) - p p^T) J``, the Gauss-Newton
+    matrix of the mean cross entropy by all weights of the network (the paper's outer products, weighted by the
+    curvature of this loss). ``layer``: ``H = mean over locations of x x^T`` for each layer, shared by its rows, as in
+    layer-wise OBS and Optimal Brain Compression: what changes least is the layer's output in the network as it is
+    given. Then ``L`` is divided by ``1/2 sum over rows of w^T H w``, so that one threshold serves all layers: this
+    project's choice. Either matrix gains ``damping`` times the mean of its diagonal, the paper's ``alpha``. The updates
+    of all removals add up to the exact minimum of ``dw^T H dw`` without the removed weights, which is solved at once in
+    the end. Selects bool ``(units,)`` for each weight tensor; biases do not change. With ``layer``, weights that other
+    modules than linear layers and convolutions use are not pruned.
 
     Cost: ``full`` takes the backward passes of OBD and ``n^3`` operations for ``n`` weights in all, 5000 at most;
     ``layer`` takes one forward pass, and ``n^3`` operations for each of a layer's rows of ``n`` weights: minutes for
@@ -133,97 +139,97 @@ class OBS(Method):
         object.__setattr__(self, "needs", frozenset({GaussNewton() if self.hessian == "full" else Inputs()}))
 
     def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep:
-        """Takes weights away in the order of their removals until the budget is met; a rehearsal in that of sizes."""
+        """Prunes weights in the order of their removals until the budget is met; a dry run in that of magnitudes."""
         if budget is None:
-            raise TopiaristError("obs needs a budget: give macs, params or ratio, the fraction that stays")
+            raise TopiaristError("obs needs a budget: give macs, params or ratio, the fraction kept")
         weights = self._weights(graph, stats)
-        whole = {name for pattern in budget.exclude for name in matching(pattern, [g.name for g in graph.groups])}
-        free = {name: w for name, w in weights.items() if name not in whole}
+        excluded = budget.excluded([group.name for group in graph.groups])
+        free = {name: w for name, w in weights.items() if name not in excluded}
 
         def within_budget(costs: Mapping[str, Tensor]) -> Keep:
-            scores = {name: cost[places_of(graph[name])] for name, cost in costs.items()}
+            scores = {name: cost[indices_of(graph[name])] for name, cost in costs.items()}
             return allocate(graph, scores, budget, self.allocation)
 
         quick = within_budget({name: w.abs().cpu() for name, w in free.items()})  # refuses before anything long begins
-        if self._rehearses:
+        if self.is_dry_run:
             return quick
         return within_budget(self._full(weights, free, stats) if self.hessian == "full" else self._layers(free, stats))
 
     def repair(self, model: nn.Module, graph: Graph, keep: Keep, stats: Stats) -> None:
-        """``w_S + H_SS^-1 H_ST w_T``: the sum of all updates."""
-        if self._rehearses:
+        """Sets ``w_S + H_SS^-1 H_ST w_T``: the sum of all updates."""
+        if self.is_dry_run:
             return
         weights = self._weights(graph, stats)
         kept = {name: torch.zeros_like(w, dtype=torch.bool) for name, w in weights.items()}
-        for name, whole in kept.items():
-            whole[places_of(graph[name])] = keep[name].to(whole.device)
+        for name, mask in kept.items():
+            mask[indices_of(graph[name])] = keep[name].to(mask.device)
         if self.hessian == "full":
             H = damped(stats.mean(_ALL, "hessian-full.products").to(_first(weights)), self.damping)
             joint = adjusted(torch.cat(list(weights.values())), torch.cat(list(kept.values())), H)
-            found = dict(zip(weights, joint.split([w.numel() for w in weights.values()]), strict=True))
+            new = dict(zip(weights, joint.split([w.numel() for w in weights.values()]), strict=True))
         else:
-            found = {
-                name: self._row_by_row(name, w, kept[name], stats)
-                for name, w in weights.items()
-                if not kept[name].all()
-            }
+            pruned = {name: w for name, w in weights.items() if not kept[name].all()}
+            new = {name: self._row_by_row(name, w, kept[name], stats) for name, w in pruned.items()}
         tensors = tensors_of(model)
         with torch.no_grad():
-            for name, values in found.items():
+            for name, values in new.items():
                 tensors[name].copy_(values.view(tensors[name].shape))
 
     def _weights(self, graph: Graph, stats: Stats) -> dict[str, Tensor]:
-        """Float64, flattened: the tensors that the Hessian is known of.
+        """Returns the tensors that the Hessian is known of, flattened, float64.
 
-        Weights that are gone since an earlier cut are zero in them: they cost nothing, so that they go first again.
+        Weights that were pruned before are zero in them: they cost nothing, so that they are removed first again.
         """
         for group in graph.groups:
-            places_of(group)  # refuses units that are no weights
-        found = {group.name: stats.tensor(group.name).flatten().double() for group in graph.groups}
+            indices_of(group)  # refuses units that are no weights
+        weights = {group.name: stats.tensor(group.name).flatten().double() for group in graph.groups}
         if self.hessian == "layer":
-            found = {name: w for name, w in found.items() if (name, "hessian-layer.products") in stats.sums}
+            weights = {name: w for name, w in weights.items() if (name, "hessian-layer.products") in stats.sums}
         elif (_ALL, "hessian-full.products") not in stats.sums:
-            found = {}
-        if not found:
+            weights = {}
+        if not weights:
             raise TopiaristError("obs has no Hessian of any weight: collect what this method needs, on data it sees")
-        products = [sum_ for (_, key), sum_ in stats.sums.items() if key == f"hessian-{self.hessian}.products"]
-        if not self._rehearses and not any(bool(each.any()) for each in products):
-            nothing = "the loss has no curvature" if self.hessian == "full" else "no layer reads anything but zeros"
-            raise TopiaristError(f"{nothing} on these data: give others, or take magnitude")
-        return found
+        products = [total for (_, key), total in stats.sums.items() if key == f"hessian-{self.hessian}.products"]
+        if not self.is_dry_run and not any(bool(each.any()) for each in products):
+            zeros = "the loss has no curvature" if self.hessian == "full" else "layers read nothing but zeros"
+            raise TopiaristError(f"{zeros} on this data; use other data, or magnitude")
+        return weights
 
     def _full(self, weights: Mapping[str, Tensor], free: Mapping[str, Tensor], stats: Stats) -> dict[str, Tensor]:
-        """What the removals cost among all weights; those that are not free change, but stay."""
+        """Returns what the removals cost among all weights; those that are not free change, but are kept."""
         w = torch.cat(list(weights.values()))
-        may = torch.cat([torch.full_like(v, name in free, dtype=torch.bool) for name, v in weights.items()])
+        removable = torch.cat([torch.full_like(v, name in free, dtype=torch.bool) for name, v in weights.items()])
         H = damped(stats.mean(_ALL, "hessian-full.products").to(w), self.damping)
-        costs = removals(w[None], inverse(H), may)[0].cpu().split([v.numel() for v in weights.values()])
+        costs = removal_costs(w[None], inverse(H), removable)[0].cpu().split([v.numel() for v in weights.values()])
         return {name: cost for name, cost in zip(weights, costs, strict=True) if name in free}
 
     def _layers(self, weights: Mapping[str, Tensor], stats: Stats) -> dict[str, Tensor]:
-        """What the removals cost in each layer, as a share of what its output is worth."""
-        found = {}
+        """Returns what the removals cost in each layer, relative to the energy of its output."""
+        costs = {}
         for at, (name, w) in enumerate(weights.items()):
             stats.report("layers", at, len(weights))
-            parts = list(self._blocks(name, w, stats))
-            worth = sum(float(((rows @ H) * rows).sum()) / 2 for rows, H in parts)
-            unit = sqrt(worth) or 1.0  # all weights are zero, and cost nothing
-            found[name] = torch.cat([removals(rows / unit, inverse(H)).flatten() for rows, H in parts]).cpu()
-        return found
+            blocks = list(self._blocks(name, w, stats))
+            energy = sum(float(((rows @ H) * rows).sum()) / 2 for rows, H in blocks)
+            unit = sqrt(energy) or 1.0  # all weights are zero, and cost nothing
+            costs[name] = torch.cat([removal_costs(rows / unit, inverse(H)).flatten() for rows, H in blocks]).cpu()
+        return costs
 
     def _blocks(self, name: str, w: Tensor, stats: Stats) -> Iterable[tuple[Tensor, Tensor]]:
-        """The rows of each group of a layer's weight, ``(rows, inputs)``, and the matrix that they share."""
+        """Yields the rows of each group of a layer's weight, ``(rows, inputs)``, and the Hessian that they share."""
         products = stats.mean(name, "hessian-layer.products").to(w)
         for rows, H in zip(w.view(len(products), -1, products.shape[1]), products, strict=True):
             yield rows, damped(H, self.damping)
 
     def _row_by_row(self, name: str, w: Tensor, keep: Tensor, stats: Stats) -> Tensor:
-        parts = list(self._blocks(name, w, stats))
-        masks = keep.view(len(parts), -1, len(parts[0][1]))
-        rows = [
-            adjusted(row, m, H) for (ws, H), ms in zip(parts, masks, strict=True) for row, m in zip(ws, ms, strict=True)
-        ]
-        return torch.cat(rows)
+        blocks = list(self._blocks(name, w, stats))
+        masks = keep.view(len(blocks), -1, len(blocks[0][1]))
+        return torch.cat(
+            [
+                adjusted(row, mask, H)
+                for (rows, H), row_masks in zip(blocks, masks, strict=True)
+                for row, mask in zip(rows, row_masks, strict=True)
+            ]
+        )
 
 
 def _first(weights: Mapping[str, Tensor]) -> Tensor:

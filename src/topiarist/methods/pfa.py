@@ -15,13 +15,13 @@ from topiarist.measure import Stats, covariance
 from topiarist.methods.base import Method
 
 _INACTIVE = 1e-8
-"""Units with less than this part of the largest variance say nothing."""
+"""Units with less than this part of the largest variance are inactive."""
 
 _ROUNDING = 1e-12
 """Variances below this part of the mean square are what rounding leaves of none."""
 
 _SLACK = 1e-9
-"""What sums may differ by when the data come in other batches: no width or choice turns on it."""
+"""What sums may differ by when the data come in other batches: no width or choice depends on it."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +29,20 @@ class PFA(Method):
     """Finds widths and redundant units from the intrinsic correlation of each layer's responses.
 
     Formula: ``l`` the eigenvalues of the covariance of the ``C`` units' responses, largest first, each response the
-    largest value over places, and ``p = l / sum(l)``. PFA-KL: ``k = ceil(C * (1 - KL(p || uniform) / log(C)))`` with
+    largest value over locations, and ``p = l / sum(l)``. PFA-KL: ``k = ceil(C * (1 - KL(p || uniform) / log(C)))`` with
     ``KL = sum p_i log(p_i * C)``. PFA-En, with ``tau``: the smallest ``k`` with ``p_1 + ... + p_k >= tau``. A budget
-    gives the widths instead. Which units go: first the inactive, ``var_j < 1e-8 * max var``, the smallest variance
-    first; then again and again the one with the largest ``sum_i |r_ij|`` over the units ``i`` still there (the paper's
-    L1-Max), with ``r`` Pearson's correlation and the smaller variance first where sums are equal. Needs inputs without
-    targets, and without a budget at least ``C`` examples, since fewer cannot show ``C`` directions. Returns bool
-    ``(units,)`` for each group; those whose responses no module shows stay whole. A layer that never varies keeps one
-    unit.
+    gives the widths instead. Units are pruned in this order: the inactive, ``var_j < 1e-8 * max var``, by their
+    variance; then one by one that with the largest ``sum_i |r_ij|`` over the units ``i`` that are still kept (the
+    paper's L1-Max), with ``r`` Pearson's correlation and the smaller variance first where sums are equal. Needs inputs
+    without targets, and without a budget at least ``C`` examples, since fewer cannot show ``C`` directions. Returns
+    bool ``(units,)`` for each group; those whose responses no module shows are not pruned. A layer that never varies
+    keeps one unit.
 
     Cost: one forward pass over the data; ``units^2`` numbers for each group, ``units^3`` operations for its
     eigenvalues.
 
-    Use it: where nobody knows how much may go, since the data say so; PFA-KL has nothing to set, ``tau`` trades size
-    against accuracy. The paper trains the smaller network afterwards. Not with fewer examples than units.
+    Use it: where it is unknown how much can be pruned, since the data say so; PFA-KL has nothing to set, ``tau`` trades
+    size against accuracy. The paper trains the smaller network afterwards. Not with fewer examples than units.
 
     Raises:
         TopiaristError: ``tau`` is not within 0 and 1 or comes with a budget, nothing was measured, responses are not
@@ -72,10 +72,10 @@ class PFA(Method):
             raise TopiaristError(f"tau must be a fraction of the energy, above 0 and up to 1, but got {self.tau!r}")
 
     def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep:
-        """The ``k`` units of each group that correlate least, ``k`` from the spectrum or from the budget."""
+        """Keeps the ``k`` units of each group that correlate least, ``k`` from the spectrum or from the budget."""
         measured = [group.name for group in graph.groups if (group.name, "covariance-max.products") in stats.sums]
         if not measured:
-            raise TopiaristError("pfa has no covariance of any group: collect 'covariance-max' on data, or take l1")
+            raise TopiaristError("pfa has no covariance of any group: collect 'covariance-max' on data, or use l1")
         for name in measured:
             _check_examples(stats, name, 2 if budget is not None else graph[name].units)
         covariances = {name: _covariance(stats, name) for name in measured}
@@ -84,11 +84,11 @@ class PFA(Method):
         elif self.tau is None:
             widths = quota(graph, measured, budget)
         else:
-            raise TopiaristError("tau says by itself how much stays: leave out the budget, or tau")
+            raise TopiaristError("tau says by itself how much is kept: leave out the budget, or tau")
         return {**graph.full(), **{name: _least_correlated(cov, widths[name]) for name, cov in covariances.items()}}
 
     def _width(self, cov: Tensor) -> int:
-        """PFA-En or PFA-KL."""
+        """Returns the width by PFA-En or PFA-KL."""
         units = len(cov)
         energies = torch.linalg.eigvalsh(cov).flip(0).clamp(min=0)
         if units == 1 or not energies.sum() > 0:
@@ -107,7 +107,7 @@ def _check_examples(stats: Stats, group: str, least: int) -> None:
 
 
 def _covariance(stats: Stats, group: str) -> Tensor:
-    """Of the pooled responses, ``(units, units)``, just 0 for units that never vary."""
+    """Returns the covariance of the pooled responses, ``(units, units)``, exactly 0 for units that never vary."""
     cov = covariance(stats, group, "max")
     if not cov.isfinite().all():
         raise TopiaristError(f"the responses of the group {group!r} hold NaN or infinity: check the data and the model")
@@ -117,13 +117,13 @@ def _covariance(stats: Stats, group: str) -> Tensor:
 
 
 def _least_correlated(cov: Tensor, width: int) -> Tensor:
-    """Bool ``(units,)``, True for the ``width`` units that stay; see the class for which go."""
+    """Returns bool ``(units,)``, True for the ``width`` units that are kept; the class has the order."""
     variance = cov.diagonal()
     active = variance >= _INACTIVE * variance.max()
     keep = torch.ones(len(cov), dtype=torch.bool)
     inactive = (~active).nonzero()[:, 0]
-    going = inactive[variance[inactive].argsort(stable=True)]
-    keep[going[: len(cov) - width]] = False
+    inactive = inactive[variance[inactive].argsort(stable=True)]
+    keep[inactive[: len(cov) - width]] = False
 
     spread = torch.where(active & (variance > 0), variance, math.inf).sqrt()
     correlation = (cov / torch.outer(spread, spread)).abs().fill_diagonal_(0)

@@ -1,4 +1,4 @@
-"""The control: scores drawn by chance."""
+"""Random pruning, the control: scores are random numbers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from topiarist.methods.base import Method
 class Random(Method):
     """Scores every unit at random: the control that any other method has to beat.
 
-    Formula: ``s_j ~ U(0, 1)``, drawn for each group from its name and the seed, so that a group's scores do not
-    depend on which other groups there are. Needs nothing; works on units of structure and on single weights alike.
-    Returns ``(units,)`` for each group, without unit. Raises nothing.
+    Formula: ``s_j ~ U(0, 1)``, drawn for each group from its name and the seed, so that a group's scores do not depend
+    on which other groups there are. Needs nothing; works for structured and unstructured pruning. Returns ``(units,)``
+    for each group, without unit. Raises nothing.
 
     Paper: Mittal, Bhardwaj, Khapra, Ravindran: "Recovering from Random Pruning", WACV 2018.
 
@@ -34,7 +34,7 @@ class Random(Method):
     seed: int = 0
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """``s_j ~ U(0, 1)``."""
+        """Draws ``s_j ~ U(0, 1)``."""
         return {group.name: torch.rand(group.units, generator=self._chance(group.name)) for group in graph.groups}
 
     def _chance(self, group: str) -> torch.Generator:

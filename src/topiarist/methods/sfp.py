@@ -1,4 +1,4 @@
-"""Soft filter pruning: small filters are set to zero between epochs, and may come back (He et al. 2018)."""
+"""Soft filter pruning: sets small filters to zero between epochs, which may come back (He et al. 2018)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from topiarist.methods.l1 import L1
 class Sfp(Method):
     """Soft filter pruning: zeroes filters of small norm after each epoch; they may recover.
 
-    Formula: ``s_j = sqrt(sum of w^2 over all filters of unit j)``. Before training and after each epoch the
-    ``min(n - 1, int(n * (1 - rate)))`` units of smallest ``s`` in each group of ``n`` become zero, their filters and
-    their biases. All of them train on with their momentum, so that those which matter come back. Batch norms stay as
-    they are: a ReLU after one passes a zeroed filter gradients only where the shift is positive, so that what is zero
-    before the first epoch of a fresh network (shifts 0) stays zero there. Needs a network trained so: give a recipe
-    and data, then a budget that leaves about ``rate``. Returns ``(units,)`` for each group that weights produce, in
-    units of the weights.
+    Formula: ``s_j = sqrt(sum of w^2 over all filters of unit j)``. Before training and after each epoch the ``min(n -
+    1, int(n * (1 - rate)))`` units of smallest ``s`` in each group of ``n`` become zero, their filters and their
+    biases. All of them train on with their momentum, so that those which matter come back. Batch norms stay as they
+    are: a ReLU after one passes a zeroed filter gradients only where the shift is positive, so that what is zero before
+    the first epoch of a new network (shifts 0) is zero ever after. Needs a network trained so: give a recipe and data,
+    then a budget that leaves about ``rate``. Returns ``(units,)`` for each group that weights produce, in units of the
+    weights.
 
     Cost: a pass over the weights for each epoch. No data beyond the training's own.
 
@@ -32,7 +32,7 @@ class Sfp(Method):
     rate). The shape is given beforehand, the same ``rate`` everywhere.
 
     Raises:
-        TopiaristError: ``rate`` is not above 0 and at most 1, or no weights produce units that can be cut.
+        TopiaristError: ``rate`` is not above 0 and at most 1, or no weights produce units that can be pruned.
 
     Paper: He, Kang, Dong, Fu, Yang: "Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks",
     IJCAI 2018.
@@ -55,7 +55,7 @@ class Sfp(Method):
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1:
-            raise TopiaristError(f"rate must be above 0 and at most 1, the fraction that stays, but got {self.rate!r}")
+            raise TopiaristError(f"rate must be above 0 and at most 1, the fraction kept, but got {self.rate!r}")
 
     @torch.no_grad()
     def soften(self, model: nn.Module, graph: Graph, done: int, epochs: int) -> None:
@@ -70,8 +70,8 @@ class Sfp(Method):
                     parameter.index_fill_(part.axis, part.positions[smallest].flatten().to(parameter.device), 0)
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """``s_j = ||F_j||``."""
+        """Computes ``s_j = ||F_j||``."""
         scores = L1(p=2).score(graph, stats)
         if not scores:
-            raise TopiaristError("sfp found no filters that can be cut: `topiarist inspect` says what pins them")
+            raise TopiaristError("sfp found no filters that can be pruned: see what pins them by `topiarist inspect`")
         return scores

@@ -1,4 +1,4 @@
-"""Network Slimming: batch norm's scales, trained sparse, say which channels matter (Liu et al. 2017)."""
+"""Network Slimming: batch norm's scales, trained sparse, say which channels to prune (Liu et al. 2017)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Slimming(Method):
 
     Formula: ``L = loss + lam * sum |gamma|``, whose subgradient at 0 is 0; ``s_j = |gamma_j|``, the mean over its
     scales where a channel passes several batch norms (a residual stream). Needs a network with batch norms, trained
-    with the penalty. Returns ``(units,)`` for each group with batch norms, in units of gamma; other groups stay whole.
-    In pre-activation and dense networks declare channel selectors first (``add_selectors``, ``--selectors auto``): then
-    the scales of a norm select the inputs of the layer behind it, as in the paper, and the norm stays whole. For the
-    paper's several passes give ``steps``, with a ``floor`` of 0.5 for its cap on what a layer loses in each.
-    The paper's global threshold is the default allocation with a budget's ``ratio``.
+    with the penalty. Returns ``(units,)`` for each group with batch norms, in units of gamma; other groups are not
+    pruned. In pre-activation and dense networks declare channel selectors first (``add_selectors``, ``--selectors
+    auto``): then the scales of a norm select the inputs of the layer behind it, as in the paper, and the norm is not
+    pruned. For the paper's several passes give ``steps``, with a ``floor`` of 0.5 for its cap on what a layer loses in
+    each. The paper's global threshold is the default allocation with a budget's ``ratio``.
 
     Raises:
-        TopiaristError: ``lam`` is negative, or no batch norm with a scale is to be cut.
+        TopiaristError: ``lam`` is negative, or no batch norm with a scale can be pruned.
 
     Paper: Liu, Li, Shen, Huang, Yan, Zhang: "Learning Efficient Convolutional Networks through Network Slimming",
     ICCV 2017.
@@ -53,12 +53,15 @@ class Slimming(Method):
             raise TopiaristError(f"lam must not be negative, the strength of the penalty, but got {self.lam!r}")
 
     def penalty(self, model: nn.Module, graph: Graph) -> Tensor:
-        """``lam * sum |gamma|``, each gamma once."""
-        scales = [_gamma(model, parts) for parts in _by_tensor(graph).values()]
+        """Computes ``lam * sum |gamma|``, each gamma once."""
+        by_tensor: dict[str, list[Slice]] = {}  # several groups may share a batch norm
+        for part in (part for group in graph.groups for part in graph.scales(group)):
+            by_tensor.setdefault(part.tensor, []).append(part)
+        scales = [_gamma(model, parts) for parts in by_tensor.values()] or _refuse()
         return self.lam * torch.stack([gamma.abs().sum() for gamma in scales]).sum()
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """``s_j = |gamma_j|``."""
+        """Computes ``s_j = |gamma_j|``."""
         scores = {}
         for group in graph.groups:
             parts = graph.scales(group)
@@ -68,25 +71,16 @@ class Slimming(Method):
         return scores or _refuse()
 
 
-def _by_tensor(graph: Graph) -> dict[str, list[Slice]]:
-    """Every scale once, whichever groups share it."""
-    found: dict[str, list[Slice]] = {}
-    for group in graph.groups:
-        for part in graph.scales(group):
-            found.setdefault(part.tensor, []).append(part)
-    return found or _refuse()
-
-
 def _refuse() -> NoReturn:
     raise TopiaristError(
-        "slimming found no batch norm with scales that can be cut: put batch norms after the layers, or take l1"
+        "slimming found no batch norm with scales that can be pruned: put batch norms after the layers, or use l1"
     )
 
 
 def _gamma(model: nn.Module, parts: list[Slice]) -> Tensor:
-    """The entries of one batch norm's scale that some group can cut."""
+    """Returns the entries of one batch norm's scale that belong to units."""
     gamma = model.get_parameter(parts[0].tensor)
     if any(part.positions.numel() == gamma.numel() for part in parts):
         return gamma
-    places = torch.cat([part.positions.flatten() for part in parts]).unique()
-    return gamma[places.to(gamma.device)]
+    positions = torch.cat([part.positions.flatten() for part in parts]).unique()
+    return gamma[positions.to(gamma.device)]

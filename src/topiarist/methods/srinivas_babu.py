@@ -1,4 +1,4 @@
-"""Neurons that are alike become one, without data (Srinivas & Babu 2015)."""
+"""Data-free pruning: merges neurons of similar weights (Srinivas & Babu 2015)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from topiarist.budget import Budget, quota
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Group, Keep, Slice
 from topiarist.measure import ACTIVATIONS, Stats
-from topiarist.methods._pairs import alive
-from topiarist.methods._readers import readers
+from topiarist.methods._reconstruction import readers
+from topiarist.methods._residuals import kept_positions
 from topiarist.methods.base import Method
 
 _PRODUCERS = (
@@ -31,23 +31,23 @@ _TINY = 1e-12
 class SrinivasBabu(Method):
     """Merges similar neurons without data: removes one and adds its outgoing weights to the other's.
 
-    Formula: ``s_ij = mean(a_j^2) * e_ij^2`` is what it costs that ``j`` goes and ``a_i <- a_i + a_j``, with ``a_j`` the
+    Formula: ``s_ij = mean(a_j^2) * e_ij^2`` is the cost of pruning ``j`` with ``a_i <- a_i + a_j``, ``a_j`` being the
     weights that read ``j``. The pair of lowest saliency merges, ``s_ki`` is computed anew with the new ``a_i``, and so
     on. With ``W_k``, ``b_k`` the weights and bias of ``k`` divided by ``alpha_k = |W_k|``, and ``a_k`` times that,
     ``e_ij = |W_i - W_j| / |W_i + W_j| + |b_i - b_j| / |b_i + b_j|``; in the network's own numbers the merge is then
     ``a_i <- a_i + alpha_j / alpha_i * a_j``. Without ``normalised``: ``e_ij^2 = |W_i - W_j|^2 + (b_i - b_j)^2``.
 
-    Without a budget each group is cut as long as the lowest saliency is below the mode of the saliencies that all pairs
-    have at the start: the middle of the fullest bin of their histogram, bins ``2 IQR / n^(1/3)`` wide (Freedman &
+    Without a budget each group is pruned as long as the lowest saliency is below the mode of the saliencies that all
+    pairs have at the start: the middle of the fullest bin of their histogram, bins ``2 IQR / n^(1/3)`` wide (Freedman &
     Diaconis; the paper leaves the width open). Needs the weights alone. Selects units itself, bool ``(units,)`` for
     each group of neurons or channels that one layer produces and only linear layers and ungrouped convolutions read; a
-    batch norm right behind the layer is folded into ``W`` and ``b``. Other groups, as residual streams, stay whole. All
-    groups are compared in the network as it is given.
+    batch norm right behind the layer is folded into ``W`` and ``b``. Other groups, as residual streams, are not pruned.
+    All groups are compared in the network as it is given.
 
     Cost: ``units^2`` numbers and distances for each group; no data, no training.
 
     Use it: where there is no data, on wide layers that have learned the same thing twice: the linear layers of the
-    paper; the formula carries to channels, which are less often alike. Equal neurons merge without any change.
+    paper; the formula extends to channels, which are less often similar. Equal neurons merge without any change.
 
     Raises:
         TopiaristError: ``predicted`` is not a fraction or comes with a budget, there is no model, or no group fits.
@@ -57,8 +57,8 @@ class SrinivasBabu(Method):
     Attributes:
         normalised: neurons that differ by a positive factor count as equal, which is right where the activation
             function passes factors on, as ReLU does. Switch it off for others, as tanh.
-        predicted: how much of the number that the mode predicts goes; the paper takes 0.25, 0.5 and 0.75 in large
-            networks.
+        predicted: fraction pruned of the number of units that the mode predicts; the paper takes 0.25, 0.5 and 0.75
+            in large networks.
     """
 
     family = "weight similarity"
@@ -80,57 +80,55 @@ class SrinivasBabu(Method):
     def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep:
         """Merges pairs of lowest saliency, up to the budget or to the mode."""
         if budget is not None and self.predicted != 1:
-            raise TopiaristError("predicted says by itself how much goes: leave out the budget, or predicted")
-        found = self._neurons(graph, stats)
-        counts = (
-            {name: graph[name].units - kept for name, kept in quota(graph, found, budget).items()} if budget else {}
-        )
+            raise TopiaristError("predicted says by itself how much is pruned: leave out the budget, or predicted")
+        neurons_of = self._neurons(graph, stats)
+        quotas = quota(graph, neurons_of, budget) if budget else {}
         keep = graph.full()
-        for name, neurons in found.items():
-            count = counts[name] if budget else int(self.predicted * below_the_mode(neurons))
-            for merge in islice(merges(neurons), count):
+        for name, neurons in neurons_of.items():
+            predicted = graph[name].units - quotas[name] if budget else int(self.predicted * below_the_mode(neurons))
+            for merge in islice(merges(neurons), predicted):
                 keep[name][merge.j] = False
         return keep
 
     def repair(self, model: nn.Module, graph: Graph, keep: Keep, stats: Stats) -> None:
-        """``a_i <- a_i + alpha_j / alpha_i * a_j`` for each unit ``j`` that went, in the order in which they merge."""
+        """Sets ``a_i <- a_i + alpha_j / alpha_i * a_j`` for each pruned unit ``j``, in the order of the merges."""
         for name, neurons in self._neurons(graph, stats).items():
-            gone = ~keep[name].cpu()
-            if not gone.any():
+            pruned = ~keep[name].cpu()
+            if not pruned.any():
                 continue
-            into = torch.arange(len(gone))
-            for _, i, j in islice(merges(neurons, gone), int(gone.sum())):
+            into = torch.arange(len(pruned))
+            for _, i, j in islice(merges(neurons, pruned), int(pruned.sum())):
                 into[into == j] = i
             factors = neurons.alpha / neurons.alpha[into]
             for part in neurons.reading:
-                rows = alive(graph, keep, part.tensor, 0)
-                _add_up(model.get_parameter(part.tensor), stats.tensor(part.tensor), part, into, factors, ~gone, rows)
+                rows = kept_positions(graph, keep, part.tensor, 0)
+                _add_up(model.get_parameter(part.tensor), stats.tensor(part.tensor), part, into, factors, ~pruned, rows)
 
     def _neurons(self, graph: Graph, stats: Stats) -> dict[str, Neurons]:
         if stats.model is None:
-            raise TopiaristError("srinivas_babu looks at the layers: collect the statistics of the model")
+            raise TopiaristError("srinivas_babu needs the layers of the model: collect its statistics")
         model = stats.model
-        found = {}
+        neurons = {}
         for name, reading in readers(graph, model).items():
             folded = _folded(graph[name], model, stats)
             if folded is not None and graph[name].units > 1:
-                found[name] = Neurons.of(*folded, list(reading.values()), stats, self.normalised)
-        if not found:
+                neurons[name] = Neurons.of(*folded, list(reading.values()), stats, self.normalised)
+        if not neurons:
             raise TopiaristError(
-                "no group is produced by one layer and read by linear layers and ungrouped convolutions alone, "
-                "which this method compares: take l1"
+                "srinivas_babu needs groups that one layer produces and only linear layers and ungrouped convolutions "
+                "read, and this network has none: use l1"
             )
-        return found
+        return neurons
 
 
 @dataclass(frozen=True, eq=False)
 class Neurons:
-    """The units of one group as the paper sees them, float64 on the CPU.
+    """Holds what the paper compares of the units of one group, float64 on the CPU.
 
     Attributes:
         distances: ``(units, units)``, ``e_ij^2``; infinite on the diagonal.
         outgoing: ``(units, entries)``, ``a`` times ``alpha``.
-        alpha: ``(units,)``, the length of each one's weights; 1 if they are all zero, or not to be normalised.
+        alpha: ``(units,)``, the norm of each one's weights; 1 if they are all zero, or not to be normalised.
         reading: where the units sit in the weights that read them.
     """
 
@@ -141,60 +139,60 @@ class Neurons:
 
     @staticmethod
     def of(weights: Tensor, bias: Tensor, reading: list[Slice], stats: Stats, normalised: bool) -> Neurons:
-        """From ``(units, inputs)`` and ``(units,)``."""
-        length = weights.norm(dim=1)
-        alpha = torch.where(length > 0, length, 1.0) if normalised else torch.ones_like(length)
+        """Compares weights ``(units, inputs)`` and biases ``(units,)``."""
+        norms = weights.norm(dim=1)
+        alpha = torch.where(norms > 0, norms, 1.0) if normalised else torch.ones_like(norms)
         w, b = weights / alpha[:, None], (bias / alpha)[:, None]
         if normalised:
             squares = (_distance(w, w) / _distance(w, -w, _TINY) + _distance(b, b) / _distance(b, -b, _TINY)).square()
         else:
             squares = _distance(w, w).square() + _distance(b, b).square()
-        lines = [_lines(stats.tensor(part.tensor), part).movedim(1, 0).flatten(1).cpu().double() for part in reading]
-        return Neurons(squares.fill_diagonal_(math.inf), torch.cat(lines, 1) * alpha[:, None], alpha, reading)
+        outgoing = [_outgoing(stats.tensor(part.tensor), part).movedim(1, 0).flatten(1) for part in reading]
+        return Neurons(squares.fill_diagonal_(math.inf), torch.cat(outgoing, 1) * alpha[:, None], alpha, reading)
 
 
 class Merge(NamedTuple):
-    """A step: unit ``j`` goes, unit ``i`` takes its outgoing weights."""
+    """Prunes unit ``j`` and adds its outgoing weights to those of unit ``i``."""
 
     saliency: float
     i: int
     j: int
 
 
-def merges(neurons: Neurons, going: Tensor | None = None) -> Iterator[Merge]:
-    """The merges in order, each of the pair of lowest saliency after those before it.
+def merges(neurons: Neurons, pruned: Tensor | None = None) -> Iterator[Merge]:
+    """Yields the merges in order, each of the pair of lowest saliency after those before it.
 
     Args:
         neurons: the units.
-        going: bool ``(units,)``, those that may go; all unless given. The others are there to take.
+        pruned: bool ``(units,)``, those that may be pruned; all unless given.
     """
     units = len(neurons.alpha)
     distances, a = neurons.distances.clone(), neurons.outgoing.clone()
-    left = torch.ones(units, dtype=torch.bool) if going is None else going.clone()
+    open_ = torch.ones(units, dtype=torch.bool) if pruned is None else pruned.clone()
     squares = a.square().mean(1)
     nearest, which = distances.min(0)  # s_ij / <a_j^2> does not change, so that only each j's nearest i counts
-    for _ in range(min(int(left.sum()), units - 1)):
-        saliency = torch.where(left, squares * nearest, math.inf)
+    for _ in range(min(int(open_.sum()), units - 1)):
+        saliency = torch.where(open_, squares * nearest, math.inf)
         j = int(saliency.argmin())
         i = int(which[j])
         yield Merge(float(saliency[j]), i, j)
         a[i] += a[j]
         squares[i] = a[i].square().mean()
-        left[j] = False
+        open_[j] = False
         distances[j] = math.inf
-        lost = which == j
-        nearest[lost], which[lost] = distances[:, lost].min(0)
+        orphans = which == j
+        nearest[orphans], which[orphans] = distances[:, orphans].min(0)
 
 
 def below_the_mode(neurons: Neurons) -> int:
-    """How many merges come before the first one whose saliency is no lower than the mode of all pairs."""
+    """Counts the merges before the first one whose saliency is no lower than the mode of all pairs."""
     pairs = neurons.distances * neurons.outgoing.square().mean(1)
     cutoff = mode(pairs[~torch.eye(len(pairs), dtype=torch.bool)])
     return sum(1 for _ in takewhile(lambda merge: merge.saliency < cutoff, merges(neurons)))
 
 
 def mode(values: Tensor) -> float:
-    """The middle of the fullest bin of a histogram, the lowest of several; bins are ``2 IQR / n^(1/3)`` wide."""
+    """Returns the middle of a histogram's fullest bin, the lowest of several; bins are ``2 IQR / n^(1/3)`` wide."""
     ordered = values.sort().values
     n = len(ordered)
     width = float(2 * (ordered[3 * (n - 1) // 4] - ordered[(n - 1) // 4]) / n ** (1 / 3))
@@ -205,12 +203,12 @@ def mode(values: Tensor) -> float:
 
 
 def _distance(x: Tensor, y: Tensor, least: float = 0) -> Tensor:
-    """``|x_i - y_j|`` for all pairs of rows; exactly 0 where they are equal."""
+    """Returns ``|x_i - y_j|`` for all pairs of rows; exactly 0 where they are equal."""
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").clamp(min=least)
 
 
 def _folded(group: Group, model: nn.Module, stats: Stats) -> tuple[Tensor, Tensor] | None:
-    """Weights ``(units, inputs)`` and bias ``(units,)`` of the layer that produces a group, batch norm included.
+    """Returns weights ``(units, inputs)`` and bias ``(units,)`` of the layer and batch norm that produce a group.
 
     Returns:
         ``None`` where it is not one layer, whose units all see the same inputs, or something else is on the way.
@@ -227,11 +225,11 @@ def _folded(group: Group, model: nn.Module, stats: Stats) -> tuple[Tensor, Tenso
         return None
 
     def values(tensor: str, missing: float) -> Tensor:
-        """One row for each unit."""
+        """Returns one row for each unit."""
         if tensor not in parts:
             return torch.full((group.units,), missing, dtype=torch.float64)
         part = parts[tensor]
-        return _double(stats.tensor(tensor)).movedim(part.axis or 0, 0)[part.positions[:, 0]]
+        return stats.tensor(tensor).cpu().double().movedim(part.axis or 0, 0)[part.positions[:, 0]]
 
     w, b = values(f"{name}.weight", 0).flatten(1), values(f"{name}.bias", 0)
     others = {tensor.rpartition(".")[0] for tensor in parts} - {name}
@@ -246,7 +244,7 @@ def _folded(group: Group, model: nn.Module, stats: Stats) -> tuple[Tensor, Tenso
 
 
 def _follows(group: Group, layer: str, norm: str) -> bool:
-    """Whether no activation function is seen between a layer and a norm that has all of its channels."""
+    """Returns whether no activation function is seen between a layer and a norm that has all of its channels."""
     order = [site.module for site in group.sites]
     if layer not in order or norm not in order:
         return False
@@ -254,31 +252,27 @@ def _follows(group: Group, layer: str, norm: str) -> bool:
     return order.index(layer) < order.index(norm) and not any(site.kind in ACTIVATIONS for site in between)
 
 
-def _double(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().double()
-
-
-def _lines(weight: Tensor, part: Slice) -> Tensor:
-    """``(outputs, units, k, *kernel)`` of a weight that reads units."""
-    return weight.detach()[:, part.positions.to(weight.device)]
+def _outgoing(weight: Tensor, part: Slice) -> Tensor:
+    """Returns float64 ``(outputs, units, k, *kernel)`` of a weight that reads units."""
+    return weight[:, part.positions.to(weight.device)].cpu().double()
 
 
 @torch.no_grad()
 def _add_up(
     weight: nn.Parameter, original: Tensor, part: Slice, into: Tensor, factors: Tensor, kept: Tensor, rows: Tensor
 ) -> None:
-    """Writes the sum of the outgoing weights of all units that went into each kept one.
+    """Writes the sum of the outgoing weights of all units that were merged into each kept one.
 
     Args:
         weight: of the masked network.
-        original: the same before the cut.
+        original: the same before pruning.
         part: where the units sit in it.
-        into: ``(units,)`` the kept unit that each one went into, itself if it stays.
+        into: ``(units,)`` the kept unit that each one was merged into, itself if it is kept.
         factors: ``(units,)`` of each one's weights in that sum.
         kept: bool ``(units,)``.
-        rows: bool ``(outputs,)``, the outputs that stay; those of the others are not there.
+        rows: bool ``(outputs,)``, the kept outputs; those of the others are 0.
     """
-    lines = _lines(original, part).cpu().double()
-    lines *= (rows[:, None] * factors).view(*lines.shape[:2], *[1] * (lines.ndim - 2))
-    merged = torch.zeros_like(lines).index_add_(1, into, lines)
+    outgoing = _outgoing(original, part)
+    outgoing *= (rows[:, None] * factors).view(*outgoing.shape[:2], *[1] * (outgoing.ndim - 2))
+    merged = torch.zeros_like(outgoing).index_add_(1, into, outgoing)
     weight[:, part.positions[kept].to(weight.device)] = merged[:, kept].to(weight)

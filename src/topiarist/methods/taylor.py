@@ -1,4 +1,4 @@
-"""Units whose removal would change the loss least, to first order, go first (Molchanov et al. 2017)."""
+"""Taylor criterion: prunes units whose removal changes the loss least, to first order (Molchanov et al. 2017)."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from topiarist.methods.base import Method, checked_scores
 class Taylor(Method):
     """Scores a unit by the first-order Taylor expansion of the loss: gradient times activation.
 
-    Formula: ``Theta_j = mean over examples of |mean over places of dL/dz_j * z_j|`` with ``z`` the response of the unit
-    and ``L`` the loss of the example; ``s_j = Theta_j / sqrt(sum_i Theta_i^2) - lam * Theta_flops``, the sum over the
-    units of the group; ``Theta_flops = m / sqrt(sum over groups of m^2)`` with ``m`` the MACs saved by removing one
+    Formula: ``Theta_j = mean over examples of |mean over locations of dL/dz_j * z_j|`` with ``z`` the response of the
+    unit and ``L`` the loss of the example; ``s_j = Theta_j / sqrt(sum_i Theta_i^2) - lam * Theta_flops``, the sum over
+    the units of the group; ``Theta_flops = m / sqrt(sum over groups of m^2)`` with ``m`` the MACs saved by removing one
     unit of the group alone. A group without any effect scores ``-lam * Theta_flops``. Needs data with targets. Returns
-    ``(units,)`` without a unit for each group whose responses a module shows; other groups stay whole. As a schedule
-    it removes equally many units in every step: ``kept = 1 - (1 - target) * step / steps``; the paper removes a few,
-    trains on and measures again.
+    ``(units,)`` without a unit for each group whose responses a module shows; other groups are not pruned. As a
+    schedule it prunes equally many units in every step: ``kept = 1 - (1 - target) * step / steps``; the paper removes a
+    few, trains on and measures again.
 
     Cost: one forward and one backward pass over the data, and the responses of one batch in memory; with ``lam`` also
     one count of MACs for each group.
 
-    Use it: where data and loss are at hand and layers shall find their widths together, at its best in many small
-    steps with training between them. Not where the loss is at a minimum for every single example, since the gradients
-    then say nothing, nor to cut most of a network at once.
+    Use it: where there is data with targets and the budget is to find each layer's width, best in many small steps
+    with training between them. Not where the loss is at a minimum for every example, since the gradients then say
+    nothing, nor to prune most of a network at once.
 
     Raises:
         TopiaristError: ``lam`` is negative or not finite, no effect was measured or all are 0, or a step is not one of
@@ -68,14 +68,14 @@ class Taylor(Method):
             raise TopiaristError(f"lam must be 0 or a positive number, the weight of the MACs, but got {self.lam!r}")
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """``s_j = Theta_j / |Theta| - lam * Theta_flops``."""
+        """Computes ``s_j = Theta_j / |Theta| - lam * Theta_flops``."""
         groups = [group for group in graph.groups if (group.name, "gradients.taylor") in stats.sums]
         if not groups:
             raise TopiaristError(
-                "taylor has no gradients of any group: collect 'gradients' on pairs (inputs, target), or take l1"
+                "taylor has no gradients of any group: collect 'gradients' on pairs (inputs, target), or use l1"
             )
         effects = {group.name: _normalised(stats.mean(group.name, "gradients.taylor")) for group in groups}
-        checked_scores(self, effects, "the loss feels no unit on these data: give others, or take l1")
+        checked_scores(self, effects, "use other data, or l1")
         if self.lam == 0:
             return effects
         full = cost(graph).macs
@@ -84,18 +84,18 @@ class Taylor(Method):
         return {name: effect - self.lam * flops[name] for name, effect in effects.items()}
 
     def kept(self, step: int, steps: int, target: float) -> float:
-        """``1 - (1 - target) * step / steps``."""
+        """Computes ``1 - (1 - target) * step / steps``."""
         return linear(step, steps, target)
 
 
 def _normalised(values: Tensor) -> Tensor:
-    """``v / sqrt(sum v^2)``, and 0 where all are."""
+    """Returns ``v / sqrt(sum v^2)``, and 0 where all are."""
     norm = values.norm()
     return values if norm == 0 else values / norm
 
 
 def _macs_without_one(graph: Graph, group: Group) -> int:
-    """MACs of the network without one unit of the group, all other groups being whole; its units cost the same."""
+    """Returns the MACs of the network without one unit of the group; its units cost the same."""
     keep = torch.ones(group.units, dtype=torch.bool)
     keep[0] = False
     return cost(graph, {group.name: keep}).macs

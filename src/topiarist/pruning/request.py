@@ -185,7 +185,7 @@ class Pruning:
     def untrained(self) -> Pruning:
         """The same request without any training: what it refuses can be refused before a training begins."""
         steps = replace(self.steps, training=None)
-        return replace(self, method=self.method.rehearsal(), steps=steps, sparse_training=None)
+        return replace(self, method=self.method.dry_run(), steps=steps, sparse_training=None)
 
     @property
     def repairer(self) -> Method | None:

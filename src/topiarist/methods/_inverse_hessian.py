@@ -1,4 +1,4 @@
-"""Optimal Brain Surgeon's algebra: the order in which weights go by an inverse Hessian, and what makes up for them."""
+"""Optimal Brain Surgeon's algebra: what removing weights costs by an inverse Hessian, and how the others make up."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from topiarist.errors import TopiaristError
 
-_ROOM = 2**25
+_NUMBERS = 2**25
 """Numbers that may be in memory at once in copies of the inverse."""
 
 _RTOL = 1e-12
@@ -15,14 +15,14 @@ _RTOL = 1e-12
 
 
 def damped(H: Tensor, damping: float) -> Tensor:
-    """``H + damping * mean(diag H) I``; the identity where nothing was ever read."""
+    """Returns ``H + damping * mean(diag H) I``; the identity where nothing was ever read."""
     scale = H.diagonal().mean()
     eye = torch.eye(len(H), dtype=H.dtype, device=H.device)
     return H + damping * scale * eye if scale > 0 else eye
 
 
 def inverse(H: Tensor) -> Tensor:
-    """``H^-1``.
+    """Returns ``H^-1``.
 
     Raises:
         TopiaristError: it is not positive definite.
@@ -30,7 +30,7 @@ def inverse(H: Tensor) -> Tensor:
     return torch.cholesky_inverse(_factor(H))
 
 
-def removals(w: Tensor, H_inv: Tensor, free: Tensor | None = None) -> Tensor:
+def removal_costs(w: Tensor, H_inv: Tensor, free: Tensor | None = None) -> Tensor:
     """Removes one weight after the other, each time the one that costs least, and adjusts the others.
 
     ``q = argmin w_q^2 / (2 [H^-1]_qq)``, ``w -= w_q / [H^-1]_qq H^-1 e_q``, and row and column ``q`` leave the inverse:
@@ -39,45 +39,43 @@ def removals(w: Tensor, H_inv: Tensor, free: Tensor | None = None) -> Tensor:
     Args:
         w: ``(rows, n)``, each row by itself.
         H_inv: ``(n, n)``, of every row.
-        free: bool ``(n,)``, what may go; all unless given.
+        free: bool ``(n,)``, what may be removed; all unless given.
 
     Returns:
         Float64 ``(rows, n)``: what each removal cost, or as much as a costlier one before it, so that ascending numbers
-        are the order in which the weights of a row go. Infinite where they may not.
+        are the order in which the weights of a row are removed. Infinite where they may not be.
     """
-    step = max(1, _ROOM // H_inv.numel())
+    step = max(1, _NUMBERS // H_inv.numel())
     free = torch.ones(len(H_inv), dtype=torch.bool, device=w.device) if free is None else free
-    return torch.cat([_removals(part, H_inv, free) for part in w.split(step)])
+    return torch.cat([_removal_costs(part, H_inv, free) for part in w.split(step)])
 
 
-def _removals(w: Tensor, H_inv: Tensor, free: Tensor) -> Tensor:
+def _removal_costs(w: Tensor, H_inv: Tensor, free: Tensor) -> Tensor:
     w, inv = w.clone(), H_inv.repeat(len(w), 1, 1)
     row = torch.arange(len(w), device=w.device)
-    place = torch.arange(len(free), device=w.device).repeat(len(w), 1)  # of what the arrays hold
-    there = torch.ones_like(w, dtype=torch.bool)
+    column = torch.arange(len(free), device=w.device).repeat(len(w), 1)  # of what the arrays hold
+    kept = torch.ones_like(w, dtype=torch.bool)
     cost = torch.full_like(w, torch.inf)
     level = torch.full_like(w[:, 0], -torch.inf)
-    for gone in range(int(free.sum())):
-        if (
-            2 * (len(free) - gone) <= w.shape[1]
-        ):  # rows and columns that are gone are only worth leaving out by the half
-            left = there.nonzero()[:, 1].view(len(w), -1)
-            w, place, there = (values.gather(1, left) for values in (w, place, there))
-            inv = inv[row[:, None, None], left[:, :, None], left[:, None, :]]
-        L = torch.where(there & free[place], w.square() / (2 * inv.diagonal(dim1=1, dim2=2)), torch.inf)
+    for removed in range(int(free.sum())):
+        if 2 * (len(free) - removed) <= w.shape[1]:  # half of the rows and columns are removed: leave them out
+            rest = kept.nonzero()[:, 1].view(len(w), -1)
+            w, column, kept = (values.gather(1, rest) for values in (w, column, kept))
+            inv = inv[row[:, None, None], rest[:, :, None], rest[:, None, :]]
+        L = torch.where(kept & free[column], w.square() / (2 * inv.diagonal(dim1=1, dim2=2)), torch.inf)
         q = L.argmin(1)
         level = torch.maximum(L[row, q], torch.nextafter(level, torch.full_like(level, torch.inf)))
-        cost[row, place[row, q]] = level
-        there[row, q] = False
-        column = inv[row, :, q]
-        scaled = column / inv[row, q, q][:, None]
+        cost[row, column[row, q]] = level
+        kept[row, q] = False
+        H_inv_e = inv[row, :, q]
+        scaled = H_inv_e / inv[row, q, q][:, None]
         w -= w[row, q][:, None] * scaled
-        inv.baddbmm_(column[:, :, None], scaled[:, None, :], alpha=-1)
+        inv.baddbmm_(H_inv_e[:, :, None], scaled[:, None, :], alpha=-1)
     return cost
 
 
 def adjusted(w: Tensor, keep: Tensor, H: Tensor) -> Tensor:
-    """The kept weights that make up for the others best: the exact minimum of ``dw^T H dw`` without them.
+    """Adjusts the kept weights to make up for the others: the exact minimum of ``dw^T H dw`` without these.
 
     ``w_S + H_SS^-1 H_ST w_T`` with ``S`` the kept and ``T`` the removed ones, which all updates of the removals add up
     to, in whatever order.
@@ -92,13 +90,13 @@ def adjusted(w: Tensor, keep: Tensor, H: Tensor) -> Tensor:
     """
     result = torch.zeros_like(w)
     if keep.any():
-        make_up = torch.cholesky_solve((H[keep][:, ~keep] @ w[~keep])[:, None], _factor(H[keep][:, keep]))
-        result[keep] = w[keep] + make_up[:, 0]
+        change = torch.cholesky_solve((H[keep][:, ~keep] @ w[~keep])[:, None], _factor(H[keep][:, keep]))
+        result[keep] = w[keep] + change[:, 0]
     return result
 
 
 def _factor(H: Tensor) -> Tensor:
     factor, info = torch.linalg.cholesky_ex(H)
     if int(info) or not factor.diagonal().square().min() > _RTOL * H.diagonal().max():
-        raise TopiaristError("the Hessian has no inverse: raise the damping, or pass more data, all of it finite")
+        raise TopiaristError("the Hessian has no inverse: raise the damping, or use more data, all of it finite")
     return factor
