@@ -25,7 +25,7 @@ ARMS: Mapping[str, Arm] = {arm.name: arm for arm in _found()}
 PAIRS = tuple((arm.name, other) for arm in ARMS.values() for other in arm.compared_with)
 """Arms of one pruning that are compared seed by seed."""
 
-FROM_SCRATCH = tuple(name for name in reversed(ARMS) if ARMS[name].from_scratch)
+FROM_SCRATCH = tuple(name for name in reversed(tuple(ARMS)) if ARMS[name].from_scratch)
 """The arms that train the pruned shape from scratch; a conclusion rests on the first one that is there."""
 
 
