@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from topiarist.studies.arms.base import SCRATCH_SEED, Arm, Case
 
 
-def _found() -> list[Arm]:
+def _arms() -> list[Arm]:
     """Returns all arms that the files of this folder hold, in the order of tables."""
     modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
     held = (value for module in modules for value in vars(module).values() if isinstance(value, Arm))
     return sorted(held, key=lambda arm: arm.order)
 
 
-ARMS: Mapping[str, Arm] = {arm.name: arm for arm in _found()}
+ARMS: Mapping[str, Arm] = {arm.name: arm for arm in _arms()}
 """Name → arm, in the order of tables. ``unpruned`` and ``pruned`` are in every study, for the others build on them."""
 
 PAIRS = tuple((arm.name, other) for arm in ARMS.values() for other in arm.compared_with)

@@ -116,8 +116,8 @@ UNIFORM = Arm(
     order=7,
     label="uniform widths",
     phrase="the uniform network",
-    how="Uniform: trained like Scratch-B; all layers are narrowed alike, which shows what the choice of widths is "
-    "worth, or weights are removed at random positions, which shows what the choice of weights is worth.",
+    how="Uniform: trained like Scratch-B, with the same width ratio in all layers or, in unstructured pruning, the "
+    "same sparsity at random positions; the baseline for the choice of widths or weights.",
     mark="v",
     colours=("#b06f1c", "#e2a856"),
     run=train_built,
@@ -133,7 +133,7 @@ GUIDED = Arm(
     order=8,
     label="guided pattern",
     phrase="the guided pattern",
-    how="Guided pattern: trained like Scratch-B; the shape is the average, stage by stage, of what the method left at "
+    how="Guided pattern: trained like Scratch-B; the shape is the average, stage by stage, of what the method keeps at "
     "all seeds.",
     mark="^",
     colours=("#b5432f", "#f08a76"),
@@ -150,7 +150,7 @@ TRANSFERRED = Arm(
     order=9,
     label="transferred pattern",
     phrase="the transferred pattern",
-    how="Transferred pattern: like a guided one, with the pattern of another network or of other data.",
+    how="Transferred pattern: like the guided one, with the pattern of another network or of other data.",
     mark=">",
     colours=("#7c7a16", "#c9c65a"),
     run=train_built,

@@ -60,7 +60,7 @@ def _for_figures(done: Pruned) -> Result:
 
 
 def settings(case: Case) -> dict[str, Any]:
-    """Returns the fields of the method, the seed, and how the pruning goes in steps."""
+    """Returns the fields of the method, the seed, and the options of the pruning."""
     pruning = case.pruned_by
     return {"fields": dict(pruning.fields), "seed": case.seed, **case.study.options(pruning)}
 
@@ -73,8 +73,8 @@ def pruned_network(case: Case) -> tuple[Cell, ...]:
 PRUNED = Arm(
     name="pruned",
     order=1,
-    label="as pruned",
-    phrase="the pruned network without retraining",
+    label="pruned, not fine-tuned",
+    phrase="the pruned network without fine-tuning",
     how="",
     mark="X",
     colours=("#9a8069", "#b39d8a"),
