@@ -184,7 +184,7 @@ def _pair(results: Json, entry: Json) -> Cell:
 def _better(results: Json, entry: Json) -> Cell:
     if not entry["significant"]:
         return Cell("not significant")
-    arm = entry["a"] if entry["mean"] > 0 else entry["b"]
+    arm = str(entry["a"] if entry["mean"] > 0 else entry["b"])
     return Cell(labels(results).get(arm, arm), arm="" if entry.get("when") else arm)
 
 

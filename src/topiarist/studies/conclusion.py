@@ -80,10 +80,10 @@ def _by_pruning(comparisons: Sequence[Json], arm: str, other: str) -> Iterator[s
         return
     one, two = phrase(arm), phrase(other)
     if len(entries) > NAMED:
-        better, worse, open_ = map(len, _split(entries))
+        won, lost, rest = map(len, _split(entries))
         yield (
-            f"Pruning by pruning, {one} is significantly better in {better} of {len(entries)}, {two} in {worse}, and "
-            f"{open_} {'is' if open_ == 1 else 'are'} open."
+            f"Pruning by pruning, {one} is significantly better in {won} of {len(entries)}, {two} in {lost}, and "
+            f"{rest} {'is' if rest == 1 else 'are'} open."
         )
         return
     places = dict.fromkeys((entry["network"], entry["data"]) for entry in entries)

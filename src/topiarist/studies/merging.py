@@ -83,13 +83,17 @@ def joined(studies: Sequence[Study]) -> Study:
                     f"the studies differ in their {name} ({one} and {two}), so no table can hold both; merge those "
                     "that agree"
                 )
-    every: dict[str, list[Any]] = {name: [] for name in JOINED}
+    every: dict[str, Any] = {name: _distinct(studies, name) for name in JOINED}
+    seeds, arms = every.pop("seeds"), every.pop("arms")
+    return replace(first, **every, seeds=tuple(sorted(seeds)), arms=tuple(arm for arm in ARMS if arm in arms))
+
+
+def _distinct(studies: Sequence[Study], name: str) -> tuple[Any, ...]:
+    """Returns the values of all studies, each once; they need not be hashable."""
+    values: list[Any] = []
     for study in studies:
-        for name, values in every.items():
-            values += [value for value in getattr(study, name) if value not in values]
-    every["seeds"].sort()
-    every["arms"].sort(key=list(ARMS).index)
-    return replace(first, **{name: tuple(values) for name, values in every.items()})
+        values += [value for value in getattr(study, name) if value not in values]
+    return tuple(values)
 
 
 def _copy(cell: Cell, source: Path, out: Path) -> None:

@@ -196,32 +196,20 @@ class Study:
 
     def as_json(self) -> dict[str, Any]:
         """Returns the plain values that `of` makes the same study of."""
-        return {
-            "title": self.title,
-            "network": list(self.networks),
-            "data": list(self.data),
-            "prunings": [
-                {
-                    "method": entry.method,
-                    "budget": dict(entry.budget),
-                    "fields": dict(entry.fields),
-                    "network": list(entry.networks),
-                    "data": list(entry.data),
-                    **entry.options,
-                }
-                for entry in self.prunings
-            ],
-            "seeds": list(self.seeds),
-            "recipe": dict(self.recipe),
-            "finetune": dict(self.finetune),
-            "arms": list(self.arms),
-            "cap": self.cap,
-            "source": dict(self.source),
-            "selectors": list(self.selectors),
-            "speed": dict(self.speed),
-            "published": [dict(entry) for entry in self.published],
-            "note": self.note,
-        }
+        prunings = [
+            {
+                "method": entry.method,
+                "budget": entry.budget,
+                "fields": entry.fields,
+                "network": entry.networks,
+                "data": entry.data,
+                **entry.options,
+            }
+            for entry in self.prunings
+        ]
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        values |= {"network": values.pop("networks"), "prunings": prunings}
+        return json.loads(json.dumps(values, default=dict))  # type: ignore[no-any-return]  # tuples become lists
 
     def label(self, pruning: Pruning) -> str:
         """Returns the label of a pruning: its method, with fields and options where another pruning has other ones."""

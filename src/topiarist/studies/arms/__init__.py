@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
 
 from topiarist.studies.arms.base import SCRATCH_SEED, Arm, Case
 
@@ -19,13 +18,13 @@ def _arms() -> list[Arm]:
     return sorted(held, key=lambda arm: arm.order)
 
 
-ARMS: Mapping[str, Arm] = {arm.name: arm for arm in _arms()}
+ARMS: dict[str, Arm] = {arm.name: arm for arm in _arms()}
 """Name → arm, in the order of tables. ``unpruned`` and ``pruned`` are in every study, for the others build on them."""
 
 PAIRS = tuple((arm.name, other) for arm in ARMS.values() for other in arm.compared_with)
 """Arms of one pruning that are compared seed by seed."""
 
-FROM_SCRATCH = tuple(name for name in reversed(tuple(ARMS)) if ARMS[name].from_scratch)
+FROM_SCRATCH = tuple(arm.name for arm in reversed(ARMS.values()) if arm.from_scratch and arm.shape == "pruned")
 """The arms that train the pruned shape from scratch; a conclusion rests on the first one that is there."""
 
 

@@ -12,7 +12,7 @@ from topiarist import guided
 from topiarist.architecture import Architecture
 from topiarist.budget import Budget, allocate, cost
 from topiarist.graph import Graph, Keep, trace
-from topiarist.studies.arms.base import Arm, Case, new_seed
+from topiarist.studies.arms.base import Arm, Case
 from topiarist.studies.arms.pruned import PRUNED
 from topiarist.studies.cell_results import checked_result
 from topiarist.studies.cells import Cell
@@ -78,10 +78,9 @@ def _uniform(graph: Graph, budget: Budget) -> Keep:
     return allocate(graph, first, budget, allocation="uniform")
 
 
-def settings(case: Case) -> dict[str, Any]:
-    """Returns the seed and, where it is not MACs, what the network has in common with the pruned one."""
-    equal = {"equal": "params"} if case.pruned_by.equal == "params" else {}
-    return {**new_seed(case), **equal}
+def settings(case: Case) -> dict[str, str]:
+    """Returns what the network has in common with the pruned one, where it is not MACs."""
+    return {"equal": "params"} if case.pruned_by.equal == "params" else {}
 
 
 def pruned_if_measured(case: Case) -> tuple[Cell, ...]:
@@ -125,6 +124,7 @@ UNIFORM = Arm(
     settings=settings,
     capped=True,
     shape="built",
+    from_scratch=True,
     label_of=uniform_label,
 )
 
@@ -142,6 +142,7 @@ GUIDED = Arm(
     settings=settings,
     capped=True,
     shape="built",
+    from_scratch=True,
     compared_with=("uniform", "scratch_b", "scratch_e"),
 )
 
@@ -158,5 +159,6 @@ TRANSFERRED = Arm(
     settings=settings,
     capped=True,
     shape="built",
+    from_scratch=True,
     compared_with=("uniform", "scratch_b", "scratch_e"),
 )

@@ -30,7 +30,7 @@ LOTTERY = Arm(
     colours=("#a83f6f", "#e583b0"),
     run=train_ticket,
     needs=pruned_network,
-    settings=lambda case: {"seed": case.seed, "start": case.seed},
+    settings=lambda case: {"start": case.seed},
     compared_with=("lottery_random",),
 )
 
@@ -44,5 +44,5 @@ LOTTERY_RANDOM = Arm(
     colours=("#b8698f", "#c98aa9"),
     run=train_ticket,
     needs=pruned_network,
-    settings=lambda case: {"seed": case.seed, "start": case.seed + SCRATCH_SEED},
+    settings=lambda case: {"start": case.seed + SCRATCH_SEED},
 )

@@ -13,7 +13,7 @@ from topiarist.measure import evaluate
 from topiarist.pruning import Pruned, prune
 from topiarist.studies.arms.base import Arm, Case
 from topiarist.studies.arms.unpruned import UNPRUNED
-from topiarist.studies.cells import Cell
+from topiarist.studies.cells import Cell, Json
 from topiarist.studies.histogram import histogram
 from topiarist.studies.job import Job, Result
 from topiarist.train import Recipe
@@ -59,10 +59,10 @@ def _for_figures(done: Pruned) -> Result:
     return figures
 
 
-def settings(case: Case) -> dict[str, Any]:
-    """Returns the fields of the method, the seed, and the options of the pruning."""
+def settings(case: Case) -> Json:
+    """Returns the fields of the method and the options of the pruning."""
     pruning = case.pruned_by
-    return {"fields": dict(pruning.fields), "seed": case.seed, **case.study.options(pruning)}
+    return {"fields": dict(pruning.fields), **case.study.options(pruning)}
 
 
 def pruned_network(case: Case) -> tuple[Cell, ...]:
@@ -75,7 +75,6 @@ PRUNED = Arm(
     order=1,
     label="pruned, not fine-tuned",
     phrase="the pruned network without fine-tuning",
-    how="",
     mark="X",
     colours=("#9a8069", "#b39d8a"),
     run=prune_trained,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from topiarist.architecture import Architecture
 from topiarist.budget import cost
 from topiarist.studies.arms.base import Arm, Case
+from topiarist.studies.cells import Json
 from topiarist.studies.job import Job, Result
 
 
@@ -19,10 +18,9 @@ def train_unpruned(job: Job) -> Result:
     return job.train(model, architecture, job.recipe, size, method=job.method, graph=graph)
 
 
-def settings(case: Case) -> dict[str, Any]:
-    """Returns the seed and, for a method that takes part in training, its fields."""
-    fields = {"fields": dict(case.pruning.fields)} if case.pruning and case.pruning.trained else {}
-    return {"seed": case.seed, **fields}
+def settings(case: Case) -> Json:
+    """Returns the fields of a method that takes part in training."""
+    return {"fields": dict(case.pruning.fields)} if case.pruning and case.pruning.trained else {}
 
 
 UNPRUNED = Arm(
@@ -30,7 +28,6 @@ UNPRUNED = Arm(
     order=0,
     label="unpruned",
     phrase="the unpruned network",
-    how="",
     mark="P",
     colours=("#5c6358", "#b5bcb0"),
     run=train_unpruned,
