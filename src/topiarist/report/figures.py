@@ -60,32 +60,39 @@ def tradeoff(rows: Rows, cost: str, styles: Styles, salt: str) -> str:
     with drawing(salt, WIDTH, 3.0) as (figure, svg):
         axes = one_plot(figure)
         scale = _Scale.of([row[cost] for row in shown], from_zero=cost != "latency_ms")
-        places = _side_by_side([scale.to(row[cost]) for row in shown])
+        positions = _side_by_side([scale.to(row[cost]) for row in shown])
         if cost != "latency_ms":  # it need not fall with the budget
-            _join_budgets(axes, places, shown, styles)
-        for place, row in zip(places, shown, strict=True):
+            _join_budgets(axes, positions, shown, styles)
+        for position, row in zip(positions, shown, strict=True):
             style, mean = styles[row["arm"]], row["accuracy"]["mean"]
             letter = named.get(row["method"], "")
             axes.errorbar(
-                place, mean, row["accuracy"]["std"] or 0.0, **_point(style), fmt=style.mark, ms=9.5 if named else 7
+                position, mean, row["accuracy"]["std"] or 0.0, **_point(style), fmt=style.mark, ms=9.5 if named else 7
             )
             axes.text(
-                place, mean, letter, ha="center", va="center_baseline", fontsize=6.5, color=COLOURS["paper"], zorder=4
+                position,
+                mean,
+                letter,
+                ha="center",
+                va="center_baseline",
+                fontsize=6.5,
+                color=COLOURS["paper"],
+                zorder=4,
             )
         _reference(axes.axhline, next((row for row in shown if row["method"] == "none"), None))
-        axes.set_xlim(min([0.0, *places]) - 0.05, max([1.0, *places]) + 0.05)
+        axes.set_xlim(min([0.0, *positions]) - 0.05, max([1.0, *positions]) + 0.05)
         scale.mark(axes, "ms" if cost == "latency_ms" else "%")
         axes.set_xlabel(COSTS[cost][1])
         axes.set_ylabel("test accuracy, %")
     return svg()
 
 
-def _join_budgets(axes: Axes, places: Sequence[float], rows: Rows, styles: Styles) -> None:
+def _join_budgets(axes: Axes, positions: Sequence[float], rows: Rows, styles: Styles) -> None:
     """Draws a thin line through the budgets of each arm and method."""
     for arm, method in dict.fromkeys((row["arm"], row["method"]) for row in rows):
         line = sorted(
-            (place, row["accuracy"]["mean"])
-            for place, row in zip(places, rows, strict=True)
+            (position, row["accuracy"]["mean"])
+            for position, row in zip(positions, rows, strict=True)
             if (row["arm"], row["method"]) == (arm, method)
         )
         axes.plot(*zip(*line, strict=True), color=styles[arm].colour, lw=0.8, alpha=0.4, zorder=2)
@@ -93,7 +100,7 @@ def _join_budgets(axes: Axes, places: Sequence[float], rows: Rows, styles: Style
 
 @dataclass(frozen=True)
 class _Scale:
-    """Maps costs between ``low`` and ``high`` to places between 0 and 1, linearly or logarithmically."""
+    """Maps costs between ``low`` and ``high`` to positions between 0 and 1, linearly or logarithmically."""
 
     low: float
     high: float
@@ -109,7 +116,7 @@ class _Scale:
         return cls(0.0 if from_zero or low == high else max(0.0, low - 0.1 * (high - low)), high, False)
 
     def to(self, cost: float) -> float:
-        """Returns the place of a cost."""
+        """Returns the position of a cost."""
         if not self.log:
             return (cost - self.low) / (self.high - self.low)
         return math.log(max(cost, self.low) / self.low) / math.log(self.high / self.low)
@@ -127,19 +134,19 @@ class _Scale:
         axes.xaxis.set_major_formatter(FixedFormatter([f"{tick:g}%" if unit == "%" else f"{tick:g}" for tick in ticks]))
 
 
-def _side_by_side(places: Sequence[float], near: float = 0.03) -> list[float]:
-    """Returns places between 0 and 1, of which those that nearly coincide are spread about their mean."""
-    order = sorted(range(len(places)), key=lambda index: places[index])
+def _side_by_side(positions: Sequence[float], near: float = 0.03) -> list[float]:
+    """Returns positions between 0 and 1, of which those that nearly coincide are spread about their mean."""
+    order = sorted(range(len(positions)), key=lambda index: positions[index])
     clusters: list[list[int]] = []
     for before, index in pairwise([None, *order]):
         assert index is not None
-        if before is None or places[index] - places[before] > near:
+        if before is None or positions[index] - positions[before] > near:
             clusters.append([])
         clusters[-1].append(index)
-    spread = list(places)
+    spread = list(positions)
     for cluster in clusters:
         step = min(0.03, 0.2 / len(cluster))
-        middle = sum(places[index] for index in cluster) / len(cluster)
+        middle = sum(positions[index] for index in cluster) / len(cluster)
         for number, index in enumerate(sorted(cluster)):  # in the order of the rows
             spread[index] = middle + (number - (len(cluster) - 1) / 2) * step
     return spread
@@ -150,16 +157,16 @@ def arms(rows: Rows, unpruned: Json | None, limits: tuple[float, float], styles:
     with drawing(salt, WIDTH, 0.62 + 0.34 * len(rows)) as (figure, svg):
         axes = one_plot(figure)
         low, high = limits
-        for place, row in enumerate(rows):
+        for position, row in enumerate(rows):
             mean, std, style = row["accuracy"]["mean"], row["accuracy"]["std"] or 0.0, styles[row["arm"]]
             if mean is None:
                 continue
             if mean < low:
-                axes.text(low, place, f"◂ {mean:.1f}", va="center", color=COLOURS["muted"], fontsize=10)
+                axes.text(low, position, f"◂ {mean:.1f}", va="center", color=COLOURS["muted"], fontsize=10)
                 continue
             seeds = list(row["accuracy"]["seeds"].values())
-            axes.scatter(seeds, [place] * len(seeds), s=14, color=style.colour, alpha=0.35, linewidths=0, zorder=2)
-            axes.errorbar(mean, place, xerr=std, fmt=style.mark, ms=7, **_point(style))
+            axes.scatter(seeds, [position] * len(seeds), s=14, color=style.colour, alpha=0.35, linewidths=0, zorder=2)
+            axes.errorbar(mean, position, xerr=std, fmt=style.mark, ms=7, **_point(style))
         _reference(axes.axvline, unpruned)
         axes.set_yticks(range(len(rows)), [row["label"] for row in rows], color=COLOURS["ink"])
         axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -186,11 +193,11 @@ def widths(widths: Mapping[str, Sequence[float]], noun: str, salt: str) -> str:
     """Draws units (or weights) of each group before (outline) and after (filled), in the order of execution."""
     with drawing(salt, WIDTH, 2.1 if len(widths) > 14 else 2.5) as (figure, svg):
         axes = one_plot(figure)
-        places = range(len(widths))
+        positions = range(len(widths))
         kept = [value[0] for value in widths.values()]
         units = [value[1] for value in widths.values()]
-        axes.bar(places, units, width=0.8, color="none", edgecolor=COLOURS["muted"], lw=0.8)
-        axes.bar(places, kept, width=0.8, color=COLOURS["accent"], alpha=0.85, lw=0)
+        axes.bar(positions, units, width=0.8, color="none", edgecolor=COLOURS["muted"], lw=0.8)
+        axes.bar(positions, kept, width=0.8, color=COLOURS["accent"], alpha=0.85, lw=0)
         if max(units) > 50 * min(units):
             axes.set_yscale("log")
         else:
@@ -201,7 +208,7 @@ def widths(widths: Mapping[str, Sequence[float]], noun: str, salt: str) -> str:
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         else:
             names = [formatting.shortened(name) for name in formatting.distinct(list(widths))]
-            axes.set_xticks(list(places), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8.5)
+            axes.set_xticks(list(positions), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8.5)
         axes.set_ylabel(noun)
         axes.margins(x=0.02)
     return svg()
@@ -227,13 +234,13 @@ def stages(kept: Mapping[str, float], salt: str) -> str:
     """Draws a bar for each stage of a design pattern: per cent of units kept."""
     with drawing(salt, WIDTH, 2.0) as (figure, svg):
         axes = one_plot(figure)
-        places = range(len(kept))
+        positions = range(len(kept))
         bars = axes.bar(
-            places, [100 * value for value in kept.values()], width=0.7, color=COLOURS["accent"], alpha=0.85, lw=0
+            positions, [100 * value for value in kept.values()], width=0.7, color=COLOURS["accent"], alpha=0.85, lw=0
         )
         axes.bar_label(bars, fmt="%.0f", fontsize=8.5)
         names = [formatting.times(stage) if stage not in ("", "1") else "no map" for stage in kept]
-        axes.set_xticks(list(places), names, fontsize=8.5)
+        axes.set_xticks(list(positions), names, fontsize=8.5)
         axes.set_xlabel("feature map of the stage")
         axes.set_ylabel("% of units kept")
         axes.set_ylim(0, 115 * max(kept.values()))
@@ -243,8 +250,8 @@ def stages(kept: Mapping[str, float], salt: str) -> str:
 def _map(axes: Axes, kept: Sequence[float], side: int) -> None:
     """Draws squares, darker where more is kept, relative to the highest fraction of the map."""
     highest, lines = max(kept) or 1.0, -(-len(kept) // side)
-    for place, value in enumerate(kept):
-        y, x = divmod(place, side)
+    for position, value in enumerate(kept):
+        y, x = divmod(position, side)
         style: Any = {"color": COLOURS["accent"], "alpha": 0.06 + 0.5 * value / highest, "lw": 0}
         axes.bar(x, 0.94, width=0.94, bottom=y - 0.47, **style)
         if len(kept) <= 25:

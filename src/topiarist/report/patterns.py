@@ -44,10 +44,10 @@ def _kernels(pattern: KernelPattern) -> Figure:
 
 
 def _bars(axes: Axes, kept: dict[str, float], label: str) -> None:
-    places = range(len(kept))
-    bars = axes.bar(places, [100 * value for value in kept.values()], width=0.7, color=BAR, alpha=0.85, lw=0)
+    positions = range(len(kept))
+    bars = axes.bar(positions, [100 * value for value in kept.values()], width=0.7, color=BAR, alpha=0.85, lw=0)
     axes.bar_label(bars, fmt="%.3g", fontsize=8.5, color=INK)
-    axes.set_xticks(list(places), list(kept), fontsize=9)
+    axes.set_xticks(list(positions), list(kept), fontsize=9)
     axes.set_xlim(-0.5, len(kept) - 0.5)
     axes.set_ylim(0, 1.15 * max(100 * value for value in kept.values()))
     axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))

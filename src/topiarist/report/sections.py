@@ -19,13 +19,13 @@ Rows = Sequence[Json]
 
 def sections(results: Json, styles: Mapping[str, Style]) -> Iterator[dict[str, Any]]:
     """Yields one section per network and data set."""
-    for number, place in enumerate(dict.fromkeys((row["network"], row["data"]) for row in results["rows"])):
-        rows = [row for row in results["rows"] if (row["network"], row["data"]) == place]
+    for number, where in enumerate(dict.fromkeys((row["network"], row["data"]) for row in results["rows"])):
+        rows = [row for row in results["rows"] if (row["network"], row["data"]) == where]
         prunings = dict.fromkeys((row["method"], row["goal"]) for row in rows if row["method"] != "none")
         shown = results if len(prunings) <= MOST_WITH_COMPARISONS else {**results, "comparisons": []}
         yield {
-            "network": place[0],
-            "data": place[1],
+            "network": where[0],
+            "data": where[1],
             "letters": figures.letters(rows),
             "arms": list(dict.fromkeys(row["arm"] for row in rows if row["arm"] not in figures.UNTRAINED)),
             "tradeoffs": [
@@ -73,9 +73,9 @@ def _designs(rows: Rows, salt: str) -> list[dict[str, Any]]:
     return designs
 
 
-def _comparisons(results: Json, place: Json, name: tuple[str, str]) -> list[dict[str, Any]]:
+def _comparisons(results: Json, where: Json, name: tuple[str, str]) -> list[dict[str, Any]]:
     """Returns the comparisons of a pruning with their verdicts and strips."""
-    of = (place["network"], place["data"], *name)
+    of = (where["network"], where["data"], *name)
     entries = [
         entry
         for entry in results["comparisons"]

@@ -56,7 +56,7 @@ class Table:
     notes: Mapping[str, str] = field(default_factory=dict)
 
 
-def _places(results: Json) -> list[str]:
+def _varying(results: Json) -> list[str]:
     """Returns which of network and data differ between rows, so that they need a column."""
     return [key for key in ("network", "data") if len({row[key] for row in results["rows"]}) > 1]
 
@@ -70,15 +70,15 @@ def arms_table(results: Json) -> Table:
     """Returns every arm of every pruning: accuracy, published accuracy, costs."""
     published = any(row.get("published") for row in results["rows"])
     sources = _sources(results)
-    places = _places(results)
-    heads = [key.capitalize() for key in places]
+    varying = _varying(results)
+    heads = [key.capitalize() for key in varying]
     heads += ["Method", "Arm", "Accuracy, %"] + (["Published, %"] if published else [])
     numbers = ("MACs", "Parameters", "File", "Latency", "Epochs", "Seeds")
     table = Table("arms", (*heads, *numbers), frozenset((*numbers, "Accuracy, %", "Published, %")))
     table = replace(table, notes={letter: source for source, letter in sources.items()})
     before: tuple[str, ...] = ()
     for row in results["rows"]:
-        cells = [Cell(row[key]) for key in places]
+        cells = [Cell(row[key]) for key in varying]
         cells += [Cell(row["method"], row["goal"]), Cell(row["label"], arm=row["arm"])]
         cells += [Cell(formatting.accuracy(row["accuracy"]), value=row["accuracy"]["mean"])]
         cells += [_published(row, sources)] if published else []
@@ -149,14 +149,14 @@ def overall_table(results: Json) -> Table:
 
 def comparison_table(results: Json) -> Table:
     """Returns every comparison of two arms of a pruning, and of a method with random pruning."""
-    places = _places(results)
-    heads = [*(key.capitalize() for key in places), "Method", "Compared"]
+    varying = _varying(results)
+    heads = [*(key.capitalize() for key in varying), "Method", "Compared"]
     heads += ["Difference, points", "95 % CI", "Better", "Seeds"]
     table = Table("comparisons", tuple(heads), frozenset(("Difference, points", "Seeds")))
     before: tuple[str, ...] = ()
     for entry in results["comparisons"]:
         cells = (
-            *(Cell(entry[key]) for key in places),
+            *(Cell(entry[key]) for key in varying),
             Cell(entry["method"], entry["goal"]),
             _pair(results, entry),
             Cell(formatting.signed(entry["mean"]), value=entry["mean"]),

@@ -18,16 +18,16 @@ def show(results: Json, console: Console | None = None) -> None:
         console: where to print; standard output by default.
     """
     console = console or Console()
-    places = list(dict.fromkeys((row["network"], row["data"]) for row in results["rows"]))
-    for network, data in places:
+    pairs = list(dict.fromkeys((row["network"], row["data"]) for row in results["rows"]))
+    for network, data in pairs:
         here = [row for row in results["rows"] if (row["network"], row["data"]) == (network, data)]
         console.print(_table(f"{network} on {data}", here, 1 if console.width < 90 else 2))
     for number, sentence in enumerate(results["conclusion"]):
         console.print(_plain(sentence, style="bold" if number == 0 else ""))
     last = ""
     for entry in results["comparisons"]:
-        place = f"{entry['network']} on {entry['data']}, " if len(places) > 1 else ""
-        if (heading := f"{place}{entry['method']}, {entry['goal']}") != last:
+        where = f"{entry['network']} on {entry['data']}, " if len(pairs) > 1 else ""
+        if (heading := f"{where}{entry['method']}, {entry['goal']}") != last:
             console.print(_plain(heading, style="dim"))
         last = heading
         mark = Text("  ● " if entry["significant"] else "  ○ ", style="green" if entry["significant"] else "dim")

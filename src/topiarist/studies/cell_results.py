@@ -14,19 +14,19 @@ LARGEST = 1e30
 """No number is larger, not even the bytes and MACs of the largest networks."""
 
 
-def checked_result(place: Path, needed: str = "") -> dict[str, Any]:
+def checked_result(path: Path, needed: str = "") -> dict[str, Any]:
     """Returns the result in the folder of a finished cell.
 
     Args:
-        place: the folder.
+        path: the folder.
         needed: a key that it must have.
 
     Raises:
         TopiaristError: the file cannot be read, or holds what no cell of a study gives.
     """
-    values = read_result(place)
+    values = read_result(path)
     if not _is_result(values) or (needed and values.get(needed) is None):
-        raise damaged_result(place)
+        raise damaged_result(path)
     return values
 
 

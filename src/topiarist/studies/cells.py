@@ -123,24 +123,24 @@ def result(out: Path, cell: Cell) -> dict[str, Any]:
     return read_result(folder(out, cell))
 
 
-def read_result(place: Path) -> dict[str, Any]:
+def read_result(path: Path) -> dict[str, Any]:
     """Returns the result in the folder of a finished cell.
 
     Raises:
         TopiaristError: the file cannot be read, or holds no result.
     """
     try:
-        values = json.loads((place / "result.json").read_text(), parse_constant=_refuse_constant)
+        values = json.loads((path / "result.json").read_text(), parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
-        raise damaged_result(place) from error
+        raise damaged_result(path) from error
     if not isinstance(values, dict):
-        raise damaged_result(place)
+        raise damaged_result(path)
     return values
 
 
-def damaged_result(place: Path) -> TopiaristError:
+def damaged_result(path: Path) -> TopiaristError:
     """Returns the error for a folder whose result cannot be used."""
-    return TopiaristError(f"{place / 'result.json'} is damaged; delete the folder {place} and run the study again")
+    return TopiaristError(f"{path / 'result.json'} is damaged; delete the folder {path} and run the study again")
 
 
 def _refuse_constant(name: str) -> None:
@@ -173,7 +173,7 @@ def compute(cell: Cell, out: Path, work: Work) -> None:
 
 
 def publish(draft: Path, final: Path) -> None:
-    """Moves a finished folder into its place, in one step."""
+    """Moves a finished folder into place, in one step."""
     if final.exists():  # without a result
         shutil.rmtree(final)
     os.replace(draft, final)

@@ -86,17 +86,17 @@ def _by_pruning(comparisons: Sequence[Json], arm: str, other: str) -> Iterator[s
             f"{rest} {'is' if rest == 1 else 'are'} open."
         )
         return
-    places = dict.fromkeys((entry["network"], entry["data"]) for entry in entries)
-    if len(places) > 1 and not any(entry["significant"] for entry in entries):
+    pairs = dict.fromkeys((entry["network"], entry["data"]) for entry in entries)
+    if len(pairs) > 1 and not any(entry["significant"] for entry in entries):
         yield f"None of the {len(entries)} prunings alone shows a significant difference between {one} and {two}."
         return
-    for network, data in places:
+    for network, data in pairs:
         here = [entry for entry in entries if (entry["network"], entry["data"]) == (network, data)]
         better, worse, open_ = map(_named, _split(here))
         parts = [f"{one} outperforms {two} for {better}"] if better else []
         parts += [f"{two} outperforms {one} for {worse}"] if worse else []
         parts += [f"no significant difference between {one} and {two} for {open_}"] if open_ else []
-        where = f" ({network} on {data})" if len(places) > 1 else ""
+        where = f" ({network} on {data})" if len(pairs) > 1 else ""
         yield f"{_capital('; '.join(parts))}{where}."
 
 

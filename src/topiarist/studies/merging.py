@@ -40,18 +40,18 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
     Raises:
         TopiaristError: a folder holds no study, the studies differ in what they must share, or a run is using ``out``.
     """
-    places, out = [Path(each) for each in folders], Path(out)
-    for place in places:
-        if not (place / "study.json").is_file():
-            raise TopiaristError(f"there is no study.json in {place}; give output folders of studies")
-    study = joined([Study.load(place / "study.json") for place in places])
+    sources, out = [Path(each) for each in folders], Path(out)
+    for source in sources:
+        if not (source / "study.json").is_file():
+            raise TopiaristError(f"there is no study.json in {source}; give output folders of studies")
+    study = joined([Study.load(source / "study.json") for source in sources])
     if (out / "study.json").is_file() and joined([study, Study.load(out / "study.json")]) != study:
         raise TopiaristError(f"{out} holds a study that is not to be merged; name it as well, or choose another folder")
     cells = unfold(study.cells())
     with locked(out):
         write_json(out / "study.json", study.as_json())
         for cell in [*cells, *latency_cells(cells)]:
-            source = next((place for place in [out, *places] if finished(place, cell)), out)
+            source = next((each for each in [out, *sources] if finished(each, cell)), out)
             if source != out:
                 try:
                     _copy(cell, source, out)

@@ -69,12 +69,12 @@ def _row(study: Study, row: Row, out: Path) -> dict[str, Any]:
     }
 
 
-def _check_alike(results: Mapping[int, Json], places: Mapping[int, Path]) -> None:
+def _check_alike(results: Mapping[int, Json], folders: Mapping[int, Path]) -> None:
     """Raises where seeds differ in their groups and units or kernels and positions: they are of one network."""
     forms = {seed: _form(values) for seed, values in results.items()}
     for seed, form in forms.items():
         if form != next(iter(forms.values())):
-            raise damaged_result(places[seed])
+            raise damaged_result(folders[seed])
 
 
 def _form(values: Json) -> list[Any]:

@@ -63,11 +63,11 @@ def _as_large_as_pruned(job: Job, graph: Graph) -> Budget:
 
     In unstructured pruning, tensors of which nothing was pruned keep all weights: it may be one of convolutions alone.
     """
-    place, equal, budget = job.need("pruned"), _equal(job.cell), job.cell.budget
-    share = min(1.0, checked_result(place)[equal] / getattr(cost(graph), equal))
+    path, equal, budget = job.need("pruned"), _equal(job.cell), job.cell.budget
+    share = min(1.0, checked_result(path)[equal] / getattr(cost(graph), equal))
     limits = {key: budget[key] for key in ("exclude", "floor", "multiple") if key in budget}
     if job.unstructured:
-        keep = architecture_in(place).keep
+        keep = architecture_in(path).keep
         limits = {"exclude": tuple(escape(group) for group, kept in keep.items() if bool(kept.all()))}
     return Budget(**{equal: share}, **limits)
 
