@@ -209,7 +209,8 @@ class Study:
         ]
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         values |= {"network": values.pop("networks"), "prunings": prunings}
-        return json.loads(json.dumps(values, default=dict))  # type: ignore[no-any-return]  # tuples become lists
+        plain: dict[str, Any] = json.loads(json.dumps(values, default=dict))  # tuples become lists
+        return plain
 
     def label(self, pruning: Pruning) -> str:
         """Returns the label of a pruning: its method, with fields and options where another pruning has other ones."""
