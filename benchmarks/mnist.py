@@ -75,7 +75,7 @@ def against_random(found: dict[tuple[str, str], dict[str, dict]], method: str, g
     """What the criterion is worth before fine-tuning, seed by seed."""
     ours, theirs = (found[name, goal]["pruned"]["accuracy"]["seeds"] for name in (method, "random"))
     gain = paired(ours, theirs)
-    told = "" if gain.resolved else ", no difference resolved"
+    told = "" if gain.significant else ", no significant difference"
     return (
         f"As pruned at {goal}, {method} is {gain.mean:+.1f} points from random "
         f"(95 % interval {gain.low:+.1f} to {gain.high:+.1f}{told})."

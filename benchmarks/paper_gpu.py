@@ -150,7 +150,7 @@ def _differences(arms: Mapping[str, Mapping[int, float]], paper: Published) -> l
         if found.low is not None and found.high is not None:
             ends = f"{found.low:+.2f} to {found.high:+.2f}"
             told = "holds the paper's" if found.low <= published <= found.high else "leaves out the paper's"
-            told += "" if found.resolved else "; no difference resolved"
+            told += "" if found.significant else "; no significant difference"
         lines.append(f"| {WORDS[a]} − {WORDS[b]} | {found.mean:+.2f} | {ends} | {published:+.2f} | {told} |")
     return lines
 

@@ -4,7 +4,7 @@ import random
 
 LABELS = {
     "unpruned": "unpruned",
-    "pruned": "as pruned",
+    "pruned": "pruned, not fine-tuned",
     "finetune": "fine-tuned",
     "scratch_e": "Scratch-E",
     "scratch_b": "Scratch-B",
@@ -65,10 +65,10 @@ def make_results(method="l1"):
         "high": 0.5,
         "n": 3,
         "level": 0.95,
-        "resolved": False,
-        "verdict": "no difference resolved between fine-tuning and Scratch-B",
+        "significant": False,
+        "verdict": "no significant difference between fine-tuning and Scratch-B",
     }
-    other = {**comparison, "b": "scratch_e", "low": 0.3, "high": 1.5, "mean": 0.9, "resolved": True}
+    other = {**comparison, "b": "scratch_e", "low": 0.3, "high": 1.5, "mean": 0.9, "significant": True}
     return {
         "topiarist": "0.1.0",
         "title": "A study",
@@ -79,9 +79,9 @@ def make_results(method="l1"):
             "finetune": {},
             "cap": 2.0,
         },
-        "conclusion": ["No difference between fine-tuning and Scratch-B is resolved for l1 at 50 % of MACs."],
+        "conclusion": ["No significant difference between fine-tuning and Scratch-B for l1 at 50 % of MACs."],
         "rows": rows,
-        "comparisons": [comparison, {**other, "verdict": "fine-tuning beats Scratch-E by 0.90 points"}],
+        "comparisons": [comparison, {**other, "verdict": "fine-tuning outperforms Scratch-E by 0.90 points"}],
         "failed": {},
         "environment": {"python": "3.11"},
     }

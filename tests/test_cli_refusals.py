@@ -60,7 +60,7 @@ BAD = {
     "no workers": (["study", "/no/such.yaml", "--workers", "0"], "give at least 1"),
     "less than no workers": (["study", "/no/such.yaml", "--workers", "-2"], "give at least 1"),
     "data elsewhere": (["study", STUDIES / "slimming.yaml", "--scale", "cpu"], "--data-folder DIR"),
-    "nothing to merge": (["merge", "/no/such", "/no/such", "--out", "out"], "There is no study.json in /no/such"),
+    "nothing to merge": (["merge", "/no/such", "/no/such", "--out", "out"], "there is no study.json in /no/such"),
     "no results": (["report", "/no/such"], "/no/such"),
     "no config": (["inspect", NET, "--config", "/no/such.yaml"], "/no/such.yaml"),
 }

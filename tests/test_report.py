@@ -10,7 +10,7 @@ from rich.console import Console
 
 from report_results import LABELS, make_results
 from topiarist.errors import TopiaristError
-from topiarist.report import figures, render, show, style, words, write_report
+from topiarist.report import arm_styles, figures, formatting, render, show, write_report
 from topiarist.studies import read_results
 
 
@@ -55,7 +55,7 @@ def test_the_page_holds_its_data(tmp_path):
     text = write_report(tmp_path, results).read_text(encoding="utf-8")
     assert json.loads(Page(text).scripts["results"]) == results
     assert read_results(tmp_path) == results
-    assert text.index(words.tied(results["conclusion"][0])) < text.index("<table")
+    assert text.index(formatting.unbroken(results["conclusion"][0])) < text.index("<table")
 
 
 def test_the_same_results_give_the_same_page():
@@ -70,7 +70,7 @@ def test_ids_are_unique_and_references_to_them_meet_one():
 
 def test_figures_take_the_colours_of_the_page():
     text = render(make_results())
-    assert not any(colour in text for colour in style.COLOURS.values())
+    assert not any(colour in text for colour in arm_styles.COLOURS.values())
     assert all(f"var(--{arm.replace('_', '-')})" in text for arm in LABELS)
 
 
@@ -133,20 +133,20 @@ def test_the_terminal_shows_the_whole_table_in_80_columns():
 @pytest.mark.parametrize(
     ("told", "wanted"),
     [
-        (words.count(7), "7"),
-        (words.count(999.9), "1 k"),
-        (words.count(45_678), "45.7 k"),
-        (words.count(1_234_567), "1.23 M"),
-        (words.count(999_400), "999 k"),
-        (words.count(15_300_000_000), "15.3 G"),
-        (words.count(None), "–"),
-        (words.size(512), "512 B"),
-        (words.size(182_712), "183 kB"),
-        (words.percent(0.4987), "50 %"),
-        (words.percent(0.054), "5.4 %"),
-        (words.milliseconds(0.5478), "0.55 ms"),
-        (words.milliseconds(123.4), "123 ms"),
-        (words.accuracy({"mean": 97.125, "std": None}), "97.12"),
+        (formatting.count(7), "7"),
+        (formatting.count(999.9), "1 k"),
+        (formatting.count(45_678), "45.7 k"),
+        (formatting.count(1_234_567), "1.23 M"),
+        (formatting.count(999_400), "999 k"),
+        (formatting.count(15_300_000_000), "15.3 G"),
+        (formatting.count(None), "–"),
+        (formatting.size(512), "512 B"),
+        (formatting.size(182_712), "183 kB"),
+        (formatting.percent(0.4987), "50 %"),
+        (formatting.percent(0.054), "5.4 %"),
+        (formatting.milliseconds(0.5478), "0.55 ms"),
+        (formatting.milliseconds(123.4), "123 ms"),
+        (formatting.accuracy({"mean": 97.125, "std": None}), "97.12"),
     ],
 )
 def test_numbers_as_people_read_them(told, wanted):
@@ -169,5 +169,5 @@ def test_a_folder_without_results(tmp_path):
 
 def test_a_report_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(TopiaristError, match="cannot be written"):
+    with pytest.raises(TopiaristError, match="cannot write"):
         write_report(tmp_path / "file" / "out", make_results())

@@ -13,12 +13,13 @@ from report_results import KERNELS, large_results, make_results, row
 from topiarist import Budget, Pruning, load_data, load_model, prune
 from topiarist.architecture import SHAPE_FILE, Architecture
 from topiarist.pruning import Choice
-from topiarist.report import figures, render, style, words, write_report
+from topiarist.report import arm_styles, figures, formatting, render, write_report
+from topiarist.report.explanations import how
 from topiarist.report.tables import arms_table
-from topiarist.report.texts import how
 from topiarist.studies import ARMS, Study, gather, run_cells
 from topiarist.studies.cells import folder, result, unfold
-from topiarist.studies.conclusion import conclude, overall
+from topiarist.studies.comparisons import pool
+from topiarist.studies.conclusion import conclude
 from topiarist.studies.histogram import histogram
 from topiarist.studies.work import work
 
@@ -177,7 +178,7 @@ def rows_of(gains):
 
 def test_a_pooled_difference_is_that_of_the_means_at_each_seed():
     gains = {"l1": [1.0, 2.0, 3.0], "slimming": [0.0, 0.0, 3.0]}
-    every, l1, slimming = overall(rows_of(gains), [("finetune", "scratch_b")])
+    every, l1, slimming = pool(rows_of(gains), [("finetune", "scratch_b")])
     assert [each["method"] for each in (every, l1, slimming)] == ["", "l1", "slimming"]
     assert [each["prunings"] for each in (every, l1, slimming)] == [2, 1, 1]
     # of 0.5, 1 and 3: mean 1.5, deviation 1.3229, t(2; 0.975) = 4.3027
@@ -189,7 +190,7 @@ def test_a_pooled_difference_is_that_of_the_means_at_each_seed():
 
 
 def test_only_seeds_that_all_prunings_have_are_pooled():
-    every = next(overall(rows_of({"l1": [1.0, 2.0, 3.0], "slimming": [0.0, 1.0]}), [("finetune", "scratch_b")]))
+    every = next(pool(rows_of({"l1": [1.0, 2.0, 3.0], "slimming": [0.0, 1.0]}), [("finetune", "scratch_b")]))
     assert every["n"] == 2
     assert every["mean"] == pytest.approx(1.0)
 
@@ -197,14 +198,23 @@ def test_only_seeds_that_all_prunings_have_are_pooled():
 @pytest.mark.parametrize(
     ("gains", "told"),
     [
-        ([1.0, 1.1, 1.2], "Fine-tuning was worth more than training the pruned shape from scratch: fine-tuning beats"),
-        ([-1.0, -1.1, -1.2], "Fine-tuning was worth less than training the pruned shape from scratch: Scratch-B beats"),
+        (
+            [1.0, 1.1, 1.2],
+            "Fine-tuning was worth more than training the pruned shape from scratch: fine-tuning outperforms",
+        ),
+        (
+            [-1.0, -1.1, -1.2],
+            "Fine-tuning was worth less than training the pruned shape from scratch: Scratch-B outperforms",
+        ),
         ([1.0, -1.1, 0.2], "Whether fine-tuning was worth more than training the pruned shape from scratch is open"),
-        ([1.0], "is open: no difference resolved between fine-tuning and Scratch-B: one seed gives no interval (+1.00"),
+        (
+            [1.0],
+            "is open: no significant difference between fine-tuning and Scratch-B: one seed gives no interval (+1.00",
+        ),
     ],
 )
 def test_the_conclusion_answers_the_question(gains, told):
-    pooled = list(overall(rows_of({"l1": gains, "fpgm": gains}), [("finetune", "scratch_b")]))
+    pooled = list(pool(rows_of({"l1": gains, "fpgm": gains}), [("finetune", "scratch_b")]))
     (sentence,) = conclude([], pooled, {})
     assert told in sentence
     assert sentence.endswith("on average over 2 prunings.")
@@ -226,12 +236,12 @@ def test_designed_shapes_are_placed_between_uniform_and_direct(guided, told):
         with_seeds("slimming", "guided", [guided, guided + 0.1]),
     ]
     pairs = [("guided", "uniform"), ("guided", "scratch_b")]
-    pooled = list(overall(rows, pairs))
+    pooled = list(pool(rows, pairs))
     comparisons = [
         {**entry, "network": "n", "data": "digits", "goal": "50 %", "when": ""} for entry in pooled if entry["method"]
     ]
     sentences = conclude(comparisons, pooled, {})
-    assert sentences[-1] == f"By its mean, the guided pattern comes between the uniform network and Scratch-B {told}"
+    assert sentences[-1] == f"The mean of the guided pattern lies between the uniform network and Scratch-B {told}"
 
 
 # ---------------------------------------------------------------- what is written
@@ -255,8 +265,8 @@ def test_markdown_has_the_numbers_of_the_results(large):
         shown = dict(zip(heads, line, strict=True))
         assert shown["Network"] == one["network"]
         assert shown["Arm"] == one["label"]
-        assert shown["Accuracy, %"] == words.accuracy(one["accuracy"])
-        assert shown["MACs"] == f"{words.count(one['macs'])} {words.percent(one['macs_ratio'])}"
+        assert shown["Accuracy, %"] == formatting.accuracy(one["accuracy"])
+        assert shown["MACs"] == f"{formatting.count(one['macs'])} {formatting.percent(one['macs_ratio'])}"
         assert shown["Published, %"] == ("93.63 a" if one["method"] == "none" else "")
         assert shown["Seeds"] == str(one["accuracy"]["n"])
 
@@ -302,7 +312,7 @@ def test_every_figure_has_a_caption(large):
 
 
 def test_arms_differ_in_colour_and_mark():
-    found = style.styles([*ARMS, "new", "newer"])
+    found = arm_styles.styles([*ARMS, "new", "newer"])
     for name in ("name", "mark", "outline", "light", "dark"):
         assert len({getattr(each, name) for each in found.values()}) == len(found)
     results = make_results()
@@ -343,7 +353,7 @@ def test_what_is_pooled_is_of_one_kind():
 
     def told(*parts):
         every = [plain, *(each for part in parts for each in part)]
-        return {entry["method"]: entry["mean"] for entry in overall(every, [("scratch_b", "uniform")])}
+        return {entry["method"]: entry["mean"] for entry in pool(every, [("scratch_b", "uniform")])}
 
     kinds = list(found), list(sparse)
     assert told(list(alike), kinds[0]) == {"": 1.0, "slimming": 1.0}
@@ -351,7 +361,7 @@ def test_what_is_pooled_is_of_one_kind():
 
 
 @pytest.mark.parametrize(("arms", "named", "silent"), [
-    (("lottery", "lottery_random"), ("Lottery ticket", "redrawn"), ("Scratch", "Uniform", "Fine-tuned")),
+    (("lottery", "lottery_random"), ("Lottery ticket", "Random ticket"), ("Scratch", "Uniform", "Fine-tuned")),
     (("finetune", "scratch_e"), ("Fine-tuned", "Scratch-E"), ("Scratch-B", "Lottery", "cap")),
 ])  # fmt: skip
 def test_only_the_arms_that_there_are_are_explained(arms, named, silent):

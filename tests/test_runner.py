@@ -63,12 +63,12 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
         return {}
 
     outcome = run_cells([cell("one")], tmp_path, work)
-    assert "Another run is at work" in next(iter(outcome.failed.values()))
+    assert "another run is using" in next(iter(outcome.failed.values()))
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(TopiaristError, match="cannot be written"):
+    with pytest.raises(TopiaristError, match="cannot write to the folder"):
         run_cells([cell("a")], tmp_path / "file" / "out", lambda *_: {})
 
 

@@ -12,7 +12,7 @@ def test_summary_by_hand():
     assert summarise([1.0, 2.0, 6.0]).std == pytest.approx(math.sqrt(7.0))  # (4 + 1 + 9) / 2
     assert summarise([5.0]).std is None
     assert str(summarise([5.0])) == "5.00"
-    with pytest.raises(ValueError, match="nothing"):
+    with pytest.raises(ValueError, match="no values"):
         summarise([])
 
 
@@ -24,7 +24,7 @@ def test_paired_interval_by_hand():
     assert difference.low == pytest.approx(1.1 - half, abs=1e-6)
     assert difference.high == pytest.approx(1.1 + half, abs=1e-6)
     assert difference.n == 3
-    assert difference.resolved
+    assert difference.significant
 
 
 def test_paired_uses_the_seeds_that_both_have():
@@ -35,43 +35,43 @@ def test_paired_uses_the_seeds_that_both_have():
 
 def test_pairing_sees_what_the_spread_between_seeds_hides():
     a, b = {0: 80.0, 1: 90.0, 2: 99.0}, {0: 79.0, 1: 88.9, 2: 97.9}
-    assert paired(a, b).resolved
-    assert not paired(a, {0: b[1], 1: b[2], 2: b[0]}).resolved
+    assert paired(a, b).significant
+    assert not paired(a, {0: b[1], 1: b[2], 2: b[0]}).significant
 
 
 @pytest.mark.parametrize(
     ("difference", "told"),
     [
-        (Difference(0.8, 0.2, 1.4, 3), "A beats B by 0.80 points (95 % interval 0.20 to 1.40, n = 3 seeds)"),
-        (Difference(-0.8, -1.4, -0.2, 5), "B beats A by 0.80 points (95 % interval 0.20 to 1.40, n = 5 seeds)"),
+        (Difference(0.8, 0.2, 1.4, 3), "A outperforms B by 0.80 points (95 % CI 0.20 to 1.40, n = 3 seeds)"),
+        (Difference(-0.8, -1.4, -0.2, 5), "B outperforms A by 0.80 points (95 % CI 0.20 to 1.40, n = 5 seeds)"),
         (
             Difference(0.5, -0.2, 1.2, 3),
-            "no difference resolved between A and B (95 % interval −0.20 to +1.20 points, n = 3 seeds)",
+            "no significant difference between A and B (95 % CI −0.20 to +1.20 points, n = 3 seeds)",
         ),
         (
             Difference(0.2, 0.2, 0.2, 3),
-            "no difference resolved between A and B: all 3 seeds differ by +0.20 points, which gives no interval",
+            "no significant difference between A and B: all 3 seeds differ by +0.20 points, which gives no interval",
         ),
         (
             Difference(0.0, 0.0, 0.0, 3),
-            "no difference resolved between A and B: the same accuracy at each of 3 seeds",
+            "no significant difference between A and B: the same accuracy at each of 3 seeds",
         ),
         (
             Difference(0.2, None, None, 1),
-            "no difference resolved between A and B: one seed gives no interval (+0.20 points)",
+            "no significant difference between A and B: one seed gives no interval (+0.20 points)",
         ),
     ],
 )
 def test_verdict(difference, told):
     assert verdict("A", "B", difference) == told
-    assert difference.resolved == ("beats" in told)
+    assert difference.significant == ("outperforms" in told)
 
 
-def test_an_interval_that_ends_at_zero_resolves_nothing():
-    assert not Difference(0.5, 0.0, 1.0, 3).resolved
+def test_an_interval_that_ends_at_zero_is_not_significant():
+    assert not Difference(0.5, 0.0, 1.0, 3).significant
 
 
-def test_equal_differences_resolve_nothing():
+def test_equal_differences_are_not_significant():
     difference = paired({0: 90.4, 1: 91.2, 2: 95.2}, {0: 90.2, 1: 91.0, 2: 95.0})
     assert difference.low == difference.high
-    assert not difference.resolved
+    assert not difference.significant

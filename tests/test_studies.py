@@ -178,19 +178,21 @@ def test_results_say_what_the_cells_show(tmp_path):
     assert rows["l1", "pruned"]["latency_ms"] == 0.25
     assert rows["l1", "pruned"]["widths"] == {"conv1": [8, 16], "conv2": [10, 32]}
     found = {(entry["method"], entry["a"], entry["b"]): entry for entry in reversed(results["comparisons"])}
-    assert not found["l1", "finetune", "scratch_b"]["resolved"]
-    assert not found["l1", "finetune", "scratch_e"]["resolved"]  # the same at every seed
-    assert found["l1", "finetune", "unpruned"]["verdict"].startswith("the unpruned network beats fine-tuning by 0.49")
-    assert found["l1", "l1", "random"]["verdict"].startswith("before any retraining, no difference")
+    assert not found["l1", "finetune", "scratch_b"]["significant"]
+    assert not found["l1", "finetune", "scratch_e"]["significant"]  # the same at every seed
+    assert found["l1", "finetune", "unpruned"]["verdict"].startswith(
+        "the unpruned network outperforms fine-tuning by 0.49"
+    )
+    assert found["l1", "l1", "random"]["verdict"].startswith("before any retraining, no significant difference")
     assert results["conclusion"] == [
-        "Whether fine-tuning was worth more than training the pruned shape from scratch is open: no difference "
-        "resolved between fine-tuning and Scratch-B (95 % interval −1.12 to +1.14 points, n = 3 seeds), on average "
-        "over 4 prunings.",
-        "With no more epochs than the unpruned network had, no difference resolved between fine-tuning and Scratch-E: "
+        "Whether fine-tuning was worth more than training the pruned shape from scratch is open: no significant "
+        "difference between fine-tuning and Scratch-B (95 % CI −1.12 to +1.14 points, n = 3 seeds), on average over 4 "
+        "prunings.",
+        "For no more epochs than the unpruned network, no significant difference between fine-tuning and Scratch-E: "
         "all 3 seeds differ by +0.60 points, which gives no interval, on average over 4 prunings.",
-        "No difference between fine-tuning and Scratch-B is resolved for random, l1 and slimming at 50 % of MACs, and "
+        "No significant difference between fine-tuning and Scratch-B for random, l1 and slimming at 50 % of MACs, and "
         "magnitude at 10 % of weights.",
-        "The unpruned network beats fine-tuning by 0.49 points (95 % interval 0.47 to 0.51, n = 3 seeds), on average "
+        "The unpruned network outperforms fine-tuning by 0.49 points (95 % CI 0.47 to 0.51, n = 3 seeds), on average "
         "over 4 prunings.",
     ]
     assert json.loads((tmp_path / "results.json").read_text()) == results

@@ -19,7 +19,7 @@ from topiarist.data import load_data
 from topiarist.errors import TopiaristError
 from topiarist.models import fitting_options, make_model
 from topiarist.pruning import prune
-from topiarist.studies import DEMO, Study, merge, run, run_cells
+from topiarist.studies import ARMS, DEMO, Study, merge, run, run_cells
 from topiarist.studies.arms import SCRATCH_SEED
 from topiarist.studies.cells import folder, result, unfold
 from topiarist.studies.work import work
@@ -56,6 +56,17 @@ def computed(study: Study, out: Path) -> dict[tuple[str, str], Path]:
 def same(one: nn.Module, other: nn.Module) -> bool:
     state = other.state_dict()
     return all(torch.equal(tensor, state[name]) for name, tensor in one.state_dict().items())
+
+
+# ---------------------------------------------------------------- the registry
+
+
+def test_arms_are_told_apart_and_compared_with_arms_that_there_are() -> None:
+    for name in ("order", "label", "phrase", "mark", "colours"):
+        assert len({getattr(arm, name) for arm in ARMS.values()}) == len(ARMS)
+    assert [arm.name for arm in ARMS.values()] == list(ARMS)
+    assert all(set(arm.compared_with) <= ARMS.keys() - {arm.name} for arm in ARMS.values())
+    assert all(arm.how for arm in ARMS.values() if arm.name not in ("unpruned", "pruned"))
 
 
 # ---------------------------------------------------------------- lottery tickets

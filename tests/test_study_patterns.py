@@ -231,7 +231,7 @@ def test_a_pattern_goes_to_other_depths_maps_and_classes(tmp_path: Path) -> None
         ({"source": {"netwrok": NETWORK}}, "keys network, data and budget"),
         ({"source": "zoo:vgg11"}, "keys network, data and budget"),
         ({"source": {"network": DEEPER, "budget": {"mac": 0.5}}}, "no 'mac'"),
-        ({"selectors": ["zoo:vgg19"]}, "no network here"),
+        ({"selectors": ["zoo:vgg19"]}, "no network of the study"),
         ({"speed": {"channels_first": True}}, "no 'channels_first'"),
         ({"speed": {"channels_last": "yes"}}, "channels_last of the speed"),
         ({"speed": {"precision": "16-true"}}, "no precision '16-true': choose from"),

@@ -63,9 +63,7 @@ def test_a_study_that_cannot_be_is_told_at_once(settings: dict[str, Any], told: 
     ({**pruning(method="sss"), "arms": ["guided"]}, "not channels, neurons or heads"),
     ({**pruning(budget={"macs": 0.5}), "arms": ["transferred"], "source": {"network": "zoo:lenet300"}}, "stages"),
 ])  # fmt: skip
-def test_what_fails_only_after_training_fails_in_a_rehearsal(
-    tmp_path: Path, settings: dict[str, Any], told: str
-) -> None:
+def test_what_fails_only_after_training_fails_in_a_dry_run(tmp_path: Path, settings: dict[str, Any], told: str) -> None:
     with pytest.raises(TopiaristError, match=told) as refused:
         run(Study.of(settings), tmp_path / "out", quiet=True)
     assert "\n" not in str(refused.value)
@@ -99,7 +97,7 @@ def test_merged_keys_of_yaml_give_way(tmp_path: Path) -> None:
 def test_a_refused_run_leaves_the_study_of_the_other(tmp_path: Path) -> None:
     run(Study.of(SETTINGS), tmp_path, work=invented, quiet=True)
     before = (tmp_path / "study.json").read_text()
-    with locked(tmp_path), pytest.raises(TopiaristError, match="Another run is at work"):
+    with locked(tmp_path), pytest.raises(TopiaristError, match="another run is using"):
         run(Study.of({**SETTINGS, "seeds": 5}), tmp_path, work=invented, quiet=True)
     assert (tmp_path / "study.json").read_text() == before
 

@@ -112,10 +112,12 @@ def _conclusion(found: dict[str, Any], settings: tuple[Setting, ...]) -> list[st
                         lines += _final(found, setting, macs, mine, its)
     gains = against_random(found["pruned"])
     lost = [name for name, gain in gains.items() if gain.mean <= 0 and not name.startswith(PEER)]
-    open_ = [name for name, gain in gains.items() if gain.mean > 0 and not gain.resolved and not name.startswith(PEER)]
+    open_ = [
+        name for name, gain in gains.items() if gain.mean > 0 and not gain.significant and not name.startswith(PEER)
+    ]
     if gains:
         told = f"lose to it: {', '.join(lost)}" if lost else "none loses to it"
-        unclear = f"; ahead, but not resolved: {', '.join(open_)}" if open_ else ""
+        unclear = f"; ahead, but not significantly: {', '.join(open_)}" if open_ else ""
         lines.append(f"- Right after pruning, on average against random, of our methods {told}{unclear}.")
     amiss = sorted({row["method"] for row in found["pruned"] if not holds(row)})
     if amiss:
@@ -196,7 +198,7 @@ def _random_table(found: dict[str, Any]) -> list[str]:
     lines += ["", "| method | points | 95 % interval | |", "|---|---:|---|---|"]
     for name, gain in sorted(gains.items(), key=lambda item: -item[1].mean):
         ends = "" if gain.low is None or gain.high is None else f"{gain.low:+.1f} to {gain.high:+.1f}"
-        word = "loses" if gain.mean <= 0 else "ahead" if gain.resolved else "ahead, not resolved"
+        word = "loses" if gain.mean <= 0 else "ahead" if gain.significant else "ahead, not significant"
         lines.append(f"| {name} | {gain.mean:+.1f} | {ends} | {word} |")
     return lines
 

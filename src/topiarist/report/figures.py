@@ -1,12 +1,12 @@
 """The figures of the report.
 
-Each panel is an SVG of its own, about as wide as a telephone, so that the page can set them beside or below each other.
+Each panel is an SVG, about as wide as a telephone, so that the page can arrange them in columns.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,78 +14,85 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from topiarist.report import words
-from topiarist.report.style import COLOURS, Style
-from topiarist.report.svg import drawing, quiet
-from topiarist.studies import ARMS
+from topiarist.report import formatting
+from topiarist.report.arm_styles import COLOURS, Style
+from topiarist.report.svg import drawing, one_plot
+from topiarist.studies import ARMS, Json
 
-WIDE = 3.7
-"""Inches, as all panels are."""
+WIDTH = 3.7
+"""Of all panels, in inches."""
 
 LETTERED = 48
-"""Points of a panel, up to which each bears the letter of its method."""
+"""Up to so many points of a panel, each shows the letter of its method."""
 
 COSTS = {
-    "macs_ratio": ("Accuracy against MACs", "MACs, of the unpruned network"),
-    "params_ratio": ("Accuracy against parameters", "parameters, of the unpruned network"),
-    "latency_ms": ("Accuracy against latency", "milliseconds for one example"),
+    "macs_ratio": ("Accuracy against MACs", "MACs, % of the unpruned network"),
+    "params_ratio": ("Accuracy against parameters", "parameters, % of the unpruned network"),
+    "latency_ms": ("Accuracy against latency", "latency, ms for one example"),
 }
-"""Field of a row that `tradeoff` draws against → title of the panel and name of the axis."""
+"""Field of a row that `tradeoff` draws accuracy against → title of the panel and label of the axis."""
 
 UNTRAINED = tuple(name for name, arm in ARMS.items() if not arm.recipe)
 """Arms whose accuracy is that before any training, which can be far off."""
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[Json]
 Styles = Mapping[str, Style]
 
 
 def drawn(rows: Rows, cost: str) -> Rows:
-    """The rows that `tradeoff` has points for: those with both values, but for networks as pruned, untrained."""
+    """Returns the rows that `tradeoff` draws: those with both values, of networks that are trained."""
     return [row for row in rows if row["arm"] not in UNTRAINED and None not in (row["accuracy"]["mean"], row[cost])]
 
 
 def letters(rows: Rows) -> dict[str, str]:
-    """Method → the letter that its points bear; none where there is one method, or where points are too many."""
+    """Returns method → letter of its points; nothing where there is one method, or too many points."""
     names = list(dict.fromkeys(row["method"] for row in rows if row["method"] != "none"))
     many = max(len(drawn(rows, cost)) for cost in COSTS) > LETTERED or len(names) > 26
     return {} if many or len(names) < 2 else {name: chr(ord("a") + number) for number, name in enumerate(names)}
 
 
 def tradeoff(rows: Rows, cost: str, styles: Styles, salt: str) -> str:
-    """Accuracy against a cost, mean ± standard deviation: a colour and a mark for each arm, a letter for each method.
+    """Draws accuracy against a cost, mean ± standard deviation: an arm has a colour and a mark, a method a letter.
 
-    Budgets of one method and arm are joined by a line; points of nearly the same cost stand side by side.
+    Budgets of one method and arm are joined by a line; points of nearly the same cost are drawn side by side.
     """
     shown, named = drawn(rows, cost), letters(rows)
-    with drawing(salt, WIDE, 3.0) as (figure, svg):
-        axes = quiet(figure)
-        scale = _Scale.of([row[cost] for row in shown], whole=cost != "latency_ms")
-        places = _side_by_side([scale.to(row[cost]) for row in shown])
+    with drawing(salt, WIDTH, 3.0) as (figure, svg):
+        axes = one_plot(figure)
+        scale = _Scale.of([row[cost] for row in shown], from_zero=cost != "latency_ms")
+        positions = _side_by_side([scale.to(row[cost]) for row in shown])
         if cost != "latency_ms":  # it need not fall with the budget
-            _join_budgets(axes, places, shown, styles)
-        for place, row in zip(places, shown, strict=True):
+            _join_budgets(axes, positions, shown, styles)
+        for position, row in zip(positions, shown, strict=True):
             style, mean = styles[row["arm"]], row["accuracy"]["mean"]
             letter = named.get(row["method"], "")
             axes.errorbar(
-                place, mean, row["accuracy"]["std"] or 0.0, **_point(style), fmt=style.mark, ms=9.5 if named else 7
+                position, mean, row["accuracy"]["std"] or 0.0, **_point(style), fmt=style.mark, ms=9.5 if named else 7
             )
             axes.text(
-                place, mean, letter, ha="center", va="center_baseline", fontsize=6.5, color=COLOURS["paper"], zorder=4
+                position,
+                mean,
+                letter,
+                ha="center",
+                va="center_baseline",
+                fontsize=6.5,
+                color=COLOURS["paper"],
+                zorder=4,
             )
         _reference(axes.axhline, next((row for row in shown if row["method"] == "none"), None))
-        axes.set_xlim(min([0.0, *places]) - 0.05, max([1.0, *places]) + 0.05)
+        axes.set_xlim(min([0.0, *positions]) - 0.05, max([1.0, *positions]) + 0.05)
         scale.mark(axes, "ms" if cost == "latency_ms" else "%")
         axes.set_xlabel(COSTS[cost][1])
         axes.set_ylabel("test accuracy, %")
     return svg()
 
 
-def _join_budgets(axes: Axes, places: Sequence[float], rows: Rows, styles: Styles) -> None:
-    """A thin line through the budgets of each arm and method."""
+def _join_budgets(axes: Axes, positions: Sequence[float], rows: Rows, styles: Styles) -> None:
+    """Draws a thin line through the budgets of each arm and method."""
     for arm, method in dict.fromkeys((row["arm"], row["method"]) for row in rows):
         line = sorted(
-            (place, row["accuracy"]["mean"])
-            for place, row in zip(places, rows, strict=True)
+            (position, row["accuracy"]["mean"])
+            for position, row in zip(positions, rows, strict=True)
             if (row["arm"], row["method"]) == (arm, method)
         )
         axes.plot(*zip(*line, strict=True), color=styles[arm].colour, lw=0.8, alpha=0.4, zorder=2)
@@ -93,29 +100,29 @@ def _join_budgets(axes: Axes, places: Sequence[float], rows: Rows, styles: Style
 
 @dataclass(frozen=True)
 class _Scale:
-    """From costs between ``low`` and ``high`` to places between 0 and 1, evenly or logarithmically."""
+    """Maps costs between ``low`` and ``high`` to positions between 0 and 1, linearly or logarithmically."""
 
     low: float
     high: float
     log: bool
 
     @classmethod
-    def of(cls, costs: Sequence[float], *, whole: bool) -> _Scale:
-        """The scale that holds all of these: logarithmic where they span more than ten times; else from 0, if whole."""
+    def of(cls, costs: Sequence[float], *, from_zero: bool) -> _Scale:
+        """Returns the scale for these costs: logarithmic where they span more than a decade; else linear, from 0."""
         positive = [cost for cost in costs if cost > 0] or [1.0]
         low, high = min(positive), max(positive)
         if high > 10 * low:
             return cls(low, high, True)
-        return cls(0.0 if whole or low == high else max(0.0, low - 0.1 * (high - low)), high, False)
+        return cls(0.0 if from_zero or low == high else max(0.0, low - 0.1 * (high - low)), high, False)
 
     def to(self, cost: float) -> float:
-        """The place of a cost."""
+        """Returns the position of a cost."""
         if not self.log:
             return (cost - self.low) / (self.high - self.low)
         return math.log(max(cost, self.low) / self.low) / math.log(self.high / self.low)
 
     def mark(self, axes: Axes, unit: str) -> None:
-        """Ticks at round numbers."""
+        """Sets ticks at round numbers."""
         factor = 100.0 if unit == "%" else 1.0
         if self.log:
             decades = range(math.floor(math.log10(self.low * factor)), 1 + math.ceil(math.log10(self.high * factor)))
@@ -127,40 +134,40 @@ class _Scale:
         axes.xaxis.set_major_formatter(FixedFormatter([f"{tick:g}%" if unit == "%" else f"{tick:g}" for tick in ticks]))
 
 
-def _side_by_side(places: Sequence[float], near: float = 0.03) -> list[float]:
-    """Places between 0 and 1, of which those that nearly coincide are spread about their mean."""
-    order = sorted(range(len(places)), key=lambda index: places[index])
+def _side_by_side(positions: Sequence[float], near: float = 0.03) -> list[float]:
+    """Returns positions between 0 and 1, of which those that nearly coincide are spread about their mean."""
+    order = sorted(range(len(positions)), key=lambda index: positions[index])
     clusters: list[list[int]] = []
     for before, index in pairwise([None, *order]):
         assert index is not None
-        if before is None or places[index] - places[before] > near:
+        if before is None or positions[index] - positions[before] > near:
             clusters.append([])
         clusters[-1].append(index)
-    found = list(places)
+    spread = list(positions)
     for cluster in clusters:
         step = min(0.03, 0.2 / len(cluster))
-        middle = sum(places[index] for index in cluster) / len(cluster)
-        for rank, index in enumerate(sorted(cluster)):  # in the order of the rows
-            found[index] = middle + (rank - (len(cluster) - 1) / 2) * step
-    return found
+        middle = sum(positions[index] for index in cluster) / len(cluster)
+        for number, index in enumerate(sorted(cluster)):  # in the order of the rows
+            spread[index] = middle + (number - (len(cluster) - 1) / 2) * step
+    return spread
 
 
-def arms(rows: Rows, whole: Mapping[str, Any] | None, limits: tuple[float, float], styles: Styles, salt: str) -> str:
-    """The arms of one pruning side by side: every seed faint, mean ± standard deviation strong."""
-    with drawing(salt, WIDE, 0.62 + 0.34 * len(rows)) as (figure, svg):
-        axes = quiet(figure)
+def arms(rows: Rows, unpruned: Json | None, limits: tuple[float, float], styles: Styles, salt: str) -> str:
+    """Draws the arms of one pruning side by side: every seed faint, mean ± standard deviation strong."""
+    with drawing(salt, WIDTH, 0.62 + 0.34 * len(rows)) as (figure, svg):
+        axes = one_plot(figure)
         low, high = limits
-        for place, row in enumerate(rows):
+        for position, row in enumerate(rows):
             mean, std, style = row["accuracy"]["mean"], row["accuracy"]["std"] or 0.0, styles[row["arm"]]
             if mean is None:
                 continue
             if mean < low:
-                axes.text(low, place, f"◂ {mean:.1f}", va="center", color=COLOURS["muted"], fontsize=10)
+                axes.text(low, position, f"◂ {mean:.1f}", va="center", color=COLOURS["muted"], fontsize=10)
                 continue
             seeds = list(row["accuracy"]["seeds"].values())
-            axes.scatter(seeds, [place] * len(seeds), s=14, color=style.colour, alpha=0.35, linewidths=0, zorder=2)
-            axes.errorbar(mean, place, xerr=std, fmt=style.mark, ms=7, **_point(style))
-        _reference(axes.axvline, whole)
+            axes.scatter(seeds, [position] * len(seeds), s=14, color=style.colour, alpha=0.35, linewidths=0, zorder=2)
+            axes.errorbar(mean, position, xerr=std, fmt=style.mark, ms=7, **_point(style))
+        _reference(axes.axvline, unpruned)
         axes.set_yticks(range(len(rows)), [row["label"] for row in rows], color=COLOURS["ink"])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(low, high)
@@ -173,7 +180,7 @@ def arms(rows: Rows, whole: Mapping[str, Any] | None, limits: tuple[float, float
 
 
 def limits(rows: Rows) -> tuple[float, float]:
-    """Accuracies that the panels of `arms` show: all but those without retraining, which can be far off."""
+    """Returns the accuracies that the panels of `arms` show: all but those before training, which can be far lower."""
     values = [value for row in rows if row["arm"] not in UNTRAINED for value in row["accuracy"]["seeds"].values()]
     if not values:
         return 0.0, 100.0
@@ -183,57 +190,57 @@ def limits(rows: Rows) -> tuple[float, float]:
 
 
 def widths(widths: Mapping[str, Sequence[float]], noun: str, salt: str) -> str:
-    """Units (or weights) per group before (outline) and after (filled), in the order of execution."""
-    with drawing(salt, WIDE, 2.1 if len(widths) > 14 else 2.5) as (figure, svg):
-        axes = quiet(figure)
-        places = range(len(widths))
+    """Draws units (or weights) of each group before (outline) and after (filled), in the order of execution."""
+    with drawing(salt, WIDTH, 2.1 if len(widths) > 14 else 2.5) as (figure, svg):
+        axes = one_plot(figure)
+        positions = range(len(widths))
         kept = [value[0] for value in widths.values()]
         units = [value[1] for value in widths.values()]
-        axes.bar(places, units, width=0.8, color="none", edgecolor=COLOURS["muted"], lw=0.8)
-        axes.bar(places, kept, width=0.8, color=COLOURS["accent"], alpha=0.85, lw=0)
+        axes.bar(positions, units, width=0.8, color="none", edgecolor=COLOURS["muted"], lw=0.8)
+        axes.bar(positions, kept, width=0.8, color=COLOURS["accent"], alpha=0.85, lw=0)
         if max(units) > 50 * min(units):
             axes.set_yscale("log")
         else:
             axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words.count(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.count(value)))
         if len(widths) > 14:
             axes.set_xlabel("layer, in the order of execution")
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         else:
-            names = [words.shortened(name) for name in words.distinct(list(widths))]
-            axes.set_xticks(list(places), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8.5)
+            names = [formatting.shortened(name) for name in formatting.distinct(list(widths))]
+            axes.set_xticks(list(positions), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=8.5)
         axes.set_ylabel(noun)
         axes.margins(x=0.02)
     return svg()
 
 
 def kernels(stages: Mapping[str, Mapping[str, Sequence[float]]], salt: str) -> str:
-    """A map for each stage and size of kernels: per cent of them that keep a weight at each position."""
+    """Draws a map for each stage and size of kernels: per cent of them that keep a weight at each position."""
     maps = [(stage, size, kept) for stage, sizes in stages.items() for size, kept in sizes.items()]
     columns = min(3, len(maps))
     rows = -(-len(maps) // columns)
-    with drawing(salt, WIDE, 1.55 * rows) as (figure, svg):
+    with drawing(salt, WIDTH, 1.55 * rows) as (figure, svg):
         panels = figure.subplots(rows, columns, squeeze=False).flatten()
         for axes in panels:
             axes.set_axis_off()
         for axes, (stage, size, kept) in zip(panels, maps, strict=False):
             _map(axes, kept, int(size.split("x")[-1]))
-            kernel = "linear" if size == "1" else words.times(size)
-            axes.set_title(f"{kernel} on {words.times(stage)}" if stage not in ("", "1") else kernel, fontsize=9)
+            kernel = "linear" if size == "1" else formatting.times(size)
+            axes.set_title(f"{kernel} on {formatting.times(stage)}" if stage not in ("", "1") else kernel, fontsize=9)
     return svg()
 
 
 def stages(kept: Mapping[str, float], salt: str) -> str:
-    """A bar for each stage of a design pattern: per cent of the units that stay."""
-    with drawing(salt, WIDE, 2.0) as (figure, svg):
-        axes = quiet(figure)
-        places = range(len(kept))
+    """Draws a bar for each stage of a design pattern: per cent of units kept."""
+    with drawing(salt, WIDTH, 2.0) as (figure, svg):
+        axes = one_plot(figure)
+        positions = range(len(kept))
         bars = axes.bar(
-            places, [100 * value for value in kept.values()], width=0.7, color=COLOURS["accent"], alpha=0.85, lw=0
+            positions, [100 * value for value in kept.values()], width=0.7, color=COLOURS["accent"], alpha=0.85, lw=0
         )
         axes.bar_label(bars, fmt="%.0f", fontsize=8.5)
-        names = [words.times(stage) if stage not in ("", "1") else "no map" for stage in kept]
-        axes.set_xticks(list(places), names, fontsize=8.5)
+        names = [formatting.times(stage) if stage not in ("", "1") else "no map" for stage in kept]
+        axes.set_xticks(list(positions), names, fontsize=8.5)
         axes.set_xlabel("feature map of the stage")
         axes.set_ylabel("% of units kept")
         axes.set_ylim(0, 115 * max(kept.values()))
@@ -241,42 +248,46 @@ def stages(kept: Mapping[str, float], salt: str) -> str:
 
 
 def _map(axes: Axes, kept: Sequence[float], side: int) -> None:
-    """Squares, as strong as the fraction kept is high, beside the highest of the map."""
+    """Draws squares, darker where more is kept, relative to the highest fraction of the map."""
     highest, lines = max(kept) or 1.0, -(-len(kept) // side)
-    for place, value in enumerate(kept):
-        y, x = divmod(place, side)
+    for position, value in enumerate(kept):
+        y, x = divmod(position, side)
         style: Any = {"color": COLOURS["accent"], "alpha": 0.06 + 0.5 * value / highest, "lw": 0}
         axes.bar(x, 0.94, width=0.94, bottom=y - 0.47, **style)
         if len(kept) <= 25:
-            told = f"{100 * value:.0f}" if value >= 0.0995 else f"{100 * value:.2g}"
-            axes.text(x, y, told, ha="center", va="center_baseline", fontsize=8.5 if side <= 3 else 7)
+            text = f"{100 * value:.0f}" if value >= 0.0995 else f"{100 * value:.2g}"
+            axes.text(x, y, text, ha="center", va="center_baseline", fontsize=8.5 if side <= 3 else 7)
     reach = max(side, lines, 2) / 2 + 0.1
     axes.set_xlim((side - 1) / 2 - reach, (side - 1) / 2 + reach)
     axes.set_ylim((lines - 1) / 2 + reach, (lines - 1) / 2 - reach)
     axes.set_aspect("equal")
 
 
-def scores(found: Mapping[str, Any], noun: str, salt: str) -> str:
-    """Units by their score: outlined those that went, filled those that stay, and the cut between them."""
-    edges, kept, removed = found["edges"], found["kept"], found["removed"]
-    with drawing(salt, WIDE, 2.3) as (figure, svg):
-        axes = quiet(figure)
+def scores(histogram: Json, noun: str, salt: str) -> str:
+    """Draws units by their score: outlined the removed ones, filled the kept ones, and the threshold."""
+    edges, kept, removed = histogram["edges"], histogram["kept"], histogram["removed"]
+    with drawing(salt, WIDTH, 2.3) as (figure, svg):
+        axes = one_plot(figure)
         bins = [high - low for low, high in pairwise(edges)]
         axes.bar(edges[:-1], kept, bins, align="edge", color=COLOURS["accent"], alpha=0.85, lw=0)
-        gone: Any = {"color": "none", "edgecolor": COLOURS["muted"], "lw": 0.8}
-        axes.bar(edges[:-1], removed, bins, bottom=kept, align="edge", **gone)
-        axes.axvline(found["cut"], color=COLOURS["ink"], lw=1, ls=(0, (4, 3)))
-        if found["log"]:
+        outline: Any = {"color": "none", "edgecolor": COLOURS["muted"], "lw": 0.8}
+        axes.bar(edges[:-1], removed, bins, bottom=kept, align="edge", **outline)
+        axes.axvline(histogram["cut"], color=COLOURS["ink"], lw=1, ls=(0, (4, 3)))
+        if histogram["log"]:
             axes.set_xscale("log")
             axes.xaxis.set_minor_locator(NullLocator())
         else:
             axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlim(edges[0], edges[-1])
-        relative = {"": "score", "ratio": "score ∕ cut of its layer", "difference": "score − cut of its layer"}
-        axes.set_xlabel(relative[found["to"]])
+        relative = {
+            "": "score",
+            "ratio": "score ∕ threshold of its layer",
+            "difference": "score − threshold of its layer",
+        }
+        axes.set_xlabel(relative[histogram["to"]])
         axes.set_ylabel(noun)
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words.count(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: formatting.count(value)))
     return svg()
 
 
@@ -284,7 +295,7 @@ def _point(style: Style) -> dict[str, Any]:
     return {"color": style.colour, "mec": COLOURS["paper"], "mew": 0.7, "elinewidth": 1.3, "zorder": 3}
 
 
-def _reference(line: Any, whole: Mapping[str, Any] | None) -> None:
-    """A dashed line at the accuracy of the unpruned network."""
-    if whole and whole["accuracy"]["mean"] is not None:
-        line(whole["accuracy"]["mean"], color=COLOURS["unpruned"], lw=0.8, ls=(0, (4, 3)), zorder=1)
+def _reference(line: Callable[..., object], unpruned: Json | None) -> None:
+    """Draws a dashed line at the accuracy of the unpruned network."""
+    if unpruned and unpruned["accuracy"]["mean"] is not None:
+        line(unpruned["accuracy"]["mean"], color=COLOURS["unpruned"], lw=0.8, ls=(0, (4, 3)), zorder=1)

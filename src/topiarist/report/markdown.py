@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from topiarist.report import tables
-from topiarist.report.texts import PAIRED, POOLED, PUBLISHED, how
+from topiarist.report.explanations import PAIRED, POOLED, PUBLISHED, how
+from topiarist.studies import Json
 
 
-def markdown(results: Mapping[str, Any]) -> str:
-    """The text of ``report.md``; the same results give the same text."""
+def markdown(results: Json) -> str:
+    """Returns the text of ``report.md``; the same results give the same text."""
     return "\n\n".join(_blocks(results)) + "\n"
 
 
-def _blocks(results: Mapping[str, Any]) -> Iterator[str]:
+def _blocks(results: Json) -> Iterator[str]:
     yield f"# {_escaped(results['title'])}"
     if results.get("note"):
         yield _escaped(results["note"])
     yield from map(_escaped, results["conclusion"])
     if results["failed"]:
-        yield "\n".join(
-            [
-                "Cells that failed:",
-                "",
-                *(f"- {_escaped(key)}: {_escaped(why)}" for key, why in results["failed"].items()),
-            ]
-        )
+        yield "Cells that failed or are missing:"
+        yield "\n".join(f"- {_escaped(key)}: {_escaped(why)}" for key, why in results["failed"].items())
     if results.get("overall"):
         yield from ("## Differences", f"{PAIRED} {POOLED}", _table(tables.overall_table(results)))
     yield "## All arms"
@@ -50,5 +45,5 @@ def _table(table: tables.Table) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text in which nothing has a meaning for Markdown or HTML, on one line."""
+    """Returns text in which nothing has a meaning for Markdown or HTML, on one line."""
     return re.sub(r"([\\`*_\[\]<>|~#&])", r"\\\1", " ".join(text.split()))

@@ -1,13 +1,12 @@
-"""One page that holds everything: conclusion, tables, figures, settings. It needs no network and no other file."""
+"""The report as one page: conclusion, tables, figures, settings. It needs no network and no other file."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Mapping
-from importlib.resources import files
+from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
@@ -15,46 +14,41 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
 from topiarist.errors import TopiaristError
-from topiarist.report import tables, texts, words
+from topiarist.files import atomically
+from topiarist.report import explanations, formatting, tables
+from topiarist.report.arm_styles import styles
 from topiarist.report.markdown import markdown
 from topiarist.report.sections import sections
-from topiarist.report.style import styles
-from topiarist.studies import results_of
+from topiarist.studies import Json, results_of
 
 
-def write_report(out: Path, results: Mapping[str, Any]) -> Path:
-    """Write ``report.html`` and ``report.md`` into a folder.
+def write_report(out: Path, results: Json) -> Path:
+    """Writes ``report.html`` and ``report.md`` into a folder.
 
     Args:
         out: the folder; made if absent.
-        results: what `topiarist.studies.gather` gives.
+        results: as `topiarist.studies.gather` returns them.
 
     Returns:
-        The path of the page.
+        The path of ``report.html``.
 
     Raises:
-        TopiaristError: if the folder cannot be written.
+        TopiaristError: the results are damaged, or the folder cannot be written.
     """
-    out = Path(out)
-    page = out / "report.html"
     try:
-        shown, told = render(results), markdown(results)
+        files = {"report.md": markdown(results), "report.html": render(results)}
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, UndefinedError) as error:
         raise TopiaristError(
-            f"The results in {out} are damaged ({error}): delete results.json and run the study again, which reuses "
-            "what is done."
+            f"the results in {out} are damaged ({error}); delete results.json and run the study again, which reuses "
+            "its cells"
         ) from error
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        _write(out / "report.md", told)
-        _write(page, shown)
-    except OSError as error:
-        raise TopiaristError(f"The folder {out} cannot be written ({error.strerror}): choose another one.") from error
-    return page
+    for name, text in files.items():
+        _write(Path(out) / name, text)
+    return Path(out) / "report.html"
 
 
 def rewrite(folder: str | Path) -> dict[str, Any]:
-    """Write the report of a study's folder anew; errors as of `topiarist.studies.results_of`.
+    """Writes the report of a study's folder again; errors as of `topiarist.studies.results_of`.
 
     Returns:
         The plain values of ``results.json``.
@@ -64,8 +58,8 @@ def rewrite(folder: str | Path) -> dict[str, Any]:
     return results
 
 
-def render(results: Mapping[str, Any]) -> str:
-    """The page as one string of HTML; the same results give the same string."""
+def render(results: Json) -> str:
+    """Returns the page as one string of HTML; the same results give the same string."""
     environment = Environment(
         loader=PackageLoader("topiarist.report", "templates"),
         autoescape=True,
@@ -73,7 +67,7 @@ def render(results: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["tied"] = words.tied
+    environment.filters["unbroken"] = formatting.unbroken
     script = _text("tables.js")
     labels = tables.labels(results)
     arms = list(dict.fromkeys(row["arm"] for row in results["rows"]))
@@ -87,28 +81,27 @@ def render(results: Mapping[str, Any]) -> str:
         arms_table=tables.arms_table(results),
         overall_table=tables.overall_table(results),
         comparison_table=tables.comparison_table(results),
-        choices={key: found for key, found in _choices(results, labels).items() if len(found) > 1},
+        choices={key: values for key, values in _choices(results, labels).items() if len(values) > 1},
         sections=list(sections(results, styled)),
         settings=tables.settings(results),
         styles=styled,
         labels=labels,
         arms=arms,
-        texts=texts,
+        explanations=explanations,
     )
 
 
-def _choices(results: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """What the tables can be filtered by → the values that there are, and what they are called."""
-    found = {key: {row[key]: row[key] for row in results["rows"]} for key in ("network", "data", "method", "arm")}
-    found["method"].pop("none", None)
-    return {**found, "arm": {arm: labels[arm] for arm in found["arm"]}}
+def _choices(results: Json, labels: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Returns what the tables can be filtered by → value → label."""
+    values = {key: {row[key]: row[key] for row in results["rows"]} for key in ("network", "data", "method")}
+    values["method"].pop("none", None)
+    return {**values, "arm": {row["arm"]: labels[row["arm"]] for row in results["rows"]}}
 
 
 def _text(name: str) -> str:
-    return files("topiarist.report").joinpath("templates", name).read_text(encoding="utf-8")
+    return resources("topiarist.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8", errors="replace")  # halves of characters, which JSON can hold
-    os.replace(draft, path)
+    # JSON can hold halves of characters, UTF-8 cannot
+    atomically(path, lambda draft: draft.write_text(text, encoding="utf-8", errors="replace"))

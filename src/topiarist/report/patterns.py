@@ -1,24 +1,20 @@
-"""The picture of a design pattern: the fraction kept in each stage, and where in the kernels."""
+"""The figure of a design pattern: the fraction kept in each stage, and at each position of the kernels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from topiarist.guided import ONE, KernelPattern, Pattern, WidthPattern
-
-_INK, _MUTED, _LINE, _BAR = "#263238", "#607d8b", "#cfd8dc", "#2e7d32"
-_COLOURS = "Greens"
+from topiarist.report.saved import BAR, INK, new_figure, save_figure, tidy
 
 
 def draw(pattern: Pattern) -> Figure:
-    """Bars of the fraction kept in each stage; for kernels also a map of the positions of each.
+    """Draws bars of the fraction kept in each stage; for kernels also a map of the positions of each.
 
     Args:
         pattern: of either kind.
@@ -26,19 +22,17 @@ def draw(pattern: Pattern) -> Figure:
     if isinstance(pattern, KernelPattern):
         return _kernels(pattern)
     assert isinstance(pattern, WidthPattern)
-    figure = Figure(figsize=(1.2 + 0.8 * len(pattern.stages), 2.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    _bars(figure.subplots(), {_named(stage): kept for stage, kept in pattern.stages.items()}, "units kept")
+    figure = new_figure(1.2 + 0.8 * len(pattern.stages), 2.6)
+    _bars(figure.subplots(), {_stage_name(stage): kept for stage, kept in pattern.stages.items()}, "units kept")
     return figure
 
 
 def _kernels(pattern: KernelPattern) -> Figure:
-    """A bar for each stage and size of kernel, and below it the map of its positions, where it has several."""
+    """Draws a bar for each stage and size of kernel, and below it the map of its positions, where it has several."""
     kernels = [(stage, size, kept) for stage, sizes in pattern.stages.items() for size, kept in sizes.items()]
-    figure = Figure(figsize=(1.2 + 1.2 * len(kernels), 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(1.2 + 1.2 * len(kernels), 4.2)
     grid = figure.add_gridspec(2, len(kernels), height_ratios=(3, 2))
-    densities = {_kernel_named(*place): kept for place, kept in pattern.shares.items()}
+    densities = {_kernel_name(*place): kept for place, kept in pattern.shares.items()}
     _bars(figure.add_subplot(grid[0, :]), densities, "weights kept")
     for column, (_, size, kept) in enumerate(kernels):
         axes = figure.add_subplot(grid[1, column])
@@ -50,48 +44,44 @@ def _kernels(pattern: KernelPattern) -> Figure:
 
 
 def _bars(axes: Axes, kept: dict[str, float], label: str) -> None:
-    places = range(len(kept))
-    bars = axes.bar(places, [100 * value for value in kept.values()], width=0.7, color=_BAR, alpha=0.85, lw=0)
-    axes.bar_label(bars, fmt="%.3g", fontsize=8.5, color=_INK)
-    axes.set_xticks(list(places), list(kept), fontsize=9)
+    positions = range(len(kept))
+    bars = axes.bar(positions, [100 * value for value in kept.values()], width=0.7, color=BAR, alpha=0.85, lw=0)
+    axes.bar_label(bars, fmt="%.3g", fontsize=8.5, color=INK)
+    axes.set_xticks(list(positions), list(kept), fontsize=9)
     axes.set_xlim(-0.5, len(kept) - 0.5)
     axes.set_ylim(0, 1.15 * max(100 * value for value in kept.values()))
     axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
-    axes.set_ylabel(label, color=_INK)
+    axes.set_ylabel(label, color=INK)
     axes.set_axisbelow(True)
-    axes.grid(True, axis="y", color=_LINE, lw=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=_MUTED, labelsize=8.5)
+    tidy(axes)
 
 
-def _map(axes: Axes, rows: list[Any]) -> None:
-    """Per cent of the kernels that keep a weight at each position, each map on a scale of its own."""
+def _map(axes: Axes, rows: Sequence[Sequence[float]]) -> None:
+    """Draws per cent of the kernels that keep a weight at each position, each map on a scale of its own."""
     highest = max(max(row) for row in rows)
-    axes.imshow(rows, cmap=_COLOURS, vmin=0, vmax=1.25 * highest)
+    axes.imshow(rows, cmap="Greens", vmin=0, vmax=1.25 * highest)
     if len(rows) * len(rows[0]) > 49:
         return
     for y, row in enumerate(rows):
         for x, value in enumerate(row):
-            colour = "white" if value > 0.7 * highest else _INK
+            colour = "white" if value > 0.7 * highest else INK
             axes.text(x, y, f"{100 * value:.2g}", ha="center", va="center", fontsize=8, color=colour)
 
 
-def _named(stage: str) -> str:
+def _stage_name(stage: str) -> str:
     return stage or "no map"
 
 
-def _kernel_named(stage: str, size: str) -> str:
+def _kernel_name(stage: str, size: str) -> str:
     kernel = "linear" if size == ONE else size
-    return kernel if stage == ONE else f"{kernel} on\n{_named(stage)}"
+    return kernel if stage == ONE else f"{kernel} on\n{_stage_name(stage)}"
 
 
 def save_pattern(pattern: Pattern, path: Path) -> None:
-    """Writes the picture; the name says whether as SVG or as PNG.
+    """Saves the figure, as SVG or PNG by its name.
 
     Args:
         pattern: of either kind.
         path: ends in ``.svg`` or ``.png``.
     """
-    settings: Any = {"svg.hashsalt": "pattern", "svg.fonttype": "none"}
-    with matplotlib.rc_context(settings):  # the same pattern gives the same file
-        draw(pattern).savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else {})
+    save_figure(draw(pattern), path, "pattern")

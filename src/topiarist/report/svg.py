@@ -1,4 +1,4 @@
-"""SVG that takes its colours and its font from the page around it, light or dark."""
+"""Draws SVG that takes its colours and its font from the page around it, light or dark."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from topiarist.report.style import COLOURS, variable
+from topiarist.report.arm_styles import COLOURS, variable
 
 
 @contextmanager
 def drawing(salt: str, width: float, height: float) -> Iterator[tuple[Figure, Callable[[], str]]]:
-    """A figure, and a function that gives its SVG once it is drawn and the context has ended.
+    """Yields a figure, and a function that returns its SVG after the context has ended.
 
     Args:
-        salt: what the ids in the SVG begin with; the same drawing with the same salt gives the same text.
+        salt: prefix of the ids in the SVG; the same drawing with the same salt gives the same text.
         width: in inches.
         height: in inches.
     """
@@ -51,8 +51,8 @@ def drawing(salt: str, width: float, height: float) -> Iterator[tuple[Figure, Ca
         drawn.append(_inline(buffer.getvalue(), salt))
 
 
-def quiet(figure: Figure) -> Axes:
-    """One pair of axes with faint horizontal lines."""
+def one_plot(figure: Figure) -> Axes:
+    """Adds axes with faint horizontal lines."""
     axes = figure.add_subplot()
     axes.set_axisbelow(True)
     axes.grid(True, axis="y", color=COLOURS["line"], lw=0.6)
@@ -60,7 +60,7 @@ def quiet(figure: Figure) -> Axes:
 
 
 def _inline(svg: str, salt: str) -> str:
-    """The SVG as part of a page: no prologue, no outside names, ids of its own, the page's colours and font."""
+    """Returns the SVG as part of a page: no prologue, no outside names, unique ids, the page's colours and font."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")

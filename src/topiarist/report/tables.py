@@ -1,15 +1,12 @@
-"""The tables of the report as plain values: the page and the Markdown file show the same ones."""
+"""The tables of the report as plain values: the same for the page and the Markdown file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from topiarist.report import words
-from topiarist.studies import ARMS
-
-Results = Mapping[str, Any]
+from topiarist.report import formatting
+from topiarist.studies import ARMS, Json
 
 
 @dataclass(frozen=True)
@@ -17,10 +14,10 @@ class Cell:
     """One entry of a table.
 
     Attributes:
-        text: what it says.
-        small: what it says besides.
-        value: the number that it stands for; ``None`` for text and for numbers that are not known.
-        arm: whose mark stands before the text.
+        text: its text.
+        small: more text, in small letters.
+        value: its number, by which it is sorted; ``None`` for text and for unknown numbers.
+        arm: whose mark is shown before the text.
         strip: ends and mean of an interval, drawn to the scale of its column.
     """
 
@@ -33,7 +30,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a table: its cells, what it can be filtered by, and whether something new begins with it."""
+    """One line of a table: its cells, what it can be filtered by, and whether a new group begins with it."""
 
     cells: tuple[Cell, ...]
     keys: Mapping[str, str]
@@ -49,7 +46,7 @@ class Table:
         heads: names of the columns.
         numeric: names of those that hold numbers.
         lines: in the order of the study.
-        notes: what letters in the cells stand for.
+        notes: letter in the cells → what it stands for.
     """
 
     name: str
@@ -59,38 +56,38 @@ class Table:
     notes: Mapping[str, str] = field(default_factory=dict)
 
 
-def _places(results: Results) -> list[str]:
-    """The fields of a row that tell where it is from, of those that are not the same in all rows."""
+def _varying(results: Json) -> list[str]:
+    """Returns which of network and data differ between rows, so that they need a column."""
     return [key for key in ("network", "data") if len({row[key] for row in results["rows"]}) > 1]
 
 
-def labels(results: Results) -> dict[str, str]:
-    """Arm → its label; of several the first one counts."""
+def labels(results: Json) -> dict[str, str]:
+    """Returns arm → its label; of several the first one."""
     return {row["arm"]: row["label"] for row in reversed(results["rows"])}
 
 
-def arms_table(results: Results) -> Table:
-    """Every arm of every pruning: accuracy, what was published, costs."""
+def arms_table(results: Json) -> Table:
+    """Returns every arm of every pruning: accuracy, published accuracy, costs."""
     published = any(row.get("published") for row in results["rows"])
     sources = _sources(results)
-    places = _places(results)
-    heads = [key.capitalize() for key in places]
+    varying = _varying(results)
+    heads = [key.capitalize() for key in varying]
     heads += ["Method", "Arm", "Accuracy, %"] + (["Published, %"] if published else [])
     numbers = ("MACs", "Parameters", "File", "Latency", "Epochs", "Seeds")
     table = Table("arms", (*heads, *numbers), frozenset((*numbers, "Accuracy, %", "Published, %")))
     table = replace(table, notes={letter: source for source, letter in sources.items()})
     before: tuple[str, ...] = ()
     for row in results["rows"]:
-        cells = [Cell(row[key]) for key in places]
+        cells = [Cell(row[key]) for key in varying]
         cells += [Cell(row["method"], row["goal"]), Cell(row["label"], arm=row["arm"])]
-        cells += [Cell(words.accuracy(row["accuracy"]), value=row["accuracy"]["mean"])]
+        cells += [Cell(formatting.accuracy(row["accuracy"]), value=row["accuracy"]["mean"])]
         cells += [_published(row, sources)] if published else []
         cells += [
-            Cell(words.count(row["macs"]), _share(row["macs_ratio"]), row["macs"]),
-            Cell(words.count(row["params"]), _share(row["params_ratio"]), row["params"]),
-            Cell(words.size(row["bytes"]), value=row["bytes"]),
-            Cell(words.milliseconds(row["latency_ms"]), value=row["latency_ms"]),
-            Cell(words.DASH if row["epochs"] is None else f"{row['epochs']:.0f}", value=row["epochs"]),
+            Cell(formatting.count(row["macs"]), _share(row["macs_ratio"]), row["macs"]),
+            Cell(formatting.count(row["params"]), _share(row["params_ratio"]), row["params"]),
+            Cell(formatting.size(row["bytes"]), value=row["bytes"]),
+            Cell(formatting.milliseconds(row["latency_ms"]), value=row["latency_ms"]),
+            Cell(formatting.DASH if row["epochs"] is None else f"{row['epochs']:.0f}", value=row["epochs"]),
             Cell(str(row["accuracy"]["n"]), value=row["accuracy"]["n"]),
         ]
         kind = (row["network"], row["data"], row["method"], row["goal"])
@@ -99,33 +96,33 @@ def arms_table(results: Results) -> Table:
     return table
 
 
-def _sources(results: Results) -> dict[str, str]:
-    """Where published numbers are from → the letter that stands for it."""
+def _sources(results: Json) -> dict[str, str]:
+    """Returns source of published numbers → its letter."""
     known = [row["published"].get("source") for row in results["rows"] if row.get("published")]
     return {source: _letter(number) for number, source in enumerate(dict.fromkeys(filter(None, known)))}
 
 
 def _letter(number: int) -> str:
-    """From a to z, then aa, ab and so on."""
+    """Returns a to z, then aa, ab and so on."""
     more, last = divmod(number, 26)
     return (_letter(more - 1) if more else "") + chr(ord("a") + last)
 
 
-def _published(row: Mapping[str, Any], sources: Mapping[str, str]) -> Cell:
+def _published(row: Json, sources: Mapping[str, str]) -> Cell:
     known = row.get("published")
     if not known:
         return Cell("")
-    told = words.accuracy({"mean": known["accuracy"], "std": known.get("spread")})
-    return Cell(told, sources.get(known.get("source"), ""), known["accuracy"])
+    text = formatting.accuracy({"mean": known["accuracy"], "std": known.get("spread")})
+    return Cell(text, sources.get(known.get("source"), ""), known["accuracy"])
 
 
 def _share(ratio: float | None) -> str:
-    return "" if ratio is None else words.percent(ratio)
+    return "" if ratio is None else formatting.percent(ratio)
 
 
-def overall_table(results: Results) -> Table:
-    """Pairs of arms over all prunings, and over those of each method."""
-    heads = ("Compared", "Over", "Difference, points", "95 % interval", "Ahead", "Prunings", "Seeds")
+def overall_table(results: Json) -> Table:
+    """Returns pairs of arms over all prunings, and over those of each method."""
+    heads = ("Compared", "Method", "Difference, points", "95 % CI", "Better", "Prunings", "Seeds")
     table = Table("overall", heads, frozenset(("Prunings", "Difference, points", "Seeds")))
     entries = results.get("overall", [])
     span = span_of(entries)
@@ -138,9 +135,9 @@ def overall_table(results: Results) -> Table:
         cells = (
             _pair(results, entry),
             Cell(entry["method"] or "all methods"),
-            Cell(words.signed(entry["mean"]), value=entry["mean"]),
-            Cell(words.interval(entry["low"], entry["high"]), strip=strip(entry, span)),
-            _ahead(results, entry),
+            Cell(formatting.signed(entry["mean"]), value=entry["mean"]),
+            Cell(formatting.interval(entry["low"], entry["high"]), strip=strip(entry, span)),
+            _better(results, entry),
             Cell(str(entry["prunings"]), value=entry["prunings"]),
             Cell(str(entry["n"]), value=entry["n"]),
         )
@@ -150,21 +147,21 @@ def overall_table(results: Results) -> Table:
     return table
 
 
-def comparison_table(results: Results) -> Table:
-    """Every comparison of two arms of a pruning, and of a method with chance."""
-    places = _places(results)
-    heads = [*(key.capitalize() for key in places), "Method", "Compared"]
-    heads += ["Difference, points", "95 % interval", "Ahead", "Seeds"]
+def comparison_table(results: Json) -> Table:
+    """Returns every comparison of two arms of a pruning, and of a method with random pruning."""
+    varying = _varying(results)
+    heads = [*(key.capitalize() for key in varying), "Method", "Compared"]
+    heads += ["Difference, points", "95 % CI", "Better", "Seeds"]
     table = Table("comparisons", tuple(heads), frozenset(("Difference, points", "Seeds")))
     before: tuple[str, ...] = ()
     for entry in results["comparisons"]:
         cells = (
-            *(Cell(entry[key]) for key in places),
+            *(Cell(entry[key]) for key in varying),
             Cell(entry["method"], entry["goal"]),
             _pair(results, entry),
-            Cell(words.signed(entry["mean"]), value=entry["mean"]),
-            Cell(words.interval(entry["low"], entry["high"])),
-            _ahead(results, entry),
+            Cell(formatting.signed(entry["mean"]), value=entry["mean"]),
+            Cell(formatting.interval(entry["low"], entry["high"])),
+            _better(results, entry),
             Cell(str(entry["n"]), value=entry["n"]),
         )
         kind = (entry["network"], entry["data"], entry["method"], entry["goal"])
@@ -174,30 +171,30 @@ def comparison_table(results: Results) -> Table:
     return table
 
 
-def _keys(row: Mapping[str, Any], arm: str) -> dict[str, str]:
+def _keys(row: Json, arm: str) -> dict[str, str]:
     return {"network": row["network"], "data": row["data"], "method": row["method"], "arm": arm}
 
 
-def _pair(results: Results, entry: Mapping[str, Any]) -> Cell:
+def _pair(results: Json, entry: Json) -> Cell:
     names = labels(results)
     one, other = names.get(entry["a"], entry["a"]), names.get(entry["b"], entry["b"])
     return Cell(f"{one} − {other}", entry.get("when", ""))
 
 
-def _ahead(results: Results, entry: Mapping[str, Any]) -> Cell:
-    if not entry["resolved"]:
-        return Cell("open")
-    arm = entry["a"] if entry["mean"] > 0 else entry["b"]
+def _better(results: Json, entry: Json) -> Cell:
+    if not entry["significant"]:
+        return Cell("not significant")
+    arm = str(entry["a"] if entry["mean"] > 0 else entry["b"])
     return Cell(labels(results).get(arm, arm), arm="" if entry.get("when") else arm)
 
 
-def span_of(entries: Sequence[Mapping[str, Any]]) -> float:
-    """How far a strip reaches to either side of zero, so that it holds all of these intervals."""
+def span_of(entries: Sequence[Json]) -> float:
+    """Returns how far a strip reaches to either side of zero, so that it holds all of these intervals."""
     return 1.1 * max((abs(end) for entry in entries for end in _ends(entry)), default=0.0) or 1.0
 
 
-def strip(entry: Mapping[str, Any], span: float) -> dict[str, str]:
-    """Where an interval's bar and its mean's dot lie on a strip from −span to span, in per cent of its width."""
+def strip(entry: Json, span: float) -> dict[str, str]:
+    """Returns where an interval's bar and its mean's dot are on a strip from −span to span, in per cent of it."""
     low, mean, high = (max(-span, min(span, value)) for value in (_ends(entry)[0], entry["mean"], _ends(entry)[1]))
     return {
         "left": f"{50 + 50 * low / span:.1f}",
@@ -206,28 +203,28 @@ def strip(entry: Mapping[str, Any], span: float) -> dict[str, str]:
     }
 
 
-def _ends(entry: Mapping[str, Any]) -> tuple[float, float]:
+def _ends(entry: Json) -> tuple[float, float]:
     mean = float(entry["mean"])
     return (mean, mean) if entry["low"] is None else (float(entry["low"]), float(entry["high"]))
 
 
-def settings(results: Results) -> list[tuple[str, str]]:
-    """How it was done: names and values."""
+def settings(results: Json) -> list[tuple[str, str]]:
+    """Returns the settings of a study: names and values."""
     study = results["study"]
     proofs = [row["proof"] for row in results["rows"] if row["proof"] is not None]
-    told = [("Seeds", ", ".join(map(str, study["seeds"])))]
-    told += [("Training", _listed(study["recipe"]))]
+    named = [("Seeds", ", ".join(map(str, study["seeds"])))]
+    named += [("Training", _listed(study["recipe"]))]
     arms = [ARMS[name] for name in study.get("arms", ("finetune",)) if name in ARMS]
     if any(arm.recipe == "finetune" for arm in arms):
-        told += [("Fine-tuning", _listed(study["finetune"]))]
-    told += [(entry["method"], _listed(entry["fields"])) for entry in study["prunings"] if entry["fields"]]
+        named += [("Fine-tuning", _listed(study["finetune"]))]
+    named += [(entry["method"], _listed(entry["fields"])) for entry in study["prunings"] if entry["fields"]]
     if any(arm.capped for arm in arms):
-        told += [("Scratch-B at most", "no cap" if study["cap"] is None else f"{study['cap']:g} × the epochs")]
+        named += [("Cap of Scratch-B", "none" if study["cap"] is None else f"{study['cap']:g} × the epochs")]
     if proofs:
-        told += [("Cut against mask", f"largest relative difference {max(proofs):.1g} in float64")]
-    told += [(key.capitalize(), str(value)) for key, value in results["environment"].items()]
-    return list(dict.fromkeys([*told, ("Topiarist", results["topiarist"])]))
+        named += [("Cut and masked network", f"largest relative difference {max(proofs):.1g} in float64")]
+    named += [(key.capitalize(), str(value)) for key, value in results["environment"].items()]
+    return list(dict.fromkeys([*named, ("Topiarist", results["topiarist"])]))
 
 
-def _listed(values: Mapping[str, Any]) -> str:
+def _listed(values: Json) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items()) or "as by default"

@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from topiarist.report import words
+from topiarist.report import formatting
+from topiarist.studies import Json
 
 
-def show(results: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print the table of a study and what it shows.
+def show(results: Json, console: Console | None = None) -> None:
+    """Prints the tables, the conclusion and the comparisons of a study.
 
     Args:
         results: plain values of ``results.json``.
         console: where to print; standard output by default.
     """
     console = console or Console()
-    places = list(dict.fromkeys((row["network"], row["data"]) for row in results["rows"]))
-    for network, data in places:
+    pairs = list(dict.fromkeys((row["network"], row["data"]) for row in results["rows"]))
+    for network, data in pairs:
         here = [row for row in results["rows"] if (row["network"], row["data"]) == (network, data)]
         console.print(_table(f"{network} on {data}", here, 1 if console.width < 90 else 2))
     for number, sentence in enumerate(results["conclusion"]):
         console.print(_plain(sentence, style="bold" if number == 0 else ""))
     last = ""
     for entry in results["comparisons"]:
-        place = f"{entry['network']} on {entry['data']}, " if len(places) > 1 else ""
-        if (heading := f"{place}{entry['method']}, {entry['goal']}") != last:
+        where = f"{entry['network']} on {entry['data']}, " if len(pairs) > 1 else ""
+        if (heading := f"{where}{entry['method']}, {entry['goal']}") != last:
             console.print(_plain(heading, style="dim"))
         last = heading
-        mark = Text("  ● " if entry["resolved"] else "  ○ ", style="green" if entry["resolved"] else "dim")
+        mark = Text("  ● " if entry["significant"] else "  ○ ", style="green" if entry["significant"] else "dim")
         grid = Table.grid()
         grid.add_row(mark, _plain(entry["verdict"]))
         console.print(grid)
@@ -42,8 +40,8 @@ def show(results: Mapping[str, Any], console: Console | None = None) -> None:
         console.print(_plain(f"missing: {which}: {error}", style="red"))
 
 
-def _table(title: str, rows: list[Mapping[str, Any]], gap: int) -> Table:
-    """One table; methods are lines of their own, so that it fits a terminal of 80 columns."""
+def _table(title: str, rows: list[Json], gap: int) -> Table:
+    """Returns one table; methods have lines of their own, so that it fits a terminal of 80 columns."""
     table = Table(
         title=_plain(title),
         title_justify="left",
@@ -63,17 +61,17 @@ def _table(title: str, rows: list[Mapping[str, Any]], gap: int) -> Table:
         last = heading
         table.add_row(
             _plain(row["label"] if row["method"] == "none" else f"  {row['label']}"),
-            words.accuracy(row["accuracy"]),
-            words.count(row["macs"]),
-            words.percent(row["macs_ratio"]),
-            words.count(row["params"]),
-            words.size(row["bytes"]),
-            words.milliseconds(row["latency_ms"]),
-            words.DASH if row["epochs"] is None else f"{row['epochs']:.0f}",
+            formatting.accuracy(row["accuracy"]),
+            formatting.count(row["macs"]),
+            formatting.percent(row["macs_ratio"]),
+            formatting.count(row["params"]),
+            formatting.size(row["bytes"]),
+            formatting.milliseconds(row["latency_ms"]),
+            formatting.DASH if row["epochs"] is None else f"{row['epochs']:.0f}",
         )
     return table
 
 
 def _plain(text: str, style: str = "") -> Text:
-    """Text in which nothing is markup, or tells the terminal what to do."""
+    """Returns text without markup and without control characters for the terminal."""
     return Text("".join(sign for sign in text if sign.isprintable()), style=style)

@@ -1,4 +1,4 @@
-"""Studies: networks × methods × budgets × seeds, every arm trained and compared, resumable at any moment.
+"""Studies: networks × methods × budgets × seeds, every arm trained and compared; resumable at any moment.
 
 Examples:
     >>> from topiarist.studies import Study, run
@@ -9,14 +9,14 @@ Examples:
     ... })
     >>> results = run(study, "runs/mnist", workers=2)  # doctest: +SKIP
 
-With several workers a script must guard its main part by ``if __name__ == "__main__":``, as Python's own process pools
-ask for.
+With several workers a script must guard its main part by ``if __name__ == "__main__":``, as for Python's own process
+pools.
 """
 
 from topiarist.studies.arms import ARMS, Arm
-from topiarist.studies.cells import Cell
+from topiarist.studies.cells import Cell, Json
 from topiarist.studies.demonstration import DEMO, demo
-from topiarist.studies.executors.base import Executor
+from topiarist.studies.executors.base import Ended, Executor, Pool
 from topiarist.studies.executors.local import Local, default_workers
 from topiarist.studies.executors.ray import RayCluster
 from topiarist.studies.merging import merge
@@ -33,10 +33,13 @@ __all__ = [
     "Arm",
     "Cell",
     "Difference",
+    "Ended",
     "Event",
     "Executor",
+    "Json",
     "Local",
     "Outcome",
+    "Pool",
     "RayCluster",
     "Study",
     "StudyPruning",

@@ -1,4 +1,4 @@
-"""One cell of a study: what is to be computed, as a value, and the folder that keeps what came out.
+"""One cell of a study: what is to be computed, as a value, and the folder that holds its result.
 
 A cell names its settings and the cells it builds on; its key follows from both, so that a changed setting gives a new
 key to the cell and to everything downstream of it, and nothing stale is ever reused. A finished cell is a folder
@@ -22,6 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from topiarist.errors import TopiaristError
+from topiarist.files import atomically
+
+Json = Mapping[str, Any]
+"""Plain values, as JSON holds them."""
 
 FORMAT = 1
 """Part of every key: raised when a cell of the same settings comes to mean something else."""
@@ -29,19 +33,19 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Cell:
-    """One result that a study wants: one arm of one pruning of one network at one seed.
+    """One result of a study: one arm of one pruning of one network at one seed.
 
     Attributes:
-        arm: what is done, a name of `topiarist.studies.arms.ARMS`, for example ``"scratch_e"``.
+        arm: what is done, a name of `topiarist.studies.ARMS`, for example ``"scratch_e"``.
         network: the network's name, for example ``"zoo:resnet56"``.
         data: the data set's name, for example ``"digits"``.
         seed: seed of initial weights, order of examples and random choices.
         method: the pruning method, ``"none"`` where there is none.
         budget: fields of `topiarist.Budget`.
-        settings: everything else that the arm reads: recipes, fields of the method, keyword arguments of the network.
+        settings: everything else that the arm reads: recipes, fields of the method, the seed of its training.
         needs: the cells that this one builds on.
 
-    All values are plain (JSON), so that a cell can be written down, compared and sent to another machine.
+    All values are plain (JSON), so that a cell can be stored, compared and sent to another machine.
     """
 
     arm: str
@@ -49,12 +53,12 @@ class Cell:
     data: str
     seed: int
     method: str = "none"
-    budget: Mapping[str, Any] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    budget: Json = field(default_factory=dict)
+    settings: Json = field(default_factory=dict)
     needs: tuple[Cell, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """The cell as plain values; the cells it needs are given by their keys."""
+        """Returns the cell as plain values; the cells it needs are given by their keys."""
         return {
             "format": FORMAT,
             "arm": self.arm,
@@ -72,7 +76,7 @@ class Cell:
         """A readable name and a short hash of all settings: the name of the cell's folder."""
         text = json.dumps(self.as_json(), sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-        method = "" if self.method == "none" else "-".join([self.method, *map(_word, sorted(self.budget.items()))])
+        method = "" if self.method == "none" else "-".join([self.method, *map(_amount, sorted(self.budget.items()))])
         words = (self.network.split(":")[-1], self.data, method, self.arm, f"s{self.seed}")
         return "-".join([*(re.sub(r"[^A-Za-z0-9.]+", "_", word)[:32] for word in words if word), digest])
 
@@ -80,17 +84,17 @@ class Cell:
         return hash(self.key)
 
 
-def _word(item: tuple[str, Any]) -> str:
+def _amount(item: tuple[str, Any]) -> str:
     return f"{item[0]}{item[1]}" if isinstance(item[1], (int, float)) else item[0]
 
 
-Work = Callable[[Cell, Path, tuple[Path, ...]], Mapping[str, Any]]
+Work = Callable[[Cell, Path, tuple[Path, ...]], Json]
 """Computes a cell: ``work(cell, folder, needs)`` writes its files into ``folder``, reads those of the cells it needs
 from the folders ``needs`` (in the order of ``cell.needs``) and returns the result as plain values."""
 
 
 def unfold(cells: Iterable[Cell]) -> tuple[Cell, ...]:
-    """All cells and all that they need, each once, needs first; otherwise in the order given."""
+    """Returns all cells and all that they need, each once, needs first; otherwise in the order given."""
     order: dict[str, Cell] = {}
 
     def visit(cell: Cell) -> None:
@@ -105,58 +109,57 @@ def unfold(cells: Iterable[Cell]) -> tuple[Cell, ...]:
 
 
 def folder(out: Path, cell: Cell) -> Path:
-    """Where the finished cell is kept."""
+    """Returns the folder of the finished cell."""
     return out / "cells" / cell.key
 
 
 def finished(out: Path, cell: Cell) -> bool:
-    """Whether the cell has been computed."""
+    """Returns whether the cell has been computed."""
     return (folder(out, cell) / "result.json").is_file()
 
 
 def result(out: Path, cell: Cell) -> dict[str, Any]:
-    """The result of a finished cell; errors as of `read_result`."""
+    """Returns the result of a finished cell; errors as of `read_result`."""
     return read_result(folder(out, cell))
 
 
-def read_result(place: Path) -> dict[str, Any]:
-    """The result in the folder of a finished cell.
+def read_result(path: Path) -> dict[str, Any]:
+    """Returns the result in the folder of a finished cell.
 
     Raises:
-        TopiaristError: if the file cannot be read, or holds no result.
+        TopiaristError: the file cannot be read, or holds no result.
     """
-    path = place / "result.json"
     try:
-        values = json.loads(path.read_text(), parse_constant=_no_constant)
+        values = json.loads((path / "result.json").read_text(), parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
-        raise TopiaristError(f"{path} cannot be read: delete the folder {place} and run the study again.") from error
+        raise damaged_result(path) from error
     if not isinstance(values, dict):
-        raise no_result(place)
+        raise damaged_result(path)
     return values
 
 
-def no_result(place: Path) -> TopiaristError:
-    """What is said of a folder whose result is none."""
-    return TopiaristError(f"{place / 'result.json'} is no result: delete the folder {place} and run the study again.")
+def damaged_result(path: Path) -> TopiaristError:
+    """Returns the error for a folder whose result cannot be used."""
+    return TopiaristError(f"{path / 'result.json'} is damaged; delete the folder {path} and run the study again")
 
 
-def _no_constant(name: str) -> None:
+def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number")
 
 
 def compute(cell: Cell, out: Path, work: Work) -> None:
-    """Compute one cell and put its folder in place; do nothing if it is there.
+    """Computes one cell and moves its folder into place; does nothing if it is there.
 
-    The work is done in ``OUT/drafts/KEY``, which survives a killed process: what the work left there (a checkpoint) is
-    there when the cell is computed again. One process at a time works there: a worker that its run has given up for
-    lost may still be at it.
+    The work is done in ``OUT/drafts/KEY``, which outlives a killed process: a checkpoint that the work wrote there is
+    there when the cell is computed again. One process at a time works there: a worker that its run has given up as
+    lost may still be running.
     """
     if finished(out, cell):
         return
     draft, final = out / "drafts" / cell.key, folder(out, cell)
     draft.mkdir(parents=True, exist_ok=True)
-    with held(draft):
-        if finished(out, cell):  # by whoever held the draft until now
+    with file_lock(draft):
+        if finished(out, cell):  # by the process that had the lock until now
             with suppress(OSError):
                 draft.rmdir()
             return
@@ -164,24 +167,24 @@ def compute(cell: Cell, out: Path, work: Work) -> None:
         values = dict(work(cell, draft, tuple(folder(out, need) for need in cell.needs)))
         values["seconds"] = round(time.perf_counter() - start, 3)
         values["processor_seconds"] = round(time.process_time() - processor, 3)
-        (draft / "cell.json").write_text(_text(cell.as_json()))
-        (draft / "result.json").write_text(_text(values))
+        (draft / "cell.json").write_text(to_text(cell.as_json()))
+        (draft / "result.json").write_text(to_text(values))
         publish(draft, final)
 
 
 def publish(draft: Path, final: Path) -> None:
-    """Put a finished folder in its place, in one step."""
-    if final.exists():  # a folder without a result: somebody's leftovers
+    """Moves a finished folder into place, in one step."""
+    if final.exists():  # without a result
         shutil.rmtree(final)
     os.replace(draft, final)
 
 
 @contextmanager
-def held(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold a file or folder for this process alone; the system lets go of it however the process ends.
+def file_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Locks a file or folder for this process alone; the system unlocks it however the process ends.
 
     Raises:
-        BlockingIOError: another process holds it, and ``wait`` is off.
+        BlockingIOError: another process has locked it, and ``wait`` is off.
     """
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -191,7 +194,7 @@ def held(path: Path, *, wait: bool = True) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise
-        except (ImportError, OSError):  # no such locks on this system: two runs at once are the user's care
+        except (ImportError, OSError):  # no such locks on this system: the user has to avoid two runs at once
             pass
         yield
     finally:
@@ -199,7 +202,7 @@ def held(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def failure(out: Path, cell: Cell) -> str:
-    """Why the cell failed when it was last tried, in one sentence; empty if it did not."""
+    """Returns why the cell failed when it was last tried, in one sentence; empty if it did not."""
     try:
         return (out / "drafts" / cell.key / "error.txt").read_text().partition("\n")[0]
     except OSError:
@@ -207,10 +210,10 @@ def failure(out: Path, cell: Cell) -> str:
 
 
 def prepare(out: Path) -> None:
-    """Make the folder of a study.
+    """Makes the folder of a study.
 
     Raises:
-        TopiaristError: if it cannot be written.
+        TopiaristError: it cannot be written.
     """
     try:
         (out / "cells").mkdir(parents=True, exist_ok=True)
@@ -218,17 +221,23 @@ def prepare(out: Path) -> None:
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
-        raise TopiaristError(
-            f"The folder {out} cannot be written ({error.strerror}): mend that, or choose another one."
-        ) from error
+        raise TopiaristError(f"cannot write to the folder {out}: {error.strerror}; choose another folder") from error
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write plain values in one step, so that a reader never meets half a file."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(_text(values))
-    os.replace(draft, path)
+def write_json(path: Path, values: Json) -> None:
+    """Writes plain values in one step, so that a reader never meets half a file.
+
+    Raises:
+        TopiaristError: the file cannot be written.
+    """
+    text = to_text(values)
+    atomically(path, lambda draft: draft.write_text(text, encoding="utf-8", errors="replace"))
 
 
-def _text(values: Mapping[str, Any]) -> str:
+def to_text(values: Json) -> str:
+    """Returns the text of a JSON file.
+
+    Raises:
+        TypeError, ValueError: no JSON file can hold the values.
+    """
     return json.dumps(values, indent=1, allow_nan=False) + "\n"

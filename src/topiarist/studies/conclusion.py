@@ -1,107 +1,33 @@
-"""What a study says, over all its prunings and by method: differences pooled over the prunings, and their words."""
+"""The conclusion of a study in words: what fine-tuning, lottery tickets and built shapes are worth."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
-from statistics import fmean
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
-from topiarist.studies.arms import ARMS, FROM_SCRATCH, PAIRS, phrase
-from topiarist.studies.statistics import paired, verdict
-
-Row = Mapping[str, Any]
-Arms = Mapping[str, Row]
-Kind = tuple[str, str, str, str]
-"""Network, data, method and goal: one pruning."""
+from topiarist.studies.arms import ARMS, FROM_SCRATCH, phrase
+from topiarist.studies.cells import Json
 
 NAMED = 6
-"""Up to so many prunings a conclusion tells by name which of them point where; of more it tells how many."""
+"""Of up to so many prunings a conclusion names those with a difference; of more it says how many."""
 
 
-def prunings(rows: Sequence[Row]) -> dict[Kind, dict[str, Row]]:
-    """Each pruning with its rows by arm; the unpruned network is the plainly trained one for all of a place."""
-    plain = {(row["network"], row["data"]): row for row in rows if row["method"] == "none"}
-    found: dict[Kind, dict[str, Row]] = {}
-    for row in rows:
-        if row["method"] != "none":
-            place = row["network"], row["data"]
-            arms = found.setdefault((*place, row["method"], row["goal"]), {"unpruned": plain[place]})
-            arms.setdefault(row["arm"], row)
-    return found
-
-
-def overall(rows: Sequence[Row], pairs: Sequence[tuple[str, str]] = PAIRS) -> Iterator[dict[str, Any]]:
-    """Pairs of arms over all prunings, and over those of each method.
-
-    At each seed that all these prunings have, the difference is their mean, each counting alike; the t interval is that
-    of these means over the seeds. Prunings of one seed share its trained network, so that they are no repetitions: only
-    seeds are.
-
-    Args:
-        rows: of the table.
-        pairs: arms to compare.
-
-    Yields:
-        The fields of `Difference`, the arms ``a`` and ``b``, ``method`` (empty: all), ``prunings`` (how many), and the
-        ``verdict`` in words.
-    """
-    every = prunings(rows)
-    methods = list(dict.fromkeys(kind[2] for kind in every))
-    for a, b in pairs:
-        for method in ("", *methods):
-            both = [(arms[a], arms[b]) for kind, arms in every.items() if method in ("", kind[2]) and {a, b} <= {*arms}]
-            both = [(one, two) for one, two in both if _seeds(one) & _seeds(two) and not same(one, two)]
-            if ARMS[a].shape == "pruned" and len({two["label"] for _, two in both}) > 1:
-                continue  # a pruned shape is to uniform widths what it is not to uniform sparsity, which has fewer MACs
-            shared = set.intersection(*(_seeds(one) & _seeds(two) for one, two in both)) if both else set()
-            if not shared:
-                continue
-            left, right = (_averaged(side, shared) for side in zip(*both, strict=True))
-            difference = paired(left, right)
-            yield {
-                "a": a,
-                "b": b,
-                "method": method,
-                "prunings": len(both),
-                **asdict(difference),
-                "resolved": difference.resolved,
-                "verdict": verdict(phrase(a), phrase(b), difference),
-            }
-
-
-def same(one: Row, other: Row) -> bool:
-    """Whether a method has narrowed all layers alike, so that its networks from scratch are the uniform ones."""
-    alike = one["accuracy"]["seeds"] == other["accuracy"]["seeds"] and one["widths"] == other["widths"]
-    return alike and "uniform" in (one["arm"], other["arm"])
-
-
-def _seeds(row: Row) -> set[str]:
-    return set(row["accuracy"]["seeds"])
-
-
-def _averaged(rows: Sequence[Row], seeds: Iterable[str]) -> dict[int, float]:
-    """Seed → mean accuracy of the rows."""
-    return {int(seed): fmean(row["accuracy"]["seeds"][seed] for row in rows) for seed in seeds}
-
-
-def conclude(comparisons: Sequence[Row], pooled: Sequence[Row], failed: Mapping[str, str]) -> list[str]:
-    """The conclusion in words.
+def conclude(comparisons: Sequence[Json], pooled: Sequence[Json], failed: Mapping[str, str]) -> list[str]:
+    """Returns the conclusion as sentences.
 
     First whether fine-tuning was worth more than training the shape from scratch, over all and pruning by pruning, and
-    what pruning cost; then what lottery tickets and designed shapes are worth, where there are any; what is missing.
+    what pruning cost; then what the other arms are worth, where there are any; then what is missing.
     """
     total = {(entry["a"], entry["b"]): entry for entry in pooled if not entry["method"]}
     sentences = []
     scratch = next((arm for arm in FROM_SCRATCH if ("finetune", arm) in total), None)
     if scratch:
-        sentences.append(_worth(total["finetune", scratch]))
+        sentences.append(_inherited_weights(total["finetune", scratch]))
         equal = scratch != "scratch_e" and total.get(("finetune", "scratch_e"))
         if equal:
-            sentences.append(f"With no more epochs than the unpruned network had, {equal['verdict']}{_average(equal)}.")
+            sentences.append(f"For no more epochs than the unpruned network, {equal['verdict']}{_average(equal)}.")
         sentences += _by_pruning(comparisons, "finetune", scratch)
     cost = total.get(("finetune", "unpruned"))
-    if cost and scratch and cost["resolved"]:
+    if cost and scratch and cost["significant"]:
         sentences.append(_sentence(cost))
     if cost and not scratch:
         sentences += [_sentence(cost), *_by_pruning(comparisons, "finetune", "unpruned")]
@@ -109,13 +35,22 @@ def conclude(comparisons: Sequence[Row], pooled: Sequence[Row], failed: Mapping[
         sentences += _of_arm(comparisons, total, arm)
     if failed:
         cells = "1 cell is" if len(failed) == 1 else f"{len(failed)} cells are"
-        sentences.append(f"{cells} missing, so that some means rest on fewer seeds: run the study again.")
+        sentences.append(f"{cells} missing, so some means are over fewer seeds; run the study again.")
     if not total:
         sentences.insert(0, "Nothing can be compared yet: no two arms share a finished seed.")
     return sentences
 
 
-def _of_arm(comparisons: Sequence[Row], total: Mapping[tuple[str, str], Row], arm: str) -> Iterator[str]:
+def _inherited_weights(entry: Json) -> str:
+    """Returns whether fine-tuning was worth more than training the shape from scratch."""
+    scratch = "training the pruned shape from scratch"
+    if not entry["significant"]:
+        return f"Whether fine-tuning was worth more than {scratch} is open: {entry['verdict']}{_average(entry)}."
+    more = "more" if entry["mean"] > 0 else "less"
+    return f"Fine-tuning was worth {more} than {scratch}: {entry['verdict']}{_average(entry)}."
+
+
+def _of_arm(comparisons: Sequence[Json], total: Mapping[tuple[str, str], Json], arm: str) -> Iterator[str]:
     """Yields what another arm is worth; of a built shape, whether it lies between a uniform one and the pruned one."""
     others = [b for a, b in total if a == arm]
     if ARMS[arm].shape != "built":
@@ -130,85 +65,82 @@ def _of_arm(comparisons: Sequence[Row], total: Mapping[tuple[str, str], Row], ar
             yield _between(comparisons, arm, direct)
 
 
-def _worth(entry: Row) -> str:
-    """Was fine-tuning worth more than training the shape from scratch?"""
-    told = "training the pruned shape from scratch"
-    if not entry["resolved"]:
-        return f"Whether fine-tuning was worth more than {told} is open: {entry['verdict']}{_average(entry)}."
-    more = "more" if entry["mean"] > 0 else "less"
-    return f"Fine-tuning was worth {more} than {told}: {entry['verdict']}{_average(entry)}."
-
-
-def _sentence(entry: Row) -> str:
+def _sentence(entry: Json) -> str:
     return f"{_capital(entry['verdict'])}{_average(entry)}."
 
 
-def _average(entry: Row) -> str:
+def _average(entry: Json) -> str:
     return f", on average over {entry['prunings']} prunings" if entry["prunings"] > 1 else ""
 
 
-def _by_pruning(comparisons: Sequence[Row], arm: str, against: str) -> Iterator[str]:
-    """For which prunings an arm is ahead, behind, or neither: by network, or in numbers where they are many."""
-    entries = [entry for entry in comparisons if (entry["a"], entry["b"], entry["when"]) == (arm, against, "")]
+def _by_pruning(comparisons: Sequence[Json], arm: str, other: str) -> Iterator[str]:
+    """Yields for which prunings an arm is better, worse, or neither: by network, or in numbers where they are many."""
+    entries = [entry for entry in comparisons if (entry["a"], entry["b"], entry["when"]) == (arm, other, "")]
     if len(entries) < 2:
         return
-    one, other = phrase(arm), phrase(against)
+    one, two = phrase(arm), phrase(other)
     if len(entries) > NAMED:
-        won, lost, open_ = map(len, _split(entries))
+        won, lost, rest = map(len, _split(entries))
         yield (
-            f"Taken one by one, {one} is ahead in {won} of {len(entries)} prunings, {other} in {lost}, and {open_} "
-            f"{'is' if open_ == 1 else 'are'} open."
+            f"Pruning by pruning, {one} is significantly better in {won} of {len(entries)}, {two} in {lost}, and "
+            f"{rest} {'is' if rest == 1 else 'are'} open."
         )
         return
-    places = dict.fromkeys((entry["network"], entry["data"]) for entry in entries)
-    if len(places) > 1 and not any(entry["resolved"] for entry in entries):
-        yield f"Taken one by one, none of the {len(entries)} prunings resolves a difference between {one} and {other}."
+    pairs = dict.fromkeys((entry["network"], entry["data"]) for entry in entries)
+    if len(pairs) > 1 and not any(entry["significant"] for entry in entries):
+        yield f"None of the {len(entries)} prunings alone shows a significant difference between {one} and {two}."
         return
-    for place in places:
-        here = [entry for entry in entries if (entry["network"], entry["data"]) == place]
-        ahead, behind, left = _split(here)
-        parts = [f"{one} beats {other} for {_named(ahead)}"] if ahead else []
-        parts += [f"{other} beats {one} for {_named(behind)}"] if behind else []
-        parts += [f"no difference between {one} and {other} is resolved for {_named(left)}"] if left else []
-        where = f" ({place[0]} on {place[1]})" if len(places) > 1 else ""
+    for network, data in pairs:
+        here = [entry for entry in entries if (entry["network"], entry["data"]) == (network, data)]
+        better, worse, open_ = map(_named, _split(here))
+        parts = [f"{one} outperforms {two} for {better}"] if better else []
+        parts += [f"{two} outperforms {one} for {worse}"] if worse else []
+        parts += [f"no significant difference between {one} and {two} for {open_}"] if open_ else []
+        where = f" ({network} on {data})" if len(pairs) > 1 else ""
         yield f"{_capital('; '.join(parts))}{where}."
 
 
-def _split(entries: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
-    """Those where the first arm is ahead, those where it is behind, and the open ones."""
-    known = [entry for entry in entries if entry["resolved"]]
-    ahead = [entry for entry in known if entry["mean"] > 0]
-    return ahead, [entry for entry in known if entry["mean"] < 0], [e for e in entries if not e["resolved"]]
+def _split(entries: Sequence[Json]) -> tuple[list[Json], list[Json], list[Json]]:
+    """Returns those where the first arm is better, those where it is worse, and the others."""
+    significant = [entry for entry in entries if entry["significant"]]
+    return (
+        [entry for entry in significant if entry["mean"] > 0],
+        [entry for entry in significant if entry["mean"] < 0],
+        [entry for entry in entries if not entry["significant"]],
+    )
 
 
-def _between(comparisons: Sequence[Row], arm: str, direct: str) -> str:
-    """Where an arm's mean lies between those of uniform widths and of the directly pruned shape, and where not."""
-    means = {
-        other: {
+def _between(comparisons: Sequence[Json], arm: str, direct: str) -> str:
+    """Returns in how many prunings the mean of an arm lies between uniform widths and the directly pruned shape."""
+    uniform, pruned = (
+        {
             (entry["network"], entry["data"], entry["method"], entry["goal"]): entry["mean"]
             for entry in comparisons
             if (entry["a"], entry["b"], entry["when"]) == (arm, other, "")
         }
         for other in ("uniform", direct)
-    }
-    kinds = [kind for kind in means["uniform"] if kind in means[direct]]
-    outside = [kind for kind in kinds if not means["uniform"][kind] >= 0 >= means[direct][kind]]
-    below = [kind for kind in outside if means["uniform"][kind] < 0]
-    told = f"By its mean, {phrase(arm)} comes between {phrase('uniform')} and {phrase(direct)} in "
-    told += f"{len(kinds) - len(outside)} of {len(kinds)} prunings"
+    )
+    kinds = uniform.keys() & pruned.keys()
+    outside = [kind for kind in kinds if not uniform[kind] >= 0 >= pruned[kind]]
+    below = [kind for kind in outside if uniform[kind] < 0]
+    text = (
+        f"The mean of {phrase(arm)} lies between {phrase('uniform')} and {phrase(direct)} in "
+        f"{len(kinds) - len(outside)} of {len(kinds)} prunings"
+    )
     if outside:
-        below_uniform = f"it is below {phrase('uniform')} in {len(below)}"
-        told += f"; {below_uniform}, and above {phrase(direct)} in {len(outside) - len(below)}"
-    return f"{told}."
+        text += (
+            f"; it is below {phrase('uniform')} in {len(below)}, and above {phrase(direct)} in "
+            f"{len(outside) - len(below)}"
+        )
+    return f"{text}."
 
 
-def _named(entries: Sequence[Row]) -> str:
-    """Methods by their goals: ``"random and l1 at 50 % of MACs, and magnitude at 10 % of weights"``."""
-    goals = {
-        entry["goal"]: [other["method"] for other in entries if other["goal"] == entry["goal"]] for entry in entries
-    }
-    told = [f"{_listed(names)} at {goal}" for goal, names in goals.items()]
-    return told[0] if len(told) == 1 else f"{', '.join(told[:-1])}, and {told[-1]}"
+def _named(entries: Sequence[Json]) -> str:
+    """Returns methods by their budgets: ``"random and l1 at 50 % of MACs, and magnitude at 10 % of weights"``."""
+    budgets = dict.fromkeys(entry["goal"] for entry in entries)
+    methods = {goal: [entry["method"] for entry in entries if entry["goal"] == goal] for goal in budgets}
+    parts = [f"{_listed(names)} at {goal}" for goal, names in methods.items()]
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])}, and {parts[-1]}" if parts else ""
 
 
 def _listed(names: Sequence[str]) -> str:

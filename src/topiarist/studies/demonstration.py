@@ -1,4 +1,4 @@
-"""The demonstration: a small residual network on scikit-learn's digits, pruned four ways, in under three minutes."""
+"""The demo: a small residual network on scikit-learn's digits, pruned in four ways, in under three minutes."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ DEMO = Study(
     finetune={"epochs": 3, "lr": 0.01, "schedule": "constant"},
     cap=2.0,
 )
-"""What the demonstration runs, with three seeds."""
+"""The study of the demo, with three seeds."""
 
 
 def demo(
     out: str | Path = "runs/demo", seeds: int = 3, *, workers: int | None = None, quiet: bool = False
 ) -> dict[str, Any]:
-    """Run the demonstration, or reuse what an earlier run has finished, and write its report.
+    """Runs the demo, or goes on with it, and writes ``results.json``; `topiarist.report.write_report` makes its report.
 
     Args:
-        out: folder for cells, models, ``results.json`` and ``report.html``.
+        out: folder for cells, models and ``results.json``; finished cells there are reused.
         seeds: number of seeds, 0, 1, 2, ….
         workers: cells computed at a time; as many as there are processors by default.
         quiet: show no progress.

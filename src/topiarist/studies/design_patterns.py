@@ -15,6 +15,6 @@ def pattern_cell(pruned: tuple[Cell, ...]) -> Cell:
 
 def average(job: Job) -> Result:
     """Averages what the prunings of all seeds keep into a design pattern."""
-    pattern = guided.of(*(architecture_in(place) for place in job.needs))
+    pattern = guided.of(*(architecture_in(path) for path in job.needs))
     pattern.save(job.folder / PATTERN_FILE)
     return {"pattern": pattern.to_json(), "prunings": len(job.needs)}

@@ -1,4 +1,4 @@
-"""How the scores of one pruning are spread, and where the cut went through them: the plain values of a histogram."""
+"""The histogram of the scores of one pruning, with its threshold, as plain values."""
 
 from __future__ import annotations
 
@@ -12,39 +12,40 @@ from torch import Tensor
 from topiarist.pruning import Choice
 
 BINS = 30
-"""About as many bins as a histogram has; their width is fitted so that the cut lies on an edge."""
+"""The approximate number of bins; their width is fitted so that the threshold is an edge."""
 
-ASTRAY = 0.02
-"""The scores have one cut where at most this fraction of them lies on its wrong side."""
+MISPLACED = 0.02
+"""There is one threshold for all groups where at most this fraction of the scores is on its wrong side."""
 
 DECADES = 4
-"""As far below the cut as a logarithmic histogram goes; what is lower is in its first bin."""
+"""Decades that a logarithmic histogram shows below the threshold; lower scores are in its first bin."""
 
 
 def histogram(choice: Choice | None) -> dict[str, Any] | None:
-    """Counts of kept and removed units, by score.
+    """Returns the counts of kept and removed units by score; ``None`` for methods that select without scores.
 
-    Where the method compares all units with each other, one cut parts them, and the scores are shown as they are. Where
-    each group has a cut of its own, they are shown relative to it: divided by it, or where scores or cuts are not
-    positive less it. The ends of the bins hold whatever lies beyond.
+    Where the method compares all units with each other, they have one threshold, and the scores are shown as they are.
+    Where each group has its own, scores are shown relative to it: divided by it, or minus it where scores or thresholds
+    are not positive. The first and the last bin hold what lies beyond.
 
     Args:
-        choice: of `topiarist.Pruned`; nothing is known of methods that select without scores.
+        choice: of `topiarist.Pruned`.
 
     Returns:
-        ``edges`` (one more than bins), ``kept`` and ``removed`` (units in each bin), ``cut`` (one of the edges), ``to``
-        (``""``, ``"ratio"`` or ``"difference"``) and ``log`` (whether the edges are evenly spaced on that scale).
+        ``edges`` (one more than bins), ``kept`` and ``removed`` (units in each bin), ``cut`` (the threshold, one of the
+        edges), ``to`` (what scores are relative to it: ``""``, ``"ratio"`` or ``"difference"``) and ``log`` (whether
+        the edges are evenly spaced on that scale).
     """
     if choice is None or not choice.scores:
         return None
     scores = _finite({name: values.detach().cpu().double().flatten() for name, values in choice.scores.items()})
-    stays = {name: choice.keep[name].cpu() for name in scores}
-    cuts = {name: _cut(values, stays[name]) for name, values in scores.items()}
-    every, kept = torch.cat(list(scores.values())), torch.cat(list(stays.values()))
-    losing = [name for name in scores if not bool(stays[name].all())] or list(scores)
-    rivals, winners = torch.cat([scores[name] for name in losing]), torch.cat([stays[name] for name in losing])
-    cut, to = _cut(rivals, winners), ""
-    if float(((rivals < cut) == winners).double().mean()) > ASTRAY:
+    keep = {name: choice.keep[name].cpu() for name in scores}
+    cuts = {name: _threshold(values, keep[name]) for name, values in scores.items()}
+    every, kept = torch.cat(list(scores.values())), torch.cat(list(keep.values()))
+    cut_groups = [name for name in scores if not bool(keep[name].all())] or list(scores)
+    compared, kept_of = torch.cat([scores[name] for name in cut_groups]), torch.cat([keep[name] for name in cut_groups])
+    cut, to = _threshold(compared, kept_of), ""
+    if float(((compared < cut) == kept_of).double().mean()) > MISPLACED:
         positive = bool((every >= 0).all()) and all(each > 0 for each in cuts.values())
         cut, to = (1.0, "ratio") if positive else (0.0, "difference")
         every = torch.cat([v / cuts[n] if positive else v - cuts[n] for n, v in scores.items()])
@@ -60,20 +61,20 @@ def histogram(choice: Choice | None) -> dict[str, Any] | None:
 
 
 def _finite(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Infinite scores, those of units that must stay or must go, at the ends of the others."""
+    """Returns scores in which infinite ones, of units that must be kept or removed, are at the ends of the others."""
     known = torch.cat([values[values.isfinite()] for values in scores.values()])
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
     return {name: values.nan_to_num(posinf=high, neginf=low) for name, values in scores.items()}
 
 
-def _cut(scores: Tensor, stays: Tensor) -> float:
-    """Half-way between the scores that meet there if as many go by score alone; the lowest where none goes."""
-    line, gone = scores.sort().values, int((~stays).sum())
-    return float((line[max(0, gone - 1)] + line[min(gone, len(line) - 1)]) / 2) if gone else float(line[0])
+def _threshold(scores: Tensor, kept: Tensor) -> float:
+    """Returns the middle between the scores on both sides if as many are removed by score; the lowest if none is."""
+    line, removed = scores.sort().values, int((~kept).sum())
+    return float((line[max(0, removed - 1)] + line[min(removed, len(line) - 1)]) / 2) if removed else float(line[0])
 
 
 def _spans_decades(scores: Tensor) -> bool:
-    """Whether scores differ so much that on a plain scale most would share one bin."""
+    """Returns whether scores differ so much that on a linear scale most would share one bin."""
     positive = scores[scores > 0].sort().values
     if bool((scores < 0).any()) or not len(positive):
         return False
@@ -81,7 +82,7 @@ def _spans_decades(scores: Tensor) -> bool:
 
 
 def _edges(scores: Tensor, cut: float, log: bool) -> tuple[Tensor, int]:
-    """Evenly spaced on a plain or logarithmic scale, and which of them is the cut."""
+    """Returns edges, evenly spaced on a linear or logarithmic scale, and which of them is the threshold."""
     line = scores.sort().values
     if log:
         least, most = float(scores[scores > 0].min()), float(line[-1])

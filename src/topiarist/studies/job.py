@@ -101,16 +101,16 @@ class Job:
 
     def need(self, arm: str) -> Path:
         """Returns the folder of the cell of this arm that it needs."""
-        return next(place for cell, place in zip(self.cell.needs, self.needs, strict=True) if cell.arm == arm)
+        return next(path for cell, path in zip(self.cell.needs, self.needs, strict=True) if cell.arm == arm)
 
     def needs_a(self, arm: str) -> bool:
         """Returns whether it needs a cell of this arm."""
         return any(cell.arm == arm for cell in self.cell.needs)
 
-    def network(self, place: Path) -> nn.Module:
+    def network(self, path: Path) -> nn.Module:
         """Returns the network in the folder of a finished cell."""
-        with _read_from(place):
-            return load(self.make, place)
+        with _read_from(path):
+            return load(self.make, path)
 
     def mask(self) -> dict[str, Any]:
         """Returns what keeps pruned weights at zero in training; nothing for a structure, whose units are removed."""
@@ -147,25 +147,25 @@ class Job:
         return (self.folder / WEIGHTS_FILE).stat().st_size
 
 
-def architecture_in(place: Path) -> Architecture:
+def architecture_in(path: Path) -> Architecture:
     """Returns the shape of a finished cell's network."""
-    with _read_from(place):
-        return Architecture.load(place / SHAPE_FILE)
+    with _read_from(path):
+        return Architecture.load(path / SHAPE_FILE)
 
 
-def pattern_in(place: Path) -> guided.WidthPattern | guided.KernelPattern:
+def pattern_in(path: Path) -> guided.WidthPattern | guided.KernelPattern:
     """Returns the design pattern in the folder of a finished cell."""
-    with _read_from(place):
-        return guided.load(place / PATTERN_FILE)
+    with _read_from(path):
+        return guided.load(path / PATTERN_FILE)
 
 
 @contextmanager
-def _read_from(place: Path) -> Iterator[None]:
+def _read_from(path: Path) -> Iterator[None]:
     """Adds to an error about a damaged file how its cell comes back."""
     try:
         yield
     except TopiaristError as error:
-        raise TopiaristError(f"{error}; in a study, delete the folder {place} and run the study again") from error
+        raise TopiaristError(f"{error}; in a study, delete the folder {path} and run the study again") from error
 
 
 def _few(data: Data) -> Data:

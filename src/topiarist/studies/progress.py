@@ -1,4 +1,4 @@
-"""A run as it goes, on the terminal: one moving line on a screen, one line per cell in a file."""
+"""The progress of a run: one moving line on a terminal, one line per cell in a file."""
 
 from __future__ import annotations
 
@@ -49,10 +49,12 @@ class Live:
     ) -> None:
         self.bar.stop()
         if self.reused and not self.quiet:
-            self.console.print(f"{self.reused} of {self.total} cells were there already", style="dim", highlight=False)
+            self.console.print(
+                f"{self.reused} of {self.total} cells were finished already", style="dim", highlight=False
+            )
 
     def __call__(self, event: Event) -> None:
-        """Take note of an event."""
+        """Shows an event."""
         name = describe(event.cell)
         if event.state == "started":
             self.running[event.cell.key] = name
@@ -68,12 +70,12 @@ class Live:
         self.bar.update(self.task, completed=self.count, description=", ".join(self.running.values()))
 
     def only(self, arm: str) -> Listener:
-        """A listener that passes on the events of one arm, for runs whose needs have been told already."""
+        """Returns a listener that shows the events of one arm only: those of what its cells need were shown before."""
         return lambda event: self(event) if event.cell.arm == arm else None
 
 
 def describe(cell: Cell) -> str:
-    """A cell in a few words."""
+    """Returns a cell in a few words."""
     method = "" if cell.method == "none" else f"{cell.method} "
     budget = [f"{name} {value:g}" for name, value in cell.budget.items() if isinstance(value, int | float)]
     return ", ".join([f"{method}{cell.arm}", *budget, f"seed {cell.seed}"])

@@ -1,7 +1,7 @@
-"""Runs the cells of a study, skipping what is done, going on where one fails.
+"""Runs the cells of a study: skips those that are finished, and goes on where one fails.
 
-Everything that a run knows is in the folders of the finished cells, so a run may be stopped in any way and at any
-moment; the next one goes on. Who computes the cells, here or elsewhere, talks through these folders alone.
+The folders of the finished cells are the whole state of a run, so a run may be stopped in any way and at any moment;
+the next one goes on. Workers, on this machine or elsewhere, share these folders and nothing else.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 from topiarist.errors import TopiaristError
-from topiarist.studies.cells import Cell, Work, finished, held, prepare, unfold
-from topiarist.studies.executors.base import LOCK, Crew, Executor
+from topiarist.studies.cells import Cell, Work, file_lock, finished, prepare, unfold
+from topiarist.studies.executors.base import LOCK, Executor, Pool
 from topiarist.studies.executors.local import Local
 
 State = Literal["reused", "started", "finished", "failed", "blocked"]
@@ -24,7 +24,7 @@ State = Literal["reused", "started", "finished", "failed", "blocked"]
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to a cell; ``blocked``: not tried, for a cell that it needs has failed."""
+    """A change in the state of a cell; ``blocked``: not tried, for a cell that it needs has failed."""
 
     cell: Cell
     state: State
@@ -34,7 +34,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: the keys of cells that were there, that were computed, and that failed (with one sentence)."""
+    """How a run ended: keys of cells that were there, that were computed, and that failed (with one sentence each)."""
 
     reused: tuple[str, ...] = ()
     finished: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """Whether every cell is there now."""
+        """Whether all cells are finished."""
         return not self.failed
 
 
@@ -59,10 +59,10 @@ def run_cells(
     preload: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Outcome:
-    """Compute cells and all that they need.
+    """Computes cells and all that they need.
 
     Args:
-        cells: what is wanted, in any order.
+        cells: in any order.
         out: folder of the study.
         work: computes one cell; with several workers a function of a module, for it is sent to other processes.
         executor: where the cells are computed; by default on this machine.
@@ -71,92 +71,95 @@ def run_cells(
         progress: called with every `Event`.
 
     Raises:
-        TopiaristError: if the folder cannot be written or another run is at work in it.
+        TopiaristError: the folder cannot be written, or another run is using it.
         KeyboardInterrupt: after the processes have been stopped; run again to go on.
     """
     wanted = unfold(cells)
-    tell = progress or (lambda event: None)
+    report = progress or (lambda event: None)
     with locked(out):
         reused = [cell for cell in wanted if finished(out, cell)]
         for cell in reused:
-            tell(Event(cell, "reused"))
-        there = tuple(cell.key for cell in reused)
-        queue = _Queue(wanted, reused)
+            report(Event(cell, "reused"))
+        keys = tuple(cell.key for cell in reused)
+        queue = _Queue([cell for cell in wanted if cell.key not in keys], set(keys))
         if not queue.ready:
-            return Outcome(there)
-        done, failed = _drain(queue, (executor or Local(workers)).crew(out, work, preload), tell)
-    return Outcome(there, tuple(done), failed)
+            return Outcome(keys)
+        done, failed = _compute_all(queue, (executor or Local(workers)).pool(out, work, preload), report)
+    return Outcome(keys, tuple(done), failed)
 
 
 class _Queue:
-    """The cells that are to do, in their order; a cell is ready once the cells that it needs are there."""
+    """Cells to compute, in their order; a cell is ready once the cells that it needs are finished."""
 
-    def __init__(self, cells: Sequence[Cell], there: Iterable[Cell]) -> None:
-        done = {cell.key for cell in there}
-        todo = [cell for cell in cells if cell.key not in done]
-        self.place = {cell.key: number for number, cell in enumerate(todo)}
-        self.cells = todo
-        self.lacks = {cell.key: {need.key for need in cell.needs} - done for cell in todo}
-        self.above: defaultdict[str, list[Cell]] = defaultdict(list)
-        for cell in todo:
-            for key in self.lacks[cell.key]:
-                self.above[key].append(cell)
-        self.ready = [self.place[cell.key] for cell in todo if not self.lacks[cell.key]]
+    def __init__(self, cells: Sequence[Cell], done: set[str]) -> None:
+        self.cells = cells
+        self.order = {cell.key: number for number, cell in enumerate(cells)}
+        self.missing = {cell.key: {need.key for need in cell.needs} - done for cell in cells}
+        self.dependents: defaultdict[str, list[Cell]] = defaultdict(list)
+        for cell in cells:
+            for key in self.missing[cell.key]:
+                self.dependents[key].append(cell)
+        self.ready = [self.order[cell.key] for cell in cells if not self.missing[cell.key]]
 
     def next(self) -> Cell:
-        """The first cell that is ready."""
+        """Returns the first cell that is ready."""
         return self.cells[heapq.heappop(self.ready)]
 
     def finished(self, cell: Cell) -> None:
-        """A cell is there: what waited for it alone is ready."""
-        for other in self.above[cell.key]:
-            if other.key not in self.lacks:
+        """Makes the cells ready that waited for this one alone."""
+        for other in self.dependents[cell.key]:
+            if other.key not in self.missing:
                 continue  # another cell that it needs has failed
-            self.lacks[other.key].discard(cell.key)
-            if not self.lacks[other.key]:
-                heapq.heappush(self.ready, self.place[other.key])
+            self.missing[other.key].discard(cell.key)
+            if not self.missing[other.key]:
+                heapq.heappush(self.ready, self.order[other.key])
 
     def failed(self, cell: Cell) -> list[Cell]:
-        """All cells that cannot be without this one, each told once."""
-        lost = [other for other in self.above[cell.key] if other.key in self.lacks]
+        """Removes all cells that depend on this one, and returns them, each once."""
+        lost = [other for other in self.dependents[cell.key] if other.key in self.missing]
         for other in lost:
-            del self.lacks[other.key]
+            del self.missing[other.key]
         return [each for other in lost for each in (other, *self.failed(other))]
 
 
-def _drain(queue: _Queue, crew: Crew, tell: Progress) -> tuple[list[str], dict[str, str]]:
+def _compute_all(queue: _Queue, pool: Pool, report: Progress) -> tuple[list[str], dict[str, str]]:
+    """Computes the cells of a queue; returns the keys of those that are finished, and key → reason of the others."""
     done: list[str] = []
     failed: dict[str, str] = {}
     try:
-        while queue.ready or crew.busy:
-            while queue.ready and crew.room > 0:
+        while queue.ready or pool.running:
+            while queue.ready and pool.free > 0:
                 cell = queue.next()
-                tell(Event(cell, "started"))
-                crew.start(cell)
-            for cell, seconds, error in crew.ended():
+                report(Event(cell, "started"))
+                pool.start(cell)
+            for cell, seconds, error in pool.wait():
                 if not error:
                     done.append(cell.key)
                     queue.finished(cell)
-                    tell(Event(cell, "finished", seconds))
+                    report(Event(cell, "finished", seconds))
                     continue
                 failed[cell.key] = error
-                tell(Event(cell, "failed", seconds, error))
+                report(Event(cell, "failed", seconds, error))
                 for other in queue.failed(cell):
                     failed[other.key] = "not tried, because a cell that it needs has failed"
-                    tell(Event(other, "blocked", error=failed[other.key]))
+                    report(Event(other, "blocked", error=failed[other.key]))
     finally:
-        crew.stop()
+        pool.stop()
     return done, failed
 
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Hold the study's folder for this run alone."""
+    """Locks the study's folder for this run alone.
+
+    Raises:
+        TopiaristError: the folder cannot be written, or another run is using it.
+    """
     prepare(out)
     (out / LOCK).touch()
     with ExitStack() as stack:
         try:
-            stack.enter_context(held(out / LOCK, wait=False))
+            stack.enter_context(file_lock(out / LOCK, wait=False))
         except BlockingIOError as error:
-            raise TopiaristError(f"Another run is at work in {out}: wait for it or choose another folder.") from error
+            raise TopiaristError(f"another run is using {out}; wait for it or choose another folder") from error
         yield

@@ -1,4 +1,4 @@
-"""A study from its settings to its report."""
+"""Runs a study: from its settings to its results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from topiarist.studies.timing import latency_cells
 from topiarist.studies.work import ArmWork
 
 PRELOAD = ("lightning_fabric", "safetensors.torch", "sklearn.datasets")
-"""What the arms load late and every cell of the demo would otherwise load anew."""
+"""Modules that the arms import late; without this every process would load them anew."""
 
 
 def run(
@@ -37,11 +37,11 @@ def run(
     scale: str | None = None,
     data_folder: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Run a study, or go on with it, and write ``results.json``; `topiarist.report.write_report` makes its report.
+    """Runs a study, or goes on with it, and writes ``results.json``; `topiarist.report.write_report` makes its report.
 
     Args:
         study: a study, or a YAML file that holds one.
-        out: folder of the study; what is finished there is reused.
+        out: folder of the study; finished cells there are reused.
         executor: where cells are computed, for example a `topiarist.studies.RayCluster`; by default on this machine.
         workers: cells computed at a time, without an executor.
         quiet: show no progress.
@@ -50,15 +50,15 @@ def run(
         data_folder: where relative paths of data begin; by default the current directory.
 
     Returns:
-        The plain values of ``results.json``; ``failed`` in it is empty if every cell is there.
+        The plain values of ``results.json``; ``failed`` in it is empty if all cells are finished.
 
     Raises:
-        TopiaristError: for a study that cannot be, or a folder that cannot be used. Before the first cell all arms
+        TopiaristError: the study is impossible, or the folder cannot be used. Before the first cell all arms
             are tried at one seed in a dry run, without training and on a few examples.
     """
     if isinstance(study, Study):
         if scale is not None:
-            raise TopiaristError("A scale is one of a file: give the path of the study, or leave the scale out.")
+            raise TopiaristError("only a file has scales; give the path of the study, or leave the scale out")
     else:
         study = Study.load(Path(study), scale)
     out, source = Path(out), None if data_folder is None else Path(data_folder).absolute()
@@ -68,13 +68,13 @@ def run(
         if not all(finished(out, cell) for cell in cells):
             _check_names(cells, source)
         if not any(finished(out, cell) for cell in cells):
-            _try(study, ArmWork(source, dry_run=True), quiet)
-    clocks = latency_cells(cells)
-    with locked(out):  # no run that is at work there has its study changed
+            _dry_run(study, ArmWork(source, dry_run=True), quiet)
+    timed = latency_cells(cells)
+    with locked(out):  # never changes the study of another run
         write_json(out / "study.json", study.as_json())
-    with Live(len(cells) + len(clocks), quiet) as live:
+    with Live(len(cells) + len(timed), quiet) as live:
         outcome = run_cells(cells, out, work, executor=executor, workers=workers, preload=PRELOAD, progress=live)
-        timed = [clock for clock in clocks if clock.needs[0].key not in outcome.failed]
+        timed = tuple(cell for cell in timed if cell.needs[0].key not in outcome.failed)
         run_cells(timed, out, work, progress=live.only("latency"))  # one after the other, when nothing else runs
     results = gather(study, out)
     write_results(out, results)
@@ -82,17 +82,17 @@ def run(
 
 
 def _check_names(cells: Sequence[Cell], data_folder: Path | None) -> None:
-    """Meet a wrong name once, before the first cell."""
+    """Raises for a wrong name once, before the first cell."""
     for network in dict.fromkeys(cell.network for cell in cells):
         make_model(network)
     for data in dict.fromkeys(cell.data for cell in cells):
         if data_folder is None and (lost := missing(data)):
-            raise TopiaristError(f"There is no {lost} here: say in which folder the data lie, --data-folder DIR.")
+            raise TopiaristError(f"there is no {lost} here; give the folder of the data, --data-folder DIR")
         load_data(placed(data, data_folder))
 
 
-def _try(study: Study, work: Work, quiet: bool) -> None:
-    """Meet what cannot be done, a budget out of reach for instance, before anything has been trained for it."""
+def _dry_run(study: Study, work: Work, quiet: bool) -> None:
+    """Raises for what is impossible, a budget out of reach for instance, before anything has been trained for it."""
     cells = unfold(study.dry_run().cells())
     shown = Console(stderr=True, quiet=quiet).status("trying every arm without training")
     with shown, tempfile.TemporaryDirectory(prefix="topiarist-") as folder:
@@ -101,6 +101,6 @@ def _try(study: Study, work: Work, quiet: bool) -> None:
         if cell.key in failed:
             by = "" if cell.method == "none" else f" by {cell.method}"
             raise TopiaristError(
-                f"The study cannot be run; a dry run without training failed at {cell.arm} of {cell.network} "
-                f"on {cell.data}{by}: {failed[cell.key]}"
+                f"the study is impossible; a dry run without training failed at {cell.arm} of {cell.network} on "
+                f"{cell.data}{by}: {failed[cell.key]}"
             )

@@ -1,4 +1,4 @@
-"""What a handful of seeds can tell: means, spreads, and differences between arms that share their seeds."""
+"""Statistics of a few seeds: means, standard deviations, and paired differences between arms of the same seeds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean paired difference between two arms with its t interval.
+    """Mean paired difference between two arms with its confidence interval.
 
     Attributes:
         mean: mean of ``a − b`` over the seeds that both have.
@@ -40,11 +40,11 @@ class Difference:
     level: float = 0.95
 
     @property
-    def resolved(self) -> bool:
-        """Whether the interval leaves out 0.
+    def significant(self) -> bool:
+        """Whether the interval excludes 0.
 
         Differences that are equal at every seed have an interval without width: with accuracies counted in whole test
-        examples that is chance, no infinite precision, so it resolves nothing.
+        examples that is chance, not infinite precision, so it is not significant.
         """
         if self.low is None or self.high is None or self.low == self.high:
             return False
@@ -52,13 +52,13 @@ class Difference:
 
 
 def summarise(values: Sequence[float]) -> Summary:
-    """Mean and sample standard deviation.
+    """Returns mean and sample standard deviation.
 
     Raises:
-        ValueError: if there are no values.
+        ValueError: there are no values.
     """
     if not values:
-        raise ValueError("there is nothing to summarise")
+        raise ValueError("there are no values to summarise")
     n = len(values)
     mean = math.fsum(values) / n
     std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1)) if n > 1 else None
@@ -66,14 +66,14 @@ def summarise(values: Sequence[float]) -> Summary:
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95) -> Difference:
-    """Mean of the differences ``a[s] − b[s]`` over the seeds s that both have, with a two-sided t interval.
+    """Returns the mean of ``a[s] − b[s]`` over the seeds s that both have, with its two-sided t interval.
 
     With d the mean and s the sample standard deviation of n differences, the interval is
-    ``d ± t(n − 1, (1 + level) / 2) · s / √n``. Pairing takes out what the arms of one seed share: initial weights, the
-    trained network, its pruning.
+    ``d ± t(n − 1, (1 + level) / 2) · s / √n``. Pairing removes the variance that the arms of one seed share: of initial
+    weights, the trained network, its pruning.
 
     Raises:
-        ValueError: if no seed is in both.
+        ValueError: no seed is in both.
     """
     differences = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
     if not differences:
@@ -81,36 +81,32 @@ def paired(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95) 
     summary = summarise(differences)
     if summary.std is None:
         return Difference(summary.mean, None, None, summary.n, level)
-    # differences of the same size can come out apart in the last digit
+    # equal differences can differ in the last digit
     std = summary.std if summary.std > 1e-9 * max(1.0, abs(summary.mean)) else 0.0
     half = float(stats.t.ppf((1 + level) / 2, summary.n - 1)) * std / math.sqrt(summary.n)
     return Difference(summary.mean, summary.mean - half, summary.mean + half, summary.n, level)
 
 
 def verdict(a: str, b: str, difference: Difference, unit: str = "points") -> str:
-    """A difference in words, from the view of the arm that is ahead.
+    """Returns a difference in words, from the view of the better arm; CI: confidence interval.
 
     Examples:
         >>> verdict("fine-tuning", "Scratch-B", Difference(0.8, 0.2, 1.4, 3))
-        'fine-tuning beats Scratch-B by 0.80 points (95 % interval 0.20 to 1.40, n = 3 seeds)'
+        'fine-tuning outperforms Scratch-B by 0.80 points (95 % CI 0.20 to 1.40, n = 3 seeds)'
     """
-    d = difference
+    d, ci = difference, f"{100 * difference.level:g} % CI"
+    none = f"no significant difference between {a} and {b}"
     if d.low is None or d.high is None:
-        return f"no difference resolved between {a} and {b}: one seed gives no interval ({_signed(d.mean)} {unit})"
+        return f"{none}: one seed gives no interval ({_signed(d.mean)} {unit})"
     if d.low == d.high == 0:
-        return f"no difference resolved between {a} and {b}: the same accuracy at each of {d.n} seeds"
+        return f"{none}: the same accuracy at each of {d.n} seeds"
     if d.low == d.high:
-        return (
-            f"no difference resolved between {a} and {b}: "
-            f"all {d.n} seeds differ by {_signed(d.mean)} {unit}, which gives no interval"
-        )
-    told = f"{100 * d.level:g} % interval"
-    if not d.resolved:
-        ends = f"{_signed(d.low)} to {_signed(d.high)}"
-        return f"no difference resolved between {a} and {b} ({told} {ends} {unit}, n = {d.n} seeds)"
-    ahead, behind, sign = (a, b, 1.0) if d.mean > 0 else (b, a, -1.0)
+        return f"{none}: all {d.n} seeds differ by {_signed(d.mean)} {unit}, which gives no interval"
+    if not d.significant:
+        return f"{none} ({ci} {_signed(d.low)} to {_signed(d.high)} {unit}, n = {d.n} seeds)"
+    better, worse, sign = (a, b, 1.0) if d.mean > 0 else (b, a, -1.0)
     low, high = sorted((sign * d.low, sign * d.high))
-    return f"{ahead} beats {behind} by {sign * d.mean:.2f} {unit} ({told} {low:.2f} to {high:.2f}, n = {d.n} seeds)"
+    return f"{better} outperforms {worse} by {sign * d.mean:.2f} {unit} ({ci} {low:.2f} to {high:.2f}, n = {d.n} seeds)"
 
 
 def _signed(value: float) -> str:

@@ -13,10 +13,10 @@ import yaml
 
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.files import from_yaml
+from topiarist.files import close_matches, from_yaml
 from topiarist.studies import published
 from topiarist.studies.arms import ARMS, Case
-from topiarist.studies.cells import Cell
+from topiarist.studies.cells import Cell, Json
 from topiarist.studies.prunings import StudyPruning, built, listed, prunings
 from topiarist.studies.scales import at_scale
 from topiarist.train import Recipe, Speed
@@ -24,10 +24,12 @@ from topiarist.train import Recipe, Speed
 FINETUNE: dict[str, Any] = {"epochs": 40, "lr": 0.001, "schedule": "constant"}
 """How pruned networks are trained on where a study does not say it."""
 
+MOST_SEEDS = 10_000
+
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the study's table: an arm of a pruning of a network, and its cell at every seed."""
+    """One row of the study's table: an arm of a pruning of a network, and its cell at every seed."""
 
     network: str
     data: str
@@ -38,7 +40,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared with what.
+    """The comparison that a YAML file describes: networks × data × prunings × seeds, and the arms of each.
 
     Attributes:
         networks: names of networks (`topiarist.make_model`).
@@ -47,13 +49,13 @@ class Study:
         seeds: one trained network, one pruning of it and one run of every arm for each.
         recipe: fields of `topiarist.Recipe`: how the networks are trained, pruned shapes from scratch included.
         finetune: fields of `topiarist.Recipe`: how pruned networks are trained on.
-        arms: names from `ARMS`.
+        arms: names from `topiarist.studies.ARMS`.
         cap: Scratch-B trains for epochs · min(cap, MACs before / MACs after); ``None``: no cap.
-        source: where the pattern of the arm ``transferred`` is found: its ``network``, its ``data`` and its ``budget``,
-            each the row's own where it is left out; by the row's method, with the study's seeds and recipes.
+        source: of the pattern of the arm ``transferred``: ``network``, ``data`` and ``budget``, each the row's own
+            where it is left out; by the row's method, with the study's seeds and recipes.
         selectors: names of networks that get channel selectors (`topiarist.add_selectors`).
         speed: how `topiarist.fit` computes: its ``precision``, ``channels_last``, ``compiled``.
-        published: published numbers to be shown beside ours (see `topiarist.studies.published`).
+        published: published numbers to show beside ours (see `topiarist.studies.published`).
         note: what a reader should know, shown with the results.
         title: heads the report.
     """
@@ -62,50 +64,48 @@ class Study:
     data: tuple[str, ...]
     prunings: tuple[StudyPruning, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    finetune: Mapping[str, Any] = field(default_factory=FINETUNE.copy)
+    recipe: Json = field(default_factory=dict)
+    finetune: Json = field(default_factory=FINETUNE.copy)
     arms: tuple[str, ...] = ("finetune", "scratch_e", "scratch_b", "uniform")
     cap: float | None = None
-    source: Mapping[str, Any] = field(default_factory=dict)
+    source: Json = field(default_factory=dict)
     selectors: tuple[str, ...] = ()
-    speed: Mapping[str, Any] = field(default_factory=dict)
-    published: tuple[Mapping[str, Any], ...] = ()
+    speed: Json = field(default_factory=dict)
+    published: tuple[Json, ...] = ()
     note: str = ""
     title: str = "Pruning study"
 
     def __post_init__(self) -> None:
         for name, values in (("network", self.networks), ("data", self.data), ("pruning", self.prunings)):
             if not values:
-                raise TopiaristError(f"The study has no {name}: name at least one.")
-        whole = all(isinstance(seed, int) and seed >= 0 for seed in self.seeds)
-        if not self.seeds or not whole or len(set(self.seeds)) < len(self.seeds):
-            raise TopiaristError(
-                f"The seeds {list(self.seeds)} must be different whole numbers from 0 on, at least one."
-            )
-        if len(self.seeds) > 10_000 or any(isinstance(seed, bool) or seed >= 2**62 for seed in self.seeds):
-            raise TopiaristError("The seeds must be at most 10,000 whole numbers below 2^62.")
+                raise TopiaristError(f"the study has no {name}; name at least one")
+        legal = all(type(seed) is int and 0 <= seed < 2**62 for seed in self.seeds)
+        if not legal or not 0 < len(set(self.seeds)) == len(self.seeds) <= MOST_SEEDS:
+            raise TopiaristError(f"the seeds must be 1 to {MOST_SEEDS:,} different whole numbers from 0 to 2^62")
         for name in ("title", "note"):
             if not isinstance(getattr(self, name), str):
-                raise TopiaristError(f"The {name} must be a text, but got {getattr(self, name)!r}: put it in quotes.")
-        if unknown := [arm for arm in self.arms if not isinstance(arm, str) or arm not in ARMS]:
-            raise TopiaristError(f"There is no arm {unknown[0]!r}: choose from {', '.join(ARMS)}.")
-        number = isinstance(self.cap, int | float) and not isinstance(self.cap, bool)
-        if self.cap is not None and not (number and 1 <= self.cap < math.inf):
-            raise TopiaristError(f"The cap {self.cap} of Scratch-B must be at least 1, or absent for none.")
+                raise TopiaristError(f"the {name} must be a text, but got {getattr(self, name)!r}; put it in quotes")
+        for arm in self.arms:
+            if not isinstance(arm, str) or arm not in ARMS:
+                near = close_matches(str(arm), ARMS) or f"choose from {', '.join(ARMS)}"
+                raise TopiaristError(f"there is no arm {arm!r}; {near}")
+        if self.cap is not None and not (type(self.cap) in (int, float) and 1 <= self.cap < math.inf):
+            raise TopiaristError(f"the cap {self.cap} of Scratch-B must be at least 1, or absent for none")
         for recipe in (self.recipe, self.finetune):
             built(Recipe, recipe, "recipe")
         built(Speed, self.speed, "speed")
         for pruning in self.prunings:
             self._check(pruning)
         self._check_source()
-        if unknown := [name for name in self.selectors if name not in self._networks()]:
-            raise TopiaristError(f"The selectors are for {unknown[0]!r}, which is no network here: correct it.")
+        networks = (*self.networks, *([str(self.source["network"])] if "network" in self.source else []))
+        if unknown := [name for name in self.selectors if name not in networks]:
+            raise TopiaristError(f"the selectors are for {unknown[0]!r}, which is no network of the study; correct it")
         for entry in self.published:
             published.check(entry, list(ARMS))
             if not published.meets(entry, self.networks, self.data, self.prunings):
                 raise TopiaristError(
-                    f"The published entry of {entry['source']!r} is about no row of this study: correct its network, "
-                    "data, method, budget or fields, or leave it out."
+                    f"the published entry of {entry['source']!r} is about no row of this study; correct its network, "
+                    "data, method, budget or fields, or leave it out"
                 )
 
     def _check(self, pruning: StudyPruning) -> None:
@@ -113,29 +113,25 @@ class Study:
         for named, known in ((pruning.networks, self.networks), (pruning.data, self.data)):
             if unknown := [name for name in named if name not in known]:
                 raise TopiaristError(
-                    f"{pruning.method} is to prune {unknown[0]!r}, which the study lacks: name it there."
+                    f"{pruning.method} is to prune {unknown[0]!r}, which the study lacks; name it there"
                 )
 
     def _check_source(self) -> None:
-        """Raises where no pattern can be transferred, though the arm asks for one."""
+        """Raises where the source of a transferred pattern is missing or impossible."""
         if not isinstance(self.source, Mapping) or not set(self.source) <= {"network", "data", "budget"}:
-            raise TopiaristError(f"The source has the keys network, data and budget, but got {self.source!r}.")
+            raise TopiaristError(f"the source has the keys network, data and budget, but got {self.source!r}")
         for name in ("network", "data"):
             if not isinstance(self.source.get(name, ""), str):
-                raise TopiaristError(f"The {name} of the source must be one name, but got {self.source[name]!r}.")
+                raise TopiaristError(f"the {name} of the source must be one name, but got {self.source[name]!r}")
         if "transferred" in self.arms and not {"network", "data"} & set(self.source):
             raise TopiaristError(
-                "The arm 'transferred' takes a pattern from elsewhere: add the key 'source' with a network or data."
+                "the arm 'transferred' takes a pattern from elsewhere; add the key 'source' with a network or data"
             )
         built(Budget, self.source.get("budget", {}), "budget")
 
-    def _networks(self) -> tuple[str, ...]:
-        """All networks that are trained, the source of a pattern among them."""
-        return (*self.networks, *([str(self.source["network"])] if "network" in self.source else []))
-
     @staticmethod
-    def of(settings: Mapping[str, Any], scale: str | None = None) -> Study:
-        """A study from plain values, as in a YAML file.
+    def of(settings: Json, scale: str | None = None) -> Study:
+        """Makes a study of plain values, as in a YAML file.
 
         Keys: ``network``, ``data``, ``prunings`` (see `topiarist.studies.prunings.prunings`), and the others as the
         attributes of `Study`; ``seeds`` may be a number of seeds. Where a network, data set, method or budget is a
@@ -143,24 +139,25 @@ class Study:
 
         Args:
             settings: the plain values.
-            scale: which of the study's scales is meant.
+            scale: which of the study's scales, where it has several.
 
         Raises:
-            TopiaristError: for a key that is unknown or missing, or a value that cannot be.
+            TopiaristError: a key is unknown or missing, or a value is impossible.
         """
         settings = at_scale(settings, scale)
         known = {"network", "prunings", *(entry.name for entry in fields(Study))} - {"networks"}
-        if unknown := sorted(set(settings) - known):
-            raise TopiaristError(f"A study has no key {unknown[0]!r}: its keys are {', '.join(sorted(known))}.")
+        if unknown := sorted(set(settings) - known, key=str):
+            near = close_matches(str(unknown[0]), known) or f"its keys are {', '.join(sorted(known))}"
+            raise TopiaristError(f"a study has no key {unknown[0]!r}; {near}")
         if missing := sorted({"network", "data", "prunings"} - set(settings)):
-            raise TopiaristError(f"The study lacks the key {missing[0]!r}: add it.")
+            raise TopiaristError(f"the study lacks the key {missing[0]!r}; add it")
         values = {key: value for key, value in settings.items() if key not in ("network", "data", "prunings", "seeds")}
         for key in ("arms", "selectors", "published"):
             if key in values:
                 values[key] = tuple(listed(values[key]))
         seeds = settings.get("seeds", 3)
         if type(seeds) is int and seeds < 1:
-            raise TopiaristError(f"The seeds are how many, from 1 on, or a list of them, but got {seeds}.")
+            raise TopiaristError(f"seeds is how many, from 1 on, or a list of them, but got {seeds}")
         return Study(
             networks=tuple(str(name) for name in listed(settings["network"])),
             data=tuple(str(name) for name in listed(settings["data"])),
@@ -169,54 +166,42 @@ class Study:
                 for entry in listed(settings["prunings"])
                 for pruning in prunings(entry, values.get("recipe", {}), values.get("finetune", FINETUNE))
             ),
-            seeds=tuple(range(min(seeds, 10_001))) if type(seeds) is int else tuple(listed(seeds)),
+            seeds=tuple(range(min(seeds, MOST_SEEDS + 1))) if type(seeds) is int else tuple(listed(seeds)),
             **values,
         )
 
     @staticmethod
     def load(path: Path, scale: str | None = None) -> Study:
-        """Read a study from a YAML (or JSON) file, at one of its scales where it has several.
+        """Reads a study from a YAML (or JSON) file, at one of its scales where it has several.
 
         Raises:
-            TopiaristError: if the file cannot be read or is no study.
+            TopiaristError: the file cannot be read, or is no study.
         """
         path = Path(path)
         try:
             text = path.read_text()
             settings = json.loads(text) if path.suffix == ".json" else from_yaml(text)
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-            told = " ".join(str(error).split())
-            raise TopiaristError(f"The study {path} cannot be read ({told}): give a YAML file.") from error
+            reason = " ".join(str(error).split())
+            raise TopiaristError(f"cannot read the study {path} ({reason}); give a YAML file") from error
         if not isinstance(settings, dict):
-            raise TopiaristError(f"The study {path} is no mapping of keys to values: see the documentation of studies.")
+            raise TopiaristError(f"the study {path} is no mapping of keys to values; see the documentation of studies")
         return Study.of(settings, scale)
 
     def as_json(self) -> dict[str, Any]:
-        """The plain values that `of` makes the same study from."""
-        return {
-            "title": self.title,
-            "network": list(self.networks),
-            "data": list(self.data),
-            "prunings": [entry.to_json() for entry in self.prunings],
-            "seeds": list(self.seeds),
-            "recipe": dict(self.recipe),
-            "finetune": dict(self.finetune),
-            "arms": list(self.arms),
-            "cap": self.cap,
-            "source": dict(self.source),
-            "selectors": list(self.selectors),
-            "speed": dict(self.speed),
-            "published": [dict(entry) for entry in self.published],
-            "note": self.note,
-        }
+        """Returns the plain values that `of` makes the same study of."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        values |= {"network": values.pop("networks"), "prunings": [entry.to_json() for entry in self.prunings]}
+        plain: dict[str, Any] = json.loads(json.dumps(values, default=dict))  # tuples become lists
+        return plain
 
     def label(self, pruning: StudyPruning) -> str:
-        """Returns a pruning's name in tables: its method, with its settings where those tell it from another one."""
+        """Returns the label of a pruning: its method, with its settings where another pruning has other ones."""
         alike = all(one.label == pruning.label for one in self.prunings if one.method == pruning.method)
         return pruning.method if alike else pruning.label
 
     def rows(self) -> Iterator[Row]:
-        """The lines of the table, in its order: each network unpruned, then arm by arm of each pruning."""
+        """Yields the rows of the table, in its order: each network unpruned, then arm by arm of each pruning."""
         for network in self.networks:
             for data in self.data:
                 yield self._row(network, data, None, "unpruned")
@@ -229,7 +214,7 @@ class Study:
                         yield self._row(network, data, pruning, arm)
 
     def cells(self) -> tuple[Cell, ...]:
-        """The cells of all rows; some may stand in several rows."""
+        """Returns the cells of all rows; a cell may be in several rows."""
         return tuple(cell for row in self.rows() for cell in row.cells.values())
 
     def dry_run(self) -> Study:

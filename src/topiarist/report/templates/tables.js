@@ -46,9 +46,9 @@ const filter = () => {
   const { text = "", ...wanted } = Object.fromEntries(new FormData(controls));
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
   for (const item of items) {
-    const told = texts.get(item);
+    const content = texts.get(item);
     item.hidden = !(Object.entries(wanted).every(([key, choice]) => fits(item, key, choice))
-      && (told === undefined || words.every((word) => told.includes(word))));
+      && (content === undefined || words.every((word) => content.includes(word))));
   }
   const left = lines.filter((line) => !line.hidden).length;
   shown.textContent = left < lines.length ? `${left} of ${lines.length} lines` : "";

@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
 
 from topiarist.studies.arms.base import SCRATCH_SEED, Arm, Case
 
 
-def _found() -> list[Arm]:
+def _arms() -> list[Arm]:
     """Returns all arms that the files of this folder hold, in the order of tables."""
     modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
     held = (value for module in modules for value in vars(module).values() if isinstance(value, Arm))
     return sorted(held, key=lambda arm: arm.order)
 
 
-ARMS: Mapping[str, Arm] = {arm.name: arm for arm in _found()}
+ARMS: dict[str, Arm] = {arm.name: arm for arm in _arms()}
 """Name → arm, in the order of tables. ``unpruned`` and ``pruned`` are in every study, for the others build on them."""
 
 PAIRS = tuple((arm.name, other) for arm in ARMS.values() for other in arm.compared_with)
 """Arms of one pruning that are compared seed by seed."""
 
-FROM_SCRATCH = tuple(name for name in reversed(list(ARMS)) if ARMS[name].from_scratch)
+FROM_SCRATCH = tuple(arm.name for arm in reversed(list(ARMS.values())) if arm.from_scratch and arm.shape == "pruned")
 """The arms that train the pruned shape from scratch; a conclusion rests on the first one that is there."""
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from topiarist.studies.cells import Cell
+from topiarist.studies.cells import Cell, Json
 from topiarist.studies.job import Job, Result
 from topiarist.studies.prunings import StudyPruning
 
@@ -43,21 +43,6 @@ class Case:
         return self.pruning
 
 
-def same_seed(case: Case) -> dict[str, Any]:
-    """Returns the settings of an arm that trains with the seed of the unpruned network."""
-    return {"seed": case.seed}
-
-
-def new_seed(case: Case) -> dict[str, Any]:
-    """Returns the settings of an arm that starts from new random weights."""
-    return {"seed": case.seed + SCRATCH_SEED}
-
-
-def no_cells(case: Case) -> tuple[Cell, ...]:
-    """Returns the cells that an arm needs which needs none."""
-    return ()
-
-
 @dataclass(frozen=True)
 class Arm:
     """One way from a pruning to a result, everything that a study and its report know of it.
@@ -67,17 +52,17 @@ class Arm:
         order: its place in tables, lowest first.
         label: its name in tables and figures.
         phrase: its name in a sentence.
-        how: how it was done, for the end of the report.
         mark: matplotlib's letter for its mark in figures.
         colours: of the mark, on light and on dark paper.
         run: computes a cell.
+        how: how it was done, for the end of the report.
         needs: the cells that a cell of it builds on.
-        settings: what a cell of it says beside what all cells say; ``"seed"`` is in it.
+        settings: what only its own cells say, beside recipe, seed and what the study says for all.
         recipe: which recipe of the study it trains by; empty where nothing is trained.
         capped: whether it trains for as much computation as the unpruned network, up to the study's ``cap``.
         shape: its network's: of ``"full"`` width, the ``"pruned"`` one, or one ``"built"`` to the pruning's budget.
-        from_scratch: whether it trains the pruned shape from random weights, the baseline of fine-tuning and of built
-            shapes; of several the conclusion takes the last one.
+        from_scratch: whether it trains from random weights of a new seed; with the pruned shape it is the baseline of
+            fine-tuning and of built shapes, of several the last one.
         compared_with: names of the arms that it is compared with, seed by seed.
         label_of: its label for one pruning, where that differs.
     """
@@ -86,12 +71,12 @@ class Arm:
     order: int
     label: str
     phrase: str
-    how: str
     mark: str
     colours: tuple[str, str]
     run: Callable[[Job], Result]
-    needs: Callable[[Case], tuple[Cell, ...]] = no_cells
-    settings: Callable[[Case], Mapping[str, Any]] = same_seed
+    how: str = ""
+    needs: Callable[[Case], tuple[Cell, ...]] = lambda case: ()
+    settings: Callable[[Case], Json] = lambda case: {}
     recipe: Literal["recipe", "finetune", ""] = "recipe"
     capped: bool = False
     shape: Literal["full", "pruned", "built"] = "pruned"
@@ -106,7 +91,7 @@ class Arm:
         only where it needs pruned ones; else the budget says all.
         """
         study, needs, pruning = case.study, self.needs(case), case.pruning
-        settings: dict[str, Any] = {}
+        settings: dict[str, Any] = {"seed": case.seed + (SCRATCH_SEED if self.from_scratch else 0)}
         if self.recipe:
             settings["recipe"] = dict(getattr(study, self.recipe))
         if self.recipe and study.speed:

@@ -12,7 +12,7 @@ from topiarist import guided
 from topiarist.architecture import Architecture
 from topiarist.budget import Budget, allocate, cost
 from topiarist.graph import Graph, Keep, trace
-from topiarist.studies.arms.base import Arm, Case, new_seed
+from topiarist.studies.arms.base import Arm, Case
 from topiarist.studies.arms.pruned import PRUNED
 from topiarist.studies.cell_results import checked_result
 from topiarist.studies.cells import Cell
@@ -63,11 +63,11 @@ def _as_large_as_pruned(job: Job, graph: Graph) -> Budget:
 
     In unstructured pruning, tensors of which nothing was pruned keep all weights: it may be one of convolutions alone.
     """
-    place, equal, budget = job.need("pruned"), _equal(job.cell), job.cell.budget
-    share = min(1.0, checked_result(place)[equal] / getattr(cost(graph), equal))
+    path, equal, budget = job.need("pruned"), _equal(job.cell), job.cell.budget
+    share = min(1.0, checked_result(path)[equal] / getattr(cost(graph), equal))
     limits = {key: budget[key] for key in ("exclude", "floor", "multiple") if key in budget}
     if job.unstructured:
-        keep = architecture_in(place).keep
+        keep = architecture_in(path).keep
         limits = {"exclude": tuple(escape(group) for group, kept in keep.items() if bool(kept.all()))}
     return Budget(**{equal: share}, **limits)
 
@@ -78,10 +78,9 @@ def _uniform(graph: Graph, budget: Budget) -> Keep:
     return allocate(graph, first, budget, allocation="uniform")
 
 
-def settings(case: Case) -> dict[str, Any]:
-    """Returns the seed and, where it is not MACs, what the network has in common with the pruned one."""
-    equal = {"equal": "params"} if case.pruned_by.equal == "params" else {}
-    return {**new_seed(case), **equal}
+def settings(case: Case) -> dict[str, str]:
+    """Returns what the network has in common with the pruned one, where it is not MACs."""
+    return {"equal": "params"} if case.pruned_by.equal == "params" else {}
 
 
 def pruned_if_measured(case: Case) -> tuple[Cell, ...]:
@@ -116,8 +115,8 @@ UNIFORM = Arm(
     order=7,
     label="uniform widths",
     phrase="the uniform network",
-    how="Uniform: trained like Scratch-B; all layers are narrowed alike, which shows what the choice of widths is "
-    "worth, or weights are removed at random positions, which shows what the choice of weights is worth.",
+    how="Uniform: trained like Scratch-B, with the same width ratio in all layers or, in unstructured pruning, the "
+    "same sparsity at random positions; the baseline for the choice of widths or weights.",
     mark="v",
     colours=("#b06f1c", "#e2a856"),
     run=train_built,
@@ -125,6 +124,7 @@ UNIFORM = Arm(
     settings=settings,
     capped=True,
     shape="built",
+    from_scratch=True,
     label_of=uniform_label,
 )
 
@@ -133,7 +133,7 @@ GUIDED = Arm(
     order=8,
     label="guided pattern",
     phrase="the guided pattern",
-    how="Guided pattern: trained like Scratch-B; the shape is the average, stage by stage, of what the method left at "
+    how="Guided pattern: trained like Scratch-B; the shape is the average, stage by stage, of what the method keeps at "
     "all seeds.",
     mark="^",
     colours=("#b5432f", "#f08a76"),
@@ -142,6 +142,7 @@ GUIDED = Arm(
     settings=settings,
     capped=True,
     shape="built",
+    from_scratch=True,
     compared_with=("uniform", "scratch_b", "scratch_e"),
 )
 
@@ -150,7 +151,7 @@ TRANSFERRED = Arm(
     order=9,
     label="transferred pattern",
     phrase="the transferred pattern",
-    how="Transferred pattern: like a guided one, with the pattern of another network or of other data.",
+    how="Transferred pattern: like the guided one, with the pattern of another network or of other data.",
     mark=">",
     colours=("#7c7a16", "#c9c65a"),
     run=train_built,
@@ -158,5 +159,6 @@ TRANSFERRED = Arm(
     settings=settings,
     capped=True,
     shape="built",
+    from_scratch=True,
     compared_with=("uniform", "scratch_b", "scratch_e"),
 )

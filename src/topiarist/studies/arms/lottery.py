@@ -11,8 +11,8 @@ from topiarist.studies.job import Job, Result, architecture_in
 def train_ticket(job: Job) -> Result:
     """Trains the pruned sub-network from initial weights of the unpruned network, without a change to them.
 
-    ``start`` is their seed: that of the trained network rewinds the kept weights to their initial values; another one
-    redraws them, which is what the ticket is compared with. All else is the same for both.
+    ``start`` is their seed: that of the trained network rewinds the kept weights to their initial values; another
+    one redraws them, which is what the ticket is compared with. All else is the same for both.
     """
     pruned = job.need("pruned")
     architecture = architecture_in(pruned)
@@ -25,24 +25,24 @@ LOTTERY = Arm(
     order=5,
     label="lottery ticket",
     phrase="the lottery ticket",
-    how="Lottery ticket: what is left trains from its own initial weights as the unpruned network did.",
+    how="Lottery ticket: the pruned sub-network, trained from its own initial weights like the unpruned network.",
     mark="*",
     colours=("#a83f6f", "#e583b0"),
     run=train_ticket,
     needs=pruned_network,
-    settings=lambda case: {"seed": case.seed, "start": case.seed},
+    settings=lambda case: {"start": case.seed},
     compared_with=("lottery_random",),
 )
 
 LOTTERY_RANDOM = Arm(
     name="lottery_random",
     order=6,
-    label="ticket redrawn",
-    phrase="the redrawn ticket",
-    how="Ticket redrawn: the same with other initial weights.",
+    label="random ticket",
+    phrase="the random ticket",
+    how="Random ticket: the same with other initial weights.",
     mark="h",
     colours=("#b8698f", "#c98aa9"),
     run=train_ticket,
     needs=pruned_network,
-    settings=lambda case: {"seed": case.seed, "start": case.seed + SCRATCH_SEED},
+    settings=lambda case: {"start": case.seed + SCRATCH_SEED},
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Any
 
 from topiarist.architecture import save
 from topiarist.guided import KernelPattern
@@ -12,7 +11,7 @@ from topiarist.methods import make
 from topiarist.pruning import Pruned, Pruning, Run, prune
 from topiarist.studies.arms.base import Arm, Case
 from topiarist.studies.arms.unpruned import UNPRUNED
-from topiarist.studies.cells import Cell
+from topiarist.studies.cells import Cell, Json
 from topiarist.studies.histogram import histogram
 from topiarist.studies.job import Job, Result
 
@@ -50,9 +49,9 @@ def _for_figures(done: Pruned) -> Result:
     return figures
 
 
-def settings(case: Case) -> dict[str, Any]:
-    """Returns the request and the seed."""
-    return {"pruning": case.pruned_by.request.to_json(), "seed": case.seed}
+def settings(case: Case) -> Json:
+    """Returns the request."""
+    return {"pruning": case.pruned_by.request.to_json()}
 
 
 def pruned_network(case: Case) -> tuple[Cell, ...]:
@@ -63,9 +62,8 @@ def pruned_network(case: Case) -> tuple[Cell, ...]:
 PRUNED = Arm(
     name="pruned",
     order=1,
-    label="as pruned",
-    phrase="the pruned network without retraining",
-    how="",
+    label="pruned, not fine-tuned",
+    phrase="the pruned network without fine-tuning",
     mark="X",
     colours=("#9a8069", "#b39d8a"),
     run=prune_trained,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from topiarist.studies.arms.base import Arm, new_seed
+from topiarist.studies.arms.base import Arm
 from topiarist.studies.arms.pruned import pruned_network
 from topiarist.studies.cell_results import checked_result
 from topiarist.studies.job import Job, Result, architecture_in
@@ -35,7 +35,6 @@ SCRATCH_E = Arm(
     colours=("#3a80a8", "#74b6da"),
     run=train_from_scratch,
     needs=pruned_network,
-    settings=new_seed,
     from_scratch=True,
 )
 
@@ -50,7 +49,6 @@ SCRATCH_B = Arm(
     colours=("#5a5aa8", "#a0a0ec"),
     run=train_from_scratch,
     needs=pruned_network,
-    settings=new_seed,
     capped=True,
     from_scratch=True,
     compared_with=("uniform",),

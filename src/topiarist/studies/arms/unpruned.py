@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from topiarist.architecture import Architecture
 from topiarist.budget import cost
 from topiarist.studies.arms.base import Arm, Case
+from topiarist.studies.cells import Json
 from topiarist.studies.job import Job, Result
 
 
@@ -19,10 +18,10 @@ def train_unpruned(job: Job) -> Result:
     return job.train(model, architecture, job.recipe, size, method=job.method, graph=graph)
 
 
-def settings(case: Case) -> dict[str, Any]:
-    """Returns the seed and, for a method that takes part in training, the method with its fields."""
+def settings(case: Case) -> Json:
+    """Returns the method with its fields, if it takes part in training."""
     trained = case.pruning is not None and case.pruning.trained
-    return {"seed": case.seed, **({"method": case.pruned_by.request.to_json()["method"]} if trained else {})}
+    return {"method": case.pruned_by.request.to_json()["method"]} if trained else {}
 
 
 UNPRUNED = Arm(
@@ -30,7 +29,6 @@ UNPRUNED = Arm(
     order=0,
     label="unpruned",
     phrase="the unpruned network",
-    how="",
     mark="P",
     colours=("#5c6358", "#b5bcb0"),
     run=train_unpruned,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from topiarist.studies.cells import Cell, Work, failure, finished
-from topiarist.studies.executors.base import Crew, attempt
+from topiarist.studies.executors.base import Ended, Pool, attempt
 
 
 @dataclass(frozen=True)
@@ -26,38 +26,38 @@ class Local:
     """Cells are computed on this machine.
 
     Attributes:
-        workers: how many cells at a time; 1 computes them in this process, more in as many processes. One that crashes
-            takes only its cell with it.
+        workers: how many cells at a time; 1 computes them in this process, more in as many processes. Where one
+            crashes, only its cell fails.
     """
 
     workers: int = 1
 
-    def crew(self, out: Path, work: Work, preload: Sequence[str] = ()) -> Crew:
-        """Who computes the cells."""
-        return _Processes(out, work, self.workers, preload) if self.workers > 1 else _Here(out, work)
+    def pool(self, out: Path, work: Work, preload: Sequence[str] = ()) -> Pool:
+        """Returns the workers that compute the cells."""
+        return _Processes(out, work, self.workers, preload) if self.workers > 1 else _ThisProcess(out, work)
 
 
-class _Here:
+class _ThisProcess:
     """Computes cells in this process, one at a time."""
 
     def __init__(self, out: Path, work: Work) -> None:
         self.out, self.work = out, work
-        self._ended: list[tuple[Cell, float, str]] = []
+        self._ended: list[Ended] = []
 
     @property
-    def busy(self) -> int:
+    def running(self) -> int:
         return len(self._ended)
 
     @property
-    def room(self) -> int:
-        return 1 - self.busy
+    def free(self) -> int:
+        return 1 - self.running
 
     def start(self, cell: Cell) -> None:
         begin = time.perf_counter()
         error = attempt(cell, self.out, self.work)
-        self._ended.append((cell, time.perf_counter() - begin, error))
+        self._ended.append(Ended(cell, time.perf_counter() - begin, error))
 
-    def ended(self) -> list[tuple[Cell, float, str]]:
+    def wait(self) -> list[Ended]:
         ended, self._ended = self._ended, []
         return ended
 
@@ -67,7 +67,7 @@ class _Here:
 
 @dataclass(eq=False)
 class _Worker:
-    """A process that computes one cell after the other; it is told the cell, and tells why it failed."""
+    """A process that computes one cell after the other: it gets the cell through the pipe, and sends why it failed."""
 
     process: BaseProcess
     pipe: Connection
@@ -89,62 +89,60 @@ class _Processes:
         self.context: Any = multiprocessing.get_context(method)
         if method == "forkserver":
             self.context.set_forkserver_preload([work.__module__, *preload])
-            with _deaf():
+            with _interrupts_ignored():
                 importlib.import_module("multiprocessing.forkserver").ensure_running()  # which some systems lack
         self.idle: list[_Worker] = []
-        self.running: dict[Connection, _Worker] = {}
+        self.busy: dict[Connection, _Worker] = {}
 
     @property
-    def busy(self) -> int:
-        return len(self.running)
+    def running(self) -> int:
+        return len(self.busy)
 
     @property
-    def room(self) -> int:
-        return self.workers - self.busy
+    def free(self) -> int:
+        return self.workers - self.running
 
     def start(self, cell: Cell) -> None:
-        worker = self.idle.pop() if self.idle else self._hire()
+        worker = self.idle.pop() if self.idle else self._new_worker()
         worker.start(cell)
-        self.running[worker.pipe] = worker
+        self.busy[worker.pipe] = worker
 
-    def ended(self) -> list[tuple[Cell, float, str]]:
-        return [self._farewell(self.running.pop(pipe)) for pipe in wait(list(self.running)) if pipe in self.running]
+    def wait(self) -> list[Ended]:
+        return [self._receive(self.busy.pop(pipe)) for pipe in wait(list(self.busy)) if pipe in self.busy]
 
     def stop(self) -> None:
-        everyone = [*self.running.values(), *self.idle]
-        for worker in everyone:
+        workers = [*self.busy.values(), *self.idle]
+        for worker in workers:
             worker.process.terminate()
-        for worker in everyone:
+        for worker in workers:
             worker.process.join()
             worker.pipe.close()
 
-    def _hire(self) -> _Worker:
+    def _new_worker(self) -> _Worker:
         mine, theirs = self.context.Pipe()
         process = self.context.Process(target=_serve, args=(theirs, self.out, self.work, self.threads), daemon=True)
         process.start()
         theirs.close()  # so that the pipe ends when the process does
         return _Worker(process, mine)
 
-    def _farewell(self, worker: _Worker) -> tuple[Cell, float, str]:
+    def _receive(self, worker: _Worker) -> Ended:
         cell, seconds = worker.cell, time.perf_counter() - worker.begin
         assert cell is not None, "only a worker with a cell is running"
         try:
-            told = worker.pipe.recv()
+            error = worker.pipe.recv()
             self.idle.append(worker)
         except (EOFError, OSError):  # it has crashed
             worker.process.join()
             worker.pipe.close()
             status = worker.process.exitcode
-            told = (
-                failure(self.out, cell)
-                or f"its process ended with exit status {status} (negative: killed by that signal)"
-            )
-        return cell, seconds, told and ("" if finished(self.out, cell) else told)
+            ended = f"its process ended with exit status {status} (negative: killed by that signal)"
+            error = failure(self.out, cell) or ended
+        return Ended(cell, seconds, "" if error and finished(self.out, cell) else error)
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
-    """Processes that start here do not hear Ctrl-C, which reaches the whole group: not even while they load modules."""
+def _interrupts_ignored() -> Iterator[None]:
+    """Makes processes that start here ignore Ctrl-C, which reaches the whole group, even while they load modules."""
     if threading.current_thread() is not threading.main_thread():  # no other may set what signals do
         yield
         return
@@ -173,5 +171,5 @@ def _end_with_parent() -> None:
 
 
 def default_workers() -> int:
-    """As many workers as there are processors for this process."""
+    """Returns the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

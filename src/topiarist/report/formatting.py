@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Formats numbers and names for people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DASH = "–"
 
 
 def count(value: float | None) -> str:
-    """A count with three digits and a unit prefix: ``1234567`` → ``"1.23 M"``."""
+    """Formats a count with three digits and a unit prefix: ``1234567`` → ``"1.23 M"``."""
     if value is None:
         return DASH
     for size, prefix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
@@ -22,46 +22,46 @@ def count(value: float | None) -> str:
 
 
 def size(value: float | None) -> str:
-    """Bytes with three digits: ``45678`` → ``"45.7 kB"``."""
+    """Formats bytes with three digits: ``45678`` → ``"45.7 kB"``."""
     if value is None:
         return DASH
-    told = count(value)
-    return f"{told}B" if " " in told else f"{told} B"
+    text = count(value)
+    return f"{text}B" if " " in text else f"{text} B"
 
 
 def percent(fraction: float | None) -> str:
-    """A fraction as per cent: ``0.4987`` → ``"50 %"``, ``0.054`` → ``"5.4 %"``."""
+    """Formats a fraction as per cent: ``0.4987`` → ``"50 %"``, ``0.054`` → ``"5.4 %"``."""
     if fraction is None:
         return DASH
     return f"{100 * fraction:.0f} %" if fraction >= 0.0995 else f"{100 * fraction:.1f} %"
 
 
 def milliseconds(value: float | None) -> str:
-    """Milliseconds, two digits after the point below ten: ``0.5478`` → ``"0.55 ms"``."""
+    """Formats milliseconds, two digits after the point below ten: ``0.5478`` → ``"0.55 ms"``."""
     if value is None:
         return DASH
     return f"{value:.2f} ms" if value < 9.995 else f"{value:.3g} ms" if value < 999.5 else f"{value:.0f} ms"
 
 
 def accuracy(summary: Mapping[str, Any]) -> str:
-    """Mean ± standard deviation of an accuracy in per cent."""
+    """Formats mean ± standard deviation of an accuracy in per cent."""
     if summary["mean"] is None:
         return DASH
     return f"{summary['mean']:.2f}" + ("" if summary["std"] is None else f" ± {summary['std']:.2f}")
 
 
 def times(size: str) -> str:
-    """The size of a kernel or a map: ``"3x3"`` → ``"3×3"``."""
+    """Formats the size of a kernel or a feature map: ``"3x3"`` → ``"3×3"``."""
     return size.replace("x", "×")
 
 
 def shortened(name: str, most: int = 18) -> str:
-    """The end of a long name, which tells layers apart: ``"features.block1.conv1"`` → ``"…ures.block1.conv1"``."""
+    """Returns the end of a long name, where layers differ: ``"features.block1.conv1"`` → ``"…ures.block1.conv1"``."""
     return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """Dotted names without what all have in common at their ends: ``a.0.conv``, ``a.1.conv`` → ``0``, ``1``."""
+    """Returns dotted names without what all have in common at their ends: ``a.0.conv``, ``a.1.conv`` → ``0``, ``1``."""
     parts = [name.split(".") for name in names]
     for end in (0, -1):
         while len(parts) > 1 and all(len(each) > 1 and each[end] == parts[0][end] for each in parts):
@@ -70,16 +70,16 @@ def distinct(names: Sequence[str]) -> list[str]:
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """Both ends of an interval of differences: ``"−0.42 to +0.15"``."""
+    """Formats both ends of an interval of differences: ``"−0.42 to +0.15"``."""
     return DASH if low is None or high is None else f"{signed(low)} to {signed(high)}"
 
 
 def signed(value: float) -> str:
-    """A difference with its sign: ``-0.4`` → ``"−0.40"``."""
+    """Formats a difference with its sign: ``-0.4`` → ``"−0.40"``."""
     return f"{value:+.2f}".replace("-", "−")
 
 
-def tied(text: str) -> Markup:
-    """A sentence for the page that breaks no line within ``95 %``, ``n = 3``, ``3 seeds`` or ``Scratch-B``."""
-    whole = re.sub(r"(?<=\d) (?=%|points|seeds)|(?<=n) (?==)|(?<==) ", "\u00a0", str(escape(text)))
-    return Markup(re.sub(r"Scratch-[BE]", r'<span class="tied">\g<0></span>', whole))
+def unbroken(text: str) -> Markup:
+    """Returns a sentence for the page that breaks no line within ``95 %``, ``n = 3``, ``3 seeds`` or ``Scratch-B``."""
+    joined = re.sub(r"(?<=\d) (?=%|points|seeds)|(?<=n) (?==)|(?<==) ", "\u00a0", str(escape(text)))
+    return Markup(re.sub(r"Scratch-[BE]", r'<span class="unbroken">\g<0></span>', joined))

@@ -1,4 +1,4 @@
-"""How arms look, everywhere in the report: each has a colour and a mark of its own."""
+"""The colour and the mark of each arm, everywhere in the report."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Style:
 
 
 def styles(arms: Iterable[str]) -> dict[str, Style]:
-    """Returns how each arm looks; unknown ones take spare styles in their order."""
+    """Returns the style of each arm; unknown ones take spare styles in their order."""
     each = list(dict.fromkeys(arms))
     unknown = [arm for arm in each if arm not in ARMS]
     names = {arm: arm if arm in ARMS else list(SPARE)[unknown.index(arm) % len(SPARE)] for arm in each}
