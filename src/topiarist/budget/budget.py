@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence, Set
@@ -11,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from topiarist.errors import TopiaristError
+from topiarist.files import suggestion
 
 Allocation = Literal["uniform", "global"]
 """How a budget is shared out: every group gives the same fraction, or the lowest scores of the network go first."""
@@ -102,10 +102,8 @@ def matching(pattern: str, names: Collection[str]) -> list[str]:
     """
     found = [name for name in names if fnmatchcase(name, pattern)]
     if not found:
-        near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or list(names)[:3]
-        raise TopiaristError(
-            f"the pattern {pattern!r} matches no group: take {', '.join(near)} or a glob on such names"
-        )
+        hint = suggestion(pattern, names, f"name some such as {', '.join(list(names)[:3])}, or a glob on such names")
+        raise TopiaristError(f"the pattern {pattern!r} matches no group: {hint}")
     return found
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from topiarist.errors import TopiaristError
+from topiarist.files import one_line
 from topiarist.graph.blocks import Descent
 from topiarist.graph.calls import ALONE, ModuleStack, modes_restored, run, tensors_in
 from topiarist.graph.dropins import RECURRENT, swapped_in
@@ -150,7 +151,7 @@ def _run(tracer: Tracer, model: nn.Module, example_inputs: Any) -> None:
         raise
     except Exception as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in given) or type(example_inputs).__name__
-        told = (str(error).strip() or type(error).__name__).splitlines()[0].replace("Size", "int")
+        told = one_line(error).replace("Size", "int")
         raise TopiaristError(
             f"the model fails on the example input ({shapes}): {told}; give an input that the model accepts"
         ) from error

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from topiarist.data import Data, Split
 from topiarist.errors import TopiaristError
+from topiarist.files import one_line
 
 
 def evaluate(model: nn.Module, data: Data, split: Split = "test", batch_size: int = 512) -> float:
@@ -61,9 +62,8 @@ def rehearse(model: nn.Module, data: Data) -> None:
         try:
             output = model(x)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            reason = str(error).strip().split("\n")[0]
             raise TopiaristError(
-                f"the model fails on examples of {data.name!r} of shape {tuple(x.shape[1:])} ({reason}): "
+                f"the model fails on examples of {data.name!r} of shape {tuple(x.shape[1:])} ({one_line(error)}): "
                 "build it for that input"
             ) from error
     scores = class_scores(output)

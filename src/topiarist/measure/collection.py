@@ -6,7 +6,6 @@ several machines add up to the same numbers, so that batches, micro-batches and 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from topiarist.errors import TopiaristError
+from topiarist.files import suggestion
 from topiarist.graph import Graph, check_finite, run, tensors_in
 from topiarist.measure.processes import added, ranks, share
 from topiarist.measure.statistics import STATISTICS, Statistic, Watch
@@ -73,11 +73,8 @@ class Stats:
             TopiaristError: the model has none of this name.
         """
         if name not in self.tensors:
-            near = difflib.get_close_matches(name, self.tensors, n=3)
-            hint = f": did you mean {' or '.join(near)}?" if near else ""
-            raise TopiaristError(
-                f"the model has no tensor {name!r}{hint or ': collect the statistics of the traced model'}"
-            )
+            hint = suggestion(name, self.tensors, "collect the statistics of the traced model")
+            raise TopiaristError(f"the model has no tensor {name!r}: {hint}")
         return self.tensors[name]
 
     def sum(self, group: str, key: str) -> Tensor:
@@ -234,8 +231,7 @@ def _statistics(needs: Collection[str | Statistic]) -> list[Statistic]:
         if isinstance(need, str) and need not in STATISTICS:
             if need in _ELSEWHERE:
                 continue
-            near = difflib.get_close_matches(need, STATISTICS, n=3) or STATISTICS
-            raise TopiaristError(f"there is no statistic {need!r}: take {', '.join(near)}")
+            raise TopiaristError(f"there is no statistic {need!r}: {suggestion(need, STATISTICS)}")
         statistic = STATISTICS[need] if isinstance(need, str) else need
         found[statistic.name] = statistic
     return [found[name] for name in sorted(found)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.files import LEFT
+from topiarist.files import GATE
 from topiarist.graph import Graph, Group, Keep, Scores
 from topiarist.measure import Stats
 from topiarist.methods._multipliers import Multipliers, Place, Scaled, check_ranked, marked, multiplied, trained
@@ -22,7 +22,7 @@ from topiarist.methods.base import Method
 _KINDS = ("block", "group", "channel")
 _GATES = "sss"
 """Name of the submodule that holds the scales while the network trains."""
-_LEFT = f"{LEFT}sss"
+_LEFT = f"{GATE}sss"
 """What is put to a tensor's name for the buffer that keeps its scales after the training."""
 
 

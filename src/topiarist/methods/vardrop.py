@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.files import LEFT, leave
+from topiarist.files import GATE, register_gate
 from topiarist.graph import Graph, Keep, Scores, Slice
 from topiarist.measure import Stats
 from topiarist.methods._multipliers import check_ranked, marked, parameter_of, submodule, trained
@@ -32,7 +32,7 @@ _PURE = 100.0
 """``log alpha`` of a weight that is 0, which has no scale to measure its noise by."""
 _NOISE = "vardrop_noise"
 """Name of the submodule that holds the variances while the network trains."""
-_LEFT = f"{LEFT}vardrop"
+_LEFT = f"{GATE}vardrop"
 """What is put to a tensor's name for the buffer that keeps ``log alpha`` after the training."""
 _PRODUCTS = frozenset(
     (F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
@@ -260,7 +260,7 @@ class _Noise(nn.Module):
         for (owner, name), theta, log_sigma2 in zip(self._owners, self._weights(), self.log_sigma2, strict=True):
             left = log_alpha(theta, log_sigma2)
             theta.masked_fill_(left >= self._threshold, 0)
-            leave(owner, name.rpartition(".")[2] + _LEFT, left)
+            register_gate(owner, name.rpartition(".")[2] + _LEFT, left)
 
 
 class _Drawing(TorchFunctionMode):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
 from topiarist.errors import TopiaristError
+from topiarist.files import write_text
 from topiarist.report import tables, texts, words
 from topiarist.report.markdown import markdown
 from topiarist.report.sections import sections
@@ -44,12 +44,8 @@ def write_report(out: Path, results: Mapping[str, Any]) -> Path:
             f"The results in {out} are damaged ({error}): delete results.json and run the study again, which reuses "
             "what is done."
         ) from error
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        _write(out / "report.md", told)
-        _write(page, shown)
-    except OSError as error:
-        raise TopiaristError(f"The folder {out} cannot be written ({error.strerror}): choose another one.") from error
+    write_text(out / "report.md", told)
+    write_text(page, shown)
     return page
 
 
@@ -106,9 +102,3 @@ def _choices(results: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str,
 
 def _text(name: str) -> str:
     return files("topiarist.report").joinpath("templates", name).read_text(encoding="utf-8")
-
-
-def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8", errors="replace")  # halves of characters, which JSON can hold
-    os.replace(draft, path)

@@ -15,11 +15,12 @@ from topiarist import guided, methods
 from topiarist.architecture import SHAPE_FILE, WEIGHTS_FILE, Architecture, load, save
 from topiarist.data import Data, load_data
 from topiarist.errors import TopiaristError
+from topiarist.files import write_json
 from topiarist.graph import Graph, declare, trace
 from topiarist.measure import evaluate
 from topiarist.methods import Method
 from topiarist.models import fitting_options, make_model
-from topiarist.studies.cells import Cell, write_json
+from topiarist.studies.cells import Cell
 from topiarist.surgery import add_selectors
 from topiarist.train import Recipe, fit
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from topiarist.errors import TopiaristError
+from topiarist.files import read_json, remove_drafts, write_json
 
 FORMAT = 1
 """Part of every key: raised when a cell of the same settings comes to mean something else."""
@@ -126,10 +127,7 @@ def read_result(place: Path) -> dict[str, Any]:
         TopiaristError: if the file cannot be read, or holds no result.
     """
     path = place / "result.json"
-    try:
-        values = json.loads(path.read_text(), parse_constant=_no_constant)
-    except (OSError, ValueError, RecursionError) as error:
-        raise TopiaristError(f"{path} cannot be read: delete the folder {place} and run the study again.") from error
+    values = read_json(path, "the result", f"delete the folder {place} and run the study again")
     if not isinstance(values, dict):
         raise no_result(place)
     return values
@@ -138,10 +136,6 @@ def read_result(place: Path) -> dict[str, Any]:
 def no_result(place: Path) -> TopiaristError:
     """What is said of a folder whose result is none."""
     return TopiaristError(f"{place / 'result.json'} is no result: delete the folder {place} and run the study again.")
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
 
 
 def compute(cell: Cell, out: Path, work: Work) -> None:
@@ -160,12 +154,13 @@ def compute(cell: Cell, out: Path, work: Work) -> None:
             with suppress(OSError):
                 draft.rmdir()
             return
+        remove_drafts(draft)
         start, processor = time.perf_counter(), time.process_time()
         values = dict(work(cell, draft, tuple(folder(out, need) for need in cell.needs)))
         values["seconds"] = round(time.perf_counter() - start, 3)
         values["processor_seconds"] = round(time.process_time() - processor, 3)
-        (draft / "cell.json").write_text(_text(cell.as_json()))
-        (draft / "result.json").write_text(_text(values))
+        write_json(draft / "cell.json", cell.as_json())
+        write_json(draft / "result.json", values)
         publish(draft, final)
 
 
@@ -221,14 +216,3 @@ def prepare(out: Path) -> None:
         raise TopiaristError(
             f"The folder {out} cannot be written ({error.strerror}): mend that, or choose another one."
         ) from error
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write plain values in one step, so that a reader never meets half a file."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(_text(values))
-    os.replace(draft, path)
-
-
-def _text(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, indent=1, allow_nan=False) + "\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 from topiarist.errors import TopiaristError
-from topiarist.files import atomically
+from topiarist.files import read_json, write_json
 from topiarist.studies import published
 from topiarist.studies.cell_results import said
 from topiarist.studies.cells import Cell, failure, finished, folder, no_result, unfold
@@ -241,16 +240,9 @@ def read_results(folder: Path) -> dict[str, Any]:
         TopiaristError: if there is none, or if it is not one of ours.
     """
     path = Path(folder) / "results.json"
-    try:
-        results = json.loads(path.read_text())
-    except OSError as error:
-        raise TopiaristError(
-            f"There is no results.json in {folder}: run a study with this output folder first."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise TopiaristError(
-            f"{path} is damaged: delete it and run the study again, which reuses what is done."
-        ) from error
+    if not path.exists():
+        raise TopiaristError(f"there is no results.json in {folder}: run a study with this output folder first")
+    results = read_json(path, "the results", "delete the file and run the study again, which reuses what is done")
     if not isinstance(results, dict) or any(name not in results for name in NEEDED):
         raise TopiaristError(f"{path} holds no results of a study: name the output folder of a study.")
     return results
@@ -266,15 +258,11 @@ def results_of(folder: str | Path) -> dict[str, Any]:
         TopiaristError: if the folder holds no study.
     """
     folder = Path(folder)
-    try:
-        settings = json.loads((folder / "study.json").read_text())
-    except FileNotFoundError:
+    file = folder / "study.json"
+    if not file.exists():
         results = read_results(folder)
-    except (OSError, ValueError, RecursionError) as error:
-        raise TopiaristError(
-            f"{folder / 'study.json'} is damaged: run the study again, it reuses what is done."
-        ) from error
     else:
+        settings = read_json(file, "the study", "run the study again, it reuses what is done")
         try:
             study = Study.of(settings)
             results = gather(study, folder)
@@ -295,10 +283,9 @@ def write_results(out: Path, results: Mapping[str, Any]) -> None:
         TopiaristError: the results hold what no JSON file can, or the folder cannot be written.
     """
     try:
-        text = json.dumps(results, indent=1, allow_nan=False) + "\n"
+        write_json(Path(out) / "results.json", results)
     except (TypeError, ValueError) as error:
         raise TopiaristError(
             f"The results in {out} are damaged ({error}): delete results.json and run the study again, which reuses "
             "what is done."
         ) from error
-    atomically(Path(out) / "results.json", lambda draft: draft.write_text(text, encoding="utf-8", errors="replace"))

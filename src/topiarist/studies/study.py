@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from topiarist import methods
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.files import from_yaml
+from topiarist.files import read_json, read_yaml
 from topiarist.pruning import check_steps, check_wish, repaired_by
 from topiarist.studies import published
 from topiarist.studies.cells import Cell, unfold
@@ -207,12 +204,8 @@ class Study:
             TopiaristError: if the file cannot be read or is no study.
         """
         path = Path(path)
-        try:
-            text = path.read_text()
-            settings = json.loads(text) if path.suffix == ".json" else from_yaml(text)
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-            told = " ".join(str(error).split())
-            raise TopiaristError(f"The study {path} cannot be read ({told}): give a YAML file.") from error
+        read = read_json if path.suffix == ".json" else read_yaml
+        settings = read(path, "the study", "give a YAML file")
         if not isinstance(settings, dict):
             raise TopiaristError(f"The study {path} is no mapping of keys to values: see the documentation of studies.")
         return Study.of(settings, scale)

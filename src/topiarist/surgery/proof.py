@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
+from topiarist.files import one_line
 from topiarist.graph import Graph, Keep, ModuleStack, changed, checked_keep, converted, regroup, run, tensors_in
 from topiarist.surgery.cutting import copied, cut, dead_places, mask
 from topiarist.surgery.masked_operators import fast_path_off
@@ -79,14 +80,14 @@ def prove(model: nn.Module, graph: Graph, keep: Keep, example_inputs: Any) -> Pr
             raise
         except Exception as error:
             raise TopiaristError(
-                f"the model fails on the example input: {_first_line(error)}; give an input that the model accepts"
+                f"the model fails on the example input: {one_line(error)}; give an input that the model accepts"
             ) from error
         try:
             smaller = run(cut(double, graph, keep), inputs)
         except TopiaristError:
             raise
         except Exception as error:  # whatever the user's code raises on a wrong shape
-            reason = f"the cut network fails: {_first_line(error)}"
+            reason = f"the cut network fails: {one_line(error)}"
             return Proof(math.inf, difference(masked, original), False, reason)
         removed = not all(m.all() for m in keep.values())
         proof = judge(smaller, masked, original, removed=removed)
@@ -115,11 +116,6 @@ def _noisy(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
 
 def _chance() -> torch.Generator:
     return torch.Generator().manual_seed(0)
-
-
-def _first_line(error: Exception) -> str:
-    told = str(error).strip().splitlines()
-    return told[0] if told else type(error).__name__
 
 
 def judge(smaller: Any, masked: Any, original: Any, *, removed: bool) -> Proof:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,13 @@ import torch
 from torch import Tensor
 
 from topiarist.errors import TopiaristError
+from topiarist.files import atomically, one_line
 
 _FORMAT = "topiarist.checkpoint.1"
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a training's state beside its name, then put it in place with `os.replace`.
+    """Writes a training's state in one step.
 
     Whatever stops the writing, ``path`` holds the former state or the new one in full.
 
@@ -29,23 +29,19 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         TopiaristError: the file cannot be written.
     """
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+
+    def write(draft: Path) -> None:
+        with draft.open("wb") as file:
             torch.save({"format": _FORMAT, **state}, file)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
-    except (OSError, RuntimeError) as error:
-        # torch's writer turns a full disk into a RuntimeError.
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error).strip().split("\n")[0]
+
+    try:
+        atomically(path, write)
+    except RuntimeError as error:  # torch's writer turns a full disk into one
         raise TopiaristError(
-            f"cannot write the checkpoint {path} ({reason}): free some space there or name a folder that can be written"
+            f"cannot write the checkpoint {path} ({one_line(error)}): free some space there"
         ) from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
 
 
 def load(path: Path) -> dict[str, Any] | None:

@@ -33,4 +33,4 @@ class Speed:
     def __post_init__(self) -> None:
         check_fields(self, "the speed")
         if _SHORT.get(self.precision, self.precision) not in PRECISIONS:
-            raise TopiaristError(f"There is no precision {self.precision!r}: choose from {', '.join(PRECISIONS)}.")
+            raise TopiaristError(f"there is no precision {self.precision!r}: choose from {', '.join(PRECISIONS)}")
