@@ -22,7 +22,7 @@ from topiarist.methods import Method
 from topiarist.models import fitting_options, make_model
 from topiarist.studies.cells import Cell
 from topiarist.surgery import add_selectors
-from topiarist.train import Recipe, fit
+from topiarist.train import Recipe, Speed, fit
 
 Result = dict[str, Any]
 Folders = tuple[Path, ...]
@@ -110,8 +110,8 @@ def train(
         role: method, graph and keep, as `topiarist.fit` takes them.
     """
     checkpoint = folder / "checkpoint.pt"
-    seed, speed = cell.settings["seed"], cell.settings.get("speed", {})
-    history = fit(model, data, recipe, seed=seed, evaluate_every=0, checkpoint=checkpoint, **speed, **role)
+    speed = Speed(**{**cell.settings.get("speed", {}), "evaluate_every": 0})
+    history = fit(model, data, recipe, seed=cell.settings["seed"], checkpoint=checkpoint, speed=speed, **role)
     save(model, architecture, folder)
     write_json(folder / "history.json", asdict(history))
     checkpoint.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The state of a training in one file: written whole or not at all, read without running code, checked before use."""
+"""The state of a training in one file: written in one step, read without running code, checked before use."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """Read what `save` wrote, onto the CPU; ``None`` where there is no such file.
+    """Reads what `save` wrote, onto the CPU; ``None`` where there is no such file.
 
     Raises:
         TopiaristError: the file cannot be read, is damaged, or is something else.
@@ -54,26 +54,26 @@ def load(path: Path) -> dict[str, Any] | None:
         return None
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
-            broken = archive.testzip()
-        state = None if broken else torch.load(path, map_location="cpu", weights_only=True)
+            damaged = archive.testzip()
+        state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive fails in any way: zip, pickle, key, type, end of file
         raise TopiaristError(
             f"the checkpoint {path} is damaged or not a checkpoint: delete it to start again, or name another file"
         ) from error
-    if broken:
+    if damaged:
         raise TopiaristError(f"the checkpoint {path} is damaged: delete it to start again, or name another file")
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
-        raise TopiaristError(f"{path} is not a checkpoint of Topiarist's training: name another file")
+        raise TopiaristError(f"{path} is not a checkpoint of a training: name another file")
     return state
 
 
-def same_run(path: Path, found: object, wanted: Mapping[str, Any]) -> None:
-    """Check that a checkpoint continues this very training.
+def same_run(path: Path, stored: object, wanted: Mapping[str, Any]) -> None:
+    """Checks that a checkpoint continues this very training.
 
     Raises:
         TopiaristError: a setting differs; the sentence names it.
     """
-    stored = found if isinstance(found, Mapping) else {}
+    stored = stored if isinstance(stored, Mapping) else {}
     for name in [*wanted, *stored]:
         if stored.get(name) != wanted.get(name):
             raise TopiaristError(
@@ -82,14 +82,14 @@ def same_run(path: Path, found: object, wanted: Mapping[str, Any]) -> None:
             )
 
 
-def same_model(path: Path, found: object, wanted: Mapping[str, Tensor]) -> None:
-    """Check that stored tensors have the names and shapes of a model's.
+def same_model(path: Path, stored: object, wanted: Mapping[str, Tensor]) -> None:
+    """Checks that stored tensors have the names and shapes of a model's.
 
     Raises:
         TopiaristError: they do not; the sentence names the first difference.
     """
     shapes = {key: tuple(value.shape) for key, value in wanted.items() if isinstance(value, Tensor)}
-    stored = found if isinstance(found, Mapping) else {}
+    stored = stored if isinstance(stored, Mapping) else {}
     others = {key: tuple(value.shape) for key, value in stored.items() if isinstance(value, Tensor)}
     for key in [*shapes, *others]:
         if shapes.get(key) != others.get(key):
