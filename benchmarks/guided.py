@@ -154,11 +154,8 @@ class Worker:
         model = build()
         graph = topiarist.trace(model, data.example())
         recipe = Recipe(**cell.settings["recipe"])
-        options: dict[str, Any] = {
-            "seed": cell.seed,
-            "speed": Speed(evaluate_every=0),
-            "checkpoint": here / "training.ckpt",
-        }
+        speed, checkpoint = Speed(evaluate_every=0), here / "training.ckpt"
+        options: dict[str, Any] = {"seed": cell.seed, "speed": speed, "checkpoint": checkpoint}
         if cell.arm == "found":
             method = make("slimming", lam=cell.settings["lam"]) if cell.method == "slimming" else None
             topiarist.fit(model, data, recipe, method=method, graph=graph, **options)
