@@ -10,12 +10,17 @@ from 0 on. A file that is there is left as it is.
 from __future__ import annotations
 
 import argparse
-import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torchvision import datasets
+
+from topiarist.files import atomically
+from topiarist.models import import_torchvision
+
+import_torchvision()
+from torchvision import datasets  # noqa: E402  (after a mismatched build was made to import)
 
 SETS: dict[str, tuple[Any, dict[str, Any]]] = {
     "mnist": (datasets.MNIST, {}),
@@ -38,6 +43,11 @@ def arrays(name: str, originals: Path) -> dict[str, Any]:
     return found
 
 
+def store(parts: dict[str, Any], file: Path) -> None:
+    with file.open("wb") as stream:
+        np.savez_compressed(stream, **parts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -51,9 +61,8 @@ def main() -> None:
         if file.exists():
             print(f"{file} is there")
             continue
-        draft = file.with_suffix(".part.npz")
-        np.savez_compressed(draft, **arrays(name, asked.folder / "originals"))
-        os.replace(draft, file)
+        parts = arrays(name, asked.folder / "originals")
+        atomically(file, partial(store, parts))
         print(f"{file} written")
 
 

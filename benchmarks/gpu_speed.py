@@ -35,6 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import topiarist
 from topiarist.data import Data
+from topiarist.train import Speed
 
 HERE = Path(__file__).parent
 BATCH, PAD = 64, 4
@@ -86,7 +87,7 @@ def plain(name: str, data: Data, epochs: int) -> float:
 def fit(name: str, data: Data, epochs: int, **options: Any) -> float:
     """Images per second of `topiarist.fit`; the first epoch warms up, the last one is followed by the test images."""
     recipe = topiarist.Recipe(epochs=epochs + 1, lr=0.1, batch_size=BATCH)
-    history = topiarist.fit(network(name, data), data, recipe, evaluate_every=0, **options)
+    history = topiarist.fit(network(name, data), data, recipe, speed=Speed(evaluate_every=0, **options))
     return len(data.train_y) / median(epoch.seconds for epoch in history.epochs[1:-1])
 
 

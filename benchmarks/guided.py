@@ -43,7 +43,7 @@ from topiarist.methods import make
 from topiarist.studies import Cell, paired, run_cells, summarise, verdict
 from topiarist.studies.cells import finished, folder, prepare, result, unfold
 from topiarist.studies.progress import Live
-from topiarist.train import reinitialise
+from topiarist.train import Speed, reinitialise
 
 HERE = Path(__file__).parent
 TEST = 10_000
@@ -154,7 +154,8 @@ class Worker:
         model = build()
         graph = topiarist.trace(model, data.example())
         recipe = Recipe(**cell.settings["recipe"])
-        options: dict[str, Any] = {"seed": cell.seed, "evaluate_every": 0, "checkpoint": here / "training.ckpt"}
+        speed, checkpoint = Speed(evaluate_every=0), here / "training.ckpt"
+        options: dict[str, Any] = {"seed": cell.seed, "speed": speed, "checkpoint": checkpoint}
         if cell.arm == "found":
             method = make("slimming", lam=cell.settings["lam"]) if cell.method == "slimming" else None
             topiarist.fit(model, data, recipe, method=method, graph=graph, **options)
@@ -172,7 +173,7 @@ class Worker:
                 reinitialise(model, graph, keep, seed=cell.seed, make_model=build)
                 topiarist.fit(model, data, recipe, graph=graph, keep=keep, **options)
             spent = topiarist.cost(graph, keep)
-        (here / "training.ckpt").unlink(missing_ok=True)
+        checkpoint.unlink(missing_ok=True)
         whole = topiarist.cost(graph)
         accuracy = topiarist.evaluate(model, data)
         return {"accuracy": accuracy, "params": spent.params / whole.params, "macs": spent.macs / whole.macs}

@@ -30,6 +30,7 @@ import topiarist
 from topiarist import Budget, Recipe
 from topiarist.data import Data
 from topiarist.methods import Method, make
+from topiarist.train import Speed
 
 HERE = Path(__file__).parent
 
@@ -78,7 +79,7 @@ def measured(name: str, method: Method, budget: Budget, data: Data, training: Re
         return json.loads(path.read_text())
     torch.manual_seed(seed)
     model, example = topiarist.load_model("zoo:mlp"), data.example()
-    options = {"recipe": training, "seed": seed, "evaluate_every": 0}
+    options = {"recipe": training, "seed": seed, "speed": Speed(evaluate_every=0)}
     graph = topiarist.trace(model, example)
     topiarist.fit(model, data, method=method, graph=graph, checkpoint=out / f"{name}.whole", **options)
     whole = 100 - topiarist.evaluate(model, data)

@@ -24,6 +24,7 @@ import topiarist
 from topiarist import Recipe
 from topiarist.graph import removed_blocks
 from topiarist.methods import make
+from topiarist.train import Speed
 
 HERE = Path(__file__).parent
 RESNET, RESNEXT = "zoo:resnet20", "zoo:resnext29?width=0.125&groups=8&group_width=16"
@@ -64,9 +65,8 @@ def run(case: Case, data: topiarist.Data, recipe: Recipe, folder: Path) -> dict[
     def told(epoch: int, epochs: int, row: Any) -> None:
         print(f"{name}: epoch {epoch}/{epochs}, loss {row.loss:.3f}, {time.process_time() - begin:.0f} s", flush=True)
 
-    topiarist.fit(
-        model, data, recipe, method=method, graph=units, checkpoint=checkpoint, evaluate_every=0, progress=told
-    )
+    rarely = Speed(evaluate_every=0)
+    topiarist.fit(model, data, recipe, method=method, graph=units, checkpoint=checkpoint, speed=rarely, progress=told)
     row: dict[str, Any] = {**case._asdict(), "before": topiarist.evaluate(model, data)}
     if method is not None:
         done = topiarist.prune(model, x, method)

@@ -26,5 +26,5 @@ def refusal(make, *args, **options) -> str:
         list(make(*args, **options))  # generators refuse when they are asked
     text = str(caught.value)
     assert "\n" not in text
-    assert text[-1] in ".?"
+    assert text[-1] != "."
     return text

@@ -189,7 +189,7 @@ def test_removed_weights_stay_zero_with_their_gradient_and_momentum(make) -> Non
     train(model, optimizer)  # momentum from a time before the mask
     kept = torch.rand(20, generator=torch.Generator().manual_seed(0)) < 0.4
     with attach(None, model, optimizer, weights(model, "0.weight"), {"0.weight": kept}) as attached:
-        dead = attached.dead["0.weight"]
+        dead = attached.removed["0.weight"]
         assert torch.equal(dead.flatten(), ~kept)
         for _ in range(3):
             train(model, optimizer, steps=1)

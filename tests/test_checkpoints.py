@@ -148,7 +148,7 @@ def test_a_checkpoint_that_cannot_be_written(data: Data, tmp_path: Path, monkeyp
     (tmp_path / "file").touch()
     model = net()
     before = state(model)
-    with pytest.raises(TopiaristError, match="cannot write the checkpoint"):
+    with pytest.raises(TopiaristError, match=r"cannot write .*state\.pt"):
         fit(model, data, QUICK, checkpoint=tmp_path / "file" / "state.pt")
     assert equal(state(model), before)  # found before the first step
 

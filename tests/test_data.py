@@ -16,7 +16,7 @@ from PIL import Image
 from small_data import arrays, refusal
 from topiarist.data import load_data
 from topiarist.errors import TopiaristError
-from topiarist.files import import_package
+from topiarist.models import import_torchvision
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_digits_of_impossible_sizes(spec):
         ("digits?size=3", "no option 'size': it takes augment"),
         ("npz:x?root=a", "no option 'root'"),
         ("folder:x?colour=1", "it takes augment, train, size"),
-        ("npz:/no/such/file.npz", "There is no file /no/such/file.npz"),
+        ("npz:/no/such/file.npz", "there is no file /no/such/file.npz"),
         ("folder:/no/such/folder", "put images into train/CLASS/"),
         ("digits?augment=swirl", "augment is 'swirl'"),
     ],
@@ -121,8 +121,8 @@ def test_npz_keeps_bytes_and_takes_every_layout(stored):
         ({"train_x": np.zeros((12, 6, 5, 7), np.uint8)}, "store images as"),
         ({"train_x": np.zeros((12, 7, 5), np.uint8)}, "differ from training images"),
         ({"train_x": np.zeros((0, 6, 5), np.uint8), "train_y": np.zeros(0, int)}, "at least one image"),
-        ({"train_x": np.full((12, 6, 5), np.nan)}, "holds NaN or infinite values"),
-        ({"train_x": np.full((12, 6, 5), 1e300)}, "holds NaN or infinite values"),
+        ({"train_x": np.full((12, 6, 5), np.nan)}, "has NaN or infinite values"),
+        ({"train_x": np.full((12, 6, 5), 1e300)}, "has NaN or infinite values"),
         ({"train_y": np.array([0, 1, 2] * 4, dtype=object)}, "cannot be read"),
         ({"train_x": np.array([{}] * 12)}, "holds Python objects"),
         ({"train_y": np.full(12, 2**64 - 1, np.uint64)}, "label -1"),
@@ -138,7 +138,7 @@ def test_files_that_are_no_npz(tmp_path, stored):
     whole = path.read_bytes()
     for content in (b"", b"text", whole[: len(whole) // 2], whole[:-30]):
         path.write_bytes(content)
-        assert "write it anew with numpy.savez" in refusal(load_data, f"npz:{path}")
+        assert "write it again with numpy.savez" in refusal(load_data, f"npz:{path}")
     assert "There is no file" in refusal(load_data, f"npz:{tmp_path}")
 
 
@@ -235,7 +235,7 @@ def test_folders_that_cannot_be_used(tmp_path):
 def vision():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import_package("torchvision", "vision")
+        import_torchvision()
 
 
 def write_idx(path, array):

@@ -8,6 +8,7 @@ from torch import nn
 
 import topiarist
 from topiarist import Data, Recipe, TopiaristError, fit, prune, trace
+from topiarist.train import Speed
 
 RATE = 0.4
 
@@ -39,14 +40,14 @@ def test_each_rate_follows_the_weights_of_the_layer_behind_it():
     graph = trace(model, x.example()).weights()
     keep = graph.full()
     keep["two.weight"][16:] = False  # a quarter is left
-    fit(model, x, Recipe(epochs=1), graph=graph, keep=keep, evaluate_every=0)
+    fit(model, x, Recipe(epochs=1), graph=graph, keep=keep, speed=Speed(evaluate_every=0))
     assert (pytest.approx(RATE / 2), RATE) in model.seen
     assert (model.early.p, model.late.p) == (RATE, RATE)
 
 
 def test_whole_networks_keep_their_rates():
     model = Net()
-    fit(model, data(), Recipe(epochs=1), evaluate_every=0)
+    fit(model, data(), Recipe(epochs=1), speed=Speed(evaluate_every=0))
     assert set(model.seen) == {(RATE, RATE)}
 
 

@@ -313,7 +313,7 @@ def test_a_file_gives_the_same_pattern_back(pattern, tmp_path):
         ({"stages": {"7x7": 1.5}}, "above 0 and at most 1"),
         ({"stages": {"7x7": True}}, "above 0 and at most 1"),
         ({"stages": {"7x7": "1"}}, "above 0 and at most 1"),
-        ({"stages": {"7x7": float("nan")}}, "above 0 and at most 1"),
+        ({"stages": {"7x7": float("nan")}}, "NaN is not a number"),
         ({"kind": "kernels", "stages": {"7x7": 0.5}}, "a size of kernel in each"),
         ({"kind": "kernels", "stages": {"7x7": {}}}, "a size of kernel in each"),
         ({"kind": "kernels", "stages": {"7x7": {"3x": [1, 1, 1]}}}, "write 3x3"),
@@ -321,7 +321,7 @@ def test_a_file_gives_the_same_pattern_back(pattern, tmp_path):
         ({"kind": "kernels", "stages": {"7x7": {"3x3": 1}}}, "one probability for each"),
         ({"kind": "kernels", "stages": {"7x7": {"1x2": [1, 2]}}}, "numbers from 0 to 1"),
         ({"kind": "kernels", "stages": {"7x7": {"1x2": [0, 0]}}}, "one above 0"),
-        ({"kind": "kernels", "stages": {"7x7": {"1x2": [1, float("nan")]}}}, "numbers from 0 to 1"),
+        ({"kind": "kernels", "stages": {"7x7": {"1x2": [1, float("nan")]}}}, "NaN is not a number"),
         ({"kind": "kernels", "stages": {"7x7": {"1x2": [1, None]}}}, "numbers from 0 to 1"),
         ({"kind": "kernels", "stages": {"7x7": {"1x2": "ab"}}}, "numbers from 0 to 1"),
     ],
@@ -333,13 +333,21 @@ def test_a_damaged_file_is_told_in_one_sentence(change, message, tmp_path):
         guided.load(path)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_no_json_file_holds_are_refused_in_python_too(value):
+    with pytest.raises(TopiaristError, match="above 0 and at most 1"):
+        guided.WidthPattern({"7x7": value})
+    with pytest.raises(TopiaristError, match="numbers from 0 to 1"):
+        guided.KernelPattern({"7x7": {"1x2": [1, value]}})
+
+
 def test_what_is_no_json_is_refused(tmp_path):
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "deep.json").write_text("[" * 100_000)
     (tmp_path / "list.json").write_text("[]")
     for name, message in (
-        ("broken", "no JSON file"),
-        ("deep", "no JSON file"),
+        ("broken", "cannot read the pattern"),
+        ("deep", "cannot read the pattern"),
         ("list", "no design pattern"),
         ("none", "cannot read the pattern"),
     ):

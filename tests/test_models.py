@@ -1,5 +1,6 @@
 """Models by name: every form of a name, options, remedies for what is missing or wrong."""
 
+import importlib
 import os
 import pickle
 import subprocess
@@ -12,9 +13,8 @@ import torch
 from torch import nn
 
 import topiarist
-from topiarist import models
 from topiarist.errors import TopiaristError
-from topiarist.models import ModelFactory, fitting_options, load_model, make_model, split_options
+from topiarist.models import ModelFactory, fitting_options, import_torchvision, load_model, make_model, split_options
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +22,8 @@ def vision():
     """Imports torchvision and timm once; a build that does not match torch's may say so."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        models.import_package("torchvision", "vision")
-        models.import_package("timm", "vision")
+        import_torchvision()
+        importlib.import_module("timm")
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def refusal(spec: str, **options) -> str:
         load_model(spec, **options)
     text = str(caught.value)
     assert "\n" not in text
-    assert text[-1] in ".?"
+    assert text[-1] != "."
     return text
 
 

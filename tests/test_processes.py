@@ -20,14 +20,14 @@ _RANK = """
 import sys, torch
 from torch import nn
 from topiarist.data import load_data
-from topiarist.train import Recipe, fit
+from topiarist.train import Recipe, Speed, fit
 torch.set_num_threads(1)
 
 def run(devices):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10))
     recipe = Recipe(epochs=2, batch_size=63)
-    history = fit(model, load_data("digits").subset(195), recipe, accelerator="cpu", devices=devices)
+    history = fit(model, load_data("digits").subset(195), recipe, speed=Speed(accelerator="cpu", devices=devices))
     return [*model.state_dict().values(), torch.tensor(history.epochs[-1].loss)]
 
 for one, two in zip(run(1), run(2), strict=True):

@@ -71,8 +71,8 @@ def test_what_fails_only_after_training_fails_in_a_dry_run(tmp_path: Path, setti
 
 
 @pytest.mark.parametrize(("text", "told"), [
-    ("network: a\ndata: b\nprunings: []\nprunings: []\n", "'prunings' stands twice.*line 4"),
-    ("network: a\nrecipe: {lr: 0.1, epochs: 1, lr: 0.2}\n", "'lr' stands twice.*line 2"),
+    ("network: a\ndata: b\nprunings: []\nprunings: []\n", "line 4.*'prunings' occurs twice"),
+    ("network: a\nrecipe: {lr: 0.1, epochs: 1, lr: 0.2}\n", "line 2.*'lr' occurs twice"),
     ("network: a\nnote: 2020-01-01\n", "put it in quotes"),
     ("network: a\narms: !!set {finetune}\n", "put it in quotes"),
 ])  # fmt: skip

@@ -15,7 +15,7 @@ from corners import QUICK, Units, corners, equal, net, state
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
 from topiarist.measure import evaluate
-from topiarist.train import Epoch, History, fit
+from topiarist.train import Epoch, History, Speed, fit
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +92,13 @@ def test_modes_come_back(data: Data) -> None:
 
 def test_progress_and_the_rhythm_of_evaluation(data: Data) -> None:
     seen: list[tuple[int, int, Epoch]] = []
-    history = fit(net(), data, QUICK, progress=lambda *row: seen.append(row), evaluate_every=3)
+    history = fit(net(), data, QUICK, progress=lambda *row: seen.append(row), speed=Speed(evaluate_every=3))
     assert [(epoch, epochs) for epoch, epochs, _ in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert tuple(row for _, _, row in seen) == history.epochs
     assert [row.test_accuracy is None for row in history.epochs] == [True, True, False, False]
-    assert [row.test_accuracy is None for row in fit(net(), data, QUICK, evaluate_every=0).epochs] == [True] * 3 + [
-        False
-    ]
+    assert [row.test_accuracy is None for row in fit(net(), data, QUICK, speed=Speed(evaluate_every=0)).epochs] == [
+        True
+    ] * 3 + [False]
 
 
 def test_no_epochs_is_no_training(data: Data) -> None:
@@ -136,7 +136,7 @@ def test_removed_weights_stay_zero(data: Data, tmp_path: Path) -> None:
 
 def test_low_precision_trains(data: Data) -> None:
     model = net()
-    history = fit(model, data, replace(QUICK, epochs=2), precision="bf16-mixed")
+    history = fit(model, data, replace(QUICK, epochs=2), speed=Speed(precision="bf16-mixed"))
     assert history.epochs[1].loss < history.epochs[0].loss
     assert model[0].weight.dtype == torch.float32
 
@@ -171,7 +171,10 @@ class Pair(nn.Module):
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 2)), "2 classes and 'corners' has 3"),
         (lambda: nn.Conv2d(1, 3, 3), r"yields a tensor \(2, 3, 4, 4\)"),
         (lambda: nn.Sequential(nn.Conv2d(1, 3, 3), Pair()), "yields a tuple"),
-        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 3).requires_grad_(False)), "nothing to train"),
+        (
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 3).requires_grad_(False)),
+            "no parameter that requires a gradient",
+        ),
     ],
     ids=["channels", "classes", "maps", "tuple", "frozen"],
 )
@@ -189,7 +192,7 @@ def test_other_bad_input(data: Data) -> None:
     with pytest.raises(TopiaristError, match="NaN"):
         evaluate(model, data)
     with pytest.raises(TopiaristError, match="accelerator='abacus'"):
-        fit(net(), data, QUICK, accelerator="abacus")
+        fit(net(), data, QUICK, speed=Speed(accelerator="abacus"))
     with pytest.raises(TopiaristError, match="split"):
         evaluate(net(), data, "validation")
     with pytest.raises(TopiaristError, match="no method"):

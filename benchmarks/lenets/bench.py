@@ -15,6 +15,7 @@ import topiarist
 from topiarist import Architecture, Recipe, evaluate, fit, prune, trace
 from topiarist.data import Data
 from topiarist.studies import Cell
+from topiarist.train import Speed
 
 Result = dict[str, Any]
 MODEL = "model.safetensors"
@@ -46,8 +47,8 @@ class Bench:
 
     def fit(self, model: nn.Module, recipe: Recipe, name: str = "only", **more: Any) -> None:
         path = self.folder / f"{name}.ckpt"
-        options = {"evaluate_every": 0, "channels_last": True}  # which most processors compute convolutions with sooner
-        fit(model, self.data, recipe, seed=self.cell.seed, checkpoint=path, **options, **more)
+        speed = Speed(evaluate_every=0, channels_last=True)  # with which most processors compute convolutions sooner
+        fit(model, self.data, recipe, seed=self.cell.seed, checkpoint=path, speed=speed, **more)
 
     def error(self, model: nn.Module, data: Data | None = None) -> float:
         """Per cent of the test images."""

@@ -6,12 +6,12 @@ A result is found by its cell's key, which follows from all that the cell is mad
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from bench import Result
 
+from topiarist.files import write_json
 from topiarist.studies import Cell
 from topiarist.studies.cells import finished, result, unfold
 
@@ -34,6 +34,4 @@ def add(known: Results, out: Path, cells: Iterable[Cell]) -> None:
 
 def save(known: Results, file: Path) -> None:
     """Write them in one step."""
-    draft = file.with_suffix(".part")
-    draft.write_text(json.dumps(known, indent=1) + "\n")
-    os.replace(draft, file)
+    write_json(file, known)

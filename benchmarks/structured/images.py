@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from plan import Setting
 import topiarist
 from topiarist.data import Data
 from topiarist.data.dataset import stratified
+from topiarist.files import atomically
 
 WHERE = "FOLDER/NAME.npz is as benchmarks/fetch.py writes it"
 _PARTS = ("train_x", "train_y", "test_x", "test_y", "held_x", "held_y")
@@ -38,10 +38,12 @@ def prepare(setting: Setting, source: Path | None, out: Path) -> None:
         "held_x": whole.train_x[held],
         "held_y": whole.train_y[held],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}")
-    np.savez(draft, **{name: tensor.numpy() for name, tensor in arrays.items()})
-    os.replace(draft, path)
+
+    def write(draft: Path) -> None:
+        with draft.open("wb") as stream:
+            np.savez(stream, **{name: tensor.numpy() for name, tensor in arrays.items()})
+
+    atomically(path, write)
 
 
 def place(out: Path, name: str) -> Path:

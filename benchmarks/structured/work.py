@@ -26,7 +26,7 @@ from topiarist.graph import Graph, trace
 from topiarist.methods import Rule, Selector
 from topiarist.models import fitting_options, make_model
 from topiarist.studies import Cell
-from topiarist.train import scratch_b
+from topiarist.train import Speed, scratch_b
 
 Result = dict[str, Any]
 EXTRAS = "extras.safetensors"  # buffers outside the state dict, in which gates leave what their score needs
@@ -99,7 +99,7 @@ class Bench:
         """
         data = self.data if part is None else self.data.subset(part, seed=self.cell.seed)
         _layout(model, torch.channels_last)
-        history = fit(model, data, recipe, seed=self.cell.seed, evaluate_every=0, **role)
+        history = fit(model, data, recipe, seed=self.cell.seed, speed=Speed(evaluate_every=0), **role)
         _layout(model, torch.contiguous_format)
         return {"test": history.accuracy, "held": self.score(model, self.held)}
 

@@ -6,7 +6,6 @@ a pruned model without pickle, and carries a design from one network to another.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,16 @@ from torch import Tensor, nn
 
 from topiarist.architecture.encoding import decode, encode
 from topiarist.errors import TopiaristError
-from topiarist.files import atomically, file_beside, left, read_left, writable, write_left
+from topiarist.files import (
+    atomically,
+    gate_buffers,
+    gates_file,
+    read_gates,
+    read_json,
+    writable,
+    write_gates,
+    write_json,
+)
 from topiarist.graph import (
     SELECTOR,
     Attribute,
@@ -148,8 +156,7 @@ class Architecture:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the JSON file."""
-        text = json.dumps(self.to_json(), separators=(",", ":"))
-        atomically(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_json(Path(path), self.to_json(), compact=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Architecture:
@@ -158,14 +165,7 @@ class Architecture:
         Raises:
             TopiaristError: there is no such file, or it is no architecture.
         """
-        try:
-            value = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            told = f"cannot read the architecture {path} ({error.strerror}): give a folder that prune() wrote"
-            raise TopiaristError(told) from error
-        except (ValueError, RecursionError) as error:
-            raise TopiaristError(f"{path} is not a JSON file ({error}); give the one that prune() wrote") from error
-        return cls.from_json(value)
+        return cls.from_json(read_json(Path(path), "the architecture", "give a folder that prune() wrote"))
 
 
 def save(model: nn.Module, architecture: Architecture, path: str | os.PathLike[str]) -> None:
@@ -199,12 +199,12 @@ def write_tensors(model: nn.Module, path: Path) -> None:
         except safetensors.SafetensorError as error:
             raise OSError(str(error)) from error
 
-    gates = file_beside(writable(path))
+    gates = gates_file(writable(path))
     if gates.is_file():
         gates.unlink()  # those of other weights
     atomically(path, write)
-    if left(model):
-        atomically(gates, lambda temporary: write_left(model, temporary))
+    if gate_buffers(model):
+        atomically(gates, lambda temporary: write_gates(model, temporary))
 
 
 def load(make_model: Callable[[], nn.Module], path: str | os.PathLike[str]) -> nn.Module:
@@ -237,7 +237,7 @@ def load(make_model: Callable[[], nn.Module], path: str | os.PathLike[str]) -> n
         told = " ".join(str(error).split())[:200]
         raise TopiaristError(f"{file} does not belong to this architecture: {told}") from error
     check_finite(model)
-    read_left(model, file_beside(file))
+    read_gates(model, gates_file(file))
     for name, indices in picked.items():
         if not torch.equal(model.get_buffer(name), indices):
             raise TopiaristError(f"{file} is damaged: {name} is not what the architecture says; write it again")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from typing import Literal, TypeGuard
 
 from topiarist.budget.n_of_m import parse
 from topiarist.errors import TopiaristError
+from topiarist.files import suggestion
 
 Allocation = Literal["uniform", "global"]
 """How a budget is shared out: every group loses the same fraction, or the lowest scores of all groups are pruned."""
@@ -99,8 +99,8 @@ def matching(pattern: str, names: Collection[str]) -> list[str]:
     """
     matches = [name for name in names if fnmatchcase(name, pattern)]
     if not matches:
-        near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or list(names)[:3]
-        raise TopiaristError(f"the pattern {pattern!r} matches no group: use {', '.join(near)} or a glob on such names")
+        hint = suggestion(pattern, names, f"name some such as {', '.join(list(names)[:3])}, or a glob on such names")
+        raise TopiaristError(f"the pattern {pattern!r} matches no group: {hint}")
     return matches
 
 

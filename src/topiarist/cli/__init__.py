@@ -5,7 +5,6 @@ Exit status: 0 on success, 2 on bad input (one sentence on stderr), 130 when int
 
 from __future__ import annotations
 
-import difflib
 import errno
 import importlib
 import os
@@ -69,9 +68,9 @@ def _run(words: list[str]) -> int:
         print(f"topiarist {version('topiarist')}")
         return 0
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}."
-        raise TopiaristError(f"There is no command {name!r}: {hint}")
+        from topiarist.files import suggestion
+
+        raise TopiaristError(f"there is no command {name!r}: {suggestion(name, COMMANDS)}")
     command = getattr(importlib.import_module("topiarist.cli.commands"), name)
     try:
         values = importlib.import_module("topiarist.cli.arguments").parse(name, command, rest)

@@ -10,7 +10,6 @@ becomes one sentence.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import json
 import re
@@ -20,7 +19,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from topiarist.errors import TopiaristError
-from topiarist.files import from_yaml
+from topiarist.files import from_yaml, suggestion
 from topiarist.pruning import Pruning
 
 Command = Callable[..., object]
@@ -281,9 +280,7 @@ def _sentence(message: str, name: str, options: list[str]) -> str:
         option = unknown[1] or f"--{unknown[2]}"
         word = option.partition("=")[0]
         fields = [each for each in options if each.endswith(f".{word.lstrip('-')}")]
-        near = fields or difflib.get_close_matches(word, options, n=1)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"{see}."
-        return f"`topiarist {name}` takes no {option}: {hint}"
+        return f"`topiarist {name}` takes no {option}: {suggestion((fields or [word])[0], options, see)}"
     alone = re.match(r"argument (\S+): expected one argument", text)
     if alone:
         return f"{alone[1].replace('.name', '')} needs a value behind it: {see}."

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from topiarist import files
 from topiarist.cli import show
 from topiarist.cli.inputs import Source
 from topiarist.errors import TopiaristError
@@ -219,6 +219,4 @@ def write_weights(model: nn.Module, path: Path) -> None:
 
 def write_json(path: Path, values: Any) -> None:
     """Write plain values, all or nothing; what is not finite becomes null."""
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_text(json.dumps(show.plain(values), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    draft.replace(path)
+    files.write_json(path, show.plain(values))

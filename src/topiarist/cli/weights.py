@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
-from topiarist.files import file_beside, read_left
+from topiarist.files import gates_file, read_gates
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts store the state dict beside other things."""
@@ -115,7 +115,7 @@ def put_weights(model: nn.Module, path: Path) -> None:
                 f"{path} has NaN or infinite values in {key}: train again with a smaller learning rate."
             )
     model.load_state_dict(weights, strict=False)
-    read_left(model, file_beside(path))
+    read_gates(model, gates_file(path))
 
 
 def _some(names: set[str]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from topiarist.compress.clusters import Init, cluster
 from topiarist.compress.inputs import checked_state, place
 from topiarist.errors import TopiaristError
+from topiarist.files import suggestion
 from topiarist.surgery import copied
 
 CONVOLUTION_BITS, LINEAR_BITS = 8, 5
@@ -213,12 +213,10 @@ def _named(parameters: Mapping[str, Tensor], bits: Mapping[str, int]) -> dict[st
             raise TopiaristError(
                 f"the bits for {glob!r} never count, for {globs[late[0]]!r} fits {late[0]} before it: put it first"
             )
-        near = (
-            get_close_matches(glob, parameters, n=3, cutoff=0.3)
-            or sorted(parameters, key=lambda name: -parameters[name].ndim)[:3]
-        )
+        some = ", ".join(sorted(parameters, key=lambda name: -parameters[name].ndim)[:3])
         raise TopiaristError(
-            f"bits are given for {glob!r}, which fits no parameter: name some such as {', '.join(near)}"
+            f"bits are given for {glob!r}, which matches no parameter: "
+            + suggestion(glob, parameters, f"name some such as {some}")
         )
     return {name: bits[glob] for name, glob in globs.items() if glob is not None}
 

@@ -24,7 +24,7 @@ class Data:
     """Labelled images, split into training and test examples.
 
     Attributes:
-        name: what reports call it.
+        name: its name in reports.
         train_x: float32 or uint8 ``(N, C, H, W)``.
         train_y: int64 ``(N,)``, from 0 to ``classes - 1``.
         test_x: as ``train_x``.
@@ -32,10 +32,10 @@ class Data:
         classes: number of classes.
         mean: per channel, of the training images; for uint8 images after division by 255.
         std: likewise.
-        augment: what suits the training images: ``"crop-flip"``, ``"crop"`` or ``None`` (see `augment`).
+        augment: of the training images: ``"crop-flip"``, ``"crop"`` or ``None`` (see `augment`).
 
     Raises:
-        TopiaristError: the tensors contradict each other, or hold what nothing can be learnt from.
+        TopiaristError: the tensors contradict each other, or are not images and labels.
     """
 
     name: str
@@ -53,21 +53,21 @@ class Data:
             _check_split(self.name, split, *self._split(split), self.classes)
         if self.train_x.shape[1:] != self.test_x.shape[1:] or self.train_x.dtype != self.test_x.dtype:
             raise TopiaristError(
-                f"{self.name}: test images differ from training images in size or type, make them alike."
+                f"{self.name}: test images differ from training images in size or type: make them alike"
             )
         fits = len(self.mean) == len(self.std) == self.train_x.shape[1]
         if not fits or not all(map(math.isfinite, self.mean)) or not all(0 < each < math.inf for each in self.std):
             raise TopiaristError(
-                f"{self.name}: mean and std need one finite number for each channel, and std must be above 0."
+                f"{self.name}: mean and std need one finite number for each channel, and std must be above 0"
             )
         if self.augment not in _AUGMENTS:
-            raise TopiaristError(f"{self.name}: augment is {self.augment!r}, but must be 'crop-flip', 'crop' or None.")
+            raise TopiaristError(f"{self.name}: augment is {self.augment!r}, but must be 'crop-flip', 'crop' or None")
 
     @classmethod
     def of(
         cls, name: str, train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, augment: str | None = None
     ) -> Self:
-        """Data whose classes and normalisation constants come from the training examples.
+        """Returns data whose classes and normalisation constants come from the training examples.
 
         Raises:
             TopiaristError: as for the class; also where a label below the largest has no training example.
@@ -77,7 +77,7 @@ class Data:
         classes = int(present[-1]) + 1
         if len(present) != classes:
             raise TopiaristError(
-                f"{name}: only {len(present)} of the labels 0 to {classes - 1} occur in train_y, number them so."
+                f"{name}: only {len(present)} of the labels 0 to {classes - 1} occur in train_y: leave no gap"
             )
         mean, std = _moments(train_x)
         return cls(name, train_x, train_y, test_x, test_y, classes, mean, std, augment)
@@ -89,14 +89,14 @@ class Data:
         return channels, height, width
 
     def normalise(self, x: Tensor) -> Tensor:
-        """``(x - mean) / std`` per channel as float32, with uint8 images divided by 255 first."""
+        """Returns ``(x - mean) / std`` per channel as float32, with uint8 images divided by 255 first."""
         unit = 255.0 if x.dtype == torch.uint8 else 1.0
         mean = torch.tensor(self.mean, device=x.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=x.device).view(-1, 1, 1)
         return (x.float() - unit * mean) / (unit * std)
 
     def example(self, batch: int = 1) -> Tensor:
-        """The first training images, normalised: ``(batch, C, H, W)``, or fewer where there are fewer."""
+        """Returns the first training images, normalised: ``(batch, C, H, W)``, or fewer where there are fewer."""
         return self.normalise(self.train_x[:batch])
 
     def batches(
@@ -107,7 +107,7 @@ class Data:
         device: torch.device | str | None = None,
         augmented: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass over a split, as normalised float32 images and labels.
+        """Yields one pass over a split, as normalised float32 images and labels.
 
         A last batch of one example joins the one before it, since batch norm cannot train on a single example.
 
@@ -119,7 +119,7 @@ class Data:
             augmented: whether to augment the images, as the attribute ``augment`` says.
         """
         if batch_size < 1:
-            raise TopiaristError(f"The batch size is {batch_size}, but must be at least 1.")
+            raise TopiaristError(f"the batch size is {batch_size}, but must be at least 1")
         x, y = self._split(split)
         device = x.device if device is None else torch.device(device)
         order = None
@@ -136,20 +136,18 @@ class Data:
             start = stop
 
     def subset(self, n: int, seed: int = 0) -> Data:
-        """The same data with ``n`` training examples, drawn so that the classes keep their shares.
+        """Returns the same data with ``n`` training examples, drawn so that the classes keep their shares.
 
         Raises:
             TopiaristError: ``n`` is not between 1 and the number of training examples.
         """
         if not 1 <= n <= len(self.train_x):
-            raise TopiaristError(
-                f"{self.name} has {len(self.train_x)} training examples, of which {n} cannot be taken."
-            )
+            raise TopiaristError(f"{self.name} has {len(self.train_x)} training examples, not {n}: take fewer")
         chosen, _ = stratified(self.train_y, n, seed)
         return dataclasses.replace(self, train_x=self.train_x[chosen], train_y=self.train_y[chosen])
 
     def split(self, fraction: float, seed: int = 0) -> Data:
-        """The same data with a fraction of the training examples held out in place of the test examples.
+        """Returns the same data with a fraction of the training examples held out in place of the test examples.
 
         For choices that must not see the test set. The classes keep their shares, the normalisation stays as it is.
 
@@ -159,7 +157,7 @@ class Data:
         count = round(fraction * len(self.train_x)) if math.isfinite(fraction) else 0
         if not 0 < count < len(self.train_x):
             raise TopiaristError(
-                f"A validation split of {fraction} leaves nothing on one side: give a fraction such as 0.1."
+                f"a validation split of {fraction} leaves no examples on one side: give a fraction such as 0.1"
             )
         held, rest = stratified(self.train_y, count, seed)
         return dataclasses.replace(
@@ -171,7 +169,7 @@ class Data:
         )
 
     def held_out(self, fraction: float, seed: int = 0) -> Data:
-        """The same data with only those training examples that `split` holds out.
+        """Returns the same data with only those training examples that `split` holds out.
 
         What a method measures and chooses by is then new to a network that was trained on the rest.
 
@@ -182,7 +180,7 @@ class Data:
         return dataclasses.replace(self, train_x=held.test_x, train_y=held.test_y)
 
     def to(self, device: torch.device | str) -> Data:
-        """The same data with its tensors on ``device``."""
+        """Returns the same data with its tensors on ``device``."""
         return dataclasses.replace(
             self,
             train_x=self.train_x.to(device),
@@ -193,7 +191,7 @@ class Data:
 
     def _split(self, split: str) -> tuple[Tensor, Tensor]:
         if split not in ("train", "test"):
-            raise TopiaristError(f"There is no split {split!r}: name 'train' or 'test'.")
+            raise TopiaristError(f"there is no split {split!r}: name 'train' or 'test'")
         return getattr(self, f"{split}_x"), getattr(self, f"{split}_y")
 
 
@@ -214,7 +212,7 @@ def augment(x: Tensor, kind: str | None, generator: torch.Generator | None = Non
     if kind is None:
         return x
     if kind not in _AUGMENTS:
-        raise TopiaristError(f"There is no augmentation {kind!r}: take 'crop-flip', 'crop' or None.")
+        raise TopiaristError(f"there is no augmentation {kind!r}: take 'crop-flip', 'crop' or None")
     n, _, height, width = x.shape
     pad = min(4, max(1, min(height, width) // 6))
     home = torch.device("cpu") if generator is None else generator.device
@@ -230,10 +228,10 @@ def augment(x: Tensor, kind: str | None, generator: torch.Generator | None = Non
 
 
 def stratified(y: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of ``count`` random examples in which every class has its share, and of the rest; both in order.
+    """Returns the indices of ``count`` random examples, each class with its share, and of the rest; both in order.
 
-    Each example gets the place ``(rank + u) / size`` in its own class, with a random order of ranks and one random
-    ``u`` in [0, 1) a class; those that come first are taken, so a class is off its share by at most one example or so.
+    Each example gets the position ``(order + u) / size`` in its own class, with a random order and one random ``u`` in
+    [0, 1) for each class; the lowest positions are taken, so a class is off its share by about one example at most.
     """
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(len(y), generator=generator)
@@ -242,10 +240,10 @@ def stratified(y: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     sizes = torch.bincount(labels)
     begins = sizes.cumsum(0) - sizes
     label = labels[by_class]
-    ranks = torch.arange(len(y)) - begins[label]
+    orders = torch.arange(len(y)) - begins[label]
     offsets = torch.rand(len(sizes), generator=generator, dtype=torch.float64)
-    places = (ranks + offsets[label]) / sizes[label]
-    order = shuffled[by_class[places.argsort(stable=True)]]
+    positions = (orders + offsets[label]) / sizes[label]
+    order = shuffled[by_class[positions.argsort(stable=True)]]
     return order[:count].sort().values.to(y.device), order[count:].sort().values.to(y.device)
 
 
@@ -254,25 +252,25 @@ def _check_split(name: str, split: str, x: Tensor, y: Tensor, classes: int | Non
     if x.ndim != 4 or x.dtype not in (torch.uint8, torch.float32) or 0 in x.shape:
         raise TopiaristError(
             f"{name}: {split}_x is {x.dtype} of shape {tuple(x.shape)}, but must be uint8 or float32 of shape "
-            "(N, C, H, W) with at least one image."
+            "(N, C, H, W) with at least one image"
         )
     if y.dtype != torch.int64 or y.shape != x.shape[:1]:
         raise TopiaristError(
             f"{name}: {split}_y is {y.dtype} of shape {tuple(y.shape)}, but must be int64 with one label for each "
-            f"of the {len(x)} images."
+            f"of the {len(x)} images"
         )
     low, high = int(y.min()), int(y.max())
     if low < 0 or (classes is not None and high >= classes):
         raise TopiaristError(
             f"{name}: {split}_y has the label {low if low < 0 else high}, but labels count from 0"
-            + (f" to {classes - 1}: correct it." if classes else ": correct it.")
+            + (f" to {classes - 1}: correct it" if classes else ": correct it")
         )
     if x.is_floating_point() and not bool(x.isfinite().all()):
-        raise TopiaristError(f"{name}: {split}_x holds NaN or infinite values, remove those images first.")
+        raise TopiaristError(f"{name}: {split}_x has NaN or infinite values: remove these images")
 
 
 def _moments(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, uint8 as parts of 255; a constant channel has deviation 1."""
+    """Returns mean and standard deviation of each channel, of uint8 divided by 255; 1 for a constant channel."""
     if x.dtype == torch.uint8:
         shades = torch.arange(256, dtype=torch.float64, device=x.device) / 255
         share = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in x.unbind(1)]).double()

@@ -23,21 +23,21 @@ _MOST_INFLATED = 1100  # deflate makes nothing smaller than about a thousandth
 Array = np.ndarray[Any, Any]
 
 
-def read_npz(place: str, _seed: int) -> dict[str, Tensor]:
-    """The arrays ``train_x``, ``train_y``, ``test_x`` and ``test_y`` of an npz file, never unpickling.
+def read_npz(source: str, _seed: int) -> dict[str, Tensor]:
+    """Returns the arrays ``train_x``, ``train_y``, ``test_x`` and ``test_y`` of an npz file, never unpickling.
 
     Raises:
         TopiaristError: no such file, a damaged one, or one that does not hold these arrays.
     """
-    path = Path(place).expanduser()
+    path = Path(source).expanduser()
     if not path.is_file():
-        raise TopiaristError(f"There is no file {place}: give the path of an npz file with {', '.join(_KEYS)}.")
+        raise TopiaristError(f"there is no file {source}: give the path of an npz file with {', '.join(_KEYS)}")
     arrays = {}
     try:
         with zipfile.ZipFile(path) as archive:
             present = {name.removesuffix(".npy") for name in archive.namelist()}
             if missing := [key for key in _KEYS if key not in present]:
-                raise TopiaristError(f"{place} lacks {', '.join(missing)}: store {', '.join(_KEYS)} with numpy.savez.")
+                raise TopiaristError(f"{source} lacks {', '.join(missing)}: store {', '.join(_KEYS)} with numpy.savez")
             for key in _KEYS:
                 _check_member(archive, f"{key}.npy", limit=_MOST_INFLATED * path.stat().st_size)
                 with archive.open(f"{key}.npy") as stream:
@@ -46,9 +46,9 @@ def read_npz(place: str, _seed: int) -> dict[str, Tensor]:
         raise
     except Exception as error:  # a damaged archive fails in many ways, and all of them mean the same
         raise TopiaristError(
-            f"{place} cannot be read ({one_line(error)}): write it anew with numpy.savez, numbers only."
+            f"{source} cannot be read ({one_line(error)}): write it again with numpy.savez, numbers only"
         ) from error
-    return {key: (to_images if key.endswith("x") else to_labels)(place, key, array) for key, array in arrays.items()}
+    return {key: (to_images if key.endswith("x") else to_labels)(source, key, array) for key, array in arrays.items()}
 
 
 def _check_member(archive: zipfile.ZipFile, name: str, limit: int) -> None:
@@ -66,38 +66,38 @@ def _check_member(archive: zipfile.ZipFile, name: str, limit: int) -> None:
             raise ValueError(f"{name} is not as long as it says")
 
 
-def read_folder(place: str, _seed: int, *, size: int | None = None) -> dict[str, Tensor]:
-    """Images of ``train/CLASS/`` and ``test/CLASS/``; grey where all of them are, else in colour.
+def read_folder(source: str, _seed: int, *, size: int | None = None) -> dict[str, Tensor]:
+    """Returns the images of ``train/CLASS/`` and ``test/CLASS/``; grey where all of them are, else in colour.
 
     Args:
-        place: the folder that holds ``train`` and ``test``.
+        source: the folder that holds ``train`` and ``test``.
         size: height and width that every image is resized to; by default the first image's.
 
     Raises:
         TopiaristError: a folder is missing or empty, or an image is damaged.
     """
-    root = Path(place).expanduser()
+    root = Path(source).expanduser()
     if size is not None and (type(size) is not int or size < 1):
-        raise TopiaristError(f"size is {size!r}, but must be the side of the images in pixels.")
+        raise TopiaristError(f"size is {size!r}, but must be the side of the images in pixels")
     listed = {split: _list_images(root / split) for split in ("train", "test")}
     numbers = {label: number for number, label in enumerate(sorted({label for label, _ in listed["train"]}))}
     if unknown := sorted({label for label, _ in listed["test"]} - set(numbers)):
-        raise TopiaristError(f"{root}/test has the class {unknown[0]!r} that train lacks: give it training images too.")
+        raise TopiaristError(f"{root}/test has the class {unknown[0]!r} that train lacks: give it training images too")
     import_package("PIL", "vision")
     files = [path for entries in listed.values() for _, path in entries]
     shape = _opened(files[0])[1] if size is None else (size, size)
     mode = "L" if all(_opened(path)[0] in ("1", "L") for path in files) else "RGB"
     parts: dict[str, Tensor] = {}
     for split, entries in listed.items():
-        parts[f"{split}_x"] = to_images(place, split, np.stack([_pixels(path, mode, shape) for _, path in entries]))
+        parts[f"{split}_x"] = to_images(source, split, np.stack([_pixels(path, mode, shape) for _, path in entries]))
         parts[f"{split}_y"] = torch.tensor([numbers[label] for label, _ in entries])
     return parts
 
 
 def _list_images(folder: Path) -> list[tuple[str, Path]]:
-    """Class name and path of every image in the folders of ``folder``, in order."""
+    """Returns the class name and path of every image in the folders of ``folder``, in order."""
     if not folder.is_dir():
-        raise TopiaristError(f"There is no folder {folder}: put images into train/CLASS/ and test/CLASS/.")
+        raise TopiaristError(f"there is no folder {folder}: put images into train/CLASS/ and test/CLASS/")
     found = [
         (label.name, path)
         for label in sorted(folder.iterdir())
@@ -106,19 +106,17 @@ def _list_images(folder: Path) -> list[tuple[str, Path]]:
         if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
     ]
     if not found:
-        raise TopiaristError(
-            f"{folder} has no images: put {', '.join(_SUFFIXES)} files into one folder for each class."
-        )
+        raise TopiaristError(f"{folder} has no images: put {', '.join(_SUFFIXES)} files into one folder for each class")
     return found
 
 
 def _opened(path: Path) -> tuple[str, tuple[int, int]]:
-    """Mode, and width and height, of an image, without decoding it."""
+    """Returns mode, and width and height, of an image, without decoding it."""
     return _guarded(path, lambda image: (image.mode, image.size))
 
 
 def _pixels(path: Path, mode: str, size: tuple[int, int]) -> Array:
-    """The pixels of an image as uint8 ``(H, W)`` or ``(H, W, 3)``, resized bilinearly to ``size`` (width, height)."""
+    """Returns an image as uint8 ``(H, W)`` or ``(H, W, 3)``, resized bilinearly to ``size`` (width, height)."""
     bilinear = importlib.import_module("PIL.Image").Resampling.BILINEAR
 
     def decode(image: Any) -> Array:
@@ -129,42 +127,42 @@ def _pixels(path: Path, mode: str, size: tuple[int, int]) -> Array:
 
 
 def _guarded(path: Path, read: Any) -> Any:
-    """What ``read`` makes of an image, with every failure told in a sentence."""
+    """Returns what ``read`` makes of an image; every failure becomes one sentence."""
     try:
         with importlib.import_module("PIL.Image").open(path) as image:
             if not image.mode.startswith(("I", "F")):
                 return read(image)
     except Exception as error:  # damaged images fail in as many ways as there are formats
-        raise TopiaristError(f"{path} is not a readable image ({one_line(error)}): remove or replace it.") from error
-    raise TopiaristError(f"{path} has more than 8 bits a channel: convert it to 8 bits first.")
+        raise TopiaristError(f"{path} is not a readable image ({one_line(error)}): remove or replace it") from error
+    raise TopiaristError(f"{path} has more than 8 bits a channel: convert it to 8 bits first")
 
 
 def to_images(source: str, key: str, array: Array) -> Tensor:
-    """NHW, NHWC or NCHW to NCHW; uint8 stays, floats become float32.
+    """Converts NHW, NHWC or NCHW to NCHW; uint8 stays, floats become float32.
 
     Raises:
-        TopiaristError: another type or shape; ``source`` and ``key`` tell whose.
+        TopiaristError: another type or shape; ``source`` and ``key`` name it.
     """
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
-        raise TopiaristError(f"{source}: {key} is of type {array.dtype}, store images as uint8 or float32.")
+        raise TopiaristError(f"{source}: {key} is of type {array.dtype}: store images as uint8 or float32")
     if array.ndim == 3:
         array = array[:, None]
     elif array.ndim == 4 and array.shape[3] <= _MOST_CHANNELS:
         array = array.transpose(0, 3, 1, 2)
     elif array.ndim != 4 or array.shape[1] > _MOST_CHANNELS:
-        raise TopiaristError(f"{source}: {key} has the shape {array.shape}, store images as (N, H, W) or (N, H, W, C).")
+        raise TopiaristError(f"{source}: {key} has the shape {array.shape}: store images as (N, H, W) or (N, H, W, C)")
     with np.errstate(over="ignore"):  # what becomes infinite is refused later
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.uint8 if array.dtype == np.uint8 else np.float32))
 
 
 def to_labels(source: str, key: str, array: Array) -> Tensor:
-    """Whole numbers ``(N,)`` as int64.
+    """Converts whole numbers ``(N,)`` to int64.
 
     Raises:
-        TopiaristError: another type or shape; ``source`` and ``key`` tell whose.
+        TopiaristError: another type or shape; ``source`` and ``key`` name it.
     """
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
         raise TopiaristError(
-            f"{source}: {key} is {array.dtype} of shape {array.shape}, store labels as one whole number for each image."
+            f"{source}: {key} is {array.dtype} of shape {array.shape}: store labels as one whole number for each image"
         )
     return torch.from_numpy(array.astype(np.int64))

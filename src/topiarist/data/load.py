@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from topiarist.data.dataset import Data, stratified
 from topiarist.data.files import read_folder, read_npz, to_images, to_labels
 from topiarist.errors import TopiaristError
-from topiarist.files import close_matches, import_package, one_line
-from topiarist.models import split_options
+from topiarist.files import one_line, suggestion
+from topiarist.models import import_torchvision, split_options
 
 DATA_FORMS = "digits, digits:SIZE, npz:PATH, folder:PATH or torchvision:NAME"
 """How a data set can be named, for messages and help texts."""
@@ -42,69 +42,70 @@ def load_data(spec: str, seed: int = 0, **options: Any) -> Data:
     """
     name, inline = split_options(spec)
     options = {**inline, **options}
-    kind, colon, place = name.partition(":")
-    if kind not in _LOADERS or bool(colon) > bool(place) or not (place or kind == "digits"):
-        near = close_matches(kind, _LOADERS) if kind not in _LOADERS else ""
-        raise TopiaristError(f"There is no data {spec!r}: {near or f'name data as {DATA_FORMS}.'}")
+    kind, colon, source = name.partition(":")
+    if kind not in _LOADERS or bool(colon) > bool(source) or not (source or kind == "digits"):
+        hint = f"name data as {DATA_FORMS}"
+        hint = hint if kind in _LOADERS else suggestion(kind, _LOADERS, hint)
+        raise TopiaristError(f"there is no data {spec!r}: {hint}")
     loader = _LOADERS[kind]
     own = {key: options[key] for key in options if key not in ("augment", "train")}
     parameters = inspect.signature(loader).parameters.values()
     takes = ["augment", "train", *(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters) and (unknown := set(own) - set(takes)):
-        raise TopiaristError(f"{kind} data has no option {min(unknown)!r}: it takes {', '.join(takes)}.")
-    parts = loader(place, seed, **own)
+        raise TopiaristError(f"{kind} data has no option {min(unknown)!r}: it takes {', '.join(takes)}")
+    parts = loader(source, seed, **own)
     usual = "crop-flip" if parts["train_x"].shape[1] > 1 else None
     data = Data.of(name, **parts, augment=options.get("augment", usual))
     return data if options.get("train") is None else data.subset(options["train"], seed)
 
 
-def _digits(place: str, seed: int) -> dict[str, Tensor]:
-    if place and not (place.isdecimal() and 1 <= int(place) <= 256):
-        raise TopiaristError(f"digits:{place} is no size: give the side of the images in pixels, as in digits:28.")
+def _digits(source: str, seed: int) -> dict[str, Tensor]:
+    if source and not (source.isdecimal() and 1 <= int(source) <= 256):
+        raise TopiaristError(f"digits:{source} is not a size: give the side of the images in pixels, as in digits:28")
     bunch = importlib.import_module("sklearn.datasets").load_digits()
     images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16  # the shades of grey are 0 to 16
     labels = torch.from_numpy(bunch.target).long()
-    if place:
-        images = F.interpolate(images, size=(int(place), int(place)), mode="bilinear", align_corners=False)
+    if source:
+        images = F.interpolate(images, size=(int(source), int(source)), mode="bilinear", align_corners=False)
     test, train = stratified(labels, _DIGITS_TEST, seed)
     return {"train_x": images[train], "train_y": labels[train], "test_x": images[test], "test_y": labels[test]}
 
 
 def _torchvision(
-    place: str, _seed: int, *, root: str = "data", download: bool = False, **extra: Any
+    source: str, _seed: int, *, root: str = "data", download: bool = False, **extra: Any
 ) -> dict[str, Tensor]:
-    import_package("torchvision", "vision")
+    import_torchvision()
     datasets: Any = importlib.import_module("torchvision.datasets")
     known = [key for key in dir(datasets) if inspect.isclass(getattr(datasets, key))]
-    if place not in known:
-        hint = close_matches(place, known) or "see the documentation of torchvision.datasets for the names."
-        raise TopiaristError(f"torchvision.datasets has no {place!r}: {hint}")
+    if source not in known:
+        hint = suggestion(source, known, "see the documentation of torchvision.datasets for the names")
+        raise TopiaristError(f"torchvision.datasets has no {source!r}: {hint}")
     parts: dict[str, Tensor] = {}
     for split in ("train", "test"):
         options = {"root": str(root), "download": bool(download), **extra}
-        x, y = _torchvision_split(getattr(datasets, place), place, split, options)
-        parts[f"{split}_x"] = to_images(f"torchvision:{place}", f"{split} images", np.asarray(x))
-        parts[f"{split}_y"] = to_labels(f"torchvision:{place}", f"{split} labels", np.asarray(y))
+        x, y = _torchvision_split(getattr(datasets, source), source, split, options)
+        parts[f"{split}_x"] = to_images(f"torchvision:{source}", f"{split} images", np.asarray(x))
+        parts[f"{split}_y"] = to_labels(f"torchvision:{source}", f"{split} labels", np.asarray(y))
     return parts
 
 
 def _torchvision_split(dataset: Any, name: str, split: str, options: dict[str, Any]) -> tuple[Any, Any]:
-    """Images and labels of one split, as torchvision holds them in memory."""
+    """Returns the images and labels of one split, as torchvision holds them in memory."""
     accepted = inspect.signature(dataset).parameters
     if not {"train", "split"} & set(accepted):
-        raise TopiaristError(f"torchvision:{name} has no training and test split of its own: take folder:PATH for it.")
+        raise TopiaristError(f"torchvision:{name} has no training and test split of its own: take folder:PATH for it")
     by_flag = "train" in accepted or "split" in options  # EMNIST names its variant "split" and passes "train" on
     which: dict[str, Any] = {"train": split == "train"} if by_flag else {"split": split}
     try:
         stored = dataset(**options, **which)
-    except Exception as error:  # not there, not complete, no network, wrong option: torchvision's words say which
+    except Exception as error:  # not there, not complete, no network, wrong option: torchvision's message says which
         raise TopiaristError(
             f"torchvision:{name} cannot be read from {options['root']!r} ({one_line(error)}): "
-            f"fetch it once with torchvision:{name}?download=true, or name its folder with ?root=PATH."
+            f"fetch it once with torchvision:{name}?download=true, or name its folder with ?root=PATH"
         ) from error
     images, labels = getattr(stored, "data", None), getattr(stored, "targets", getattr(stored, "labels", None))
     if not hasattr(images, "shape") or labels is None:
-        raise TopiaristError(f"torchvision:{name} does not hold its images in memory: take folder:PATH for it.")
+        raise TopiaristError(f"torchvision:{name} does not hold its images in memory: take folder:PATH for it")
     return images, labels
 
 

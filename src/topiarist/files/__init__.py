@@ -1,25 +1,32 @@
-"""Files and names as every room needs them: atomic writes, YAML, checked fields, near names, optional packages."""
+"""Files and names as every room needs them: atomic writes, YAML and JSON, checked fields, optional packages."""
 
-from topiarist.files.atomic import as_path, atomically, writable
-from topiarist.files.fields import check_fields
-from topiarist.files.gates import LEFT, file_beside, leave, left, read_left, write_left
+from topiarist.files.atomic import as_path, atomically, remove_drafts, writable, write_text
+from topiarist.files.documents import from_yaml, read_json, read_yaml, write_json
+from topiarist.files.fields import check_fields, from_plain
+from topiarist.files.gates import GATE, gate_buffers, gates_file, read_gates, register_gate, write_gates
 from topiarist.files.imports import import_package
-from topiarist.files.sentences import close_matches, one_line
-from topiarist.files.yaml import from_yaml
+from topiarist.files.sentences import one_line, shown, suggestion
 
 __all__ = [
-    "LEFT",
+    "GATE",
     "as_path",
     "atomically",
     "check_fields",
-    "close_matches",
-    "file_beside",
+    "from_plain",
     "from_yaml",
+    "gate_buffers",
+    "gates_file",
     "import_package",
-    "leave",
-    "left",
     "one_line",
-    "read_left",
+    "read_gates",
+    "read_json",
+    "read_yaml",
+    "register_gate",
+    "remove_drafts",
+    "shown",
+    "suggestion",
     "writable",
-    "write_left",
+    "write_gates",
+    "write_json",
+    "write_text",
 ]

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under a temporary name, then renamed."""
+"""Files that are complete or absent: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from pathlib import Path
 
 from topiarist.errors import TopiaristError
 
+_DRAFT = ".draft"
+"""How the temporary names end."""
+
 
 def writable(path: object) -> Path:
-    """Sees that a file can be written, before the work for it begins; missing folders are made.
+    """Checks that a file can be written, before the work for it begins; missing folders are made.
 
     Returns:
         The file itself, where the path leads to it by links: these stay.
 
     Raises:
-        TopiaristError: this is no path, something else than a file is there, or its folder cannot be written.
+        TopiaristError: this is not a path, something else than a file is there, or its folder cannot be written.
     """
     target = Path(os.path.realpath(as_path(path)))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             if not stat.S_ISREG(os.stat(target).st_mode):
-                raise OSError("what is there is no regular file")
+                raise OSError("what is there is not a regular file")
         with tempfile.TemporaryFile(dir=target.parent):
             return target
     except OSError as error:
@@ -34,29 +37,33 @@ def writable(path: object) -> Path:
 
 
 def as_path(path: object) -> Path:
-    """A path as a caller gave it.
+    """Returns a path as a caller gave it.
 
     Raises:
-        TopiaristError: it is none, or one that no system takes.
+        TopiaristError: it is not a path, or one that no system takes.
     """
     try:
-        found = Path(path)  # type: ignore[arg-type]
-        if b"\0" in os.fsencode(found):
+        given = Path(path)  # type: ignore[arg-type]
+        if b"\0" in os.fsencode(given):
             raise ValueError
     except (TypeError, ValueError) as error:
-        raise TopiaristError(f"{path!r} is no path: give the name of a file, a str or a pathlib.Path") from error
-    return found
+        raise TopiaristError(f"{path!r} is not a path: give the name of a file, a str or a pathlib.Path") from error
+    return given
 
 
 def atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes under a temporary name, then renames: a file is whole or not there.
+    """Writes under a temporary name, then renames: a file is complete or absent, also for other processes.
+
+    Args:
+        path: the file; missing folders are made.
+        write: writes the file that it is given.
 
     Raises:
         TopiaristError: as for `writable`, or the disk is full.
     """
     target = writable(path)
     try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=_DRAFT)
         os.close(handle)
         try:
             write(Path(name))
@@ -67,6 +74,21 @@ def atomically(path: Path, write: Callable[[Path], object]) -> None:
             raise
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text in one step, as UTF-8; unpaired surrogates, which JSON can hold, become question marks.
+
+    Raises:
+        TopiaristError: the file cannot be written.
+    """
+    atomically(path, lambda draft: draft.write_text(text, encoding="utf-8", errors="replace"))
+
+
+def remove_drafts(folder: Path) -> None:
+    """Removes the temporary files that killed processes left in a folder; no other process may be writing there."""
+    for draft in folder.glob(f".*{_DRAFT}"):
+        draft.unlink(missing_ok=True)
 
 
 def _unwritable(path: object, error: OSError) -> TopiaristError:

@@ -1,63 +1,110 @@
-"""Whether a value's fields are of their types: a wrong one is told where it is given."""
+"""Values against the types of a dataclass's fields: nothing is coerced, and a wrong one is named where it is given."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from topiarist.errors import TopiaristError
+from topiarist.files.sentences import shown, suggestion
 
-_KINDS = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a word"}
+T = TypeVar("T")
+
+_NAMES = {
+    int: "a whole number",
+    float: "a finite number",
+    bool: "true or false",
+    str: "text",
+    tuple: "a list",
+    Mapping: "a mapping of names to values",
+    type(None): "nothing",
+}
 
 
-def check_fields(holder: Any, called: str) -> None:
-    """Raises where a field of a dataclass holds what its type does not allow; numbers must be finite.
+def from_plain(kind: type[T], value: object, what: str) -> T:
+    """Makes a dataclass from plain values, as YAML and JSON give them; fields that are dataclasses too.
+
+    Args:
+        kind: the dataclass.
+        value: a mapping of its fields' names to values, or one of its instances, which is returned.
+        what: what messages call it.
+
+    Raises:
+        TopiaristError: a key is unknown or missing, or a value is not of its field's type.
+    """
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, Mapping):
+        raise TopiaristError(f"{what} must be {_NAMES[Mapping]}, but got {shown(value)}")
+    types = _types(kind)
+    for key in value:
+        if key not in types:
+            raise TopiaristError(f"{what} has no {shown(key)}: {suggestion(key, types)}")
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.default is field.default_factory is dataclasses.MISSING and field.name not in value:
+            raise TopiaristError(f"{what} has no {field.name}: add it")
+    return kind(**{name: _read(each, types[name], f"{name} of {what}") for name, each in value.items()})
+
+
+def check_fields(holder: object, what: str) -> None:
+    """Checks a dataclass's fields against their types, in its ``__post_init__``; lists become tuples.
 
     Args:
         holder: the value.
-        called: what messages call it.
+        what: what messages call it.
+
+    Raises:
+        TopiaristError: a value is not of its field's type; numbers must be finite.
     """
-    own = {field.name: field.type for field in dataclasses.fields(holder)}  # not those of class variables
-    kinds = get_type_hints(type("Fields", (), {"__annotations__": own, "__module__": type(holder).__module__}))
-    for field in dataclasses.fields(holder):
-        value, kind = getattr(holder, field.name), kinds[field.name]
-        if not _fits(value, kind):
-            told = " or ".join(dict.fromkeys(_told(each) for each in _parts(kind)))
-            raise TopiaristError(f"{field.name} of {called} must be {told}, but got {value!r}{_hint(value)}")
+    for name, kind in _types(type(holder)).items():
+        object.__setattr__(holder, name, _read(getattr(holder, name), kind, f"{name} of {what}"))
 
 
-def _hint(value: Any) -> str:
-    """For numbers that came as text."""
-    if not isinstance(value, str) or not value[:1].isdigit():
-        return ""
-    return ": leave the quotes out (and YAML takes 1e-3 for text: write 1.0e-3)"
+def _types(kind: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, without those of class variables."""
+    own = {field.name: field.type for field in dataclasses.fields(kind)}
+    return get_type_hints(type("Fields", (), {"__annotations__": own, "__module__": kind.__module__}))
 
 
-def _parts(kind: Any) -> tuple[Any, ...]:
-    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+def _read(value: object, kind: Any, what: str) -> Any:
+    parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    for part in parts:
+        inner = get_args(part)
+        if dataclasses.is_dataclass(part) and isinstance(value, Mapping):
+            return from_plain(part, value, what)  # type: ignore[arg-type]
+        if get_origin(part) is tuple and isinstance(value, list | tuple) and inner[-1] is ...:
+            return tuple(_read(each, inner[0], f"entry {at} of {what}") for at, each in enumerate(value, 1))
+        if get_origin(part) is Mapping and isinstance(value, Mapping):
+            return {_read(key, inner[0], f"a key of {what}"): _read(each, inner[1], f"{shown(key)} of {what}")
+                    for key, each in value.items()}  # fmt: skip
+        if _is(value, part):
+            return value
+    wanted = " or ".join(dict.fromkeys(_name(part) for part in parts))
+    raise TopiaristError(f"{what} must be {wanted}, but got {shown(value)}{_hint(value, parts)}")
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    return any(_is(value, part) for part in _parts(kind))
-
-
-def _is(value: Any, kind: Any) -> bool:
-    if kind is type(None):
-        return value is None
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+def _is(value: object, kind: Any) -> bool:
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    if kind in (bool, str):
-        return isinstance(value, kind)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
     if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    return True  # mappings and tuples: the holder itself looks into them
+        return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
+    if get_origin(kind) in (tuple, Mapping):
+        return False
+    return not isinstance(kind, type) or isinstance(value, kind)
 
 
-def _told(kind: Any) -> str:
+def _name(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, get_args(kind)))
-    return _KINDS.get(kind, "nothing" if kind is type(None) else "what its documentation says")
+    return _NAMES.get(get_origin(kind) or kind, getattr(kind, "__name__", str(kind)))
+
+
+def _hint(value: object, kinds: tuple[Any, ...]) -> str:
+    """For numbers that came as text."""
+    number = isinstance(value, str) and value[:1].isdigit() and {int, float} & set(kinds)
+    return ": leave the quotes out (and YAML takes 1e-3 for text: write 1.0e-3)" if number else ""

@@ -20,11 +20,12 @@ _libraries: list[torch.library.Library] = []  # torch forgets a schema when its 
 
 
 def import_package(name: str, extra: str) -> ModuleType:
-    """Imports an optional package, torchvision and what rests on it with a remedy for mismatched builds.
+    """Imports an optional package, torchvision and what builds on it with a remedy for mismatched builds.
 
     torchvision registers shape functions for two operators of its compiled part while it is imported. Where that part
     was built for another torch (a CUDA build beside a CPU build) and cannot be loaded, the operators do not exist and
-    the import fails, although the models need neither. Then the two schemas are defined here and it is tried again.
+    the import fails, although the models need neither. Then the two schemas are defined here, and the import is tried
+    again.
 
     Args:
         name: the package, for example ``"torchvision"``.
@@ -44,14 +45,14 @@ def import_package(name: str, extra: str) -> ModuleType:
             module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise TopiaristError(
-            f"The package {error.name} is not installed: run `pip install topiarist[{extra}]`."
+            f"the package {error.name} is not installed: run `pip install topiarist[{extra}]`"
         ) from error
     except Exception as error:  # an import can fail in as many ways as there are packages
         raise TopiaristError(
-            f"{name} cannot be imported ({one_line(error)}): reinstall it to match torch {torch.__version__}."
+            f"{name} cannot be imported ({one_line(error)}): reinstall it to match torch {torch.__version__}"
         ) from error
     warnings.warn(
-        "torchvision was built for another torch: its models work, its compiled operators (such as nms) do not.",
+        "torchvision was built for another torch: its models work, its compiled operators (such as nms) do not",
         stacklevel=2,
     )
     return module
@@ -66,7 +67,7 @@ def _define_missing_schemas() -> None:
 
 
 def _forget(*packages: str) -> None:
-    """Takes half-imported packages out of the list of imported ones."""
+    """Removes half-imported packages from the list of imported ones."""
     for module in list(sys.modules):
         if module.partition(".")[0] in packages:
             del sys.modules[module]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from topiarist.errors import TopiaristError
+from topiarist.files import suggestion
 from topiarist.graph.groups import BLOCKS, Group, Keep, KeptPositions, Kind, Pinned, Slice, kept_positions
 
 if TYPE_CHECKING:
@@ -54,9 +54,8 @@ class Graph:
         try:
             return self._by_name[name]
         except KeyError:
-            close = get_close_matches(name, self._by_name, n=3, cutoff=0.3)
-            hint = f"; did you mean {', '.join(close)}?" if close else ""
-            raise TopiaristError(f"the graph has no group named {name!r}{hint}") from None
+            hint = suggestion(name, self._by_name, "`topiarist inspect` lists the groups")
+            raise TopiaristError(f"the graph has no group named {name!r}: {hint}") from None
 
     @property
     def _by_name(self) -> dict[str, Group]:

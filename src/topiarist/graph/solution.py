@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cached_property, partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from scipy.sparse.csgraph import breadth_first_order
 from torch import Tensor
 
 from topiarist.errors import TopiaristError
+from topiarist.files import suggestion
 from topiarist.graph.calls import Ratio
 from topiarist.graph.groups import Group, Keep, Pinned
 from topiarist.graph.labels import Labels, Vector, labelled
@@ -250,8 +250,7 @@ class Solution:
         """Returns the chain of unions from an axis to what pins it, one step a line."""
         labels = self.record.axis(tensor, axis)
         if labels is None:
-            near = get_close_matches(tensor, self.record.shapes, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "`inspect` lists the names"
+            hint = suggestion(tensor, self.record.shapes, "`inspect` lists the names")
             raise TopiaristError(
                 f"there is no axis {axis} of more than one position in a tensor named {tensor!r}: {hint}"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +14,7 @@ from torch import Tensor
 from topiarist.architecture import Architecture
 from topiarist.budget import Budget, allocate, matching
 from topiarist.errors import TopiaristError
-from topiarist.files import atomically
+from topiarist.files import read_json, write_json
 from topiarist.graph import Graph, Group, Keep
 
 FORMAT, VERSION = "topiarist.pattern", 1
@@ -115,8 +114,7 @@ class Pattern(ABC):
         Raises:
             TopiaristError: it cannot be written.
         """
-        text = json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n"
-        atomically(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_json(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -134,12 +132,7 @@ def read(path: str | os.PathLike[str]) -> object:
     Raises:
         TopiaristError: there is no such file, or it is no JSON.
     """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TopiaristError(f"cannot read the pattern {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise TopiaristError(f"{path} is no JSON file ({error}): give one that a pattern's save wrote") from error
+    return read_json(Path(path), "the pattern", "give a file that a pattern's save wrote")
 
 
 def is_number(value: object) -> TypeGuard[float]:

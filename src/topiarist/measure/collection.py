@@ -6,7 +6,6 @@ several machines add up to the same numbers, so that batches, micro-batches and 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
+from topiarist.files import suggestion
 from topiarist.graph import Graph, call_model, check_finite
 from topiarist.measure.batches import Batch, batch_size, device_of, inputs_and_target, mode, to_device
 from topiarist.measure.evaluation import Loss, cross_entropy
@@ -60,11 +60,8 @@ class Stats:
             TopiaristError: the model has none of this name.
         """
         if name not in self.tensors:
-            near = difflib.get_close_matches(name, self.tensors, n=3)
-            hint = f": did you mean {' or '.join(near)}?" if near else ""
-            raise TopiaristError(
-                f"the model has no tensor {name!r}{hint or ': collect the statistics of the traced model'}"
-            )
+            hint = suggestion(name, self.tensors, "collect the statistics of the traced model")
+            raise TopiaristError(f"the model has no tensor {name!r}: {hint}")
         return self.tensors[name]
 
     def sum(self, group: str, key: str) -> Tensor:
@@ -210,8 +207,7 @@ def _statistics(needs: Collection[str | Statistic]) -> list[Statistic]:
         if isinstance(need, str) and need not in STATISTICS:
             if need in _ELSEWHERE:
                 continue
-            near = difflib.get_close_matches(need, STATISTICS, n=3) or STATISTICS
-            raise TopiaristError(f"there is no statistic {need!r}: use {', '.join(near)}")
+            raise TopiaristError(f"there is no statistic {need!r}: {suggestion(need, STATISTICS)}")
         statistic = STATISTICS[need] if isinstance(need, str) else need
         statistics[statistic.name] = statistic
     return [statistics[name] for name in sorted(statistics)]

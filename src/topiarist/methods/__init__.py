@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import inspect
 import pkgutil
@@ -15,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from topiarist.errors import TopiaristError
-from topiarist.files import check_fields
+from topiarist.files import check_fields, suggestion
 from topiarist.methods._schedules import SCHEDULES
 from topiarist.methods.base import (
     FAMILIES,
@@ -88,8 +87,9 @@ def get(name: str) -> type[Method]:
         TopiaristError: there is no such method; close names are given.
     """
     if name not in names():
-        near = difflib.get_close_matches(str(name), names(), n=3) or names()
-        raise TopiaristError(f"there is no method {name!r}: use {' or '.join(near)} (`topiarist methods` lists them)")
+        raise TopiaristError(
+            f"there is no method {name!r}: {suggestion(name, names())} (`topiarist methods` lists them)"
+        )
     module = importlib.import_module(f"{__name__}.{name}")
     own = [value for value in vars(module).values() if _is_method(value) and value.__module__ == module.__name__]
     if len(own) != 1:

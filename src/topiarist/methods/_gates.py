@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from topiarist.budget import Budget, allocate
 from topiarist.errors import TopiaristError
-from topiarist.files import leave
+from topiarist.files import register_gate
 from topiarist.graph import Graph, Group, Scores
 from topiarist.measure import Stats
 from topiarist.methods._filter_norms import filter_norms_kept
@@ -166,7 +166,7 @@ class Gates(nn.Module, ABC):
         for owner, name in self._owners:
             parameter = parameter_of(owner, name)
             parameter.mul_(self._factor(name, values, parameter))
-            leave(owner, name.rpartition(".")[2] + suffix, self._at(name, saved, 1.0))
+            register_gate(owner, name.rpartition(".")[2] + suffix, self._at(name, saved, 1.0))
 
 
 def parameter_of(owner: nn.Module, name: str) -> nn.Parameter:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.files import LEFT
+from topiarist.files import GATE
 from topiarist.graph import Graph, Group, Keep, Scores
 from topiarist.measure import Stats
 from topiarist.methods._gates import Gated, Gates, check_trained, gating, trainable, trained_with_gates
@@ -23,7 +23,7 @@ BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 """The paper's temperature, and the ends of the interval that the concrete variable is stretched to."""
 _GATES = "l0_gates"
 """Name of the submodule that holds the gates while the network trains."""
-_LEFT = f"{LEFT}l0"
+_LEFT = f"{GATE}l0"
 """Added to a tensor's name for the buffer that keeps its gates' locations after the training."""
 _MOST = math.log(100)
 """How far from 0 a location may go, as in the authors' code; gates are exactly 0 or 1 from 2.4 on."""

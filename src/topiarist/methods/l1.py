@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import torch
 
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
+from topiarist.files import suggestion
 from topiarist.graph import Graph, Group, Scores
 from topiarist.measure import Stats
 from topiarist.methods.base import Method, filters_of, sum_by_unit
@@ -48,8 +48,7 @@ class L1(Method):
         if not 0 < self.p < math.inf:
             raise TopiaristError(f"p must be a positive number, the order of the norm, but got {self.p!r}")
         if self.preset is not None and self.preset not in _PRESETS:
-            near = difflib.get_close_matches(self.preset, _PRESETS, n=3) or _PRESETS
-            raise TopiaristError(f"there is no preset {self.preset!r}: use {', '.join(near)}")
+            raise TopiaristError(f"there is no preset {self.preset!r}: {suggestion(self.preset, _PRESETS)}")
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
         """Computes ``s_j = (sum |F_j|^p)^(1/p)``."""

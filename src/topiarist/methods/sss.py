@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.files import LEFT
+from topiarist.files import GATE
 from topiarist.graph import Graph, Group, Keep, Scores
 from topiarist.measure import Stats
 from topiarist.methods._gates import Gated, GateIndex, Gates, check_trained, gating, trainable, trained_with_gates
@@ -22,7 +22,7 @@ from topiarist.methods.base import Method
 _KINDS = ("block", "group", "channel")
 _GATES = "sss"
 """Name of the submodule that holds the scales while the network trains."""
-_LEFT = f"{LEFT}sss"
+_LEFT = f"{GATE}sss"
 """Added to a tensor's name for the buffer that keeps its scales after the training."""
 
 

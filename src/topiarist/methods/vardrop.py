@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.files import LEFT, leave
+from topiarist.files import GATE, register_gate
 from topiarist.graph import Graph, Keep, Scores, Slice
 from topiarist.measure import Args, Func, FunctionMode, Kwargs, Stats
 from topiarist.methods._gates import check_trained, parameter_of, submodule, trainable, trained_with_gates
@@ -31,7 +31,7 @@ _PURE = 100.0
 """``log alpha`` of a weight that is 0, to which no noise compares."""
 _NOISE = "vardrop_noise"
 """Name of the submodule that holds the variances while the network trains."""
-_LEFT = f"{LEFT}vardrop"
+_LEFT = f"{GATE}vardrop"
 """Added to a tensor's name for the buffer that keeps ``log alpha`` after the training."""
 _PRODUCTS = frozenset(
     (F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
@@ -257,7 +257,7 @@ class _Noise(nn.Module):
         for (owner, name), theta, log_sigma2 in zip(self._owners, self._weights(), self.log_sigma2, strict=True):
             final = log_alpha(theta, log_sigma2)
             theta.masked_fill_(final >= self._threshold, 0)
-            leave(owner, name.rpartition(".")[2] + _LEFT, final)
+            register_gate(owner, name.rpartition(".")[2] + _LEFT, final)
 
 
 class _Drawing(FunctionMode):

@@ -5,9 +5,19 @@ from topiarist.models.load import (
     ModelFactory,
     fitting_options,
     full_name,
+    import_torchvision,
     load_model,
     make_model,
     split_options,
 )
 
-__all__ = ["MODEL_FORMS", "ModelFactory", "fitting_options", "full_name", "load_model", "make_model", "split_options"]
+__all__ = [
+    "MODEL_FORMS",
+    "ModelFactory",
+    "fitting_options",
+    "full_name",
+    "import_torchvision",
+    "load_model",
+    "make_model",
+    "split_options",
+]

@@ -15,12 +15,13 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from topiarist.errors import TopiaristError
-from topiarist.files import close_matches, import_package, one_line
+from topiarist.files import import_package, one_line, suggestion
 from topiarist.models import zoo
 
 MODEL_FORMS = "zoo:NAME, torchvision:NAME, timm:NAME or package.module:factory"
@@ -42,7 +43,7 @@ class ModelFactory:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self) -> nn.Module:
-        """A fresh model.
+        """Returns a new model.
 
         Raises:
             TopiaristError: the name or an option is wrong, or a package is missing.
@@ -54,17 +55,17 @@ class ModelFactory:
             raise
         except Exception as error:  # the builder is other people's code: whatever it raises is about this name
             raise TopiaristError(
-                f"{self.spec} could not be built ({one_line(error)}): check its name and options."
+                f"{self.spec} could not be built ({one_line(error)}): check its name and options"
             ) from error
         if not isinstance(model, nn.Module):
             raise TopiaristError(
-                f"{self.spec} gave a {type(model).__name__}: name a function or class that returns a torch.nn.Module."
+                f"{self.spec} gave a {type(model).__name__}: name a function or class that returns a torch.nn.Module"
             )
         return model
 
 
 def full_name(factory: ModelFactory) -> str:
-    """The one name that makes the same model: its options follow it as in a web address."""
+    """Returns the one name that makes the same model: its options follow it as in a web address."""
     options = "&".join(f"{key}={value}" for key, value in factory.options.items())
     return f"{factory.spec}?{options}" if options else factory.spec
 
@@ -88,7 +89,7 @@ def load_model(spec: str, **options: Any) -> nn.Module:
 
 
 def make_model(spec: str, **options: Any) -> ModelFactory:
-    """A function without arguments that builds what `load_model` builds, as often as it is called.
+    """Returns a function without arguments that builds what `load_model` builds, at every call.
 
     Raises:
         TopiaristError: no such model, or a package is missing.
@@ -99,7 +100,7 @@ def make_model(spec: str, **options: Any) -> ModelFactory:
 
 
 def fitting_options(spec: str, input_shape: tuple[int, ...], classes: int) -> dict[str, Any]:
-    """The options that fit a model to a data set, so far as its builder takes them and the name does not set them.
+    """Returns the options that fit a model to a data set, where its builder takes them and the name does not set them.
 
     Args:
         spec: the model's name, as for `load_model`.
@@ -130,6 +131,20 @@ def fitting_options(spec: str, input_shape: tuple[int, ...], classes: int) -> di
     return {option: value for option, value in wanted.items() if option in taken and option not in inline}
 
 
+def import_torchvision() -> ModuleType:
+    """Imports torchvision, also where it was built for another torch than the one installed.
+
+    Such a build (for example a CUDA build of torchvision beside a CPU build of torch) fails to import, since two of
+    its compiled operators are missing. Call this before ``import torchvision`` and before packages that import it
+    (timm, lightning, transformers): it defines the schemas of the two, and warns. The models then work, the compiled
+    operators do not.
+
+    Raises:
+        TopiaristError: torchvision is not installed, or cannot be imported for another reason.
+    """
+    return import_package("torchvision", "vision")
+
+
 def split_options(spec: str) -> tuple[str, dict[str, Any]]:
     """Splits ``NAME?key=value&key=value`` into the name and its options.
 
@@ -144,7 +159,7 @@ def split_options(spec: str) -> tuple[str, dict[str, Any]]:
     for part in filter(None, tail.split("&")):
         key, equals, text = part.partition("=")
         if not equals or not key.isidentifier():
-            raise TopiaristError(f"{spec!r} has the option {part!r}: write options as ?key=value&key=value.")
+            raise TopiaristError(f"{spec!r} has the option {part!r}: write options as ?key=value&key=value")
         options[key] = _value(text)
     return name, options
 
@@ -159,11 +174,11 @@ def _value(text: str) -> Any:
 
 
 def _resolve(spec: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
-    """The function that builds a model, and the keyword arguments that it gets unless they are given."""
+    """Returns the function that builds a model, and its keyword arguments where none are given."""
     kind, colon, name = spec.partition(":")
     if not (kind and colon and name):
-        near = f"did you mean zoo:{spec}?" if spec in zoo.names() else f"name models as {MODEL_FORMS}."
-        raise TopiaristError(f"There is no model {spec!r}: {near}")
+        near = f"did you mean zoo:{spec}?" if spec in zoo.names() else f"name models as {MODEL_FORMS}"
+        raise TopiaristError(f"there is no model {spec!r}: {near}")
     if kind == "zoo":
         zoo.builder(name)
         return functools.partial(zoo.build, name), {}
@@ -175,21 +190,21 @@ def _resolve(spec: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
 
 
 def _from_torchvision(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
-    import_package("torchvision", "vision")
-    place: Any = importlib.import_module("torchvision.models")
+    import_torchvision()
+    owner: Any = importlib.import_module("torchvision.models")
     for part in name.split("."):
-        known = [key for key in dir(place) if not key.startswith("_")]
+        known = [key for key in dir(owner) if not key.startswith("_")]
         if part not in known:
-            hint = close_matches(part, known) or "see torchvision.models.list_models() for the names."
+            hint = suggestion(part, known, "see torchvision.models.list_models() for the names")
             raise TopiaristError(f"torchvision.models has no {name!r}: {hint}")
-        place = getattr(place, part)
-    if not callable(place):
-        raise TopiaristError(f"torchvision:{name} is not a model: name a function of torchvision.models.")
-    return place, _torchvision_defaults(place)
+        owner = getattr(owner, part)
+    if not callable(owner):
+        raise TopiaristError(f"torchvision:{name} is not a model: name a function of torchvision.models")
+    return owner, _torchvision_defaults(owner)
 
 
 def _torchvision_defaults(function: Callable[..., Any]) -> dict[str, Any]:
-    """Arguments that make a function of torchvision build a network without a download, a warning or a question."""
+    """Returns arguments with which a function of torchvision builds a network without a download or a warning."""
     signature = inspect.signature(function)
     defaults: dict[str, Any] = {}
     for name, parameter in signature.parameters.items():
@@ -209,10 +224,10 @@ def _torchvision_defaults(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _from_timm(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
-    import_package("torchvision", "vision")
+    import_torchvision()
     timm = import_package("timm", "vision")
     if not timm.is_model(name):
-        hint = close_matches(name, timm.list_models()) or "see timm.list_models() for the names."
+        hint = suggestion(name, timm.list_models(), "see timm.list_models() for the names")
         raise TopiaristError(f"timm has no model {name!r}: {hint}")
     return timm.create_model, {"model_name": name, "pretrained": False}
 
@@ -221,20 +236,20 @@ def _from_module(module_name: str, name: str) -> Callable[..., nn.Module]:
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)  # as `python -m` does; a console script lacks it
     try:
-        place: Any = importlib.import_module(module_name)
+        owner: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if f"{module_name}.".startswith(f"{error.name}."):
-            raise TopiaristError(f"There is no model {module_name}:{name}: name models as {MODEL_FORMS}.") from error
-        raise TopiaristError(f"{module_name} needs the package {error.name}: install it first.") from error
+            raise TopiaristError(f"there is no model {module_name}:{name}: name models as {MODEL_FORMS}") from error
+        raise TopiaristError(f"{module_name} needs the package {error.name}: install it first") from error
     except Exception as error:  # the module is the user's code
-        raise TopiaristError(f"{module_name} cannot be imported ({one_line(error)}): mend it first.") from error
+        raise TopiaristError(f"{module_name} cannot be imported ({one_line(error)}): fix it first") from error
     for part in name.split("."):
-        if not hasattr(place, part):
-            hint = close_matches(part, dir(place)) or "name a function or class in it."
+        if not hasattr(owner, part):
+            hint = suggestion(part, dir(owner), "name a function or class in it")
             raise TopiaristError(f"{module_name} has no {name!r}: {hint}")
-        place = getattr(place, part)
-    if isinstance(place, nn.Module) or not callable(place):
+        owner = getattr(owner, part)
+    if isinstance(owner, nn.Module) or not callable(owner):
         raise TopiaristError(
-            f"{module_name}:{name} is a {type(place).__name__}: name a function or class that returns a fresh model."
+            f"{module_name}:{name} is a {type(owner).__name__}: name a function or class that returns a fresh model"
         )
-    return place
+    return owner

@@ -12,7 +12,7 @@ from typing import Any
 
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.files import close_matches
+from topiarist.files import check_fields, from_plain, shown, suggestion
 from topiarist.measure import OnStep
 from topiarist.methods import (
     SCHEDULES,
@@ -52,13 +52,12 @@ class Steps:
     training: Recipe | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 1:
-            raise TopiaristError(f"steps must be a whole number of cuts, at least 1, but got {self.count!r}")
+        _check_type("training of steps", self.training, Recipe)
+        check_fields(self, "steps")
+        if self.count < 1:
+            raise TopiaristError(f"count of steps must be at least 1, but got {self.count}")
         if self.schedule is not None and self.schedule not in SCHEDULES:
-            raise TopiaristError(
-                f"there is no schedule {self.schedule!r}: choose {' or '.join(SCHEDULES)}, or leave it out"
-            )
-        _check_type("steps.training", self.training, Recipe)
+            raise TopiaristError(f"there is no schedule {self.schedule!r}: {suggestion(self.schedule, SCHEDULES)}")
 
 
 @dataclass(frozen=True)
@@ -133,16 +132,17 @@ class Pruning:
         """
         chosen = make(method)
         if isinstance(budget, int | float) and not isinstance(budget, bool):
-            budget = Budget(ratio=budget) if chosen.granularity == "weight" else Budget(macs=budget)
-        if not isinstance(steps, Steps | Mapping):
-            steps = Steps(steps)
-        amount = _built("budget", Budget(), budget)
+            budget = {"ratio" if chosen.granularity == "weight" else "macs": budget}
+        if isinstance(budget, Mapping) and isinstance(budget.get("exclude"), str):
+            budget = {**budget, "exclude": [budget["exclude"]]}
+        amount = from_plain(Budget, {} if budget is None else budget, "the budget")
+        recipe = _recipe(sparse_training, Recipe.paper())
         return cls(
             method=chosen,
             budget=None if amount == Budget() else amount,
             repair=None if repair is None else make(repair),
-            steps=_built("steps", Steps(), steps),
-            sparse_training=_built("sparse_training", Recipe.paper(), sparse_training),
+            steps=from_plain(Steps, _steps(steps), "steps"),
+            sparse_training=None if recipe is None else from_plain(Recipe, recipe, "sparse_training"),
             rewind=rewind,
         )
 
@@ -153,7 +153,11 @@ class Pruning:
         Raises:
             TopiaristError: as `of`; a key is unknown, or the method is missing.
         """
-        _check_keys("pruning", cls, value)
+        known = [entry.name for entry in fields(cls)]
+        if not isinstance(value, Mapping):
+            raise TopiaristError(f"a pruning must map names to values ({', '.join(known)}), but got {shown(value)}")
+        if unknown := [key for key in value if key not in known]:
+            raise TopiaristError(f"a pruning has no {shown(unknown[0])}: {suggestion(unknown[0], known)}")
         if "method" not in value:
             raise TopiaristError("the pruning names no method: add the key 'method'")
         return cls.of(**value)
@@ -221,7 +225,7 @@ class Run:
         for name, least in (("seed", 0), ("batch_size", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise TopiaristError(f"{name} must be a whole number of at least {least}, but got {value!r}")
+                raise TopiaristError(f"{name} must be a whole number of at least {least}, but got {shown(value)}")
 
 
 def trains_sparsely(method: Method) -> bool:
@@ -257,42 +261,22 @@ def _check_repair(method: Method, repair: Method) -> None:
 
 def _check_type(name: str, value: object, kind: type) -> None:
     if value is not None and not isinstance(value, kind):
-        raise TopiaristError(f"{name} must be a topiarist.{kind.__name__}, but got {value!r}")
+        raise TopiaristError(f"{name} must be a topiarist.{kind.__name__}, but got {shown(value)}")
 
 
-def _check_keys(name: str, kind: type, value: Any) -> None:
-    """Raises where plain values are no mapping of a dataclass's field names."""
-    known = [entry.name for entry in fields(kind)]
-    if not isinstance(value, Mapping):
-        raise TopiaristError(f"{name} must map names to values ({', '.join(known)}), but got {value!r}")
-    for key in value:
-        if key not in known:
-            hint = close_matches(str(key), known) or f"its keys are {', '.join(known)}"
-            raise TopiaristError(f"{name} has no {key!r}: {hint}")
-
-
-def _built(name: str, start: Any, value: Any) -> Any:
-    """Builds a dataclass from a mapping of its fields; a value of the class, or ``None``, is passed on.
-
-    Args:
-        name: what messages call it.
-        start: has the values of the fields that are left out.
-        value: the mapping.
-    """
-    kind = type(start)
-    if value is None or isinstance(value, kind):
+def _steps(value: Any) -> Any:
+    """Returns what `from_plain` makes `Steps` of: a number is how many cuts there are."""
+    if isinstance(value, Steps):
         return value
-    _check_keys(name, kind, value)
-    values = {
-        key: _built(f"{name}.{key}", RETRAINING, each) if key == "training" else each for key, each in value.items()
-    }
-    try:
-        return replace(start, **values)
-    except TypeError as error:
-        raise TopiaristError(
-            f"{name} has a value of a wrong type in {dict(value)}: see the fields of {kind.__name__} (YAML reads 1e-3 "
-            "as text: write 1.0e-3)"
-        ) from error
+    if not isinstance(value, Mapping):
+        return {"count": value}
+    training = value.get("training")
+    return {**value, "training": _recipe(training, RETRAINING)} if isinstance(training, Mapping) else value
+
+
+def _recipe(value: Any, start: Recipe) -> Any:
+    """Returns what `from_plain` makes a `Recipe` of: fields that are left out are those of another one."""
+    return {**asdict(start), **value} if isinstance(value, Mapping) else value
 
 
 def _plain_method(method: Method) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
 from topiarist.errors import TopiaristError
-from topiarist.files import atomically
+from topiarist.files import write_text
 from topiarist.report import explanations, formatting, tables
 from topiarist.report.arm_styles import styles
 from topiarist.report.markdown import markdown
@@ -43,7 +43,7 @@ def write_report(out: Path, results: Json) -> Path:
             "its cells"
         ) from error
     for name, text in files.items():
-        _write(Path(out) / name, text)
+        write_text(Path(out) / name, text)
     return Path(out) / "report.html"
 
 
@@ -100,8 +100,3 @@ def _choices(results: Json, labels: Mapping[str, str]) -> dict[str, dict[str, st
 
 def _text(name: str) -> str:
     return resources("topiarist.report").joinpath("templates", name).read_text(encoding="utf-8")
-
-
-def _write(path: Path, text: str) -> None:
-    # JSON can hold halves of characters, UTF-8 cannot
-    atomically(path, lambda draft: draft.write_text(text, encoding="utf-8", errors="replace"))

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from topiarist.errors import TopiaristError
-from topiarist.files import atomically
+from topiarist.files import read_json, remove_drafts, write_json
 
 Json = Mapping[str, Any]
 """Plain values, as JSON holds them."""
@@ -129,10 +129,7 @@ def read_result(path: Path) -> dict[str, Any]:
     Raises:
         TopiaristError: the file cannot be read, or holds no result.
     """
-    try:
-        values = json.loads((path / "result.json").read_text(), parse_constant=_refuse_constant)
-    except (OSError, ValueError, RecursionError) as error:
-        raise damaged_result(path) from error
+    values = read_json(path / "result.json", "the result", f"delete the folder {path} and run the study again")
     if not isinstance(values, dict):
         raise damaged_result(path)
     return values
@@ -141,10 +138,6 @@ def read_result(path: Path) -> dict[str, Any]:
 def damaged_result(path: Path) -> TopiaristError:
     """Returns the error for a folder whose result cannot be used."""
     return TopiaristError(f"{path / 'result.json'} is damaged; delete the folder {path} and run the study again")
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
 
 
 def compute(cell: Cell, out: Path, work: Work) -> None:
@@ -163,12 +156,13 @@ def compute(cell: Cell, out: Path, work: Work) -> None:
             with suppress(OSError):
                 draft.rmdir()
             return
+        remove_drafts(draft)
         start, processor = time.perf_counter(), time.process_time()
         values = dict(work(cell, draft, tuple(folder(out, need) for need in cell.needs)))
         values["seconds"] = round(time.perf_counter() - start, 3)
         values["processor_seconds"] = round(time.process_time() - processor, 3)
-        (draft / "cell.json").write_text(to_text(cell.as_json()))
-        (draft / "result.json").write_text(to_text(values))
+        write_json(draft / "cell.json", cell.as_json())
+        write_json(draft / "result.json", values)
         publish(draft, final)
 
 
@@ -222,22 +216,3 @@ def prepare(out: Path) -> None:
             pass
     except OSError as error:
         raise TopiaristError(f"cannot write to the folder {out}: {error.strerror}; choose another folder") from error
-
-
-def write_json(path: Path, values: Json) -> None:
-    """Writes plain values in one step, so that a reader never meets half a file.
-
-    Raises:
-        TopiaristError: the file cannot be written.
-    """
-    text = to_text(values)
-    atomically(path, lambda draft: draft.write_text(text, encoding="utf-8", errors="replace"))
-
-
-def to_text(values: Json) -> str:
-    """Returns the text of a JSON file.
-
-    Raises:
-        TypeError, ValueError: no JSON file can hold the values.
-    """
-    return json.dumps(values, indent=1, allow_nan=False) + "\n"

@@ -16,13 +16,14 @@ from topiarist import guided, methods
 from topiarist.architecture import SHAPE_FILE, WEIGHTS_FILE, Architecture, load, save
 from topiarist.data import Data, load_data
 from topiarist.errors import TopiaristError
+from topiarist.files import write_json
 from topiarist.graph import Graph, declare_selectors, trace
 from topiarist.measure import evaluate
 from topiarist.methods import Method
 from topiarist.models import fitting_options, make_model
-from topiarist.studies.cells import Cell, write_json
+from topiarist.studies.cells import Cell
 from topiarist.surgery import add_selectors
-from topiarist.train import Recipe, fit
+from topiarist.train import Recipe, Speed, fit
 
 Result = dict[str, Any]
 PATTERN_FILE = "pattern.json"
@@ -133,8 +134,9 @@ class Job:
             role: method, graph and keep, as `topiarist.fit` takes them.
         """
         checkpoint = self.folder / "checkpoint.pt"
-        seed, speed = self.cell.settings["seed"], self.cell.settings.get("speed", {})
-        history = fit(model, self.data, recipe, seed=seed, evaluate_every=0, checkpoint=checkpoint, **speed, **role)
+        speed = Speed(**{**self.cell.settings.get("speed", {}), "evaluate_every": 0})
+        seed = self.cell.settings["seed"]
+        history = fit(model, self.data, recipe, seed=seed, checkpoint=checkpoint, speed=speed, **role)
         save(model, architecture, self.folder)
         write_json(self.folder / "history.json", asdict(history))
         checkpoint.unlink(missing_ok=True)

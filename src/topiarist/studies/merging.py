@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from topiarist.errors import TopiaristError
+from topiarist.files import write_json
 from topiarist.studies.arms import ARMS
-from topiarist.studies.cells import Cell, finished, folder, publish, unfold, write_json
+from topiarist.studies.cells import Cell, finished, folder, publish, unfold
 from topiarist.studies.queue import locked
 from topiarist.studies.results import gather, write_results
 from topiarist.studies.study import Study

@@ -8,6 +8,7 @@ from typing import Any
 
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
+from topiarist.files import from_plain
 from topiarist.pruning import Pruning
 from topiarist.train import Recipe
 
@@ -39,7 +40,7 @@ class StudyPruning:
 
     def with_budget(self, budget: Mapping[str, Any]) -> StudyPruning:
         """Returns the same pruning to another budget."""
-        return replace(self, request=replace(self.request, budget=built(Budget, budget, "budget")))
+        return replace(self, request=replace(self.request, budget=from_plain(Budget, budget, "the budget")))
 
     @property
     def method(self) -> str:
@@ -138,28 +139,10 @@ def prunings(entry: Any, recipe: Mapping[str, Any], finetune: Mapping[str, Any])
     networks, data = (tuple(map(str, listed(given.pop(key, ())))) for key in ("network", "data"))
     steps = given.get("steps")
     if isinstance(steps, Mapping) and isinstance(steps.get("training"), Mapping):
-        base = asdict(built(Recipe, recipe if given.get("rewind") else finetune, "recipe"))
+        base = asdict(from_plain(Recipe, recipe if given.get("rewind") else finetune, "the recipe"))
         given["steps"] = {**steps, "training": {**base, **steps["training"]}}
     for budget in budgets:
         if isinstance(budget, Mapping):
             budget = {key: value for key, value in budget.items() if value is not None}
         for method in names:
             yield StudyPruning(Pruning.from_json({**given, "method": method, "budget": budget}), networks, data)
-
-
-def built(kind: Any, values: Mapping[str, Any], name: str) -> Any:
-    """Builds a dataclass, such as `Recipe`, of plain values.
-
-    Raises:
-        TopiaristError: there is no such field, or its value is of a wrong type.
-    """
-    if not isinstance(values, Mapping):
-        raise TopiaristError(f"a {name} maps names to values, but got {values!r}")
-    known = [entry.name for entry in fields(kind)]
-    if unknown := [key for key in values if key not in known]:
-        raise TopiaristError(f"a {name} has no {unknown[0]!r}: it has {', '.join(known)}")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        hint = "YAML reads 1e-3 as text: write 1.0e-3"
-        raise TopiaristError(f"the {name} {dict(values)} has a value of a wrong type ({hint})") from error

@@ -7,9 +7,10 @@ from typing import Any
 
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
+from topiarist.files import from_plain
 from topiarist.methods import make
 from topiarist.studies.cells import Json
-from topiarist.studies.prunings import StudyPruning, built
+from topiarist.studies.prunings import StudyPruning
 
 KEYS = ("network", "data", "method", "budget", "source", "arms")
 """Of an entry: which rows it is about, its source, and arm → accuracy in per cent, or that and its spread."""
@@ -66,7 +67,7 @@ def meets(entry: Json, networks: Sequence[str], data: Sequence[str], prunings: S
 def _same(entry: Json, pruning: StudyPruning) -> bool:
     """Returns whether an entry is about a pruning: of the same method, fields and budget."""
     request = pruning.request
-    return make(entry["method"]) == request.method and built(Budget, entry.get("budget", {}), "budget") == (
+    return make(entry["method"]) == request.method and from_plain(Budget, entry.get("budget", {}), "the budget") == (
         request.budget or Budget()
     )
 

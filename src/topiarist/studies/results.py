@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 import torch
 
 from topiarist.errors import TopiaristError
-from topiarist.files import atomically
-from topiarist.studies.cells import Json, failure, finished, to_text, unfold
+from topiarist.files import read_json, write_json
+from topiarist.studies.cells import Json, failure, finished, unfold
 from topiarist.studies.comparisons import compare, pool
 from topiarist.studies.conclusion import conclude
 from topiarist.studies.executors.local import default_workers
@@ -76,12 +75,9 @@ def read_results(folder: Path) -> dict[str, Any]:
         TopiaristError: there is none, or it is damaged.
     """
     path = Path(folder) / "results.json"
-    try:
-        results = json.loads(path.read_text())
-    except OSError as error:
-        raise TopiaristError(f"there is no results.json in {folder}; run a study with this output folder") from error
-    except (ValueError, RecursionError) as error:
-        raise TopiaristError(f"{path} is damaged; delete it and run the study again, which reuses its cells") from error
+    if not path.exists():
+        raise TopiaristError(f"there is no results.json in {folder}; run a study with this output folder")
+    results = read_json(path, "the results", "delete the file and run the study again, which reuses its cells")
     if not isinstance(results, dict) or any(name not in results for name in KEYS):
         raise TopiaristError(f"{path} holds no results of a study; give the output folder of a study")
     return results
@@ -97,13 +93,11 @@ def results_of(folder: str | Path) -> dict[str, Any]:
         TopiaristError: the folder holds no study, or a damaged one.
     """
     folder = Path(folder)
-    try:
-        settings = json.loads((folder / "study.json").read_text())
-    except FileNotFoundError:
+    file = folder / "study.json"
+    if not file.exists():
         results = read_results(folder)
-    except (OSError, ValueError, RecursionError) as error:
-        raise TopiaristError(f"{folder / 'study.json'} is damaged; run the study again, it reuses its cells") from error
     else:
+        settings = read_json(file, "the study", "run the study again, it reuses what is done")
         try:
             results = gather(Study.of(settings), folder)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
@@ -123,10 +117,9 @@ def write_results(out: Path, results: Json) -> None:
         TopiaristError: no JSON file can hold the results, or the folder cannot be written.
     """
     try:
-        text = to_text(results)
+        write_json(Path(out) / "results.json", results)
     except (TypeError, ValueError) as error:
         raise TopiaristError(
             f"the results in {out} are damaged ({error}); delete results.json and run the study again, which reuses "
             "its cells"
         ) from error
-    atomically(Path(out) / "results.json", lambda draft: draft.write_text(text, encoding="utf-8", errors="replace"))

@@ -11,8 +11,9 @@ from rich.console import Console
 
 from topiarist.data import load_data
 from topiarist.errors import TopiaristError
+from topiarist.files import write_json
 from topiarist.models import make_model
-from topiarist.studies.cells import Cell, Work, finished, unfold, write_json
+from topiarist.studies.cells import Cell, Work, finished, unfold
 from topiarist.studies.data_paths import missing, placed
 from topiarist.studies.executors.base import Executor
 from topiarist.studies.progress import Live

@@ -9,15 +9,13 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.files import close_matches, from_yaml
+from topiarist.files import from_plain, read_json, read_yaml, suggestion
 from topiarist.studies import published
 from topiarist.studies.arms import ARMS, Case
 from topiarist.studies.cells import Cell, Json
-from topiarist.studies.prunings import StudyPruning, built, listed, prunings
+from topiarist.studies.prunings import StudyPruning, listed, prunings
 from topiarist.studies.scales import at_scale
 from topiarist.train import Recipe, Speed
 
@@ -87,13 +85,13 @@ class Study:
                 raise TopiaristError(f"the {name} must be a text, but got {getattr(self, name)!r}; put it in quotes")
         for arm in self.arms:
             if not isinstance(arm, str) or arm not in ARMS:
-                near = close_matches(str(arm), ARMS) or f"choose from {', '.join(ARMS)}"
+                near = suggestion(arm, ARMS)
                 raise TopiaristError(f"there is no arm {arm!r}; {near}")
         if self.cap is not None and not (type(self.cap) in (int, float) and 1 <= self.cap < math.inf):
             raise TopiaristError(f"the cap {self.cap} of Scratch-B must be at least 1, or absent for none")
         for recipe in (self.recipe, self.finetune):
-            built(Recipe, recipe, "recipe")
-        built(Speed, self.speed, "speed")
+            from_plain(Recipe, recipe, "the recipe")
+        from_plain(Speed, self.speed, "the speed")
         for pruning in self.prunings:
             self._check(pruning)
         self._check_source()
@@ -127,7 +125,7 @@ class Study:
             raise TopiaristError(
                 "the arm 'transferred' takes a pattern from elsewhere; add the key 'source' with a network or data"
             )
-        built(Budget, self.source.get("budget", {}), "budget")
+        from_plain(Budget, self.source.get("budget", {}), "the budget")
 
     @staticmethod
     def of(settings: Json, scale: str | None = None) -> Study:
@@ -147,7 +145,7 @@ class Study:
         settings = at_scale(settings, scale)
         known = {"network", "prunings", *(entry.name for entry in fields(Study))} - {"networks"}
         if unknown := sorted(set(settings) - known, key=str):
-            near = close_matches(str(unknown[0]), known) or f"its keys are {', '.join(sorted(known))}"
+            near = suggestion(unknown[0], sorted(known))
             raise TopiaristError(f"a study has no key {unknown[0]!r}; {near}")
         if missing := sorted({"network", "data", "prunings"} - set(settings)):
             raise TopiaristError(f"the study lacks the key {missing[0]!r}; add it")
@@ -178,12 +176,8 @@ class Study:
             TopiaristError: the file cannot be read, or is no study.
         """
         path = Path(path)
-        try:
-            text = path.read_text()
-            settings = json.loads(text) if path.suffix == ".json" else from_yaml(text)
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            raise TopiaristError(f"cannot read the study {path} ({reason}); give a YAML file") from error
+        read = read_json if path.suffix == ".json" else read_yaml
+        settings = read(path, "the study", "give a YAML file")
         if not isinstance(settings, dict):
             raise TopiaristError(f"the study {path} is no mapping of keys to values; see the documentation of studies")
         return Study.of(settings, scale)

@@ -1,11 +1,10 @@
-"""The state of a training in one file: written whole or not at all, read without running code, checked before use."""
+"""The state of a training in one file: written in one step, read without running code, checked before use."""
 
 from __future__ import annotations
 
 import os
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,13 @@ import torch
 from torch import Tensor
 
 from topiarist.errors import TopiaristError
+from topiarist.files import atomically, one_line
 
 _FORMAT = "topiarist.checkpoint.1"
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a training's state beside its name, then put it in place with `os.replace`.
+    """Writes a training's state in one step.
 
     Whatever stops the writing, ``path`` holds the former state or the new one in full.
 
@@ -29,27 +29,23 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         TopiaristError: the file cannot be written.
     """
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+
+    def write(draft: Path) -> None:
+        with draft.open("wb") as file:
             torch.save({"format": _FORMAT, **state}, file)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
-    except (OSError, RuntimeError) as error:
-        # torch's writer turns a full disk into a RuntimeError.
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error).strip().split("\n")[0]
+
+    try:
+        atomically(path, write)
+    except RuntimeError as error:  # torch's writer turns a full disk into one
         raise TopiaristError(
-            f"cannot write the checkpoint {path} ({reason}): free some space there or name a folder that can be written"
+            f"cannot write the checkpoint {path} ({one_line(error)}): free some space there"
         ) from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """Read what `save` wrote, onto the CPU; ``None`` where there is no such file.
+    """Reads what `save` wrote, onto the CPU; ``None`` where there is no such file.
 
     Raises:
         TopiaristError: the file cannot be read, is damaged, or is something else.
@@ -58,26 +54,26 @@ def load(path: Path) -> dict[str, Any] | None:
         return None
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
-            broken = archive.testzip()
-        state = None if broken else torch.load(path, map_location="cpu", weights_only=True)
+            damaged = archive.testzip()
+        state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive fails in any way: zip, pickle, key, type, end of file
         raise TopiaristError(
             f"the checkpoint {path} is damaged or not a checkpoint: delete it to start again, or name another file"
         ) from error
-    if broken:
+    if damaged:
         raise TopiaristError(f"the checkpoint {path} is damaged: delete it to start again, or name another file")
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
-        raise TopiaristError(f"{path} is not a checkpoint of Topiarist's training: name another file")
+        raise TopiaristError(f"{path} is not a checkpoint of a training: name another file")
     return state
 
 
-def same_run(path: Path, found: object, wanted: Mapping[str, Any]) -> None:
-    """Check that a checkpoint continues this very training.
+def same_run(path: Path, stored: object, wanted: Mapping[str, Any]) -> None:
+    """Checks that a checkpoint continues this very training.
 
     Raises:
         TopiaristError: a setting differs; the sentence names it.
     """
-    stored = found if isinstance(found, Mapping) else {}
+    stored = stored if isinstance(stored, Mapping) else {}
     for name in [*wanted, *stored]:
         if stored.get(name) != wanted.get(name):
             raise TopiaristError(
@@ -86,14 +82,14 @@ def same_run(path: Path, found: object, wanted: Mapping[str, Any]) -> None:
             )
 
 
-def same_model(path: Path, found: object, wanted: Mapping[str, Tensor]) -> None:
-    """Check that stored tensors have the names and shapes of a model's.
+def same_model(path: Path, stored: object, wanted: Mapping[str, Tensor]) -> None:
+    """Checks that stored tensors have the names and shapes of a model's.
 
     Raises:
         TopiaristError: they do not; the sentence names the first difference.
     """
     shapes = {key: tuple(value.shape) for key, value in wanted.items() if isinstance(value, Tensor)}
-    stored = found if isinstance(found, Mapping) else {}
+    stored = stored if isinstance(stored, Mapping) else {}
     others = {key: tuple(value.shape) for key, value in stored.items() if isinstance(value, Tensor)}
     for key in [*shapes, *others]:
         if shapes.get(key) != others.get(key):

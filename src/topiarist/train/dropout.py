@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import sqrt
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,23 +14,23 @@ from topiarist.measure import mode
 
 
 @contextmanager
-def corrected_dropout(model: nn.Module, example: Tensor, dead: Mapping[str, Tensor]) -> Iterator[None]:
-    """Lowers the rate of each dropout while open, by the connections that the layer behind it has lost.
+def corrected_dropout(model: nn.Module, example: Tensor, removed: Mapping[str, Tensor]) -> Iterator[None]:
+    """Lowers the rate of each dropout while open, by the share of weights that were pruned in the layer behind it.
 
-    ``D = D_0 sqrt(C / C_0)``, with ``C`` of the ``C_0`` weights left in the layer that runs next after the dropout.
+    ``D = D_0 sqrt(C / C_0)``, with ``C`` of the ``C_0`` weights kept in the layer that runs next after the dropout.
 
     Args:
-        model: the model, whose rates are ``D_0``; they come back in the end.
-        example: inputs, to see what runs after what.
-        dead: parameter name → bool of its shape, True where it is held at zero; layers that it lacks are whole.
+        model: the model, whose rates are ``D_0``; they are restored in the end.
+        example: inputs, to see which layer runs after which dropout.
+        removed: parameter name → bool of its shape, True where it is held at zero.
 
     Paper: Han, Pool, Tran, Dally: "Learning both Weights and Connections for Efficient Neural Networks", NIPS 2015.
     """
     rates = [(dropout, dropout.p) for dropout in model.modules() if isinstance(dropout, Dropout)]
     try:
-        for dropout, weight in _next_weights(model, example).items() if rates and dead else ():
-            if weight in dead:
-                dropout.p *= sqrt(1 - float(dead[weight].double().mean()))
+        for dropout, weight in _next_weights(model, example).items() if rates and removed else ():
+            if weight in removed:
+                dropout.p *= sqrt(1 - float(removed[weight].double().mean()))
         yield
     finally:
         for dropout, rate in rates:
@@ -39,16 +38,16 @@ def corrected_dropout(model: nn.Module, example: Tensor, dead: Mapping[str, Tens
 
 
 def _next_weights(model: nn.Module, example: Tensor) -> dict[Dropout, str]:
-    """The weight of the layer that runs first after each dropout."""
+    """Returns the weight of the layer that runs first after each dropout."""
     waiting: list[Dropout] = []
-    found: dict[Dropout, str] = {}
+    following: dict[Dropout, str] = {}
 
-    def watch(name: str) -> Any:
-        def see(module: nn.Module, *_: Any) -> None:
+    def watch(name: str) -> Callable[[nn.Module, object], None]:
+        def see(module: nn.Module, _: object) -> None:
             if isinstance(module, Dropout):
                 waiting.append(module)
             else:
-                found.update(dict.fromkeys(waiting, f"{name}.weight".removeprefix(".")))
+                following.update(dict.fromkeys(waiting, f"{name}.weight".removeprefix(".")))
                 waiting.clear()
 
         return see
@@ -65,4 +64,4 @@ def _next_weights(model: nn.Module, example: Tensor) -> dict[Dropout, str]:
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return following

@@ -1,4 +1,4 @@
-"""What a training reports: one row an epoch."""
+"""What a training reports: one row for each epoch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the training set came to.
+    """The result of one pass over the training set.
 
     Attributes:
         epoch: its number, from 1.
         lr: learning rate.
-        loss: mean cross-entropy over the training examples, as they were met.
+        loss: mean cross-entropy over the training examples, while it trained.
         train_accuracy: per cent, over the same.
         test_accuracy: per cent after the epoch; ``None`` where it was not measured.
         seconds: wall time, evaluation included.
@@ -30,23 +30,23 @@ class Epoch:
 
 @dataclass(frozen=True)
 class History:
-    """The course of a training, one row an epoch."""
+    """The epochs of a training."""
 
     epochs: tuple[Epoch, ...] = ()
 
     @property
     def accuracy(self) -> float:
-        """Test accuracy when it was last measured, after the last epoch, per cent; NaN where none was."""
+        """Returns the test accuracy when it was last measured, after the last epoch, per cent; NaN where none was."""
         return next((row.test_accuracy for row in reversed(self.epochs) if row.test_accuracy is not None), math.nan)
 
     @property
     def best(self) -> float:
-        """The best test accuracy of any epoch, per cent, which the paper's scripts record; NaN where there is none."""
+        """Returns the best test accuracy of any epoch, per cent, which the paper's scripts record; NaN without one."""
         return max((row.test_accuracy for row in self.epochs if row.test_accuracy is not None), default=math.nan)
 
     @property
     def seconds(self) -> float:
-        """Wall time of all epochs."""
+        """Returns the wall time of all epochs."""
         return sum(row.seconds for row in self.epochs)
 
 

@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep
-from topiarist.train.hooks import dead_entries
+from topiarist.train.attaching import removed_entries
 
 
 def reinitialise(
@@ -22,10 +22,11 @@ def reinitialise(
     seed: int = 0,
     make_model: Callable[[], nn.Module] | None = None,
 ) -> nn.Module:
-    """Give a model new random weights, in place; a mask that it carries stays.
+    """Gives a model new random weights, in place; what a keep removes stays zero.
 
     With ``make_model`` all parameters and buffers come from a newly built model, so the network's own initialisation
-    holds. Without it every module's ``reset_parameters`` runs. Then each convolution that the keep thins is drawn anew,
+    holds. Without it every module's ``reset_parameters`` runs. Then each convolution from which the keep removes
+    weights is drawn again,
 
         ``w ~ Normal(0, sqrt(2 / n))``, ``n`` = kept weights / input channels,
 
@@ -42,13 +43,13 @@ def reinitialise(
         The same model.
 
     Raises:
-        TopiaristError: a parameter has no known way to be drawn, the shapes differ, or the keep does not fit.
+        TopiaristError: a parameter cannot be initialised, the shapes differ, or the keep does not fit.
 
     References:
         Liu, Sun, Zhou, Huang, Darrell. Rethinking the Value of Network Pruning. ICLR 2019.
     """
     if keep is not None and graph is None:
-        raise TopiaristError("a keep takes the graph that it was allocated on: pass graph= too")
+        raise TopiaristError("a keep needs the graph that it was allocated on: pass graph= too")
     with torch.random.fork_rng(devices=sorted({p.device.index for p in model.parameters() if p.is_cuda})):
         torch.manual_seed(seed)
         if make_model is None:
@@ -61,7 +62,7 @@ def reinitialise(
 
 
 def _reset(model: nn.Module) -> None:
-    """Call each module's ``reset_parameters``, children first; refuse parameters that no module resets."""
+    """Calls each module's ``reset_parameters``, children first; refuses parameters that no module resets."""
     drawn: set[int] = set()
     for module in reversed(list(model.modules())):
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
@@ -71,7 +72,7 @@ def _reset(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if id(parameter) not in drawn:
             raise TopiaristError(
-                f"no module says how the parameter {name!r} is drawn: pass make_model=, a function that builds it all"
+                f"no module can initialise the parameter {name!r}: pass make_model=, a function that builds the model"
             )
 
 
@@ -92,11 +93,11 @@ def _copy(fresh: nn.Module, model: nn.Module) -> None:
 def _draw_masked(model: nn.Module, graph: Graph, keep: Keep) -> None:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     weights = {part.tensor for name in keep for part in graph[name].slices if part.axis is None}
-    for name, gone in dead_entries(model, graph, keep).items():
+    for name, removed in removed_entries(model, graph, keep).items():
         weight = parameters[name]
         owner = model.get_submodule(name.rpartition(".")[0])
         if name in weights and isinstance(owner, _ConvNd):
             inputs = weight.shape[0 if isinstance(owner, _ConvTransposeNd) else 1]
-            kept = weight.numel() - int(gone.sum())
+            kept = weight.numel() - int(removed.sum())
             weight.normal_(0.0, math.sqrt(2.0 * inputs / max(kept, 1)))
-        weight.masked_fill_(gone, 0)
+        weight.masked_fill_(removed, 0)

@@ -16,13 +16,14 @@ from torch.nn.functional import cross_entropy
 
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
+from topiarist.files import one_line
 from topiarist.graph import Graph, Keep
 from topiarist.measure import accuracy, check_fits, class_scores, device_of, mode
 from topiarist.methods import Method, Soft
 from topiarist.train import checkpoint as checkpoints
+from topiarist.train.attaching import as_method, attach
 from topiarist.train.dropout import corrected_dropout
 from topiarist.train.history import Epoch, History, Progress
-from topiarist.train.hooks import attach, playing
 from topiarist.train.recipe import Recipe
 from topiarist.train.speed import Speed
 
@@ -44,41 +45,28 @@ def fit(
     keep: Keep | None = None,
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
-    evaluate_every: int = 1,
-    accelerator: str = "auto",
-    devices: int | str = 1,
-    precision: Any = "32-true",
-    channels_last: bool = False,
-    compiled: bool = False,
+    speed: Speed | None = None,
 ) -> History:
-    """Train a classifier in place on the cross-entropy, by SGD or Adam as the recipe says.
+    """Trains a classifier in place on the cross-entropy, by SGD or Adam as the recipe says.
 
     The same seed gives the same weights, to the bit on a CPU with the same number of threads. With a checkpoint the
-    state is stored after every epoch, and a call that finds one goes on from there to the result of an undisturbed run.
+    state is stored after every epoch, and a later call continues from it to the result of an uninterrupted run.
 
-    Under ``torchrun`` with ``devices`` > 1 each process trains on its share of every batch.
+    Under ``torchrun`` with ``speed.devices`` > 1 each process trains on its share of every batch.
 
     Args:
-        model: yields class scores ``(N, classes)``; comes back on the device and in the modes that it had.
+        model: yields class scores ``(N, classes)``; its device and modes are restored.
         data: what to train and test on.
         recipe: epochs, rates and so on; ``Recipe.paper()`` where none is given.
-        seed: of the order of examples, the augmentation, dropout and gates; the global random state stays as it was.
+        seed: of the order of examples, the augmentation, dropout and gates; the global random state is restored.
         method: a method, or its name, whose training-time roles are attached (see `attach`); soft pruning also acts
             before the first epoch and after each one.
         graph: the model's graph; needed with ``keep`` and with a method that acts in training.
-        keep: group name → bool ``(units,)`` of ``graph.weights()``; what it removes stays zero, and dropout before
-            layers that have lost weights is lowered with them (Han et al. 2015, see `corrected_dropout`).
+        keep: group name → bool ``(units,)`` of ``graph.weights()``; what it removes stays zero, and dropout
+            before layers with pruned weights is lowered (Han et al. 2015, see `corrected_dropout`).
         checkpoint: file to store the training in and to resume from.
         progress: called after each epoch as ``progress(epoch, epochs, row)``.
-        evaluate_every: the test accuracy is measured after every so many epochs, and after the last; 0: after the last.
-        accelerator: of Fabric: ``"auto"``, ``"cpu"``, ``"gpu"``, ….
-        devices: of Fabric.
-        precision: of Fabric: ``"32-true"``, ``"16-mixed"`` or ``"bf16-mixed"``.
-        channels_last: hold weights of convolutions and images with their channels side by side while training, which
-            tensor cores and many CPU kernels prefer. Nothing changes but rounding, and which noise falls on which
-            activation where a method draws it for each (vardrop).
-        compiled: let `torch.compile` make forward and backward, with CUDA graphs on a GPU: small networks spend their
-            time on launching kernels.
+        speed: device, precision and so on; ``Speed()`` where none is given.
 
     Returns:
         History: one row an epoch.
@@ -88,17 +76,16 @@ def fit(
             of another run, damaged, or cannot be written.
         KeyboardInterrupt: the user stopped it; the checkpoint holds the last finished epoch.
     """
-    recipe = recipe or Recipe.paper()
-    Speed("32-true" if precision is None else str(precision), channels_last, compiled)  # which looks at them
-    method = playing(method)
+    recipe, speed = recipe or Recipe.paper(), speed or Speed()
+    method = as_method(method)
     if isinstance(method, Method) and (examples := len(data.train_y)):
         method = method.in_training(examples, recipe.epochs * -(-examples // recipe.batch_size))
-    fabric = _fabric(accelerator, devices, precision)
+    fabric = _fabric(speed)
     origin = device_of(model)
     try:
         check_fits(model.to(fabric.device), data)
         data = _resident(data, fabric.device)
-        if channels_last:
+        if speed.channels_last:
             _lay_out(model, torch.channels_last)
         optimizer = _optimizer(model, recipe, fabric)
         with mode(model, training=True), torch.random.fork_rng(devices=_cuda(fabric)):
@@ -106,19 +93,19 @@ def fit(
             example = data.example().to(fabric.device)
             with (
                 attach(method, model, optimizer, graph, keep) as attached,
-                corrected_dropout(model, example, attached.dead),
+                corrected_dropout(model, example, attached.removed),
             ):
-                step = _compiled(model, fabric.device) if compiled else model
+                step = _compiled(model, fabric.device) if speed.compiled else model
                 module, wrapped = fabric.setup(step, optimizer)  # after the gates, so that it sees their parameters
                 generator = torch.Generator().manual_seed(seed)
-                run = _Run(fabric, module, wrapped, model, optimizer, generator, data, recipe, channels_last)
+                run = _Run(fabric, module, wrapped, model, optimizer, generator, data, recipe, speed)
                 file = _File(None if checkpoint is None else Path(checkpoint), _settings(run, seed, method, keep))
                 soften = _softening(method, model, graph, recipe.epochs)
-                with _compiling(compiled):
-                    return _train(run, file, progress, evaluate_every, soften)
+                with _compiling(speed.compiled):
+                    return _train(run, file, progress, soften)
     finally:
         model.to(origin)
-        if channels_last:
+        if speed.channels_last:
             _lay_out(model, torch.contiguous_format)
 
 
@@ -134,7 +121,7 @@ class _Run:
     generator: torch.Generator
     data: Data
     recipe: Recipe
-    channels_last: bool = False
+    speed: Speed
 
     def state(self) -> dict[str, Any]:
         cuda = [torch.cuda.get_rng_state(index) for index in _cuda(self.fabric)]
@@ -161,13 +148,13 @@ class _File:
     settings: Mapping[str, Any]
 
     def resume(self, run: _Run) -> list[Epoch]:
-        """Put a stored state into the run; the rows of the epochs that are done."""
+        """Restores a stored state; returns the rows of the epochs that are done."""
         if self.path is None:
             return []
         state = checkpoints.load(self.path)
         run.fabric.barrier()
         if state is None:
-            # Stored before any work is done, so that a place that cannot be written is found at once.
+            # Stored before any work is done, so that a file that cannot be written is reported at once.
             self.store(run, [])
             return []
         checkpoints.same_model(self.path, state.get("model"), run.model.state_dict())
@@ -180,26 +167,24 @@ class _File:
         return rows
 
     def store(self, run: _Run, rows: list[Epoch]) -> None:
-        """Write the run as it is between two epochs."""
+        """Writes the run as it is between two epochs."""
         if self.path is not None and run.fabric.is_global_zero:
             plain = [list(astuple(row)) for row in rows]
             checkpoints.save(self.path, {"settings": dict(self.settings), **run.state(), "rows": plain})
 
 
 def _softening(method: Method | None, model: nn.Module, graph: Graph | None, epochs: int) -> Callable[[int], None]:
-    """What soft pruning does after so many epochs; nothing for other methods."""
+    """Returns what soft pruning does after so many epochs; nothing for other methods."""
     if not isinstance(method, Soft):
         return lambda done: None
     if graph is None:
-        raise TopiaristError("soft pruning takes the model's graph: pass graph=topiarist.trace(model, example_inputs)")
+        raise TopiaristError("soft pruning needs the model's graph: pass graph=topiarist.trace(model, example_inputs)")
     return torch.no_grad()(lambda done: method.soften(model, graph, done, epochs))
 
 
-def _train(
-    run: _Run, file: _File, progress: Progress | None, evaluate_every: int, soften: Callable[[int], None]
-) -> History:
-    """All epochs that are still to do."""
-    recipe, rows = run.recipe, file.resume(run)
+def _train(run: _Run, file: _File, progress: Progress | None, soften: Callable[[int], None]) -> History:
+    """Trains all epochs that are still to do."""
+    recipe, rows, every = run.recipe, file.resume(run), run.speed.evaluate_every
     for number in range(len(rows), recipe.epochs):
         start = time.perf_counter()
         if number == 0:
@@ -216,7 +201,7 @@ def _train(
                 f"{kept}: lower the learning rate from {recipe.lr:g}, for example to {recipe.lr / 10:g}"
             ) from None
         soften(number + 1)
-        due = number + 1 == recipe.epochs or (evaluate_every > 0 and (number + 1) % evaluate_every == 0)
+        due = number + 1 == recipe.epochs or (every > 0 and (number + 1) % every == 0)
         tested = accuracy(run.model, run.data) if due and len(run.data.test_y) else None
         rows.append(Epoch(number + 1, rate, loss, trained, tested, time.perf_counter() - start))
         file.store(run, rows)
@@ -226,23 +211,23 @@ def _train(
 
 
 def _epoch(run: _Run) -> tuple[float, float]:
-    """One pass over the training set; the mean loss and the accuracy in per cent."""
-    data, device, rank, ranks = run.data, run.fabric.device, run.fabric.global_rank, run.fabric.world_size
+    """Makes one pass over the training set; returns the mean loss and the accuracy in per cent."""
+    data, device, rank, processes = run.data, run.fabric.device, run.fabric.global_rank, run.fabric.world_size
     totals = torch.zeros(3, device=device)
     recipe = run.recipe
     batches = data.batches("train", recipe.batch_size, run.generator, device, augmented=recipe.augment)
     for index, (x, y) in enumerate(batches):
         size = len(y)
-        if size < ranks:
+        if size < processes:
             continue  # a last batch that leaves some process without an example
-        x, y = x[rank::ranks], y[rank::ranks]
-        if run.channels_last:
+        x, y = x[rank::processes], y[rank::processes]
+        if run.speed.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         run.wrapped.zero_grad()
         scores = class_scores(run.module(x), plain=True)
         loss = cross_entropy(scores, y)
         # The processes' gradients are averaged as if their shares of the batch were equal: weigh by the true sizes.
-        run.fabric.backward(loss if ranks == 1 else loss * (len(y) * ranks / size))
+        run.fabric.backward(loss if processes == 1 else loss * (len(y) * processes / size))
         run.wrapped.step()
         with torch.no_grad():
             right = (scores.argmax(1) == y).sum()
@@ -261,7 +246,7 @@ class _DivergedError(Exception):
 
 
 def _finite(run: _Run, totals: Tensor) -> Tensor:
-    """The totals of all processes, if they are finite."""
+    """Sums the totals of all processes; raises where they are not finite."""
     if run.fabric.world_size > 1:
         totals = torch.as_tensor(run.fabric.all_reduce(totals, reduce_op="sum"))
     if not bool(torch.isfinite(totals).all()):
@@ -270,7 +255,7 @@ def _finite(run: _Run, totals: Tensor) -> Tensor:
 
 
 def _resident(data: Data, device: torch.device) -> Data:
-    """The data on the device where it fits well, so that batches are picked and augmented there and nothing waits."""
+    """Moves the data to a GPU where it fits well, so that batches are picked and augmented there."""
     if device.type != "cuda":
         return data
     size = sum(part.numel() * part.element_size() for part in (data.train_x, data.test_x))
@@ -283,34 +268,32 @@ def _lay_out(model: nn.Module, order: torch.memory_format) -> None:
 
 
 def _compiled(model: nn.Module, device: torch.device) -> Any:
-    """The model with a compiled forward and backward; the parameters are the same ones."""
+    """Returns the model with a compiled forward and backward; the parameters are the same ones."""
     return torch.compile(model, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)
 
 
 @contextmanager
 def _compiling(compiled: bool) -> Iterator[None]:
-    """Tells what the compiler could not do; it works late, in the first steps."""
+    """Reports what the compiler cannot do, which it finds out in the first steps."""
     try:
         yield
     except Exception as error:
         if not compiled or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise TopiaristError(f"the model cannot be compiled here ({reason}): leave compiled out") from error
+        raise TopiaristError(f"the model cannot be compiled here ({one_line(error)}): leave compiled out") from error
 
 
-def _fabric(accelerator: str, devices: int | str, precision: Any) -> Fabric:
-    # Imported here since it takes a second, which those who only attach a method or read a recipe need not wait for.
+def _fabric(speed: Speed) -> Fabric:
+    # Imported here since it takes a second, which attaching a method or reading a recipe need not wait for.
     from lightning_fabric import Fabric
 
     try:
-        fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
+        fabric = Fabric(accelerator=speed.accelerator, devices=speed.devices, precision=speed.precision)  # type: ignore[arg-type]
         fabric.launch()
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
         raise TopiaristError(
-            f"cannot train with accelerator={accelerator!r}, devices={devices!r}, precision={precision!r} ({reason}): "
-            "choose what this machine has, or leave them out"
+            f"cannot train with accelerator={speed.accelerator!r}, devices={speed.devices!r}, "
+            f"precision={speed.precision!r} ({one_line(error)}): choose what this machine has, or leave them out"
         ) from error
     return fabric
 
@@ -318,7 +301,7 @@ def _fabric(accelerator: str, devices: int | str, precision: Any) -> Fabric:
 def _optimizer(model: nn.Module, recipe: Recipe, fabric: Fabric) -> torch.optim.Optimizer:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
-        raise TopiaristError("the model has no parameter that requires a gradient: there is nothing to train")
+        raise TopiaristError("the model has no parameter that requires a gradient: unfreeze some")
     fused = fabric.device.type in ("cpu", "cuda")  # one call for all tensors; small networks are bound by calls
     if recipe.optimizer == "adam":
         betas = (recipe.momentum, 0.999)
@@ -334,12 +317,12 @@ def _optimizer(model: nn.Module, recipe: Recipe, fabric: Fabric) -> torch.optim.
 
 
 def _cuda(fabric: Fabric) -> list[int]:
-    """The CUDA device whose random state matters, if any."""
+    """Returns the CUDA device whose random state matters, if any."""
     return [fabric.device.index or 0] if fabric.device.type == "cuda" else []
 
 
 def _settings(run: _Run, seed: int, method: Method | None, keep: Keep | None) -> dict[str, Any]:
-    """What must be equal for a checkpoint to be of the same run; plain values."""
+    """Returns what must be equal for a checkpoint to be of the same run, as plain values."""
     digest = hashlib.sha256()
     for name in sorted(keep or {}):
         digest.update(name.encode() + b"\0" + bytes((keep or {})[name].to("cpu", torch.uint8).tolist()))

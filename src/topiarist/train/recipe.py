@@ -1,4 +1,4 @@
-"""How long and how fast to train: recipes, learning-rate schedules, and the budgets of the scratch arms."""
+"""How to train: recipes, learning-rate schedules, and the budgets of the scratch arms."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from topiarist.errors import TopiaristError
-from topiarist.files import check_fields
+from topiarist.files import check_fields, suggestion
 
 
 def constant(progress: float, milestones: tuple[float, ...] = (), gamma: float = 1.0) -> float:
-    """The learning rate stays: factor 1 at every ``progress``."""
+    """Keeps the learning rate: factor 1 at every ``progress``."""
     return 1.0
 
 
 def step(progress: float, milestones: tuple[float, ...], gamma: float) -> float:
-    """The learning rate drops by ``gamma`` at each milestone: ``gamma ** #{m in milestones: progress >= m}``.
+    """Multiplies the learning rate by ``gamma`` at each milestone: ``gamma ** #{m in milestones: progress >= m}``.
 
     Args:
         progress: finished fraction of the training, in [0, 1).
@@ -27,12 +27,12 @@ def step(progress: float, milestones: tuple[float, ...], gamma: float) -> float:
 
 
 def cosine(progress: float, milestones: tuple[float, ...] = (), gamma: float = 1.0) -> float:
-    """Half a cosine from 1 to 0: ``(1 + cos(pi * progress)) / 2``."""
+    """Follows half a cosine from 1 to 0: ``(1 + cos(pi * progress)) / 2``."""
     return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def linear(progress: float, milestones: tuple[float, ...] = (), gamma: float = 1.0) -> float:
-    """The learning rate goes from the first milestone (the start, without one) in a straight line to 0."""
+    """Lowers the learning rate in a straight line to 0, from the first milestone on (without one, from the start)."""
     start = milestones[0] if milestones else 0.0
     return 1.0 if progress <= start else (1.0 - progress) / (1.0 - start)
 
@@ -59,7 +59,7 @@ class Recipe:
         nesterov: look ahead by the momentum (the paper's code does not).
         batch_size: examples a step.
         schedule: ``"step"``, ``"constant"``, ``"cosine"`` or ``"linear"``; the rate changes between epochs.
-        milestones: fractions of the epochs at which the step schedule drops; from the first on the linear one falls.
+        milestones: fractions of the epochs at which the step schedule drops; the linear one falls from the first on.
         gamma: factor of each drop.
         augment: whether the data's own augmentation is applied to the training batches.
         optimizer: ``"sgd"`` or ``"adam"`` (whose rates are near 0.001).
@@ -85,49 +85,49 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_fields(self, "the recipe")
-        try:
-            object.__setattr__(self, "milestones", tuple(float(fraction) for fraction in self.milestones))
-        except (TypeError, ValueError) as error:
-            raise TopiaristError(f"milestones of the recipe must be fractions, but got {self.milestones!r}") from error
-        if self.schedule not in SCHEDULES:
-            raise TopiaristError(f"unknown schedule {self.schedule!r}: choose one of {', '.join(sorted(SCHEDULES))}")
+        object.__setattr__(self, "milestones", tuple(map(float, self.milestones)))
+        for kind, name, known in (
+            ("schedule", self.schedule, SCHEDULES),
+            ("optimizer", self.optimizer, OPTIMIZERS),
+        ):
+            if name not in known:
+                raise TopiaristError(f"there is no {kind} {name!r}: {suggestion(name, known)}")
         for name, legal, wanted in (
-            ("epochs", isinstance(self.epochs, int) and self.epochs >= 0, "a whole number, 0 or more"),
-            ("lr", 0 < self.lr < math.inf, "a finite number above 0"),
+            ("epochs", self.epochs >= 0, "0 or more"),
+            ("lr", self.lr > 0, "above 0"),
             ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
-            ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more"),
-            ("optimizer", self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
+            ("weight_decay", self.weight_decay >= 0, "0 or more"),
             ("nesterov", not self.nesterov or self.momentum > 0, "False where momentum is 0"),
             ("nesterov", not self.nesterov or self.optimizer == "sgd", "False where the optimizer is not sgd"),
-            ("batch_size", isinstance(self.batch_size, int) and self.batch_size >= 1, "a whole number, 1 or more"),
+            ("batch_size", self.batch_size >= 1, "1 or more"),
             ("milestones", all(0 <= fraction <= 1 for fraction in self.milestones), "fractions of the epochs"),
             ("gamma", 0 < self.gamma <= 1, "in (0, 1]"),
         ):
             if not legal:
-                raise TopiaristError(f"the recipe's {name} is {getattr(self, name)}: it must be {wanted}")
+                raise TopiaristError(f"{name} of the recipe must be {wanted}, but got {getattr(self, name)!r}")
 
     @classmethod
     def paper(cls) -> Recipe:
-        """The paper's CIFAR training: 160 epochs, rate 0.1, divided by 10 after one half and three quarters."""
+        """Returns the paper's CIFAR training: 160 epochs, rate 0.1, divided by 10 after one half and three quarters."""
         return cls()
 
     @classmethod
     def finetune(cls) -> Recipe:
-        """The paper's fine-tuning of inherited weights: 40 epochs at the constant rate 0.001."""
+        """Returns the paper's fine-tuning of inherited weights: 40 epochs at the constant rate 0.001."""
         return cls(epochs=40, lr=0.001, schedule="constant")
 
     def rate(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 0."""
+        """Returns the learning rate of an epoch, counted from 0."""
         return self.lr * SCHEDULES[self.schedule](epoch / max(self.epochs, 1), self.milestones, self.gamma)
 
 
 def scratch_e(recipe: Recipe) -> Recipe:
-    """Scratch-E: a pruned architecture is trained from random weights for as many epochs as the large network was."""
+    """Returns the recipe of Scratch-E: a pruned architecture is trained from random weights for as many epochs."""
     return recipe
 
 
 def scratch_b(recipe: Recipe, ratio: float, cap: float | None = None) -> Recipe:
-    """Scratch-B: the pruned architecture is trained from random weights with the computation of the large network.
+    """Returns the recipe of Scratch-B: a pruned architecture is trained from random weights with as much computation.
 
     ``epochs = int(epochs_large * min(ratio, cap))``. The milestones are fractions, so they stretch along.
 

@@ -6,7 +6,6 @@ Every builder takes ``in_channels``, ``classes``, ``width`` (a multiplier of all
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from topiarist.errors import TopiaristError
+from topiarist.files import suggestion
 from topiarist.models.zoo.densenet import densenet40, densenet_bc100
 from topiarist.models.zoo.lenet import lenet5, lenet300, mlp
 from topiarist.models.zoo.preresnet import preresnet110, preresnet164
@@ -54,20 +54,18 @@ _BUILDERS: dict[str, Callable[..., nn.Module]] = {
 
 
 def names() -> tuple[str, ...]:
-    """The names of all networks, small ones first."""
+    """Returns the names of all networks, small ones first."""
     return tuple(_BUILDERS)
 
 
 def builder(name: str) -> Callable[..., nn.Module]:
-    """The function that builds the network ``name``.
+    """Returns the function that builds the network ``name``.
 
     Raises:
         TopiaristError: there is none of that name.
     """
     if name not in _BUILDERS:
-        near = difflib.get_close_matches(name.lower(), _BUILDERS, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(_BUILDERS)}."
-        raise TopiaristError(f"The zoo has no network {name!r}: {hint}")
+        raise TopiaristError(f"the zoo has no network {name!r}: {suggestion(name.lower(), _BUILDERS)}")
     return _BUILDERS[name]
 
 
@@ -85,5 +83,5 @@ def build(name: str, **options: Any) -> nn.Module:
     accepted = inspect.signature(function).parameters
     for option in options:
         if option not in accepted:
-            raise TopiaristError(f"zoo:{name} has no option {option!r}: it takes {', '.join(accepted)}.")
+            raise TopiaristError(f"zoo:{name} has no option {option!r}: it takes {', '.join(accepted)}")
     return function(**options)

@@ -14,7 +14,7 @@ Size = int | tuple[int, int]
 
 
 def scaled(channels: int, width: float, multiple: int = 1) -> int:
-    """``channels * width`` rounded to a multiple of ``multiple``, at least one such multiple.
+    """Returns ``channels * width`` rounded to a multiple of ``multiple``, at least one such multiple.
 
     Args:
         channels: the paper's number of channels.
@@ -42,36 +42,34 @@ def check(in_channels: int, classes: int, width: float, input_size: Size, smalle
     """
     for name, value in (("in_channels", in_channels), ("classes", classes)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise TopiaristError(f"{name} is {value!r}, but must be a whole number of at least 1.")
+            raise TopiaristError(f"{name} is {value!r}, but must be a whole number of at least 1")
     if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width <= 64:
-        raise TopiaristError(f"width is {width!r}, but must be a number above 0 and at most 64 (1 is the paper's).")
+        raise TopiaristError(f"width is {width!r}, but must be a number above 0 and at most 64 (1 is the paper's)")
     size = (input_size, input_size) if isinstance(input_size, int) else input_size
-    whole = isinstance(size, tuple | list) and len(size) == 2 and all(type(side) is int for side in size)
-    if not whole or min(size) < 1:
-        raise TopiaristError(
-            f"input_size is {input_size!r}, but must be one whole number, or two for height and width."
-        )
+    two_numbers = isinstance(size, tuple | list) and len(size) == 2 and all(type(side) is int for side in size)
+    if not two_numbers or min(size) < 1:
+        raise TopiaristError(f"input_size is {input_size!r}, but must be one whole number, or two for height and width")
     if min(size) < smallest:
         raise TopiaristError(
             f"this network takes images of at least {smallest}x{smallest}, not {size[0]}x{size[1]}: "
-            "enlarge the images (digits:28 does) or take another network."
+            "enlarge the images (digits:28 does) or take another network"
         )
     return size[0], size[1]
 
 
 def check_rate(dropout: float) -> float:
-    """The rate of a dropout, which it gives back.
+    """Returns the rate of a dropout.
 
     Raises:
         TopiaristError: it is not from 0 to below 1.
     """
     if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise TopiaristError(f"dropout is {dropout!r}, but must be a rate from 0 to below 1.")
+        raise TopiaristError(f"dropout is {dropout!r}, but must be a rate from 0 to below 1")
     return float(dropout)
 
 
 class Network(nn.Module):
-    """A network of the zoo: it can draw its weights anew, also after a cut, for its new widths (see `initialise`)."""
+    """A network of the zoo, which can draw its weights again, after a cut for its new widths (see `initialise`)."""
 
     gamma: float = 1.0
     linear_std: float | None = None
@@ -109,12 +107,12 @@ def initialise(model: nn.Module, gamma: float = 1.0, linear_std: float | None = 
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A 3x3 convolution without bias that keeps the map's size at stride 1."""
+    """Returns a 3x3 convolution without bias that keeps the map's size at stride 1."""
     return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, groups=groups, bias=False)
 
 
 def conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    """A 1x1 convolution without bias."""
+    """Returns a 1x1 convolution without bias."""
     return nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
 
 

@@ -99,7 +99,7 @@ def resnext29(
     """
     check(in_channels, classes, width, input_size)
     if min(groups, group_width) < 1:
-        raise TopiaristError(f"groups is {groups} and group_width {group_width}, but both must be at least 1.")
+        raise TopiaristError(f"groups is {groups} and group_width {group_width}, but both must be at least 1")
     middle = [scaled(groups * group_width * 2**stage, width, multiple=groups) for stage in range(3)]
     outputs = [scaled(256 * 2**stage, width) for stage in range(3)]
     model = ResNeXt(in_channels, scaled(64, width), middle, outputs, groups, 3, classes)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,9 @@ from topiarist.graph import Graph, Keep, broadcast_kept, kept_positions
 from topiarist.methods import Gate, Method, Penalty, Proximal, Soft, make
 from topiarist.surgery import check_shapes
 
+Masks = list[tuple[nn.Parameter, Tensor]]
+"""Parameters, each with the entries that are held at zero, bool of its shape."""
+
 
 @dataclass(frozen=True, eq=False)
 class Attached:
@@ -23,26 +27,26 @@ class Attached:
 
     Attributes:
         parameters: the gates' own parameters, which the optimiser trains as its last group, without weight decay.
-        dead: parameter name → bool tensor of its shape, True where the entry is held at zero.
+        removed: parameter name → bool tensor of its shape, True where the entry is held at zero.
     """
 
     parameters: tuple[nn.Parameter, ...]
-    dead: Mapping[str, Tensor]
+    removed: Mapping[str, Tensor]
 
 
-def dead_entries(model: nn.Module, graph: Graph, keep: Keep) -> dict[str, Tensor]:
-    """The entries of each parameter that a keep removes.
+def removed_entries(model: nn.Module, graph: Graph, keep: Keep) -> dict[str, Tensor]:
+    """Returns the entries of each parameter that a keep removes.
 
-    The keep alone decides: a kept weight that happens to be zero stays alive.
+    The keep alone decides: a kept weight that happens to be zero is not among them.
 
     Args:
         model: the traced model, or one with the same parameters.
-        graph: its units (`Graph.weights` of a trace for one unit a weight).
+        graph: its units (`Graph.weights` of a trace for unstructured sparsity).
         keep: group name → bool ``(units,)``.
 
     Returns:
-        Parameter name → bool tensor of the parameter's shape, True where a dead unit lies; parameters that keep all
-        of their entries are left out.
+        Parameter name → bool tensor of the parameter's shape, True where a removed unit lies; parameters that
+        keep all of their entries are not listed.
 
     Raises:
         TopiaristError: the keep does not fit the graph, or the graph does not fit the model.
@@ -57,7 +61,7 @@ def dead_entries(model: nn.Module, graph: Graph, keep: Keep) -> dict[str, Tensor
             )
         group = graph[name]
         if not isinstance(kept, Tensor) or kept.dtype != torch.bool or kept.shape != (group.units,):
-            raise TopiaristError(f"the keep of {name!r} is {_told(kept)}: give {group.units} booleans, one a unit")
+            raise TopiaristError(f"the keep of {name!r} is {_kind(kept)}: give {group.units} booleans, one a unit")
     parameters = dict(model.named_parameters(remove_duplicate=False))
     shapes = {name: tuple(tensor.shape) for name, tensor in [*parameters.items(), *model.named_buffers()]}
     try:
@@ -73,16 +77,16 @@ def dead_entries(model: nn.Module, graph: Graph, keep: Keep) -> dict[str, Tensor
     return dead
 
 
-def playing(method: Any) -> Method | None:
-    """What takes part in a training: a method by its name or class, or anything that plays a role in it."""
-    if method is None or isinstance(method, str | type | Method):
-        return None if method is None else make(method)
-    if isinstance(method, Penalty | Proximal | Gate | Soft):
+def as_method(method: object) -> Method | None:
+    """Returns the method that a name, a class or a value stands for; any value with a training-time role will do."""
+    if method is None:
+        return None
+    if isinstance(method, Penalty | Proximal | Gate | Soft) and not isinstance(method, Method | type):
         return cast("Method", method)
-    return make(method)  # which says what a method is
+    return make(cast("Method", method))  # which explains what a method is to whoever gave none
 
 
-def _told(kept: object) -> str:
+def _kind(kept: object) -> str:
     return f"{kept.dtype} {tuple(kept.shape)}" if isinstance(kept, Tensor) else type(kept).__name__
 
 
@@ -94,22 +98,22 @@ def attach(
     graph: Graph | None = None,
     keep: Keep | None = None,
 ) -> Iterator[Attached]:
-    """Attach what a method does while a network trains to the training loop that runs in this context.
+    """Attaches what a method does while a network trains to the training loop that runs in this context.
 
-    The loop stays as it is; whatever it calls, ``optimizer.step()`` first adds the gradient of the penalty to the
+    The loop itself is unchanged; whatever it calls, ``optimizer.step()`` first adds the gradient of the penalty to the
     gradient of the loss, and afterwards takes the proximal step. Gates multiply their units in between. With a keep,
     the removed weights are zero at the start and stay zero: their gradients are cleared before each step, and they and
-    their momentum after it. At the end of the context, or at an exception, all of it is taken off again.
+    their momentum after it. At the end of the context, or at an exception, all of it is detached.
 
     Args:
-        method: a method, its registered name, or ``None`` to hold a keep alone. Roles that it lacks do nothing. An
+        method: a method, its registered name, or ``None`` to apply a keep alone. Roles that it lacks do nothing. An
             optimiser knows no epochs: in a loop of your own call `soften` of soft pruning between them.
         model: the model that trains.
         optimizer: any optimiser over its parameters. Learning-rate schedulers belong inside the context, since gates
             add a parameter group. The proximal step sees the learning rate of the first parameter group.
         graph: the model's graph; every role and every keep needs it.
         keep: group name → bool ``(units,)``, usually of ``graph.weights()``. With units that are not weights the
-            parameters are held at zero just the same, but normalisations over channels still count the dead ones:
+            parameters are held at zero all the same, but normalisations over channels still count the removed ones:
             cut the model instead where that matters.
 
     Yields:
@@ -125,7 +129,7 @@ def attach(
         ...         cross_entropy(model(x), y).backward()
         ...         optimizer.step()
     """
-    method = playing(method)
+    method = as_method(method)
     if keep is not None and isinstance(graph, Graph):
         check_shapes(model, graph.shapes)
     _check(method, model, optimizer, graph, keep)
@@ -136,26 +140,27 @@ def attach(
             gates = tuple(parameter for parameter in module.parameters() if parameter.requires_grad)
         if gates:
             _add_group(optimizer, gates, stack)
-        dead = dead_entries(model, graph, keep) if graph is not None and keep is not None else {}
-        masks = [(model.get_parameter(name), gone) for name, gone in dead.items()]
+        removed = removed_entries(model, graph, keep) if graph is not None and keep is not None else {}
+        masks = [(model.get_parameter(name), entries) for name, entries in removed.items()]
         _clear(masks, optimizer)
-        if isinstance(method, Penalty) or masks:
-            before = _Before(method if isinstance(method, Penalty) else None, model, graph, masks)
-            stack.callback(optimizer.register_step_pre_hook(before).remove)
-        if isinstance(method, Proximal) or masks:
-            after = _After(method if isinstance(method, Proximal) else None, model, graph, masks)
-            stack.callback(optimizer.register_step_post_hook(after).remove)
-        yield Attached(gates, dead)
+        penalty = proximal = None
+        if isinstance(method, Penalty) and graph is not None:
+            penalty = partial(method.penalty, model, graph)
+        if isinstance(method, Proximal) and graph is not None:
+            proximal = partial(method.proximal, model, graph)
+        if penalty or masks:
+            stack.callback(optimizer.register_step_pre_hook(_BeforeStep(penalty, masks)).remove)
+        if proximal or masks:
+            stack.callback(optimizer.register_step_post_hook(_AfterStep(proximal, masks)).remove)
+        yield Attached(gates, removed)
 
 
 @dataclass(frozen=True)
-class _Before:
+class _BeforeStep:
     """Runs before each step: the penalty's gradient, then the masks."""
 
-    penalty: Penalty | None
-    model: nn.Module
-    graph: Any
-    masks: list[tuple[nn.Parameter, Tensor]]
+    penalty: Callable[[], Tensor] | None
+    masks: Masks
 
     def __call__(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -167,8 +172,8 @@ class _Before:
         # L-BFGS and its kin compute the gradient inside the step, several times: each one gets the penalty.
         return (args[0],), {**kwargs, "closure": self.around(closure, optimizer)}
 
-    def around(self, closure: Callable[[], Any], optimizer: Optimizer) -> Callable[[], Any]:
-        def penalised() -> Any:
+    def around(self, closure: Callable[[], Tensor | None], optimizer: Optimizer) -> Callable[[], Tensor | None]:
+        def penalised() -> Tensor | None:
             loss = closure()
             extra = self.add(optimizer)
             return loss if loss is None or extra is None else loss + extra
@@ -181,33 +186,31 @@ class _Before:
         if self.penalty is not None:
             parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
             with torch.enable_grad():
-                value = self.penalty.penalty(self.model, self.graph)
+                value = self.penalty()
             value = _add_gradient(value, parameters, getattr(optimizer, "grad_scale", None))
-        for parameter, gone in self.masks:
+        for parameter, entries in self.masks:
             if parameter.grad is not None:
-                parameter.grad.masked_fill_(gone, 0)
+                parameter.grad.masked_fill_(entries, 0)
         return value
 
 
 @dataclass(frozen=True)
-class _After:
+class _AfterStep:
     """Runs after each step: the proximal step, then the masks."""
 
-    proximal: Proximal | None
-    model: nn.Module
-    graph: Any
-    masks: list[tuple[nn.Parameter, Tensor]]
+    proximal: Callable[[float], object] | None
+    masks: Masks
 
     @torch.no_grad()
-    def __call__(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __call__(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         skipped = getattr(optimizer, "found_inf", None)
         if self.proximal is not None and not (skipped is not None and bool(skipped)):
-            self.proximal.proximal(self.model, self.graph, float(optimizer.param_groups[0]["lr"]))
+            self.proximal(float(optimizer.param_groups[0]["lr"]))
         _clear(self.masks, optimizer)
 
 
 def _add_gradient(value: Tensor, parameters: list[nn.Parameter], scale: Tensor | None) -> Tensor:
-    """Add the gradient of the penalty ``value`` to ``.grad``; ``scale`` is that of a loss scaler not yet undone."""
+    """Adds the gradient of the penalty ``value`` to ``.grad``; ``scale`` is that of a loss scaler not yet undone."""
     if value.requires_grad:
         for parameter, gradient in zip(
             parameters, torch.autograd.grad(value, parameters, allow_unused=True), strict=True
@@ -225,15 +228,15 @@ def _add_gradient(value: Tensor, parameters: list[nn.Parameter], scale: Tensor |
 
 
 @torch.no_grad()
-def _clear(masks: Iterable[tuple[nn.Parameter, Tensor]], optimizer: Optimizer) -> None:
-    """Zero the dead entries of the weights, their gradients, and the optimiser's tensors of the same shape."""
-    for parameter, gone in masks:
-        parameter.masked_fill_(gone, 0)
+def _clear(masks: Masks, optimizer: Optimizer) -> None:
+    """Zeroes the removed entries of the weights, their gradients, and the optimiser's tensors of the same shape."""
+    for parameter, entries in masks:
+        parameter.masked_fill_(entries, 0)
         if parameter.grad is not None:
-            parameter.grad.masked_fill_(gone, 0)
+            parameter.grad.masked_fill_(entries, 0)
         for value in optimizer.state[parameter].values() if parameter in optimizer.state else ():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                value.masked_fill_(gone, 0)
+                value.masked_fill_(entries, 0)
 
 
 def _check(
@@ -242,7 +245,7 @@ def _check(
     roles = isinstance(method, Penalty | Proximal | Gate)
     if graph is None and (roles or keep is not None):
         raise TopiaristError(
-            "attaching a method or a keep takes the model's graph: pass graph=topiarist.trace(model, example_inputs)"
+            "attaching a method or a keep needs the model's graph: pass graph=topiarist.trace(model, example_inputs)"
         )
     own = {id(parameter) for parameter in model.parameters()}
     if own and not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
@@ -254,7 +257,7 @@ def _check(
 def _add_group(optimizer: Optimizer, gates: tuple[nn.Parameter, ...], stack: ExitStack) -> None:
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if any(id(gate) in held for gate in gates):
-        return  # the user has put them in already
+        return  # the user has added them already
     first = optimizer.param_groups[0]
     group: dict[str, Any] = {key: value for key, value in first.items() if key != "params"}
     group["params"] = list(gates)
@@ -263,7 +266,7 @@ def _add_group(optimizer: Optimizer, gates: tuple[nn.Parameter, ...], stack: Exi
     optimizer.add_param_group(group)
 
     def remove() -> None:
-        # Found by its members: loading an optimiser's state makes new dicts of all groups.
+        # Identified by its members: loading an optimiser's state makes new dicts of all groups.
         mine = {id(gate) for gate in gates}
         optimizer.param_groups[:] = [
             other for other in optimizer.param_groups if not any(id(p) in mine for p in other["params"])
