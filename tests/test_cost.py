@@ -106,4 +106,4 @@ def test_latency_is_measured_in_eval_mode_and_leaves_the_mode():
 
 
 def test_public_names():
-    assert (topiarist.Cost, topiarist.cost, topiarist.latency) == (Cost, cost, latency)
+    assert (topiarist.cost, topiarist.latency) == (cost, latency)

@@ -201,7 +201,7 @@ def test_what_removes_nothing_says_so(digits):
     model = topiarist.load_model("zoo:digitsnet", width=0.5)
     found = prune(model, digits.example(), "sss")
     assert all(kept.all() for kept in found.keep.values())
-    assert "Nothing goes: sss has to train a network before it" in str(found)
+    assert "No units were pruned: train the network with it for longer" in str(found)
 
 
 def test_a_folder_in_a_file_s_place_is_told(tmp_path, digits):

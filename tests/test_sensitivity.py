@@ -89,7 +89,7 @@ def test_the_test_examples_are_never_looked_at() -> None:
 def test_scores_are_measured_on_the_rest_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def counting(model: nn.Module, graph: topiarist.Graph, batches: list, needs: frozenset) -> topiarist.Stats:
+    def counting(model: nn.Module, graph: topiarist.Graph, batches: list, needs: frozenset) -> Stats:
         asked.append(sum(len(y) for _, y in batches))
         return collect(model, graph, batches, needs)
 

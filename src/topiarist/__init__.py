@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from topiarist.architecture import load as load
     from topiarist.architecture import save as save
     from topiarist.budget import Budget as Budget
-    from topiarist.budget import Cost as Cost
     from topiarist.budget import allocate as allocate
     from topiarist.budget import cost as cost
     from topiarist.data import Data as Data
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from topiarist.graph import Group as Group
     from topiarist.graph import Slice as Slice
     from topiarist.graph import trace as trace
-    from topiarist.measure import Stats as Stats
     from topiarist.measure import collect as collect
     from topiarist.measure import evaluate as evaluate
     from topiarist.measure import latency as latency
@@ -41,8 +39,6 @@ if TYPE_CHECKING:
     from topiarist.pruning import Pruned as Pruned
     from topiarist.pruning import Pruning as Pruning
     from topiarist.pruning import Run as Run
-    from topiarist.pruning import Sensitivity as Sensitivity
-    from topiarist.pruning import Shrunk as Shrunk
     from topiarist.pruning import Steps as Steps
     from topiarist.pruning import prune as prune
     from topiarist.pruning import sensitivity as sensitivity
@@ -59,14 +55,14 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "architecture": ("Architecture", "load", "save"),
-    "budget": ("Budget", "Cost", "allocate", "cost"),
+    "budget": ("Budget", "allocate", "cost"),
     "data": ("Data", "load_data"),
     "errors": ("TopiaristError",),
     "graph": ("Graph", "Group", "Slice", "trace"),
-    "measure": ("Stats", "collect", "evaluate", "latency"),
+    "measure": ("collect", "evaluate", "latency"),
     "methods": ("Method",),
     "models": ("load_model", "make_model"),
-    "pruning": ("Pruned", "Pruning", "Run", "Sensitivity", "Shrunk", "Steps", "prune", "sensitivity", "shrink"),
+    "pruning": ("Pruned", "Pruning", "Run", "Steps", "prune", "sensitivity", "shrink"),
     "surgery": ("Proof", "add_selectors", "check", "cut", "mask", "prove"),
     "train": ("Recipe", "attach", "fit"),
 }

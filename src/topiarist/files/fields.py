@@ -75,8 +75,10 @@ def _read(value: object, kind: Any, what: str) -> Any:
         inner = get_args(part)
         if dataclasses.is_dataclass(part) and isinstance(value, Mapping):
             return from_plain(part, value, what)  # type: ignore[arg-type]
-        if get_origin(part) is tuple and isinstance(value, list | tuple) and inner[-1] is ...:
-            return tuple(_read(each, inner[0], f"entry {at} of {what}") for at, each in enumerate(value, 1))
+        if get_origin(part) is tuple and isinstance(value, list | tuple):
+            kinds = inner[:1] * len(value) if inner[-1] is ... else inner
+            if len(kinds) == len(value):
+                return tuple(_read(each, kinds[at], f"entry {at + 1} of {what}") for at, each in enumerate(value))
         if get_origin(part) is Mapping and isinstance(value, Mapping):
             return {_read(key, inner[0], f"a key of {what}"): _read(each, inner[1], f"{shown(key)} of {what}")
                     for key, each in value.items()}  # fmt: skip
@@ -101,6 +103,8 @@ def _is(value: object, kind: Any) -> bool:
 def _name(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, get_args(kind)))
+    if get_origin(kind) is tuple and get_args(kind)[-1] is not ...:
+        return f"a list of {len(get_args(kind))}"
     return _NAMES.get(get_origin(kind) or kind, getattr(kind, "__name__", str(kind)))
 
 
