@@ -18,11 +18,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from topiarist.graph.closures import Rectangle, Unit, close_all, distinct
-from topiarist.graph.labels import LabelAlgebra, Labels, Line
+from topiarist.graph.labels import LabelAlgebra, Labels, Line, components
 
 Rectangles = Literal["both", "rows", "columns"]
 
@@ -89,23 +87,14 @@ def solve_lines(
         extra.append((seeds, np.zeros_like(seeds), origin))
 
 
-def _components(count: int, unions: Sequence[tuple[Labels, Labels, int]]) -> tuple[int, np.ndarray]:
-    if not unions:
-        return count, np.arange(count)
-    a = np.concatenate([u[0] for u in unions])
-    b = np.concatenate([u[1] for u in unions])
-    graph = coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(count, count))
-    components, of = connected_components(graph, directed=False)
-    return int(components), of.astype(np.int64)
-
-
 def _classes(algebra: LabelAlgebra, extra: list[tuple[Labels, Labels, int]], rectangles: Rectangles) -> Classes:
     """Steps 1 and 2: components of the unions, and of what the lines add to them, to a fixpoint."""
     unions = [*algebra.unions, *extra]
     before = -1
     restricted = rectangles == "both"
     while True:
-        count, of = _components(algebra.count, unions)
+        ends = [np.concatenate([np.empty(0, np.int64), *(union[end] for union in unions)]) for end in (0, 1)]
+        count, of = components(algebra.count, *ends)
         if count == before:
             if restricted:
                 return Classes(of, int(of[0]), count, unions)

@@ -306,7 +306,7 @@ class _Squares:
 def in_order(graph: Graph, layers: Iterable[str]) -> list[str]:
     """Layers in the order in which the network uses their weights first."""
     order: dict[str | None, int] = {}
-    for contraction in graph.solution.contractions:
+    for contraction in graph.solution.record.contractions:
         order.setdefault(contraction.weight, len(order))
     return sorted(layers, key=lambda name: order.get(f"{name}.weight", len(order)))
 
