@@ -57,6 +57,10 @@ Vector = Labels | Free | None
 """The labels of an axis; ``None``: the axis is fixed; `Free`: it takes what it meets."""
 
 
+Union = tuple[Labels, Labels, int]
+"""``(a, b, origin)``: the labels ``a[i]`` and ``b[i]`` die together, by that `Origin`."""
+
+
 class Origin(NamedTuple):
     """What made a union: the operator (or the reason of a pin), the module that ran it and the line of code."""
 
@@ -90,7 +94,7 @@ class LabelAlgebra:
 
     Attributes:
         count: labels given out so far; 0 is the pinned one.
-        unions: ``(a, b, origin)``: the labels ``a[i]`` and ``b[i]`` die together.
+        unions: what dies together.
         lines: the equations of split and merged axes.
         on_bound: called with each size that was asked for a free axis, once its labels are known.
         origins: who wrote what.
@@ -100,7 +104,7 @@ class LabelAlgebra:
         self.count = 1
         self.on_bound = on_bound
         self.limit = limit
-        self.unions: list[tuple[Labels, Labels, int]] = []
+        self.unions: list[Union] = []
         self.lines: list[Line] = []
         self.origins = [Origin("", "", "")]
         self._split: dict[tuple[bytes, tuple[int, ...]], list[Labels]] = {}
