@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from safetensors.torch import load_model as load_tensors
 from safetensors.torch import save_model as save_tensors
 from torch import Tensor, nn
 
-from topiarist.architecture.encoding import decode, encode
+from topiarist.architecture.encoding import Shape, decode, encode
 from topiarist.errors import TopiaristError
 from topiarist.files import (
     atomically,
@@ -32,8 +31,6 @@ from topiarist.files import (
 )
 from topiarist.graph import (
     SELECTOR,
-    Attribute,
-    Correction,
     Graph,
     Group,
     Keep,
@@ -48,8 +45,7 @@ from topiarist.surgery import Plan, apply_plan, check_shapes, copied, plan
 WEIGHTS_FILE, SHAPE_FILE = "model.safetensors", "architecture.json"
 
 
-@dataclass(frozen=True, eq=False)
-class Architecture:
+class Architecture(Shape):
     """What a pruned network looks like.
 
     Attributes:
@@ -60,13 +56,6 @@ class Architecture:
         corrections: module → what its shim corrects.
         selectors: norms that a channel selector follows.
     """
-
-    groups: tuple[Group, ...]
-    keep: Mapping[str, Tensor]
-    shapes: Mapping[str, tuple[int, ...]]
-    sizes: Mapping[Attribute, int]
-    corrections: Mapping[str, Correction]
-    selectors: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, graph: Graph, keep: Keep) -> Architecture:
@@ -143,7 +132,7 @@ class Architecture:
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values for `json`."""
-        return encode(self.groups, self.keep, self.shapes, self.sizes, self.corrections, self.selectors)
+        return encode(self)
 
     @classmethod
     def from_json(cls, value: Any) -> Architecture:
@@ -152,7 +141,7 @@ class Architecture:
         Raises:
             TopiaristError: the value is no architecture, damaged, or of a version that this release does not know.
         """
-        return cls(*decode(value))
+        return cls(**vars(decode(value)))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the JSON file."""

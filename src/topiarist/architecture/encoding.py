@@ -10,8 +10,9 @@ import binascii
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping, Sequence
-from math import isfinite
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite, prod
 from typing import Any
 
 import numpy as np
@@ -31,43 +32,39 @@ POSITIONS = 1 << 28
 WEIGHTS = 1 << 31
 """No tensor has more individual weights that are pruned."""
 
-Parts = tuple[
-    tuple[Group, ...],
-    dict[str, Tensor],
-    dict[str, tuple[int, ...]],
-    dict[Attribute, int],
-    dict[str, Correction],
-    tuple[str, ...],
-]
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """What the file of an architecture holds: the fields of `topiarist.Architecture`."""
+
+    groups: tuple[Group, ...]
+    keep: Keep
+    shapes: Mapping[str, tuple[int, ...]]
+    sizes: Mapping[Attribute, int]
+    corrections: Mapping[str, Correction]
+    selectors: tuple[str, ...] = ()
 
 
-def encode(
-    groups: Sequence[Group],
-    keep: Keep,
-    shapes: Mapping[str, tuple[int, ...]],
-    sizes: Mapping[Attribute, int],
-    corrections: Mapping[str, Correction],
-    selectors: Sequence[str] = (),
-) -> dict[str, Any]:
+def encode(shape: Shape) -> dict[str, Any]:
     """Returns plain values for `json`; masks as packed bits, positions as runs of (start, count, step)."""
     value: dict[str, Any] = {
         "format": FORMAT,
-        "version": WITH_BLOCKS if any(g.blocks for g in groups) else VERSION,
+        "version": WITH_BLOCKS if any(g.blocks for g in shape.groups) else VERSION,
         "groups": [
             {
                 "name": g.name,
                 "units": g.units,
                 "stage": g.stage,
-                "kept": pack_mask(keep[g.name]),
+                "kept": pack_mask(shape.keep[g.name]),
                 "slices": [
                     [s.tensor, s.axis, s.role, None if s.axis is None else _runs(s.positions)] for s in g.slices
                 ],
                 **({"blocks": [_plain(block) for block in g.blocks]} if g.blocks else {}),
             }
-            for g in groups
+            for g in shape.groups
         ],
-        "shapes": {name: list(shape) for name, shape in shapes.items()},
-        "sizes": [[*attribute, value] for attribute, value in sizes.items()],
+        "shapes": {name: list(lengths) for name, lengths in shape.shapes.items()},
+        "sizes": [[*attribute, value] for attribute, value in shape.sizes.items()],
         "corrections": {
             module: {
                 "sizes": {str(n): [r and list(r) for r in slots] for n, slots in c.sizes.items()},
@@ -75,9 +72,9 @@ def encode(
                 "squeezes": {str(n): list(dims) for n, dims in c.squeezes.items()},
                 "reads": {str(n): sorted(read.items()) for n, read in c.reads.items()},
             }
-            for module, c in corrections.items()
+            for module, c in shape.corrections.items()
         },
-        "selectors": list(selectors),
+        "selectors": list(shape.selectors),
     }
     return {**value, "sha256": digest(value)}
 
@@ -92,7 +89,7 @@ def digest(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def decode(value: Any) -> Parts:
+def decode(value: Any) -> Shape:
     """Inverts `encode`.
 
     Raises:
@@ -135,7 +132,7 @@ def decode(value: Any) -> Parts:
         binascii.Error,
     ) as error:
         raise TopiaristError(f"the architecture is damaged ({error}); write it again with prune()") from error
-    return groups, keep, shapes, sizes, corrections, selectors
+    return Shape(groups, keep, shapes, sizes, corrections, selectors)
 
 
 def _text(value: Any) -> str:
@@ -152,10 +149,7 @@ def _count(value: Any, least: int = 0) -> int:
 
 def _shape(value: Any) -> tuple[int, ...]:
     shape = tuple(_count(n) for n in value)
-    elements = 1
-    for n in shape:
-        elements *= n
-    _count(elements)
+    _count(prod(shape))
     return shape
 
 
@@ -179,7 +173,7 @@ def _slice(part: Any, units: int, shapes: Mapping[str, tuple[int, ...]]) -> Slic
     tensor, axis, role, runs = part
     shape = shapes[_text(tensor)]
     if axis is None:
-        if units != int(np.prod(shape, dtype=object)):
+        if units != prod(shape):
             raise ValueError(f"{units} units in the {shape} of {tensor}")
         return Slice(tensor, None, torch.arange(units).unsqueeze(1), _text(role))
     size = shape[_count(axis)] if _count(axis) < len(shape) else 0

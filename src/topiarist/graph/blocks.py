@@ -178,11 +178,9 @@ class _Branches:
     def __init__(self, descent: Descent) -> None:
         self.descent = descent
         self.calls: dict[str, int] = {}
-        called = 0
         for use in descent.uses:
             owner = descent.owners[use.call.bit_length() - 1]
             self.calls[owner] = self.calls.get(owner, 0) | use.call
-            called |= use.call
         self.ran = {owner for owner in descent.owners if owner}
 
     def names(self, calls: int) -> Iterator[str]:

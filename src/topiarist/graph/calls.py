@@ -32,13 +32,7 @@ class Ratio(NamedTuple):
 
 
 class SizedCall(NamedTuple):
-    """A call that was given sizes.
-
-    Attributes:
-        sizes: what it was given.
-        axis: the axis of the output that the first size is of; of a split, the axis that is split.
-        call: makes the call with other sizes.
-    """
+    """The sizes of a call, the axis of the output that the first is of (or that is split), and how to make the call."""
 
     sizes: list[Any]
     axis: int
@@ -99,14 +93,7 @@ ALONE = RLock()
 
 @dataclass(eq=False)
 class RunningModule:
-    """A module whose forward is running.
-
-    Attributes:
-        name: dotted name.
-        kinds: of the correctable calls in it so far.
-        reads: readings of shapes so far.
-        mixed: operators that mix positions so far, by kind.
-    """
+    """A module whose forward is running: correctable calls, readings of shapes and mixing operators in it so far."""
 
     name: str
     kinds: list[str] = field(default_factory=list)
@@ -140,26 +127,21 @@ class ModuleStack:
             self._handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
 
     @property
-    def innermost(self) -> RunningModule:
-        """Returns the innermost running module."""
-        return self.running[-1]
-
-    @property
     def top(self) -> str:
-        """Returns its name."""
+        """Returns the name of the innermost running module."""
         return self.running[-1].name
 
     def count(self, kind: str) -> int:
         """Counts a correctable call in every running module; returns its number in the innermost one."""
         for module in self.running:
             module.kinds.append(kind)
-        return len(self.innermost.kinds)
+        return len(self.running[-1].kinds)
 
     def read(self) -> int:
         """Counts a reading of a shape in every running module; returns its number in the innermost one."""
         for module in self.running:
             module.reads += 1
-        return self.innermost.reads
+        return self.running[-1].reads
 
     def mix(self, kind: str) -> None:
         """Counts an operator that mixes positions in every running module."""

@@ -12,10 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from topiarist.errors import TopiaristError
+from topiarist.graph.labels import components
 
 CELLS = 1 << 23
 """Entries of the largest boolean array that is made at once (8 MB); seeds are closed in chunks that fit."""
@@ -194,14 +193,12 @@ class Cluster:
 
 def clusters(lines: Sequence[Rectangle], pinned: int) -> list[tuple[Cluster, list[int]]]:
     """Parts lines into clusters that share no class but the pinned one; with the lines' numbers."""
-    pairs = [(i, k) for i, line in enumerate(lines) for k in line.classes.tolist() if k != pinned]
-    if not pairs:
+    if not lines:
         return []
-    owner, classes = np.array(pairs).T
-    offset = len(lines)
-    size = offset + int(classes.max()) + 1
-    graph = coo_matrix((np.ones(len(owner), np.int8), (owner, classes + offset)), shape=(size, size))
-    _, part = connected_components(graph, directed=False)
+    classes = [line.classes[line.classes != pinned] for line in lines]
+    owner = np.repeat(np.arange(len(lines)), [len(c) for c in classes])
+    size = len(lines) + 1 + int(max(c.max() for c in classes))
+    _, part = components(size, owner, np.concatenate(classes) + len(lines))
     parts: dict[int, list[int]] = defaultdict(list)
     for i in range(len(lines)):
         parts[int(part[i])].append(i)

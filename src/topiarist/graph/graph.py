@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from topiarist.errors import TopiaristError
 from topiarist.files import suggestion
 from topiarist.graph.groups import BLOCKS, Group, Keep, KeptPositions, Kind, Pinned, Slice, kept_positions
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from topiarist.graph.norms import Normed
-    from topiarist.graph.solution import Solution
+from topiarist.graph.norms import Normed
+from topiarist.graph.selector import NORM, SELECTOR, ChannelSelector
+from topiarist.graph.solution import Solution
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +69,9 @@ class Graph:
     @property
     def selectors(self) -> tuple[str, ...]:
         """Returns the norms that a declared channel selector follows."""
-        return tuple(self.solution.selectors)
+        types = self.solution.record.types
+        names = [name.rpartition(".") for name, kind in types.items() if issubclass(kind, ChannelSelector)]
+        return tuple(norm for norm, _, last in names if last == SELECTOR and issubclass(types[norm], NORM))
 
     @property
     def normed(self) -> tuple[Normed, ...]:
@@ -144,7 +143,7 @@ class Graph:
         """Returns the same network with one unit per weight: a group for each parameter that products use."""
         if self.kind == "weight":
             return self
-        multiplied = {c.weight: c.stage for c in reversed(self.solution.contractions) if c.weight is not None}
+        multiplied = {c.weight: c.stage for c in reversed(self.solution.record.contractions) if c.weight is not None}
         groups = tuple(
             Group(name, numel, (Slice(name, None, torch.arange(numel).unsqueeze(1), "weight"),), multiplied[name])
             for name in self.parameters

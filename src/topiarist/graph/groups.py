@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from topiarist.graph.blocks import Block
+from topiarist.graph.blocks import Block
 
 Keep = Mapping[str, Tensor]
 """Group name → bool tensor ``(units,)``: True where the unit is kept."""

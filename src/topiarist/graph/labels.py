@@ -7,12 +7,14 @@ This file knows nothing of torch: it is the algebra that the operators' rules (`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple, TypeGuard
 
 import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from topiarist.errors import TopiaristError
 
@@ -55,6 +57,10 @@ Vector = Labels | Free | None
 """The labels of an axis; ``None``: the axis is fixed; `Free`: it takes what it meets."""
 
 
+Union = tuple[Labels, Labels, int]
+"""``(a, b, origin)``: the labels ``a[i]`` and ``b[i]`` die together, by that `Origin`."""
+
+
 class Origin(NamedTuple):
     """What made a union: the operator (or the reason of a pin), the module that ran it and the line of code."""
 
@@ -88,7 +94,7 @@ class LabelAlgebra:
 
     Attributes:
         count: labels given out so far; 0 is the pinned one.
-        unions: ``(a, b, origin)``: the labels ``a[i]`` and ``b[i]`` die together.
+        unions: what dies together.
         lines: the equations of split and merged axes.
         on_bound: called with each size that was asked for a free axis, once its labels are known.
         origins: who wrote what.
@@ -98,7 +104,7 @@ class LabelAlgebra:
         self.count = 1
         self.on_bound = on_bound
         self.limit = limit
-        self.unions: list[tuple[Labels, Labels, int]] = []
+        self.unions: list[Union] = []
         self.lines: list[Line] = []
         self.origins = [Origin("", "", "")]
         self._split: dict[tuple[bytes, tuple[int, ...]], list[Labels]] = {}
@@ -135,6 +141,11 @@ class LabelAlgebra:
         last = self.origins[-1]
         self.unions.append((vector, np.zeros_like(vector), self.add_origin(reason, last.module, last.line)))
 
+    def pin_all(self, vectors: Iterable[Vector], reason: str) -> None:
+        """Pins several axes."""
+        for vector in vectors:
+            self.pin(vector, reason)
+
     def unify(self, a: Vector, b: Vector, reason: str = "") -> Vector:
         """Unites two axes that meet position by position: what dies on one dies on the other."""
         if isinstance(a, Free):
@@ -142,8 +153,7 @@ class LabelAlgebra:
         if isinstance(b, Free):
             return self._bind(b, a)
         if a is None or b is None:
-            self.pin(a, reason or "meets an axis of fixed size")
-            self.pin(b, reason or "meets an axis of fixed size")
+            self.pin_all((a, b), reason or "meets an axis of fixed size")
             return None
         if len(a) != len(b):
             raise ValueError(f"{len(a)} positions meet {len(b)}")
@@ -160,8 +170,7 @@ class LabelAlgebra:
                 self._join(free, other)
             return free
         if free.fixed or other is None:
-            self.pin(free, "meets an axis of fixed size")
-            self.pin(other, "meets an axis of fixed size")
+            self.pin_all((free, other), "meets an axis of fixed size")
             return None
         if free.bound is None:
             free.bound = other
@@ -232,8 +241,7 @@ class LabelAlgebra:
         free = [v.root() for v in vectors if isinstance(v, Free)]
         if len(free) == len(vectors) and not any(v.requests or v.fixed or v.bound is not None for v in free):
             return Free()
-        for each in free:
-            self.pin(each, "a view of an axis that was expanded to a size")
+        self.pin_all(free, "a view of an axis that was expanded to a size")
         return None
 
     def view(self, vectors: Sequence[Vector], old: Sequence[int], new: Sequence[int]) -> list[Vector]:
@@ -251,8 +259,7 @@ class LabelAlgebra:
                 continue
             factors = _common_factors([old[k] for k in ours], [new[k] for k in theirs])
             if factors is None:
-                for k in ours:
-                    self.pin(vectors[k], "a view that does not follow rows and columns")
+                self.pin_all([vectors[k] for k in ours], "a view that does not follow rows and columns")
                 continue
             parts: list[Vector] = []
             for k, inner in zip(ours, _deal([old[k] for k in ours], factors), strict=True):
@@ -261,6 +268,13 @@ class LabelAlgebra:
                 mine, parts = parts[: len(inner)], parts[len(inner) :]
                 out[k] = mine[0] if len(inner) == 1 else self.merge(mine, inner)
         return out
+
+
+def components(count: int, a: np.ndarray, b: np.ndarray) -> tuple[int, np.ndarray]:
+    """Returns how many components so many nodes have with edges from ``a[i]`` to ``b[i]``, and that of each node."""
+    graph = coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(count, count))
+    number, of = connected_components(graph, directed=False)
+    return int(number), of.astype(np.int64)
 
 
 def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:

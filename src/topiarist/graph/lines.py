@@ -18,11 +18,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from topiarist.graph.closures import Rectangle, Unit, close_all, distinct
-from topiarist.graph.labels import LabelAlgebra, Labels, Line
+from topiarist.graph.labels import LabelAlgebra, Labels, Line, Union, components
 
 Rectangles = Literal["both", "rows", "columns"]
 
@@ -41,7 +39,7 @@ class Classes:
     of: np.ndarray
     pinned: int
     count: int
-    unions: list[tuple[Labels, Labels, int]]
+    unions: list[Union]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,23 +87,14 @@ def solve_lines(
         extra.append((seeds, np.zeros_like(seeds), origin))
 
 
-def _components(count: int, unions: Sequence[tuple[Labels, Labels, int]]) -> tuple[int, np.ndarray]:
-    if not unions:
-        return count, np.arange(count)
-    a = np.concatenate([u[0] for u in unions])
-    b = np.concatenate([u[1] for u in unions])
-    graph = coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(count, count))
-    components, of = connected_components(graph, directed=False)
-    return int(components), of.astype(np.int64)
-
-
-def _classes(algebra: LabelAlgebra, extra: list[tuple[Labels, Labels, int]], rectangles: Rectangles) -> Classes:
+def _classes(algebra: LabelAlgebra, extra: list[Union], rectangles: Rectangles) -> Classes:
     """Steps 1 and 2: components of the unions, and of what the lines add to them, to a fixpoint."""
     unions = [*algebra.unions, *extra]
     before = -1
     restricted = rectangles == "both"
     while True:
-        count, of = _components(algebra.count, unions)
+        ends = [np.concatenate([np.empty(0, np.int64), *(union[end] for union in unions)]) for end in (0, 1)]
+        count, of = components(algebra.count, *ends)
         if count == before:
             if restricted:
                 return Classes(of, int(of[0]), count, unions)
@@ -117,9 +106,7 @@ def _classes(algebra: LabelAlgebra, extra: list[tuple[Labels, Labels, int]], rec
             unions += _consequences(line, pinned)
 
 
-def _restrict(
-    lines: Sequence[Line], pinned: np.ndarray, rectangles: Rectangles
-) -> Iterator[tuple[Labels, Labels, int]]:
+def _restrict(lines: Sequence[Line], pinned: np.ndarray, rectangles: Rectangles) -> Iterator[Union]:
     """Pins the columns (or rows) of the rectangles that have both."""
     for line in lines:
         live = [f for f in line.factors if not pinned[f].all()]
@@ -127,14 +114,12 @@ def _restrict(
             yield factor, np.zeros_like(factor), line.origin
 
 
-def _consequences(line: Line, pinned: np.ndarray) -> Iterator[tuple[Labels, Labels, int]]:
+def _consequences(line: Line, pinned: np.ndarray) -> Iterator[Union]:
     """Returns the unions that a line implies, given which labels are pinned."""
     merged = line.merged
     axes = [factor.reshape([-1 if q == k else 1 for q in range(merged.ndim)]) for k, factor in enumerate(line.factors)]
     alive = [~pinned[axis] for axis in axes]
-    live = np.zeros(merged.shape, dtype=np.int64)
-    for part in alive:
-        live = live + part
+    live = sum(np.broadcast_to(part, merged.shape).astype(np.int64) for part in alive)
     dead = pinned[merged]
     never = (live == 0) & ~dead
     if never.any():

@@ -61,13 +61,11 @@ class Listener(TorchFunctionMode):
             for ours, theirs in zip(tracer.vectors_of(out), tracer.vectors_of(args[1]), strict=True):
                 tracer.algebra.unify(ours, theirs)
         elif name == "repeat_interleave":
-            for vector in tracer.vectors_of(out):
-                if isinstance(vector, Free):
-                    tracer.algebra.pin(vector, "repeated a fixed number of times")
+            free = [vector for vector in tracer.vectors_of(out) if isinstance(vector, Free)]
+            tracer.algebra.pin_all(free, "repeated a fixed number of times")
         elif func in OPAQUE or name in PARTING:
             for tensor in tensors_in((args, kwargs)):
-                for vector in tracer.vectors_of(tensor):
-                    tracer.algebra.pin(vector, f"{name} computes sizes from it")
+                tracer.algebra.pin_all(tracer.vectors_of(tensor), f"{name} computes sizes from it")
         return out
 
     def forgets(self, size: Size) -> None:
@@ -105,9 +103,8 @@ class Listener(TorchFunctionMode):
         number = self.tracer.stack.read()
         if fixed := {axis: int(n) for axis, n in _entries(plain, args, kwargs) if labelled(vectors[axis])}:
             self.tracer.record.shapes_read[self.tracer.stack.top][number] = fixed
-        for vector in vectors:
-            if isinstance(vector, Free):  # what it will meet is not known yet, so the integer could not remember it
-                self.tracer.algebra.pin(vector, "its size is read where it was expanded from one position")
+        free = [v for v in vectors if isinstance(v, Free)]  # what these meet is not known yet, so no size remembers it
+        self.tracer.algebra.pin_all(free, "its size is read where it was expanded from one position")
         if not any(labelled(v) for v in vectors):
             return plain
         with torch._C.DisableTorchFunction():
@@ -156,14 +153,11 @@ class Listener(TorchFunctionMode):
         given, axis, _ = sized_call(func, args, kwargs)
         if func.__name__ == "pad":
             self._note_pads(given, out, call)
-        elif isinstance(out, Tensor):
-            vectors = self.tracer.vectors_of(out)
-            for slot, value in enumerate(given):
-                self.tracer.note_size(value, vectors[axis + slot], slot, call)
-        else:
-            parts = [self.tracer.vectors_of(part)[axis] for part in out]
-            for slot, value in enumerate(given):
-                self.tracer.note_size(value, parts[slot], slot, call)
+            return
+        of = self.tracer.vectors_of
+        vectors = of(out)[axis:] if isinstance(out, Tensor) else [of(part)[axis] for part in out]
+        for slot, value in enumerate(given):
+            self.tracer.note_size(value, vectors[slot], slot, call)
 
     def _note_squeeze(self, call: int, args: Arguments, kwargs: Keywords) -> None:
         """Notes a squeeze without a named axis: one that a cut leaves with a single position would vanish too."""

@@ -62,7 +62,6 @@ class OperatorMode(TorchDispatchMode):
         reached = [v for tensor in given for v in tracer.vectors_of(tensor) if v is not None]
         if any(labelled(v) for v in reached):
             tracer.record.unknown[operator] += 1
-        for vector in reached:
-            tracer.algebra.pin(vector, f"operator without a rule: {operator}")
+        tracer.algebra.pin_all(reached, f"operator without a rule: {operator}")
         for tensor in tensors_in(out):
             tracer.put(tensor, [None] * tensor.ndim)

@@ -68,8 +68,9 @@ def declare_selectors(model: nn.Module, norms: Collection[str]) -> None:
         if not is_norm(norm):
             what = "no such module" if norm is None else f"a {type(norm).__name__}"
             raise TopiaristError(f"a channel selector follows a batch norm, but {name!r} is {what} in this model")
-        if not has_selector(norm):
-            if hasattr(norm, SELECTOR):
+        own = getattr(norm, SELECTOR, None)
+        if not isinstance(own, ChannelSelector):
+            if own is not None:
                 raise TopiaristError(
                     f"the norm {name!r} has a {SELECTOR!r} of its own; rename it to declare a selector"
                 )
@@ -81,11 +82,6 @@ def declare_selectors(model: nn.Module, norms: Collection[str]) -> None:
 def is_norm(module: nn.Module | None) -> TypeGuard[nn.modules.batchnorm._BatchNorm]:
     """Returns whether a selector can follow a module."""
     return isinstance(module, NORM)
-
-
-def has_selector(module: nn.Module) -> bool:
-    """Returns whether a selector follows a module."""
-    return isinstance(getattr(module, SELECTOR, None), ChannelSelector)
 
 
 @contextmanager

@@ -18,10 +18,9 @@ from topiarist.errors import TopiaristError
 from topiarist.files import suggestion
 from topiarist.graph.calls import Ratio
 from topiarist.graph.groups import Group, Keep, Pinned
-from topiarist.graph.labels import Labels, Vector, labelled
+from topiarist.graph.labels import Labels, Origin, Vector, labelled
 from topiarist.graph.lines import Classes, Rectangles
-from topiarist.graph.record import Contraction, Record
-from topiarist.graph.selector import NORM, SELECTOR, ChannelSelector
+from topiarist.graph.record import Record
 from topiarist.graph.sizes import Attribute, Equation, Length, Term, evaluate, kept_length, leaves, solve
 
 
@@ -59,17 +58,6 @@ class Solution:
     first: Mapping[str, int] = field(default_factory=dict)
     pins: tuple[tuple[Labels, str], ...] = field(default=(), repr=False)
     deceived: frozenset[str] = frozenset()
-
-    @property
-    def contractions(self) -> Sequence[Contraction]:
-        """Returns the products of the network, for its costs."""
-        return self.record.contractions
-
-    @property
-    def selectors(self) -> list[str]:
-        """Returns the names of the norms that a channel selector follows."""
-        names = [name.rpartition(".") for name, kind in self.record.types.items() if issubclass(kind, ChannelSelector)]
-        return [norm for norm, _, last in names if last == SELECTOR and issubclass(self.record.types[norm], NORM)]
 
     def dead(self, keep: Keep) -> np.ndarray:
         """Returns bool over classes: True where any unit that holds the class is removed."""
@@ -218,24 +206,20 @@ class Solution:
                     origins.setdefault(label, origin)
         return origins
 
-    def _walk(self, label: int) -> list[int]:
-        """Returns the chain from a label to label 0."""
-        chain = [label]
-        while self._chain[chain[-1]] >= 0:
+    def _walk(self, labels: Labels) -> list[int]:
+        """Returns the chain from a pinned one among labels to label 0; empty where none is pinned."""
+        chain = labels[self.classes.of[labels] == self.classes.pinned][:1].tolist()
+        while chain and self._chain[chain[-1]] >= 0:
             chain.append(int(self._chain[chain[-1]]))
         return chain
 
     def reason(self, labels: Labels) -> str:
         """Returns why an axis is pinned, in a few words."""
-        stuck = labels[self.classes.of[labels] == self.classes.pinned]
-        if not len(stuck):
+        chain = self._walk(labels)
+        if not chain:
             return "its positions do not form two or more units that could be removed apart"
-        chain = self._walk(int(stuck[0]))
-        origin = self.record.algebra.origins[self._reasons.get(chain[-2], 0)] if len(chain) > 1 else None
-        if origin is None or not origin.what:
-            return "tied to an axis that is pinned"
-        where = ", ".join(part for part in (origin.module and f"in {origin.module}", origin.line) if part)
-        return f"{origin.what} ({where})" if where else origin.what
+        origin = self.record.algebra.origins[self._reasons.get(chain[-2], 0) if len(chain) > 1 else 0]
+        return _placed(origin, ", ") if origin.what else "tied to an axis that is pinned"
 
     def pinned(self, groups: Sequence[Group]) -> tuple[Pinned, ...]:
         """Returns every axis that no unit of the groups sits on, with the reason."""
@@ -254,18 +238,22 @@ class Solution:
             raise TopiaristError(
                 f"there is no axis {axis} of more than one position in a tensor named {tensor!r}: {hint}"
             )
-        stuck = labels[self.classes.of[labels] == self.classes.pinned]
-        if not len(stuck):
+        chain = self._walk(labels)
+        if not chain:
             return f"axis {axis} of {tensor} is not pinned"
         names = {int(label): f"{name} axis {dim}" for name, dim, source in self.record.sources for label in source}
-        chain = self._walk(int(stuck[0]))
         edges = {}
-        for a, b, origin in self.classes.unions:
-            edges.update({frozenset(pair): origin for pair in zip(a.tolist(), b.tolist(), strict=True)})
+        for a, b, number in self.classes.unions:
+            edges.update({frozenset(pair): number for pair in zip(a.tolist(), b.tolist(), strict=True)})
         steps = [f"axis {axis} of {tensor}"]
         for here, there in pairwise(chain):
-            step = self.record.algebra.origins[edges.get(frozenset((here, there)), 0)]
-            where = " ".join(part for part in (step.module and f"in {step.module}", step.line) if part)
+            origin = self.record.algebra.origins[edges.get(frozenset((here, there)), 0)]
             target = "must stay" if there == 0 else f"tied to {names.get(there, 'an activation')}"
-            steps.append(f"  {target}: {step.what}{f' ({where})' if where else ''}")
+            steps.append(f"  {target}: {_placed(origin, ' ')}")
         return "\n".join(steps)
+
+
+def _placed(origin: Origin, separator: str) -> str:
+    """Returns what made a union, and where."""
+    where = separator.join(part for part in (origin.module and f"in {origin.module}", origin.line) if part)
+    return f"{origin.what} ({where})" if where else origin.what

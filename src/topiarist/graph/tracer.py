@@ -76,8 +76,7 @@ class Tracer:
         self.descent.finish(outputs)
         self.norms.read(outputs)
         for tensor in outputs:
-            for vector in self.vectors_of(tensor):
-                self.algebra.pin(vector, "the network's output")
+            self.algebra.pin_all(self.vectors_of(tensor), "the network's output")
 
     # what travels with a tensor
 
@@ -150,7 +149,7 @@ class Tracer:
         """Notes an operator that mixes positions, with the vectors of its input that it runs over."""
         top = self.stack.top
         if any(labelled(vector) for vector in vectors):
-            place = (top, self.stack.calls[top], kind, self.stack.innermost.mixed[kind])
+            place = (top, self.stack.calls[top], kind, self.stack.running[-1].mixed[kind])
             self.record.statistics[place] = Statistic(kind, tuple(vectors))
 
     def note_size(self, value: object, vector: Vector, slot: int | None = None, call: int | None = None) -> None:
@@ -204,7 +203,7 @@ class Tracer:
     def _left(self, name: str, call: int, output: object) -> None:
         """Notes what travels out of a module, and whether its correctable calls are the same every time."""
         self.descent.leave(name, output)
-        kinds = self.stack.innermost.kinds
+        kinds = self.stack.running[-1].kinds
         if self._kinds.setdefault(name, kinds) != kinds:
             self.record.unsteady.add(name)
         self.record.outputs[name, call] = [self.of(tensor) for tensor in tensors_in(output)]

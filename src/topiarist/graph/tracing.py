@@ -81,9 +81,9 @@ def check_finite(model: nn.Module) -> None:
     if any(is_lazy(p) or p.is_meta for p in model.parameters()):
         raise TopiaristError("the model has no values yet (lazy or meta parameters); run it once, or load its weights")
     for name, tensor in named_tensors(model).items():
-        if tensor.is_floating_point() and not math.isfinite(float(tensor.detach().sum())):
-            if bool(torch.isfinite(tensor).all()):
-                continue  # a sum that overflows, of values that do not
+        if not tensor.is_floating_point() or math.isfinite(float(tensor.detach().sum())):
+            continue
+        if not bool(torch.isfinite(tensor).all()):  # the sum alone may overflow
             raise TopiaristError(f"{name} holds NaN or infinite values; train the model again, or load good weights")
 
 

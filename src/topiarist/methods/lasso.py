@@ -308,7 +308,7 @@ class _LeastSquares:
 def in_order(graph: Graph, layers: Iterable[str]) -> list[str]:
     """Returns layers in the order in which the network first uses their weights."""
     order: dict[str | None, int] = {}
-    for contraction in graph.solution.contractions:
+    for contraction in graph.solution.record.contractions:
         order.setdefault(contraction.weight, len(order))
     return sorted(layers, key=lambda name: order.get(f"{name}.weight", len(order)))
 

@@ -109,15 +109,13 @@ def check_shapes(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Non
 
 
 def apply_plan(model: nn.Module, work: Plan) -> nn.Module:
-    """Applies a plan to a copy of a model, whose tensors are indexed as they are copied."""
+    """Applies a plan to a copy of a model that has the traced shapes; its tensors are indexed as they are copied."""
     tensors = named_tensors(model)
     made: dict[int, object] = {}
     for name in {*work.kept, *work.masks}:
-        tensor = _tensor(tensors, name)
+        tensor = tensors[name]
         value = tensor.detach()
         for axis, kept in work.kept.get(name, {}).items():
-            if value.ndim <= axis or (len(kept) and int(kept.max()) >= value.shape[axis]):
-                raise TopiaristError(f"{name} of shape {tuple(tensor.shape)} is not the tensor that was traced")
             value = value.index_select(axis, kept.to(value.device))
         if name in work.masks:
             value = value.masked_fill(~work.masks[name].to(value.device).view(value.shape), 0)
@@ -170,12 +168,6 @@ def rewound(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
     return made
 
 
-def _tensor(tensors: Mapping[str, Tensor], name: str) -> Tensor:
-    if name not in tensors:
-        raise TopiaristError(f"the model has no tensor {name!r}; it is not the one that was traced")
-    return tensors[name]
-
-
 def mask(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
     """Zeroes the dead positions of every slice and makes normalisations see the kept ones only.
 
@@ -202,20 +194,13 @@ def mask(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
 def masked(model: nn.Module, graph: Graph, keep: Keep) -> Iterator[nn.Module]:
     """Masks the model itself for as long as the context lasts, so that keeps can be tried without copies.
 
-    Afterwards each tensor has its values again, bit by bit. For running the network, not for training it.
-
-    Args:
-        model: the traced model, or one of the same architecture.
-        graph: its graph.
-        keep: as for `cut`.
-
-    Yields:
-        The model, masked.
+    Afterwards each tensor has its values again, bit by bit. For running the network, not for training it. The
+    arguments are those of `mask`.
     """
     check_shapes(model, graph.shapes)
     keep = checked_keep(graph, keep)
     tensors = named_tensors(model)
-    values = {name: _tensor(tensors, name).detach().clone() for name, _ in zeroed_positions(graph, keep)}
+    values = {name: tensors[name].detach().clone() for name, _ in zeroed_positions(graph, keep)}
     forwards = [(module, module.__dict__.get("forward")) for module in model.modules()]
     with with_dropins(model), fast_path_off():
         try:
@@ -237,7 +222,7 @@ def _zero(model: nn.Module, graph: Graph, keep: Keep) -> None:
     """Sets what a keep removes to zero, in place."""
     tensors = named_tensors(model)
     for (name, axis), kept in zeroed_positions(graph, keep).items():
-        tensor = _tensor(tensors, name)
+        tensor = tensors[name]
         tensor.masked_fill_(~broadcast_kept(kept, axis, tensor.shape).to(tensor.device), 0)
 
 

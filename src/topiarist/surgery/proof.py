@@ -92,7 +92,9 @@ def prove(model: nn.Module, graph: Graph, keep: Keep, example_inputs: Inputs) ->
         if graph.kind == "weight":
             with masked(double, graph, keep):
                 pruned = _outputs(double, inputs)
-            return _weights_proof(_wrong_weights(model, graph, keep), pruned, original)
+            reason = _wrong_weights(model, graph, keep) or _not_finite(original, pruned)
+            diff, change = math.inf if reason else 0.0, difference(pruned, original)
+            return Proof(diff, change, not reason, reason, "the pruned weights are zero, all others unchanged")
         expected = _outputs(mask(double, graph, keep), inputs)
         try:
             smaller = call_model(cut(double, graph, keep), inputs)
@@ -149,13 +151,6 @@ def _cut_proof(smaller: object, expected: object, original: object, *, removed: 
     elif not reason and removed and change < SMALLEST_CHANGE:
         reason = "the mask changed nothing, so the proof is blind; give trained weights or another example input"
     return Proof(diff, change, not reason, reason)
-
-
-def _weights_proof(wrong: str, pruned: object, original: object) -> Proof:
-    """Returns the proof of pruned individual weights, given what is wrong with the tensors."""
-    reason = wrong or _not_finite(original, pruned)
-    checked = "the pruned weights are zero, all others unchanged"
-    return Proof(math.inf if reason else 0.0, difference(pruned, original), not reason, reason, checked)
 
 
 def _not_finite(*outputs: object) -> str:

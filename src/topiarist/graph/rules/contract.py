@@ -35,8 +35,7 @@ def convolution(t: Tracer, c: Call) -> None:
     x, weight, bias, groups = c["input"], c["weight"], c["bias"], c["groups"]
     batch, channels, *inner = t.vectors_of(x)
     kernel = t.vectors_of(weight)
-    for vector in (*kernel[2:], *inner):
-        t.algebra.pin(vector, "a kernel's or a feature map's own axis")
+    t.algebra.pin_all((*kernel[2:], *inner), "a kernel's or a feature map's own axis")
     if c["transposed"]:
         out, reads = _transposed(t, c, channels)
     else:
@@ -80,12 +79,14 @@ def _grouped(t: Tracer, c: Call, channels: Vector) -> Vector:
     if x.shape[1] > groups:
         rows, columns = t.algebra.split(channels, [groups, x.shape[1] // groups])
         summed(t, columns, reads, x, weight, 1)
-    mine: Vector = out
-    if c.out.shape[1] > groups:
-        mine, _ = t.algebra.split(out, [groups, c.out.shape[1] // groups])
-    rows = t.algebra.unify(rows, mine, INPUT)
+    rows = t.algebra.unify(rows, _rows(t, out, c.out.shape[1], groups), INPUT)
     t.note_size(t.call[0] if t.call else groups, rows)
     return out
+
+
+def _rows(t: Tracer, vector: Vector, length: int, groups: int) -> Vector:
+    """Returns the rows (groups) of an axis."""
+    return t.algebra.split(vector, [groups, length // groups])[0] if length > groups else vector
 
 
 def _transposed(t: Tracer, c: Call, channels: Vector) -> tuple[Vector, Vector]:
@@ -94,9 +95,7 @@ def _transposed(t: Tracer, c: Call, channels: Vector) -> tuple[Vector, Vector]:
     reads, out = t.vectors_of(c["weight"])[:2]
     summed(t, channels, reads, c["input"], c["weight"], 1)
     if groups > 1:
-        rows: Vector = reads
-        if c["weight"].shape[0] > groups:
-            rows, _ = t.algebra.split(reads, [groups, c["weight"].shape[0] // groups])
+        rows = _rows(t, reads, c["weight"].shape[0], groups)
         out = t.algebra.merge([rows, out], [groups, c["weight"].shape[1]])
         t.note_size(t.call[0] if t.call else groups, rows)
     return out, reads
@@ -149,8 +148,7 @@ def attention(t: Tracer, c: Call) -> None:
             axis = query.ndim - bias.ndim + d
             if bias.shape[d] > 1:
                 outer[axis] = t.algebra.unify(outer[axis], t.vectors_of(bias)[d])
-    for axis in sequence:
-        t.algebra.pin(axis, "the sequence that attention runs over")
+    t.algebra.pin_all(sequence, "the sequence that attention runs over")
     around = list(zip(query.shape[:-2], outer, strict=True))
     for inner, vector in ((query.shape[-1], width), (value.shape[-1], v[-1])):
         t.note_product(query.shape[-2], key.shape[-2], *around, (inner, vector))

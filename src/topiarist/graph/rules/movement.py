@@ -184,12 +184,8 @@ def cat(t: Tracer, c: Call) -> None:
     along = along if len(parts) == 1 else [_settled(t, vector) for vector in along]
     vectors[dim] = along[0] if len(parts) == 1 else None
     if any(labelled(v) for v in along):
-        vectors[dim] = np.concatenate(
-            [
-                v if labelled(v) else np.zeros(part.shape[dim], dtype=np.int64)
-                for v, part in zip(along, parts, strict=True)
-            ]
-        )
+        fixed = [np.zeros(part.shape[dim], dtype=np.int64) for part in parts]
+        vectors[dim] = np.concatenate([v if labelled(v) else zeros for v, zeros in zip(along, fixed, strict=True)])
     t.put(c.out, vectors, all(t.of(part).zero for part in parts))
 
 
@@ -222,19 +218,15 @@ def pad(t: Tracer, c: Call) -> None:
 
 @rule("roll")
 def roll(t: Tracer, c: Call) -> None:
-    for dim in c.dims("dims"):
-        t.algebra.pin(c.vectors[dim], "rolled along the axis")
+    t.algebra.pin_all([c.vectors[dim] for dim in c.dims("dims")], "rolled along the axis")
     t.put(c.out, c.vectors, c.traced.zero)
 
 
 @rule("flip")
 def flip(t: Tracer, c: Call) -> None:
     turned = c.dims("dims")
-    t.put(
-        c.out,
-        [v[::-1] if d in turned and labelled(v) else v for d, v in enumerate(c.vectors)],
-        c.traced.zero,
-    )
+    vectors = [v[::-1] if d in turned and labelled(v) else v for d, v in enumerate(c.vectors)]
+    t.put(c.out, vectors, c.traced.zero)
 
 
 @rule("index")
@@ -246,8 +238,7 @@ def index(t: Tracer, c: Call) -> None:
         return gather(t, c, *chosen[0])
     for dim, picked in chosen:
         t.algebra.pin(c.vectors[dim], "indexed by position")
-        for vector in t.vectors_of(picked):
-            t.algebra.pin(vector, "used as an index")
+        t.algebra.pin_all(t.vectors_of(picked), "used as an index")
     dims = [d for d, _ in chosen]
     new: list[Vector] = [None] * max(i.ndim for _, i in chosen)
     rest: list[Vector] = [v for d, v in enumerate(c.vectors) if d not in dims]

@@ -191,8 +191,7 @@ def layer_norm(t: Tracer, c: Call) -> None:
 @rule("native_group_norm")
 def group_norm(t: Tracer, c: Call) -> None:
     vectors, groups = normalised(t, c, 1), c["group"]
-    for vector in vectors[2:]:
-        t.algebra.pin(vector, "group norm over the axis depends on every position")
+    t.algebra.pin_all(vectors[2:], "group norm over the axis depends on every position")
     if groups > 1:
         rows, _ = t.algebra.split(vectors[1], [groups, c.x.shape[1] // groups])
         t.note_size(t.call[0] if t.call else groups, rows)
@@ -207,7 +206,6 @@ def spatial(t: Tracer, c: Call) -> None:
     if dims is None or c.outputs[0].ndim != c.x.ndim:
         raise ValueError("not a map of channels")
     inner = int(dims.group(1))
-    for vector in c.vectors[-inner:]:
-        t.algebra.pin(vector, "an axis of the feature map")
+    t.algebra.pin_all(c.vectors[-inner:], "an axis of the feature map")
     for out in c.outputs:
         t.put(out, c.vectors[:-inner] + [None] * inner, c.traced.zero)
