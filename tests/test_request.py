@@ -83,7 +83,8 @@ def test_recipes_that_are_given_in_part_start_from_their_own_defaults() -> None:
     ({"method": "l1", "budget": 0.5, "sparse_training": {}}, "takes no part in training"),
     ({"method": "thinet", "budget": 0.5, "repair": "lasso", "rewind": True}, "leave out repair or rewind"),
     ({"method": "l1", "budget": 0.5, "steps": {"count": 2, "training": {"epoch": 1}}}, "did you mean epochs"),
-    ({"method": "l1", "budget": 0.5, "steps": "two"}, "count of steps must be a whole number"), (["l1"], "must map names to values"),
+    ({"method": "l1", "budget": 0.5, "steps": "two"}, "count of steps must be a whole number"),
+    (["l1"], "must map names to values"),
     ({"method": "slimming", "budget": 0.5, "sparse_training": {"lr": "fast"}}, "lr"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_in_a_sentence(plain: object, named: str) -> None:

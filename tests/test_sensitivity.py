@@ -14,9 +14,9 @@ from door import NET, run
 from topiarist.cli.pruning import write_json
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
-from topiarist.measure import collect, evaluate_batches
+from topiarist.measure import Stats, collect, evaluate_batches
 from topiarist.pruning import Sensitivity, sensitivity
-from topiarist.pruning import sensitivity as module
+from topiarist.pruning import sensitivity_scan as module
 from topiarist.report import sensitivity as curves
 from topiarist.surgery import mask
 
