@@ -142,10 +142,10 @@ def test_the_picture_shows_every_point(tmp_path: Path) -> None:
         expected = [[100, found.accuracy], *([100 * p.kept / p.units, p.accuracy] for p in points)]
         assert torch.allclose(torch.tensor(lines[name]), torch.tensor(expected))
     for name in ("one.svg", "two.svg", "one.png"):
-        curves.save(found, tmp_path / name)
+        curves.save_sensitivity(found, tmp_path / name)
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
-    curves.save(dataclasses.replace(found, points=()), tmp_path / "empty.svg")
+    curves.save_sensitivity(dataclasses.replace(found, points=()), tmp_path / "empty.svg")
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------
