@@ -25,10 +25,12 @@ from topiarist.studies.cells import folder, result, unfold
 from topiarist.studies.work import work
 from topiarist.train import Recipe, fit
 
-NETWORK = "zoo:digitsnet?width=0.25"
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
+NETWORK, DATA = "zoo:digitsnet?width=0.25", "digits?train=100"
 SETTINGS: dict[str, Any] = {
     "network": NETWORK,
-    "data": "digits",
+    "data": DATA,
     "prunings": [{"method": "l1", "budget": {"macs": 0.5}}],
     "seeds": [3],
     "recipe": {"epochs": 1, "lr": 0.05},
@@ -103,7 +105,7 @@ def test_a_rewound_pruning_is_that_of_prune(tmp_path: Path) -> None:
     pruning = {"method": "magnitude", "budget": {"ratio": 0.25}, "steps": {"count": 2, "training": {}}, "rewind": True}
     study = Study.of({**SETTINGS, "prunings": [pruning], "arms": ["lottery"]})
     cells = computed(study, tmp_path)
-    data, recipe = load_data("digits"), Recipe(**SETTINGS["recipe"])
+    data, recipe = load_data(DATA), Recipe(**SETTINGS["recipe"])
     model = initial(3)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     fit(model, data, recipe, seed=3)
@@ -168,7 +170,7 @@ def test_macs_of_a_sparse_network_count_its_nonzero_weights(tmp_path: Path) -> N
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(count)
-    model.eval()(load_data("digits").example())
+    model.eval()(load_data(DATA).example())
     said = json.loads((cells["magnitude", "finetune"] / "result.json").read_text())
     assert said["macs"] == macs
 
@@ -189,7 +191,7 @@ def test_a_repair_gives_the_same_shape_other_values(tmp_path: Path) -> None:
     one, other = (Architecture.load(place / SHAPE_FILE) for place in (plain, repaired))
     assert all(torch.equal(kept, other.keep[name]) for name, kept in one.keep.items())
     trained = load(make, folder(tmp_path, study.cells()[0]))
-    data = load_data("digits")
+    data = load_data(DATA)
     done = prune(
         trained, data.example(), Pruning.of("l1", Budget(macs=0.5), repair="lasso"), data=data, run=Run(seed=3)
     )

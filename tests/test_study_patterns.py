@@ -23,10 +23,12 @@ from topiarist.studies.cells import folder, result, unfold
 from topiarist.studies.data_paths import placed
 from topiarist.studies.work import ArmWork, work
 
-NETWORK, DEEPER = "zoo:digitsnet?width=0.25", "zoo:resnet20?width=0.25"
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
+NETWORK, DEEPER, DATA = "zoo:digitsnet?width=0.25", "zoo:resnet20?width=0.25", "digits?train=100"
 SETTINGS: dict[str, Any] = {
     "network": NETWORK,
-    "data": "digits",
+    "data": DATA,
     "prunings": [{"method": {"name": "slimming", "lam": 0.01}, "budget": {"params": 0.4}}],
     "seeds": [3, 5],
     "recipe": {"epochs": 1, "lr": 0.05},
@@ -41,7 +43,7 @@ def make(network: str = NETWORK) -> nn.Module:
 
 
 def graph_of(network: str = NETWORK) -> Any:
-    return trace(make(network), load_data("digits").example())
+    return trace(make(network), load_data(DATA).example())
 
 
 def computed(study: Study, out: Path) -> dict[tuple[str, str, int], Path]:
@@ -349,7 +351,7 @@ def test_where_data_lies(spec: str, there: str) -> None:
 
 def test_selectors_free_the_inputs_of_pre_activation_networks(tmp_path: Path) -> None:
     network = "preactivated:small"
-    settings = {**SETTINGS, "network": network, "data": "digits", "seeds": [3], "arms": ["scratch_b", "guided"]}
+    settings = {**SETTINGS, "network": network, "seeds": [3], "arms": ["scratch_b", "guided"]}
     counts = {}
     for name, selectors in (("plain", []), ("selected", [network])):
         study = Study.of({**settings, "selectors": selectors})

@@ -13,6 +13,8 @@ from topiarist.studies import Study, merge, run
 from topiarist.studies.cells import folder
 from topiarist.studies.queue import locked
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 SETTINGS: dict[str, Any] = {
     "network": "zoo:digitsnet?width=0.25",
     "data": "digits",
