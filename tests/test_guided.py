@@ -16,8 +16,8 @@ import door
 import topiarist
 from networks import random_keep
 from topiarist import Architecture, Budget, TopiaristError, allocate, cost, guided
-from topiarist.compress import patterns as designs
 from topiarist.guided import KernelPattern, WidthPattern
+from topiarist.report import patterns as designs
 from topiarist.train import reinitialise
 
 
@@ -372,5 +372,5 @@ def test_the_pictures_show_what_the_pattern_says(tmp_path):
     assert len(shown) == 5
     assert shown[2] == [list(CROSS[0:3]), list(CROSS[3:6]), list(CROSS[6:9])]
     for name in ("one.svg", "two.svg", "three.png"):
-        designs.save(KERNELS, tmp_path / name)
+        designs.save_pattern(KERNELS, tmp_path / name)
     assert (tmp_path / "one.svg").read_text() == (tmp_path / "two.svg").read_text()
