@@ -34,12 +34,12 @@ import torch
 
 import topiarist
 from topiarist import Architecture, Budget, Recipe
-from topiarist.compress import patterns as designs
 from topiarist.data import Data
 from topiarist.data.dataset import stratified
 from topiarist.graph import Graph, Keep
 from topiarist.guided import KernelPattern, WidthPattern
 from topiarist.methods import make
+from topiarist.report import save_pattern
 from topiarist.studies import Cell, paired, run_cells, summarise, verdict
 from topiarist.studies.cells import finished, folder, prepare, result, unfold
 from topiarist.studies.progress import Live
@@ -331,7 +331,7 @@ def main() -> None:
         if all(finished(out, cell) for cell in sources):
             patterns[method] = found_pattern(method, tuple(folder(out, cell) for cell in sources))
             patterns[method].save(out / f"{kind}.json")
-            designs.save(patterns[method], out / f"{kind}.png")
+            save_pattern(patterns[method], out / f"{kind}.png")
     rows = gather(plan, out)
     results = asked.results or (out if asked.mini else HERE)
     told = {"patterns": {method: pattern.to_json() for method, pattern in patterns.items()}, "rows": rows}

@@ -1,6 +1,7 @@
 """Laws of the codec: what was written comes back to the last bit, and it takes little more than its entropy."""
 
 import math
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paper_format import paper_format
 from topiarist import TopiaristError, compress
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -41,11 +43,11 @@ def tensors(draw: st.DrawFn) -> torch.Tensor:
     return found.to(dtype)
 
 
-@given(st.lists(tensors(), max_size=4), st.sampled_from(["ans", "paper"]))
-def test_what_was_written_comes_back(values: list[torch.Tensor], mode: str) -> None:
+@given(st.lists(tensors(), max_size=4), st.sampled_from([compress, paper_format]))
+def test_what_was_written_comes_back(values: list[torch.Tensor], codec: ModuleType) -> None:
     state = {f"layer{i}.weight": value for i, value in enumerate(values)}
-    data, report = compress.pack(state, mode=mode)
-    back = compress.unpack(data)
+    data, report = codec.pack(state)
+    back = codec.unpack(data)
     assert list(back) == list(state)
     assert all(same(back[name], value) for name, value in state.items())
     assert report.bytes == len(data)
@@ -53,8 +55,8 @@ def test_what_was_written_comes_back(values: list[torch.Tensor], mode: str) -> N
 
 @given(tensors(), st.integers(1, 12))
 def test_the_papers_format_keeps_everything_at_any_width(value: torch.Tensor, bits: int) -> None:
-    data, _ = compress.pack({"x": value}, mode="paper", index_bits=bits)
-    assert same(compress.unpack(data)["x"], value)
+    data, _ = paper_format.pack({"x": value}, index_bits=bits)
+    assert same(paper_format.unpack(data)["x"], value)
 
 
 def laplacian(shape: tuple[int, ...], density: float, codes: int, seed: int = 0) -> torch.Tensor:
@@ -159,8 +161,7 @@ def test_what_has_no_place_in_a_file_is_named(state: dict) -> None:
         compress.pack(state)
 
 
-def test_unknown_modes_and_widths_are_refused() -> None:
-    with pytest.raises(TopiaristError, match="ans or paper"):
-        compress.pack({}, mode="zip")
-    with pytest.raises(TopiaristError, match="1 to 12"):
-        compress.pack({}, mode="paper", index_bits=13)
+@pytest.mark.parametrize("bits", [13, 0, "5", 2.5])
+def test_widths_of_the_papers_format_that_cannot_be(bits: object) -> None:
+    with pytest.raises(TopiaristError, match="from 1 to 12"):
+        paper_format.pack({}, index_bits=bits)

@@ -4,6 +4,7 @@ import json
 import tracemalloc
 import zlib
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ import torch
 from torch import nn
 
 import topiarist
+from paper_format import paper_format
 from topiarist import TopiaristError, compress
-from topiarist.compress.octets import varint
+from topiarist.compress.binary import varint
 
 LIMIT = 1 << 22
+CODECS = (compress, paper_format)
 
 
 def state() -> dict[str, torch.Tensor]:
@@ -63,19 +66,19 @@ def mutated(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
 
 
 def test_every_coding_is_among_the_tensors() -> None:
-    codings = {row.coding for mode in ("ans", "paper") for row in compress.pack(state(), mode=mode)[1].rows}
+    codings = {row.coding for codec in CODECS for row in codec.pack(state())[1].rows}
     assert codings == {"dense", "gaps", "rows", "columns", "plain", "alias", "paper"}
 
 
-@pytest.mark.parametrize("mode", ["ans", "paper"])
-def test_a_mutated_file_gives_an_error_or_what_was_written(mode: str) -> None:
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_mutated_file_gives_an_error_or_what_was_written(codec: ModuleType) -> None:
     whole = state()
-    data, other = compress.pack(whole, mode=mode)[0], compress.pack({"x": torch.ones(999)})[0]
+    data, other = codec.pack(whole)[0], compress.pack({"x": torch.ones(999)})[0]
     rng = np.random.default_rng(0)
     told = []
     for _ in range(2000):
         try:
-            back = compress.unpack(mutated(data, other, rng), max_bytes=LIMIT)
+            back = codec.unpack(mutated(data, other, rng), max_bytes=LIMIT)
             assert all(torch.equal(back[name], value) for name, value in whole.items())
         except TopiaristError as error:
             told.append(str(error))
@@ -83,16 +86,16 @@ def test_a_mutated_file_gives_an_error_or_what_was_written(mode: str) -> None:
     assert all("\n" not in sentence and len(sentence) < 300 for sentence in told)
 
 
-@pytest.mark.parametrize(("mode", "count"), [("ans", 1500), ("paper", 300)])
-def test_a_forged_checksum_helps_nobody(mode: str, count: int) -> None:
+@pytest.mark.parametrize(("codec", "count"), [(compress, 1500), (paper_format, 300)])
+def test_a_forged_checksum_helps_nobody(codec: ModuleType, count: int) -> None:
     """Only values within a tensor can change unseen; memory stays within its limit, and nothing else is raised."""
-    data, other = compress.pack(state(), mode=mode)[0], compress.pack({"x": torch.ones(999)})[0]
+    data, other = codec.pack(state())[0], compress.pack({"x": torch.ones(999)})[0]
     rng = np.random.default_rng(1)
     refused = 0
     tracemalloc.start()
     for _ in range(count):
         try:
-            back = compress.unpack(sealed(mutated(data, other, rng)), max_bytes=LIMIT)
+            back = codec.unpack(sealed(mutated(data, other, rng)), max_bytes=LIMIT)
             assert sum(t.numel() * t.element_size() for t in back.values()) <= LIMIT
         except TopiaristError:
             refused += 1
@@ -127,10 +130,11 @@ def entry(shape: tuple[int, ...], coding: int, blob: bytes, dtype: int = 0) -> b
         forged(b"\1\1x\0\0" + varint(1 << 30)),  # a billion axes
     ],
 )
-def test_sizes_are_refused_before_memory_is_touched(data: bytes) -> None:
+@pytest.mark.parametrize("codec", CODECS)
+def test_sizes_are_refused_before_memory_is_touched(data: bytes, codec: ModuleType) -> None:
     tracemalloc.start()
     with pytest.raises(TopiaristError):
-        compress.unpack(data, max_bytes=LIMIT)
+        codec.unpack(data, max_bytes=LIMIT)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < LIMIT
@@ -152,18 +156,19 @@ def large(coding: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("coding", ["plain", "dense", "gaps", "rows", "columns", "paper"])
 def test_reading_stays_within_the_least_limit_that_it_accepts(coding: str) -> None:
-    data, report = compress.pack({"x": large(coding)}, mode="paper" if coding == "paper" else "ans")
+    codec = paper_format if coding == "paper" else compress
+    data, report = codec.pack({"x": large(coding)})
     assert report.rows[0].coding == coding
     low, high = len(data), 1 << 28
     while high - low > 1 << 12:
         middle = (low + high) // 2
         try:
-            compress.unpack(data, max_bytes=middle)
+            codec.unpack(data, max_bytes=middle)
             high = middle
         except TopiaristError:
             low = middle
     tracemalloc.start()
-    compress.unpack(data, max_bytes=high)
+    codec.unpack(data, max_bytes=high)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < high

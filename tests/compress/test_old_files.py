@@ -1,11 +1,13 @@
 """Files of version 1 stay readable, whatever becomes of the coder and the libraries below it."""
 
 import base64
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from topiarist import compress
+from paper_format import paper_format
+from topiarist import TopiaristError, compress
 
 ANS = """
 VFBDRgEuAAQFZGVuc2UAAgIUHocCBGdhcHMAAwGwCVEEcm93cwAEAigeUwRiaWFzAQABAxkLAgAwADQANgA4ADkAOgA7ADyAPAA9gD2Le6
@@ -39,11 +41,18 @@ def written() -> dict[str, torch.Tensor]:
     return {"dense": dense, "gaps": gaps, "rows": rows, "bias": x[:3].double() / 3}
 
 
-@pytest.mark.parametrize("file", [ANS, PAPER], ids=["ans", "paper"])
-def test_an_old_file_is_read(file: str) -> None:
-    state = compress.unpack(base64.b64decode(file))
+@pytest.mark.parametrize(
+    ("file", "unpack"), [(ANS, compress.unpack), (PAPER, paper_format.unpack)], ids=["ans", "paper"]
+)
+def test_an_old_file_is_read(file: str, unpack: Callable[[bytes], dict[str, torch.Tensor]]) -> None:
+    state = unpack(base64.b64decode(file))
     assert state.keys() == written().keys()
     assert all(torch.equal(state[name], value) for name, value in written().items())
+
+
+def test_an_old_file_in_the_papers_format_gets_one_sentence() -> None:
+    with pytest.raises(TopiaristError, match=r"dense is in .* Deep Compression paper.*: compress the network again"):
+        compress.unpack(base64.b64decode(PAPER))
 
 
 def test_the_old_file_has_every_coding() -> None:

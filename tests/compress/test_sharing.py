@@ -153,7 +153,7 @@ def test_a_stale_optimiser_is_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bits", "told"), [(0, "from 1 to 12"), (13, "from 1 to 12"), ({"x*": 4}, "fits no parameter"), (True, "whole")]
+    ("bits", "told"), [(0, "from 1 to 12"), (13, "from 1 to 12"), ({"x*": 4}, "matches no parameter"), (True, "whole")]
 )
 def test_bits_that_cannot_be_are_refused(bits: object, told: str) -> None:
     with pytest.raises(TopiaristError, match=told):

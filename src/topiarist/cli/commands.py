@@ -258,7 +258,6 @@ def compress(
     bits: int | dict[str, int] | Literal["paper"] | None = None,
     init: Literal["linear", "density", "random"] = "linear",
     half: bool = False,
-    mode: Literal["ans", "paper"] = "ans",
     bare: bool = False,
     model: str | None = None,
     data: str | None = None,
@@ -275,7 +274,6 @@ def compress(
         bits: of a weight: a number, paper (8 for convolutions, 5 for linear layers), or {glob: number}; else all stay.
         init: how the centroids start.
         half: round codebooks, biases and all else of 32 bits to 16 bits.
-        mode: ans is near the entropy; paper is the format of Han et al., for comparison.
         bare: leave the architecture out, which the folder may have: then the network is made in its small shape.
         model: the network before pruning, as for prune; only needed with data.
         data: data set on which the centroids are trained and the accuracy is measured, as for prune.
@@ -293,7 +291,7 @@ def compress(
     asked = recipe.epochs > 0 and (epochs is not None or finetune != Recipe.finetune())
     if asked and (data is None or bits is None):
         raise TopiaristError("Only centroids are trained: give --bits, --model and --data, or leave the epochs out.")
-    wish = Wish(weights, bits, init, half, mode, bare, recipe, seed, out)
+    wish = Wish(weights, bits, init, half, bare, recipe, seed, out)
     wish.check()
     source = None if model is None else make_source(model, data, None, seed)
     report, result = run(wish, source, quiet=json)

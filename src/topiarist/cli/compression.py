@@ -34,7 +34,6 @@ class Wish:
     bits: int | dict[str, int] | Literal["paper"] | None
     init: Literal["linear", "density", "random"]
     half: bool
-    mode: Literal["ans", "paper"]
     bare: bool
     finetune: Recipe
     seed: int
@@ -72,7 +71,7 @@ def run(wish: Wish, source: Source | None, *, quiet: bool) -> tuple[Report, dict
     from topiarist import compress
 
     shape = None if wish.shape_file is None else Architecture.load(wish.shape_file)
-    options: dict[str, Any] = {"mode": wish.mode, "half": wish.half, "architecture": None if wish.bare else shape}
+    options: dict[str, Any] = {"half": wish.half, "architecture": None if wish.bare else shape}
     network, accuracy, checkpoint = _shared(wish, shape, source, options, quiet)
     report = compress.save(network, wish.out, **options)
     if source is not None and source.data is not None and wish.half:
@@ -118,11 +117,11 @@ def _shared(
 
 def _beside(out: Path, model: nn.Module) -> Path:
     """The checkpoint of a training, named by the network that it starts from: that of another one is not taken up."""
-    from topiarist.compress import patterns
+    from topiarist.compress import bits_of
 
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
-        digest.update(name.encode() + patterns(value).tobytes())
+        digest.update(name.encode() + bits_of(value).tobytes())
     return out.with_name(f"{out.name}.{digest.hexdigest()[:8]}.ckpt")
 
 

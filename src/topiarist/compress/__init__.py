@@ -1,4 +1,4 @@
-"""Deep Compression: few distinct weights a layer, and one file near the entropy of what it says (Han et al. 2016).
+"""Deep Compression: few distinct weights a layer, and one file near their entropy (Han et al. 2016).
 
 Examples:
     >>> from topiarist import compress
@@ -9,10 +9,10 @@ Examples:
     >>> model = compress.load_model(make_model, "small.tpcf")  # doctest: +SKIP
 """
 
+from topiarist.compress.binary import bits_of
 from topiarist.compress.clusters import Clusters, cluster
 from topiarist.compress.container import MAGIC, MAX_BYTES
 from topiarist.compress.files import load, load_architecture, load_both, load_model, pack, save, unpack
-from topiarist.compress.octets import patterns
 from topiarist.compress.report import Report, Row
 from topiarist.compress.sharing import Shared, share, share_state
 
@@ -23,13 +23,13 @@ __all__ = [
     "Report",
     "Row",
     "Shared",
+    "bits_of",
     "cluster",
     "load",
     "load_architecture",
     "load_both",
     "load_model",
     "pack",
-    "patterns",
     "save",
     "share",
     "share_state",

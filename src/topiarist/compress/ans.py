@@ -1,6 +1,6 @@
-"""Entropy coding: one stream of asymmetric numeral systems for a tensor, and histograms that cost little to send.
+"""Entropy coding: one stream of asymmetric numeral systems for each tensor, and compact histograms.
 
-The coder is constriction's (Bamler 2022), a stack that comes within some bytes of the entropy of what it is given. All
+The coder is constriction's (Bamler 2022), a stack that comes within some bytes of the entropy of its symbols. All
 weights of a model are whole numbers or quotients of them, so that every machine computes the same ones.
 """
 
@@ -31,13 +31,13 @@ class DamagedError(ValueError):
 
 
 class Writer:
-    """Takes symbols with their models, in the order in which a `Reader` will give them back."""
+    """Collects symbols with their models, in the order in which a `Reader` returns them."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[NDArray[np.int32], Any, tuple[Any, ...], bool]] = []
 
     def put(self, symbols: NDArray[Any], weights: Floats, *, side: bool = False) -> None:
-        """Symbols of one distribution.
+        """Adds symbols of one distribution.
 
         Args:
             symbols: whole numbers ``(n,)`` from 0 to the number of weights.
@@ -48,12 +48,12 @@ class Writer:
             self._add(symbols, Categorical(weights, lazy=False, perfect=False), (), side)
 
     def put_uniform(self, values: NDArray[Any], sizes: NDArray[Any], *, side: bool = False) -> None:
-        """Values ``(n,)``, each below its own size; sizes are at least 2 and at most `WIDEST`."""
+        """Adds values ``(n,)``, each below its own size; sizes are at least 2 and at most `WIDEST`."""
         if len(values):
             self._add(values, Uniform(), (sizes.astype(np.int32),), side)
 
     def put_flags(self, flags: NDArray[Any], chances: Floats) -> None:
-        """Booleans ``(n,)``, each with its own probability of being true."""
+        """Adds booleans ``(n,)``, each with its own probability of being true."""
         if len(flags):
             self._add(flags, Bernoulli(perfect=False), (chances,), False)
 
@@ -61,7 +61,7 @@ class Writer:
         self._parts.append((np.ascontiguousarray(symbols, dtype=np.int32), model, parameters, side))
 
     def finish(self) -> tuple[bytes, float]:
-        """The stream, and how many of its bits are payload."""
+        """Returns the stream, and how many of its bits are payload."""
         coder, payload, before = AnsCoder(), 0, 0
         for symbols, model, parameters, side in reversed(self._parts):  # a stack: what goes in last comes out first
             coder.encode_reverse(symbols, model, *parameters)
@@ -72,7 +72,7 @@ class Writer:
 
 
 class Reader:
-    """Gives back what a `Writer` took.
+    """Returns what a `Writer` collected.
 
     Raises:
         DamagedError: the bytes are no stream.
@@ -85,23 +85,23 @@ class Reader:
         self._coder = AnsCoder(words) if len(words) else AnsCoder()
 
     def take(self, count: int, weights: Floats) -> NDArray[np.int32]:
-        """So many symbols of one distribution, as in `Writer.put`."""
+        """Reads so many symbols of one distribution, as in `Writer.put`."""
         if len(weights) < 2 or not count:
             return np.zeros(count, dtype=np.int32)
         return self._coder.decode(Categorical(weights, lazy=False, perfect=False), count)
 
     def take_uniform(self, sizes: NDArray[Any]) -> NDArray[np.int32]:
-        """Values below these sizes, as in `Writer.put_uniform`."""
+        """Reads values below these sizes, as in `Writer.put_uniform`."""
         return self._coder.decode(Uniform(), sizes.astype(np.int32)) if len(sizes) else np.zeros(0, dtype=np.int32)
 
     def take_flags(self, chances: Floats) -> NDArray[np.bool_]:
-        """Booleans of these probabilities, as in `Writer.put_flags`."""
+        """Reads booleans of these probabilities, as in `Writer.put_flags`."""
         if not len(chances):
             return np.zeros(0, dtype=np.bool_)
         return self._coder.decode(Bernoulli(perfect=False), chances).astype(np.bool_)
 
     def finish(self) -> None:
-        """See that nothing is left."""
+        """Checks that all symbols were read."""
         if not self._coder.is_empty():
             raise DamagedError("a stream that is longer than its symbols")
 
@@ -141,11 +141,11 @@ class Histogram:
 
     @property
     def bits(self) -> float:
-        """Of model and symbols together."""
+        """Returns the bits of model and symbols together."""
         return self.payload + self.side
 
     def put(self, writer: Writer) -> None:
-        """Write the model."""
+        """Writes the model."""
         f, t, top, steps = self._code
         sizes = np.array([len(_FINENESS), len(_POWERS), _LEVELS])
         writer.put_uniform(np.array([f, t, top]), sizes, side=True)
@@ -153,7 +153,7 @@ class Histogram:
 
     @staticmethod
     def take(reader: Reader, symbols: int) -> Floats:
-        """Read a model of so many symbols; its weights."""
+        """Reads a model of so many symbols; returns its weights."""
         f, t, top = (int(v) for v in reader.take_uniform(np.array([len(_FINENESS), len(_POWERS), _LEVELS])))
         steps = reader.take(symbols, _closeness(top, _POWERS[t]))
         levels = np.cumsum(steps, dtype=np.int64) % (top + 1)
@@ -163,13 +163,13 @@ class Histogram:
 
 
 def code_length(counts: NDArray[Any], weights: Floats) -> float:
-    """Bits of symbols with these counts under probabilities proportional to these weights."""
+    """Returns the bits of symbols with these counts under probabilities proportional to these weights."""
     seen = counts > 0
     return float(counts[seen] @ (np.log2(weights.sum()) - np.log2(weights[seen])))
 
 
 def entropy(counts: NDArray[Any]) -> float:
-    """Bits of symbols with these counts under their own frequencies: the bound for any code of single symbols."""
+    """Returns the bits of symbols with these counts under their own frequencies, a bound for symbol codes."""
     return code_length(counts, counts.astype(np.float64)) if counts.any() else 0.0
 
 
@@ -187,6 +187,6 @@ def _closeness(top: int, power: int) -> Floats:
 
 @lru_cache(maxsize=1024)
 def _closeness_bits(top: int) -> Floats:
-    """Bits of each step, for each power: ``(powers, steps)``."""
+    """Returns the bits of each step, for each power: ``(powers, steps)``."""
     weights = np.stack([_closeness(top, power) for power in _POWERS])
     return np.log2(weights.sum(axis=1, keepdims=True)) - np.log2(weights)

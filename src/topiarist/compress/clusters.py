@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from topiarist.compress.inputs import checked_whole
 from topiarist.errors import TopiaristError
+from topiarist.files import suggestion
 
 Init = Literal["linear", "density", "random"]
 Floats = NDArray[np.float64]
@@ -17,7 +18,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Clusters:
-    """Values and the centroids that stand for them.
+    """Values and the centroids that replace them.
 
     Attributes:
         centroids: ``(k,)``, ascending; each has at least one value.
@@ -47,7 +48,7 @@ def cluster(values: NDArray[Any], k: int, init: Init = "linear", *, steps: int =
         seed: of ``"random"``.
 
     Raises:
-        TopiaristError: k, the steps or the seed are no such number, or a value is not finite.
+        TopiaristError: k, the steps or the seed are out of range, or a value is not finite.
 
     Paper:
         Han, Mao, Dally: Deep Compression, ICLR 2016, section 3; Lloyd, IEEE Trans. Inf. Theory 28 (1982).
@@ -55,7 +56,7 @@ def cluster(values: NDArray[Any], k: int, init: Init = "linear", *, steps: int =
     for name, number, least in (("the number of clusters", k, 1), ("steps", steps, 0), ("seed", seed, 0)):
         checked_whole(name, number, least)
     if init not in get_args(Init):
-        raise TopiaristError(f"centroids cannot start {init!r}: choose one of {', '.join(get_args(Init))}")
+        raise TopiaristError(f"there is no init {init!r}: {suggestion(init, get_args(Init))}")
     order = np.argsort(values, kind="stable")
     x = values[order].astype(np.float64)
     if not len(x):
@@ -69,8 +70,8 @@ def cluster(values: NDArray[Any], k: int, init: Init = "linear", *, steps: int =
     bounds, losses = _bounds(x, centroids), []
     for _ in range(steps + 1):
         counts, totals = np.diff(bounds), np.diff(sums[bounds])
-        gone = np.diff(squares[bounds]) - 2 * centroids * totals + counts * centroids**2
-        losses.append(float(gone.sum()))
+        errors = np.diff(squares[bounds]) - 2 * centroids * totals + counts * centroids**2
+        losses.append(float(errors.sum()))
         if len(losses) > steps:
             break
         means = np.where(counts > 0, totals / np.maximum(counts, 1), centroids)
@@ -93,6 +94,6 @@ def _first(x: Floats, k: int, init: Init, seed: int) -> Floats:
 
 
 def _bounds(x: Floats, centroids: Floats) -> NDArray[np.int64]:
-    """Where the values of each centroid begin and end; a value in the middle goes to the higher one."""
+    """Returns where the values of each centroid begin and end; a value in the middle belongs to the higher one."""
     inner = np.searchsorted(x, (centroids[1:] + centroids[:-1]) / 2)
     return np.concatenate(([0], inner, [len(x)]))

@@ -1,4 +1,4 @@
-"""The file: what it holds and in which order; written in one piece, read with every size checked before it is used.
+"""The file format; written in one piece, read with every size checked before it is used.
 
 4 bytes   ``TPCF``
 1 byte    version
@@ -15,7 +15,7 @@ blobs     of the tensors, in the same order
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -23,23 +23,26 @@ import torch
 from torch import Tensor
 
 from topiarist.compress.ans import DamagedError
+from topiarist.compress.binary import Memory, Source, deflated, varint
 from topiarist.compress.coding import Blob, Coding, decode
 from topiarist.compress.inputs import DTYPES
-from topiarist.compress.octets import Memory, Source, deflated, varint
-from topiarist.compress.paper import decode_paper
 from topiarist.errors import TopiaristError
 
 MAGIC, VERSION = b"TPCF", 2
 READS = (1, VERSION)
-"""Version 1 is the same, but for masks of single weights, which were in the architecture as a whole."""
+"""Version 1 is the same, but for masks of unstructured pruning, which were complete in the architecture."""
 MAX_BYTES = 1 << 32
 """Memory that reading may take unless the caller says otherwise: 4 GiB."""
 _TENSORS, _AXES, _HEADER = 1 << 20, 64, 1 << 28
 
 
+Decode = Callable[[Source, Coding, torch.dtype, tuple[int, ...], str], Tensor]
+"""Decodes a tensor: its bytes, coding, type and shape, and what messages call it."""
+
+
 @dataclass(frozen=True)
 class Entry:
-    """What the header says of a tensor.
+    """A tensor's entry in the header.
 
     Attributes:
         name: its key in the state dict.
@@ -57,12 +60,12 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """Bytes of the tensor in memory."""
+        """Returns the bytes of the tensor in memory."""
         return 0 if self.coding is Coding.ALIAS else prod(self.shape) * self.dtype.itemsize
 
 
 def write(tensors: Mapping[str, tuple[Tensor, Blob]], texts: Mapping[str, str]) -> tuple[bytes, int, int]:
-    """A file's bytes, how many of them are header and checksum, and how many more there are for the texts."""
+    """Returns a file's bytes, how many of them are header and checksum, and how many more the texts take."""
     head = _head(tensors, texts)
     data = head + b"".join(blob.data for _, blob in tensors.values())
     bare = len(_head(tensors, {})) if texts else len(head)
@@ -104,13 +107,13 @@ class File:
 
     @classmethod
     def read(cls, data: bytes, max_bytes: int = MAX_BYTES) -> File:
-        """Read a header and check everything that it says against the data and the memory.
+        """Reads a header and checks everything in it against the data and the memory.
 
         Raises:
-            TopiaristError: this is no such file, it is damaged, of an unknown version, or too large.
+            TopiaristError: this is not such a file, it is damaged, of an unknown version, or too large.
         """
         if not isinstance(data, (bytes, bytearray, memoryview)) or data[:4] != MAGIC:
-            raise TopiaristError("this is no compressed network: give a file that topiarist compress wrote")
+            raise TopiaristError("this is not a compressed network: give a file that topiarist compress wrote")
         if len(data) > 4 and data[4] not in READS:
             raise TopiaristError(
                 f"this compressed network has version {data[4]}, this release reads {' and '.join(map(str, READS))}: "
@@ -135,38 +138,39 @@ class File:
             memory.need(entry.size, entry.name, keep=True)
         return cls(entries, texts, blobs, memory)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors.
+    def tensors(self, decode: Decode = decode) -> dict[str, Tensor]:
+        """Decodes all tensors.
+
+        Args:
+            decode: decodes one of them; by default what `topiarist.compress.save` writes.
 
         Raises:
             TopiaristError: one is damaged, or takes more memory than is allowed.
         """
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for entry in self.entries:
             try:
-                found[entry.name] = self._tensor(entry, found)
+                tensors[entry.name] = self._tensor(entry, tensors, decode)
             except (DamagedError, zlib.error) as error:
                 raise damaged(error, entry.name) from error
-        return found
+        return tensors
 
-    def _tensor(self, entry: Entry, before: Mapping[str, Tensor]) -> Tensor:
+    def _tensor(self, entry: Entry, before: Mapping[str, Tensor], decode: Decode) -> Tensor:
         source = Source(self.blobs[entry.name], self.memory)
         if entry.coding is Coding.ALIAS:
             at = source.varint()
             tensor = before[self.entries[at].name] if at < len(before) else torch.empty(0)
             if tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype:
-                raise DamagedError("it is to be another tensor, which differs")
-        elif entry.coding is Coding.PAPER:
-            tensor = decode_paper(source, entry.dtype, entry.shape, prod(entry.shape), entry.name)
+                raise DamagedError("it refers to another tensor, which differs")
         else:
             tensor = decode(source, entry.coding, entry.dtype, entry.shape, entry.name)
         if source.left:
-            raise DamagedError("it has bytes left over")
+            raise DamagedError("it has too many bytes")
         return tensor
 
 
 def damaged(error: Exception, name: str = "") -> TopiaristError:
-    """The one sentence for everything that cannot have been written."""
+    """Returns the sentence for everything that cannot have been written."""
     what = f"the tensor {name!r} of this compressed network" if name else "this compressed network"
     return TopiaristError(f"{what} is damaged ({error}): compress it again, or copy the file again")
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from errno import EINVAL
 from math import prod
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -15,85 +14,81 @@ from torch import Tensor, nn
 
 from topiarist.architecture import Architecture
 from topiarist.compress import shape
+from topiarist.compress.binary import Memory, bits_of, varint
 from topiarist.compress.coding import Blob, Coding, encode
 from topiarist.compress.container import MAX_BYTES, File, write
-from topiarist.compress.inputs import checked_state, checked_whole, place
-from topiarist.compress.octets import Memory, patterns, varint
-from topiarist.compress.paper import WIDEST, encode_paper
+from topiarist.compress.inputs import checked_state, identity
 from topiarist.compress.report import Report, Row
 from topiarist.compress.shape import SHAPE
 from topiarist.errors import TopiaristError
 from topiarist.files import as_path, atomically, writable
 from topiarist.graph import check_finite
 
-Mode = Literal["ans", "paper"]
-_CONVOLUTION_INDEX, _LINEAR_INDEX = 8, 5
-
 
 def save(
     model: nn.Module | Mapping[str, Tensor],
     path: str | os.PathLike[str],
     *,
-    mode: Mode = "ans",
     architecture: Architecture | None = None,
     half: bool = False,
-    index_bits: int | None = None,
 ) -> Report:
-    """Writes a network into one file, in which no bit of any value is lost (but see ``half``).
+    """Writes a network to one file, in which no bit of any value is lost (but see ``half``).
 
     Tensors with few distinct values, which sharing gives, become a codebook and entropy-coded symbols; the positions of
-    what is not zero are coded in whatever of four ways is smallest. The file is there as a whole or not at all.
+    nonzero values are coded in the smallest of four ways. The file is complete or absent.
 
     Args:
         model: a network, or its state dict.
         path: the file; missing folders are made.
-        mode: ``"ans"`` is near the entropy of the symbols; ``"paper"`` is the format of Han et al., for comparison.
         architecture: the shape of a network that was cut, so that `load_model` can cut a new one to it.
         half: round all values of 32 bits to 16 bits first: codebooks and biases take half the bytes.
-        index_bits: of ``mode="paper"``: bits of a relative index; by default 8 for convolutions, 5 for linear layers.
 
     Returns:
-        What each tensor takes.
+        The bytes that each tensor takes.
 
     Raises:
-        TopiaristError: a tensor that has no place in a file, an architecture of another network, or a file that cannot
+        TopiaristError: a tensor that no file can hold, an architecture of another network, or a file that cannot
             be written.
     """
     state, target = checked_state(model), writable(path)
-    data, report = pack(state, mode=mode, architecture=architecture, half=half, index_bits=index_bits)
+    data, report = pack(state, architecture=architecture, half=half)
     atomically(target, lambda temporary: temporary.write_bytes(data))
     return report
 
 
 def pack(
-    state: Mapping[str, Tensor],
-    *,
-    mode: Mode = "ans",
-    architecture: Architecture | None = None,
-    half: bool = False,
-    index_bits: int | None = None,
+    state: Mapping[str, Tensor], *, architecture: Architecture | None = None, half: bool = False
 ) -> tuple[bytes, Report]:
-    """The bytes that `save` writes, and the report."""
-    if mode not in get_args(Mode):
-        raise TopiaristError(f"there is no mode {mode!r}: choose ans or paper")
-    if index_bits is not None:
-        checked_whole("index_bits", index_bits, 1, WIDEST)
+    """Returns the bytes that `save` writes, and the report."""
     state = checked_state(state)
     if architecture is not None:
         if not isinstance(architecture, Architecture):
             raise TopiaristError(
-                f"a {type(architecture).__name__} is no architecture: give that of prune(), or Architecture.load(FILE)"
+                f"a {type(architecture).__name__} is not an architecture: give that of prune() or Architecture.load()"
             )
         architecture.check(state)
+    return assemble(_halved(state) if half else state, encode, architecture)
+
+
+def assemble(
+    state: Mapping[str, Tensor], encode: Callable[[Tensor], Blob], architecture: Architecture | None = None
+) -> tuple[bytes, Report]:
+    """Returns the bytes of a file, and the report.
+
+    Args:
+        state: the tensors, checked.
+        encode: encodes one of them; tied tensors are encoded once.
+        architecture: the shape of the network, to be stored with it.
+    """
     coded: dict[str, tuple[Tensor, Blob]] = {}
     seen: dict[tuple[object, ...], int] = {}
     for name, tensor in state.items():
-        where = place(tensor)
-        if where in seen:
-            coded[name] = (tensor, Blob(Coding.ALIAS, varint(seen[where]), tensor.numel()))
+        same = identity(tensor)
+        if same in seen:
+            coded[name] = (tensor, Blob(Coding.ALIAS, varint(seen[same]), tensor.numel()))
             continue
-        seen[where] = len(coded)
-        coded[name] = _coded(name, tensor, mode, half, index_bits)
+        seen[same] = len(coded)
+        coded[name] = (tensor, encode(tensor))
     stored = {name: tensor for name, (tensor, _) in coded.items()}
     texts = {} if architecture is None else {SHAPE: shape.to_text(architecture, stored)}
     data, overhead, added = write(coded, texts)
@@ -103,20 +98,21 @@ def pack(
     return data, replace(report, original=4 * sum(map(prod, shapes.values())) or report.dense)
 
 
-def _coded(name: str, tensor: Tensor, mode: Mode, half: bool, index_bits: int | None) -> tuple[Tensor, Blob]:
-    if half and tensor.dtype == torch.float32:
-        rounded = tensor.detach().half().float()
-        if not torch.equal(rounded.isfinite(), tensor.isfinite()):
+def _halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rounds values of 32 bits to 16; tied tensors stay tied."""
+    halves: dict[tuple[object, ...], Tensor] = {}
+    for name, tensor in state.items():
+        if tensor.dtype != torch.float32 or identity(tensor) in halves:
+            continue
+        half = tensor.detach().half().float()
+        if not torch.equal(half.isfinite(), tensor.isfinite()):
             raise TopiaristError(f"{name} has values beyond 65504, which 16 bits cannot hold: leave half out")
-        tensor = rounded
-    if mode == "ans":
-        return tensor, encode(tensor)
-    default = _CONVOLUTION_INDEX if tensor.ndim > 2 else _LINEAR_INDEX
-    return tensor, encode_paper(tensor, index_bits or default)
+        halves[identity(tensor)] = half
+    return {name: halves.get(identity(tensor), tensor) for name, tensor in state.items()}
 
 
 def unpack(data: bytes, *, max_bytes: int = MAX_BYTES) -> dict[str, Tensor]:
-    """The state dict in a file's bytes, see `load`."""
+    """Returns the state dict in a file's bytes, see `load`."""
     return File.read(data, max_bytes).tensors()
 
 
@@ -138,7 +134,7 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> dict[st
 
 
 def load_architecture(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Architecture | None:
-    """The shape of the network in a file, where it was stored with one.
+    """Returns the shape of the network in a file, where it was stored with one.
 
     Raises:
         TopiaristError: as for `load`.
@@ -149,7 +145,7 @@ def load_architecture(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTE
 def load_both(
     path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES
 ) -> tuple[dict[str, Tensor], Architecture | None]:
-    """The state dict of a file, see `load`, and the shape of the network where it was stored with one."""
+    """Returns the state dict of a file, see `load`, and the shape of the network where it was stored with one."""
     file = File.read(_read(path, max_bytes), max_bytes)
     tensors = file.tensors()
     return tensors, shape.of_file(file, tensors)
@@ -187,11 +183,11 @@ def load_model(
         there, here = stored.get(name), own.get(name)
         shapes = ["missing" if tensor is None else str(tuple(tensor.shape)) for tensor in (there, here)]
         types = [str(tensor.dtype) for tensor in (there, here) if tensor is not None]
-        told, wanted = types if shapes[0] == shapes[1] else shapes
-        if told != wanted:
+        stored_as, wanted = types if shapes[0] == shapes[1] else shapes
+        if stored_as != wanted:
             raise TopiaristError(
-                f"{path} is of another network, its {name} is {told} and not {wanted}: make the model with the same "
-                "options"
+                f"{path} is of another network, its {name} is {stored_as} and not {wanted}: make the model with "
+                "the same options"
             )
     tensors = file.tensors()
     _check_ties(path, own, tensors)
@@ -204,9 +200,9 @@ def _check_ties(path: str | os.PathLike[str], own: Mapping[str, Tensor], stored:
     """Raises where tensors that are one in a model differ in a file: the last of them would win."""
     first: dict[tuple[object, ...], str] = {}
     for name, tensor in own.items():
-        twin = first.setdefault(place(tensor), name)
+        twin = first.setdefault(identity(tensor), name)
         one, other = stored[name], stored[twin]
-        if one is not other and not np.array_equal(patterns(one), patterns(other)):
+        if one is not other and not np.array_equal(bits_of(one), bits_of(other)):
             raise TopiaristError(
                 f"{path} is of another network, its {twin} and {name} differ and are one tensor in the model: make the "
                 "model without tied weights"
@@ -218,7 +214,7 @@ def _read(path: str | os.PathLike[str], max_bytes: int) -> bytes:
     try:
         memory, size = Memory(max_bytes), file.stat().st_size
         if not file.is_file():
-            raise OSError(EINVAL, "it is no file")
+            raise OSError(EINVAL, "it is not a file")
         memory.need(2 * size, f"the file {path}")
         return file.read_bytes()
     except OSError as error:

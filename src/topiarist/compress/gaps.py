@@ -1,4 +1,4 @@
-"""Where the nonzero weights are, as the number of zeros before each: without bound, or with fillers as in the paper."""
+"""Where the nonzero weights are, as the number of zeros before each."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ _SYMBOLS = 200
 
 
 def to_gaps(positions: NDArray[Any]) -> Ints:
-    """Zeros before each nonzero weight, since the one before it: positions ``(n,)`` ascending to gaps ``(n,)``."""
+    """Returns the zeros before each nonzero weight: ascending positions ``(n,)`` to gaps ``(n,)``."""
     return np.diff(positions, prepend=-1) - 1
 
 
 def to_positions(gaps: NDArray[Any]) -> Ints:
-    """The inverse of `to_gaps`."""
+    """Inverts `to_gaps`."""
     return np.cumsum(gaps.astype(np.int64) + 1) - 1
 
 
 class Gaps:
-    """Unbounded gaps: a symbol that says the gap's magnitude, and uniform bits that say which gap of that magnitude.
+    """Unbounded gaps: a symbol for the gap's magnitude, and uniform bits for which gap of that magnitude.
 
     Args:
         positions: of the nonzero weights, ``(n,)``, ascending, at least one.
     """
 
     def __init__(self, positions: NDArray[Any]) -> None:
-        self._symbols, self._rests, self._widths = _split(to_gaps(positions))
+        self._symbols, self._remainders, self._widths = _split(to_gaps(positions))
         self.histogram = Histogram(np.bincount(self._symbols))
         self.bits = self.histogram.bits + float(self._widths.sum()) + 8
 
     def put(self, writer: Writer) -> None:
-        """Write them."""
+        """Writes them."""
         alphabet = len(self.histogram.weights)
         writer.put_uniform(np.array([alphabet - 1]), np.array([_SYMBOLS]), side=True)
         self.histogram.put(writer)
         writer.put(self._symbols, self.histogram.weights)
         wide = self._widths > 0
-        writer.put_uniform(self._rests[wide], 1 << self._widths[wide])
+        writer.put_uniform(self._remainders[wide], 1 << self._widths[wide])
 
     @staticmethod
     def take(reader: Reader, count: int) -> Ints:
-        """Read the positions of so many nonzero weights; nothing bounds them here."""
+        """Reads the positions of so many nonzero weights, without a check of their bounds."""
         weights: Floats = Histogram.take(reader, 1 + int(reader.take_uniform(np.array([_SYMBOLS]))[0]))
         symbols = reader.take(count, weights).astype(np.int64)
         octaves = np.maximum((symbols >> (EXACT - 1)) - 1, 0)
@@ -60,28 +60,7 @@ class Gaps:
 
 
 def _split(gaps: Ints) -> tuple[Ints, Ints, Ints]:
-    """Gaps as symbols, rests and the number of bits of each rest."""
+    """Returns gaps as symbols, remainders and the number of bits of each remainder."""
     octaves = np.maximum(np.frexp(gaps)[1].astype(np.int64) - EXACT, 0)  # frexp's exponent: the number of bits
     symbols = (octaves << (EXACT - 1)) + (gaps >> octaves)
     return symbols, gaps & ((1 << octaves) - 1), octaves
-
-
-def with_fillers(positions: NDArray[Any], span: int) -> tuple[Ints, NDArray[np.bool_]]:
-    """The paper's relative indices: a zero is stored as if it were a weight where a step would be too wide.
-
-    Args:
-        positions: of the nonzero weights, ``(n,)``, ascending.
-        span: the widest step from one stored weight to the next; an index of b bits has 2^b.
-
-    Returns:
-        Steps of all stored weights, 1 to ``span``, and which of them are weights and no fillers. The first step
-        counts from the place before the tensor.
-    """
-    steps = to_gaps(positions) + 1
-    fillers = (steps - 1) // span
-    last = np.cumsum(fillers + 1) - 1
-    stored = np.full(int(last[-1]) + 1 if len(last) else 0, span, dtype=np.int64)
-    stored[last] = steps - fillers * span
-    real = np.zeros(len(stored), dtype=np.bool_)
-    real[last] = True
-    return stored, real

@@ -1,4 +1,4 @@
-"""What a file takes, tensor by tensor, and what it could not take less than."""
+"""The bytes of a file, tensor by tensor, and their lower bound."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ class Row:
         payload: bytes of the symbols alone.
         bound: bytes of their entropy: what no code of single symbols goes below.
         codebook: bytes of the codebook.
-        extra: what the paper's mode counts.
     """
 
     name: str
@@ -36,25 +35,24 @@ class Row:
     payload: float
     bound: float
     codebook: int
-    extra: dict[str, float]
 
     @classmethod
     def of(cls, name: str, shape: tuple[int, ...], blob: Blob) -> Row:
-        """A row of the report."""
+        """Returns the row of a tensor."""
         payload, bound = blob.payload / 8, blob.bound / 8
         counts = (len(blob.data), blob.weights, blob.nonzero, blob.codes, payload, bound, blob.codebook)
-        return cls(name, shape, blob.coding.name.lower(), *counts, dict(blob.extra))
+        return cls(name, shape, blob.coding.name.lower(), *counts)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a whole file takes; every byte counts.
+    """The bytes of a complete file.
 
     Attributes:
         rows: its tensors.
         overhead: bytes of the header and the checksum.
         architecture: bytes that the shape of the network adds; 0 without one.
-        original: bytes of the network in 32 bits a value before anything was cut from it.
+        original: bytes of the network in 32 bits a value before it was pruned.
     """
 
     rows: tuple[Row, ...]
@@ -64,31 +62,31 @@ class Report:
 
     @property
     def bytes(self) -> int:
-        """The whole file."""
+        """Returns the bytes of the file."""
         return self.overhead + self.architecture + sum(row.bytes for row in self.rows)
 
     @property
     def dense(self) -> int:
-        """Bytes of the stored network in 32 bits a value, tied tensors once."""
+        """Returns the bytes of the stored network in 32 bits a value, tied tensors once."""
         return 4 * sum(row.weights for row in self.rows if row.coding != Coding.ALIAS.name.lower())
 
     @property
     def ratio(self) -> float:
-        """How many times smaller the file is than the original network in 32 bits a value."""
+        """Returns how many times smaller the file is than the original network in 32 bits a value."""
         return self.original / self.bytes
 
     @property
     def payload(self) -> float:
-        """Bytes of the symbols of all tensors with a codebook."""
+        """Returns the bytes of the symbols of all tensors with a codebook."""
         return sum(row.payload for row in self.rows)
 
     @property
     def bound(self) -> float:
-        """Bytes of the entropy of these symbols."""
+        """Returns the bytes of the entropy of these symbols."""
         return sum(row.bound for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `json`."""
+        """Returns plain values for `json`."""
         parts = {"bytes": self.bytes, "overhead": self.overhead, "architecture": self.architecture}
         totals = {**parts, "dense": self.dense, "original": self.original}
         rates = {"ratio": self.ratio, "payload": self.payload, "bound": self.bound}
@@ -106,7 +104,7 @@ class Report:
                 f"{row.name:<{wide}}  {row.coding:<7} {counts:>23} {row.codes or '':>5} {row.bytes:>11,} {entropy:>11}"
             )
         shape = f" and {self.architecture:,} the architecture" if self.architecture else ""
-        told = f"{self.bytes:,} bytes, of which {self.overhead:,} are header and checksum{shape}"
-        cut = "that the network had before it was cut, " if self.original != self.dense else ""
-        whole = f"the {self.original:,} bytes {cut}in 32 bits"
-        return "\n".join([*lines, f"{told}; {self.ratio:.1f} times smaller than {whole}"])
+        parts = f"{self.bytes:,} bytes, of which {self.overhead:,} are header and checksum{shape}"
+        cut = "of the network before pruning, " if self.original != self.dense else ""
+        original = f"the {self.original:,} bytes {cut}in 32 bits"
+        return "\n".join([*lines, f"{parts}; {self.ratio:.1f} times smaller than {original}"])

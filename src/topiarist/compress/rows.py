@@ -1,10 +1,10 @@
-"""Where the nonzero weights are, row by row: what earlier rows had in a column foretells what this one has there.
+"""Where the nonzero weights are, row by row: earlier rows predict which columns the next one has.
 
 Pruned layers have columns (inputs) that few weights read. The chance of a nonzero in column j of row i is
 
     P_ij = (a * p + c_ij) / (a + i),    c_ij nonzeros in column j of the i rows before, p their share in the tensor,
 
-which the decoder knows as well when it comes to row i, so that nothing has to be sent but the strength a of the prior.
+which the decoder knows as well when it reaches row i, so only the strength a of the prior has to be stored.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Rows:
         self.bits = costs[self._best] + 2
 
     def put(self, writer: Writer) -> None:
-        """Write it."""
+        """Writes it."""
         writer.put_uniform(np.array([self._best]), np.array([len(STRENGTHS)]), side=True)
         writer.put_flags(self._mask.ravel(), self._choice.ravel())
 
     @staticmethod
     def take(reader: Reader, rows: int, columns: int, share: float) -> NDArray[np.bool_]:
-        """Read a mask of this shape, of whose entries this share is true."""
+        """Reads a mask of this shape, of whose entries this share is true."""
         strength = STRENGTHS[int(reader.take_uniform(np.array([len(STRENGTHS)]))[0])]
         mask = np.empty((rows, columns), dtype=np.bool_)
         before = np.zeros(columns, dtype=np.int64)
@@ -53,7 +53,7 @@ class Rows:
 
 
 def promising(mask: NDArray[np.bool_]) -> bool:
-    """Whether columns differ so much that `Rows` is worth a try: ideal codes of a column each, against one of all."""
+    """Returns whether columns differ so much that `Rows` may pay: an ideal code for each column, or one for all."""
     rows, columns = mask.shape
     ones = mask.sum(axis=0, dtype=np.int64)
     apart = float((rows * _binary(ones / rows)).sum()) + columns * np.log2(rows + 1) / 2

@@ -1,4 +1,4 @@
-"""Weight sharing: each layer's nonzero weights become few distinct values, which train on as such."""
+"""Weight sharing: the nonzero weights of each layer are replaced by few distinct values, which can be trained."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.compress.clusters import Init, cluster
-from topiarist.compress.inputs import checked_state, place
+from topiarist.compress.inputs import checked_state, identity
 from topiarist.errors import TopiaristError
 from topiarist.files import suggestion
 from topiarist.surgery import copied
@@ -38,19 +38,19 @@ class Shared:
 
     @contextmanager
     def tied(self) -> Iterator[nn.Module]:
-        """Trains the centroids: while this is open, all weights of a centroid move as one, and zeros stay.
+        """Trains the centroids: in this context all weights of a centroid move together, and zeros stay zero.
 
         A centroid's gradient is the sum of those of its weights, ∂L/∂C_k = Σ_{i: label i = k} ∂L/∂w_i: each weight gets
-        that sum as its own gradient, so whatever an optimiser does to one of them it does to all. It works in any loop
-        and with any optimiser that treats each weight alone; weight decay acts on a centroid as on a weight. Parameters
-        that are frozen stay as they are.
+        that sum as its own gradient, so an optimiser changes them all alike. It works in any loop and with any
+        optimiser that treats each weight individually; weight decay acts on a centroid as on a weight. Parameters that
+        are frozen do not change.
 
         Yields:
             The model.
 
         Raises:
-            TopiaristError: the model has lost a parameter, or its zeros moved (an optimiser kept their momentum: make a
-                new one).
+            TopiaristError: the model has lost a parameter, or its zeros moved (an optimiser kept their momentum: make
+                a new one).
         """
         parameters = dict(self.model.named_parameters())
         if missing := self.labels.keys() - parameters.keys():
@@ -66,13 +66,13 @@ class Shared:
                     _tie(parameters[name], labels)
 
     def centroids(self) -> dict[str, Tensor]:
-        """Parameter → its centroids as they are now, ``(k,)``."""
+        """Returns parameter → its centroids as they are now, ``(k,)``."""
         parameters = dict(self.model.named_parameters())
         return {name: _centroids(parameters[name].detach(), labels) for name, labels in self.labels.items()}
 
 
 class _Summed:
-    """A gradient's hook: the sum over each centroid's weights in place of their own gradients, 0 for zeros."""
+    """A hook of a gradient: replaces each weight's gradient by the sum over its centroid's weights, 0 for zeros."""
 
     def __init__(self, labels: Tensor) -> None:
         self.labels = labels.flatten()
@@ -87,21 +87,19 @@ class _Summed:
 
 
 def _centroids(weights: Tensor, labels: Tensor) -> Tensor:
-    """The value of one weight of each centroid: they are all the same."""
+    """Returns the value of one weight of each centroid; they are all equal."""
     flat = labels.flatten().cpu()
-    found = torch.zeros(int(flat.max()) + 1 if len(flat) else 1, dtype=weights.dtype)
-    return found.index_copy_(0, flat, weights.flatten().cpu())[1:]
+    values = torch.zeros(int(flat.max()) + 1 if len(flat) else 1, dtype=weights.dtype)
+    return values.index_copy_(0, flat, weights.flatten().cpu())[1:]
 
 
 @torch.no_grad()
 def _tie(weights: Tensor, labels: Tensor) -> None:
-    """Make the weights of a centroid equal to the last bit: vector units may round some of them differently."""
+    """Makes the weights of a centroid equal to the last bit: vector units may round some of them differently."""
     table = torch.cat([torch.zeros(1, dtype=weights.dtype), _centroids(weights, labels)])
     tied = table[labels.cpu()].to(weights.device)
     if weights.isfinite().all() and not torch.allclose(weights, tied, rtol=1e-3, atol=1e-6):
-        raise TopiaristError(
-            "weights of one centroid moved apart: make the optimiser anew before centroids are trained"
-        )
+        raise TopiaristError("weights of one centroid differ now: make a new optimiser before centroids are trained")
     weights.copy_(tied)
 
 
@@ -115,31 +113,31 @@ def share(
 ) -> Shared:
     """Shares the weights of each layer: k-means over its nonzero weights, each of which becomes its centroid.
 
-    A layer with b bits has 2^b - 1 centroids and zero, so that b bits tell a weight. Zeros stay zero; biases and the
-    parameters of norms stay as they are.
+    A layer with b bits has 2^b - 1 centroids and zero, so that b bits code a weight. Zeros stay zero; biases and the
+    parameters of normalisations are not shared.
 
     Args:
-        model: usually pruned; it stays as it is.
+        model: usually pruned; it is not changed.
         bits: of a weight, 1 to 12: one number for all parameters with at least two axes; or glob → number, where the
-            first that fits a parameter's name counts, those that none fits stay, and a bias may be named too; by
-            default the paper's 8 for convolutions and 5 for linear layers.
+            first that matches a parameter's name counts, parameters that none matches are not shared, and a bias may be
+            named too; by default the paper's 8 for convolutions and 5 for linear layers.
         init: first centroids, see `topiarist.compress.cluster`.
         steps: of Lloyd's algorithm, at most.
         seed: of ``init="random"``.
 
     Returns:
-        A new model, the assignment of its weights, and what it cost.
+        A new model, the assignment of its weights, and their squared errors.
 
     Raises:
-        TopiaristError: bits out of range, a glob that fits no parameter or comes too late, nothing to share, or weights
-            that are not finite or of a type too narrow to be shared.
+        TopiaristError: bits out of range, a glob that matches no parameter or comes too late, nothing to share, or
+            weights that are not finite or of a type too narrow to be shared.
 
     Paper:
         Han, Mao, Dally: Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization and
         Huffman Coding, ICLR 2016.
     """
     if not isinstance(model, nn.Module):
-        raise TopiaristError(f"share() takes a network and no {type(model).__name__}: share_state() takes a state dict")
+        raise TopiaristError(f"share() takes a network, not a {type(model).__name__}: share_state() takes a state dict")
     made = copied(model)
     labels, losses = _share_all(dict(made.named_parameters()), bits, init, steps, seed)
     return Shared(made, labels, losses)
@@ -163,7 +161,7 @@ def share_state(
     made: dict[tuple[object, ...], Tensor] = {}
     copies = {}
     for name, value in checked_state(state).items():
-        copies[name] = made.setdefault(place(value), value.detach().resolve_conj().resolve_neg().clone())
+        copies[name] = made.setdefault(identity(value), value.detach().resolve_conj().resolve_neg().clone())
     _share_all(copies, bits, init, steps, seed)
     return copies
 
@@ -171,35 +169,39 @@ def share_state(
 def _share_all(
     parameters: Mapping[str, Tensor], bits: int | Mapping[str, int] | None, init: Init, steps: int, seed: int
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Share weights in place; labels and losses by name."""
-    found = {
-        name: _share(parameters[name], width, init, steps, seed) for name, width in _widths(parameters, bits).items()
-    }
-    return {name: labels for name, (labels, _) in found.items()}, {name: loss for name, (_, loss) in found.items()}
+    """Shares weights in place; returns labels and losses by name."""
+    labels, losses = {}, {}
+    for name, width in _widths(parameters, bits).items():
+        labels[name], losses[name] = _share(parameters[name], width, init, steps, seed)
+    return labels, losses
 
 
 def _widths(tensors: Mapping[str, Tensor], bits: int | Mapping[str, int] | None) -> dict[str, int]:
-    """The bits of each parameter that is to be shared; of tied ones the first name counts."""
+    """Returns the bits of each parameter that is to be shared; of tied ones the first name counts."""
     first = {id(value): name for name, value in reversed(list(tensors.items()))}
-    parameters = {n: p for n, p in tensors.items() if p.is_floating_point() and first[id(p)] == n and not _measured(n)}
+    parameters = {
+        name: value
+        for name, value in tensors.items()
+        if value.is_floating_point() and first[id(value)] == name and not _is_statistic(name)
+    }
     if isinstance(bits, Mapping):
-        found = _named(parameters, bits)
+        widths = _named(parameters, bits)
     else:
         weights = {name: p.ndim for name, p in parameters.items() if p.ndim > 1}
         default = {name: CONVOLUTION_BITS if axes > 2 else LINEAR_BITS for name, axes in weights.items()}
-        found = default if bits is None else dict.fromkeys(weights, bits)
-    for name, width in found.items():
+        widths = default if bits is None else dict.fromkeys(weights, bits)
+    for name, width in widths.items():
         if type(width) is not int or not 1 <= width <= MOST_BITS:
             raise TopiaristError(f"{name} cannot have {width!r} bits: give a whole number from 1 to {MOST_BITS}")
         if parameters[name].element_size() < 2:
             raise TopiaristError(f"{name} is of {parameters[name].dtype}, too narrow to be shared: convert it first")
-    if not found:
-        raise TopiaristError("nothing would be shared: give bits for parameters, as a number or as {glob: number}")
-    return found
+    if not widths:
+        raise TopiaristError("no weights would be shared: give bits for parameters, as a number or as {glob: number}")
+    return widths
 
 
 def _named(parameters: Mapping[str, Tensor], bits: Mapping[str, int]) -> dict[str, int]:
-    """Parameter → the bits of the first glob that fits its name; each glob must be the first for one."""
+    """Returns parameter → bits of the first glob that matches its name; each glob must be the first for one."""
     for glob in bits:
         if not isinstance(glob, str):
             raise TopiaristError(
@@ -211,7 +213,7 @@ def _named(parameters: Mapping[str, Tensor], bits: Mapping[str, int]) -> dict[st
             continue
         if late := [name for name in parameters if fnmatchcase(name, glob)]:
             raise TopiaristError(
-                f"the bits for {glob!r} never count, for {globs[late[0]]!r} fits {late[0]} before it: put it first"
+                f"the bits for {glob!r} never apply, for {globs[late[0]]!r} matches {late[0]} before it: put it first"
             )
         some = ", ".join(sorted(parameters, key=lambda name: -parameters[name].ndim)[:3])
         raise TopiaristError(
@@ -221,21 +223,21 @@ def _named(parameters: Mapping[str, Tensor], bits: Mapping[str, int]) -> dict[st
     return {name: bits[glob] for name, glob in globs.items() if glob is not None}
 
 
-def _measured(name: str) -> bool:
-    """Whether a tensor is a statistic of a norm: a state dict has them beside its parameters."""
+def _is_statistic(name: str) -> bool:
+    """Returns whether a tensor is a running statistic: a state dict has them beside its parameters."""
     return name.rpartition(".")[2] in ("running_mean", "running_var")
 
 
 @torch.no_grad()
 def _share(parameter: Tensor, bits: int, init: Init, steps: int, seed: int) -> tuple[Tensor, float]:
-    """Share the weights of one parameter in place; their labels, and the squared error."""
+    """Shares the weights of one parameter in place; returns their labels and the squared error."""
     flat = parameter.detach().flatten().cpu().to(torch.float64).numpy()
     positions = np.flatnonzero(flat)
-    found = cluster(flat[positions], (1 << bits) - 1, init, steps=steps, seed=seed)
-    centroids = torch.from_numpy(found.centroids).to(parameter.dtype)
+    clusters = cluster(flat[positions], (1 << bits) - 1, init, steps=steps, seed=seed)
+    centroids = torch.from_numpy(clusters.centroids).to(parameter.dtype)
     values, codes = torch.unique(centroids, return_inverse=True)  # two may round to one; none may round to zero
     table = torch.where(values == 0, torch.finfo(parameter.dtype).tiny, values)
     labels = torch.zeros(len(flat), dtype=torch.int64)
-    labels[positions] = 1 + codes[torch.from_numpy(found.labels)]
+    labels[positions] = 1 + codes[torch.from_numpy(clusters.labels)]
     parameter.copy_(torch.cat([table.new_zeros(1), table])[labels].view_as(parameter))
-    return labels.view_as(parameter), found.losses[-1]
+    return labels.view_as(parameter), clusters.losses[-1]

@@ -1,4 +1,4 @@
-"""Bytes: numbers of variable length, a reader that knows its bounds, the memory it may use, and plain values."""
+"""Bytes: numbers of variable length, a reader with bounds, the memory that it may use, and plain values."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _NARROWER = {
     torch.int16: (torch.int8,),
 }
 _WORTH_TRYING = 1 << 20
-"""Bytes by which larger data is judged: if these deflate badly, the rest is not tried."""
+"""Bytes at the start of larger data: where these deflate badly, the rest is not tried."""
 
 
 def varint(number: int) -> bytes:
-    """A whole number in groups of seven bits, lowest first."""
-    octets = bytearray()
+    """Returns a whole number in groups of seven bits, lowest first."""
+    groups = bytearray()
     while number > 127:
-        octets.append(number & 127 | 128)
+        groups.append(number & 127 | 128)
         number >>= 7
-    return bytes([*octets, number])
+    return bytes([*groups, number])
 
 
 @dataclass
@@ -42,19 +42,19 @@ class Memory:
     left: int
 
     def __post_init__(self) -> None:
-        """Sees that there is a limit."""
+        """Checks that there is a limit."""
         checked_whole("max_bytes", self.left)
 
     def need(self, size: int, what: str, *, keep: bool = False) -> None:
-        """Ask for some bytes before they are allocated, for a while or to keep.
+        """Reserves some bytes before they are allocated, for a while or to keep.
 
         Raises:
-            TopiaristError: that is more than is left.
+            TopiaristError: that is more than may still be allocated.
         """
         if size > self.left:
             raise TopiaristError(
-                f"decoding {what} takes {size:,} bytes and {self.left:,} are left of max_bytes: raise max_bytes if you "
-                "trust the file"
+                f"decoding {what} takes {size:,} bytes, but only {self.left:,} of max_bytes remain: raise max_bytes if "
+                "you trust the file"
             )
         self.left -= size if keep else 0
 
@@ -84,23 +84,23 @@ class Source:
         return bytes(self.data[self.at - count : self.at])
 
     def byte(self) -> int:
-        """The next byte."""
+        """Reads the next byte."""
         return self.take(1)[0]
 
     def varint(self, most: int = 1 << 40) -> int:
-        """The next number, in the form of `varint`."""
+        """Reads the next number, as `varint` writes it."""
         number = 0
         for shift in range(0, 63, 7):
-            octet = self.byte()
-            number |= (octet & 127) << shift
-            if octet < 128:
-                if number > most or (shift and not octet):
+            group = self.byte()
+            number |= (group & 127) << shift
+            if group < 128:
+                if number > most or (shift and not group):
                     break
                 return number
         raise DamagedError("a number out of its range")
 
     def inflated(self, count: int, size: int, what: str) -> bytes:
-        """The next ``count`` bytes, inflated to just ``size``."""
+        """Reads the next ``count`` bytes, inflated to exactly ``size``."""
         self.memory.need(2 * size, what)
         inflater = zlib.decompressobj(wbits=-15)
         data = inflater.decompress(self.take(count), size + 1)
@@ -110,7 +110,7 @@ class Source:
 
 
 def deflated(data: bytes) -> bytes | None:
-    """The data deflated, where that is shorter."""
+    """Returns the data deflated, where that is shorter."""
     if len(data) > _WORTH_TRYING and len(_deflate(data[:_WORTH_TRYING])) > 0.98 * _WORTH_TRYING:
         return None
     small = _deflate(data)
@@ -122,35 +122,35 @@ def _deflate(data: bytes) -> bytes:
     return deflater.compress(data) + deflater.flush()
 
 
-def patterns(tensor: Tensor) -> NDArray[Any]:
-    """The values of a tensor as unsigned numbers of the same bits, ``(n,)``; of 16-byte ones both halves, ``(2n,)``."""
+def bits_of(tensor: Tensor) -> NDArray[Any]:
+    """Returns the values of a tensor as unsigned numbers of the same bits, ``(n,)``; 16-byte ones as two, ``(2n,)``."""
     flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     if not flat.numel():
         return np.zeros(0, dtype=f"<u{min(flat.element_size(), 8)}")
     return flat.view(torch.uint8).numpy().view(f"<u{min(flat.element_size(), 8)}")
 
 
-def tensor_of(values: NDArray[Any], dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """The inverse of `patterns`; takes the memory over."""
+def from_bits(values: NDArray[Any], dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """Inverts `bits_of`; the tensor takes over the memory."""
     if not values.size:
         return torch.empty(shape, dtype=dtype)
     return torch.from_numpy(values.view(np.uint8)).view(dtype).reshape(shape)
 
 
-def pack(tensor: Tensor) -> bytes:
-    """All values of a tensor, in the narrowest type that holds them exactly, deflated where that is shorter.
+def pack_values(tensor: Tensor) -> bytes:
+    """Returns all values of a tensor, in the narrowest type that holds them exactly, deflated where that is shorter.
 
     One byte says the type, and by its highest bit whether a length and deflated data follow.
     """
     narrow = next((n for n in _NARROWER.get(tensor.dtype, ()) if _holds(n, tensor)), tensor.dtype)
-    data = patterns(tensor.to(narrow)).tobytes()
+    data = bits_of(tensor.to(narrow)).tobytes()
     small = deflated(data)
     tag = DTYPES.index(narrow)
     return bytes([tag]) + data if small is None else bytes([tag | 128]) + varint(len(small)) + small
 
 
-def unpack(source: Source, dtype: torch.dtype, count: int, what: str) -> Tensor:
-    """So many values of a type, in the form of `pack`.
+def unpack_values(source: Source, dtype: torch.dtype, count: int, what: str) -> Tensor:
+    """Reads so many values of a type, as `pack_values` writes them.
 
     Raises:
         DamagedError: they are not there.
@@ -165,8 +165,8 @@ def unpack(source: Source, dtype: torch.dtype, count: int, what: str) -> Tensor:
     data = source.inflated(source.varint(), size, what) if tag & 128 else source.take(size)
     if stored == torch.bool and data.strip(b"\0\1"):
         raise DamagedError("truth values that are neither 0 nor 1")
-    return tensor_of(np.frombuffer(bytearray(data), dtype=np.uint8), stored, (count,)).to(dtype)
+    return from_bits(np.frombuffer(bytearray(data), dtype=np.uint8), stored, (count,)).to(dtype)
 
 
 def _holds(narrow: torch.dtype, tensor: Tensor) -> bool:
-    return bool(np.array_equal(patterns(tensor.to(narrow).to(tensor.dtype)), patterns(tensor)))
+    return bool(np.array_equal(bits_of(tensor.to(narrow).to(tensor.dtype)), bits_of(tensor)))
