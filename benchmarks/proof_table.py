@@ -28,9 +28,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import topiarist
 from topiarist.budget import cost
-from topiarist.graph import tensors_in
+from topiarist.graph import fast_path_off, tensors_in
 from topiarist.models import load_model
-from topiarist.surgery import copied, fast_path_off
+from topiarist.surgery import copied
 
 NETWORKS = Path(__file__).with_name("networks.txt")
 RATIOS = (0.67, 0.5, 0.33)

@@ -28,7 +28,8 @@ from networks import (
     zeroed,
 )  # fmt: skip
 from topiarist import TopiaristError, cut, mask, prove, trace
-from topiarist.surgery import copied, fast_path_off, masked
+from topiarist.graph import fast_path_off
+from topiarist.surgery import copied, masked
 
 
 @pytest.mark.parametrize("name", CASES)

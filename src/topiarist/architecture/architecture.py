@@ -105,7 +105,7 @@ class Architecture(Shape):
         known = [name for name in state if name in self.shapes]  # of tied tensors the network knows one name
         if not known and state:
             raise TopiaristError(
-                f"the architecture is of another network, which has no {next(iter(state))}: give the one that prune() "
+                f"the architecture is of another network, which has no {next(iter(state))}; give the one that prune() "
                 "wrote for these weights"
             )
         for name in known:
@@ -113,7 +113,7 @@ class Architecture(Shape):
             wanted = tuple(cut.get(axis, size) for axis, size in enumerate(self.shapes[name]))
             if (shape := tuple(state[name].shape)) != wanted:
                 raise TopiaristError(
-                    f"the architecture is of another network, whose {name} is {wanted} and not {shape}: give the one "
+                    f"the architecture is of another network, whose {name} is {wanted} and not {shape}; give the one "
                     "that prune() wrote for these weights"
                 )
 

@@ -32,6 +32,9 @@ POSITIONS = 1 << 28
 WEIGHTS = 1 << 31
 """No tensor has more individual weights that are pruned."""
 
+DAMAGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, zlib.error, binascii.Error)
+"""What reading a damaged file raises."""
+
 
 @dataclass(frozen=True, eq=False)
 class Shape:
@@ -121,16 +124,7 @@ def decode(value: Any) -> Shape:
         }
         corrections = {_text(module): _correction(c) for module, c in value["corrections"].items()}
         selectors = _selectors(value.get("selectors", []), shapes)  # older files have none
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-        zlib.error,
-        binascii.Error,
-    ) as error:
+    except DAMAGE as error:
         raise TopiaristError(f"the architecture is damaged ({error}); write it again with prune()") from error
     return Shape(groups, keep, shapes, sizes, corrections, selectors)
 

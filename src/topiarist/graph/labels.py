@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import prod
 from typing import NamedTuple, TypeGuard
 
 import numpy as np
@@ -247,26 +248,32 @@ class LabelAlgebra:
     def view(self, vectors: Sequence[Vector], old: Sequence[int], new: Sequence[int]) -> list[Vector]:
         """Returns the labels after a reshape from shape `old` to shape `new`.
 
-        Both shapes are cut into the shortest blocks of equal size; inside a block every axis is split into the common
-        factors and the new axes are merged from them.
+        Both shapes are cut into the shortest runs of axes of equal size; inside a run every axis is split into the
+        common factors and the new axes are merged from them.
         """
         out: list[Vector] = [None] * len(new)
-        for ours, theirs in _blocks(old, new):
-            if len(ours) == len(theirs) == 1:
-                out[theirs[0]] = vectors[ours[0]]
-                continue
-            if all(vectors[k] is None for k in ours):
-                continue
-            factors = _common_factors([old[k] for k in ours], [new[k] for k in theirs])
-            if factors is None:
-                self.pin_all([vectors[k] for k in ours], "a view that does not follow rows and columns")
-                continue
-            parts: list[Vector] = []
-            for k, inner in zip(ours, _deal([old[k] for k in ours], factors), strict=True):
-                parts += [vectors[k]] if len(inner) == 1 else self.split(vectors[k], inner)
-            for k, inner in zip(theirs, _deal([new[k] for k in theirs], factors), strict=True):
-                mine, parts = parts[: len(inner)], parts[len(inner) :]
-                out[k] = mine[0] if len(inner) == 1 else self.merge(mine, inner)
+        if not prod(old):
+            self.pin_all(vectors, "a view of an empty tensor")
+            return out
+        mine, theirs = _spans(old), _spans(new)
+        ends, other = ({n for span in spans.values() for n in span} for spans in (mine, theirs))
+        for low, high in reversed(list(pairwise(sorted(ends & other)))):
+            inner = sorted(n for n in ends | other if low <= n <= high)
+            before, after = (
+                {k: _factors(span, inner) for k, span in spans.items() if low <= span[0] < high}
+                for spans in (mine, theirs)
+            )
+            if len(before) == len(after) == 1:
+                out[next(iter(after))] = vectors[next(iter(before))]
+            elif any(b % a for a, b in pairwise(inner)):
+                self.pin_all([vectors[k] for k in before], "a view that does not follow rows and columns")
+            elif any(vectors[k] is not None for k in before):
+                parts: list[Vector] = []
+                for k, factors in before.items():
+                    parts += [vectors[k]] if len(factors) == 1 else self.split(vectors[k], factors)
+                for k, factors in after.items():
+                    own, parts = parts[: len(factors)], parts[len(factors) :]
+                    out[k] = own[0] if len(factors) == 1 else self.merge(own, factors)
         return out
 
 
@@ -277,39 +284,12 @@ def components(count: int, a: np.ndarray, b: np.ndarray) -> tuple[int, np.ndarra
     return int(number), of.astype(np.int64)
 
 
-def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Cuts two shapes of equal size into the shortest runs of axes of equal size (axes of size 1 left out)."""
-    ours, theirs = [k for k, n in enumerate(old) if n != 1], [k for k, n in enumerate(new) if n != 1]
-    blocks = []
-    i = j = 0
-    while i < len(ours) and j < len(theirs):
-        a, b, size_a, size_b = i, j, old[ours[i]], new[theirs[j]]
-        i, j = i + 1, j + 1
-        while size_a != size_b:
-            if size_a < size_b:
-                size_a, i = size_a * old[ours[i]], i + 1
-            else:
-                size_b, j = size_b * new[theirs[j]], j + 1
-        blocks.append((ours[a:i], theirs[b:j]))
-    return blocks
+def _spans(shape: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """Returns for each axis of more than one position its step in the flattened tensor, and that times its length."""
+    steps = [prod(shape[k:]) for k in range(len(shape) + 1)]
+    return {k: (steps[k + 1], steps[k]) for k, length in enumerate(shape) if length != 1}
 
 
-def _common_factors(old: Sequence[int], new: Sequence[int]) -> list[int] | None:
-    """Returns the coarsest factors of both shapes; ``None`` where there are none (6 as 2x3 and as 3x2)."""
-    borders = {int(n) for shape in (old, new) for n in np.cumprod([1, *reversed(shape)])}
-    ordered = sorted(borders)
-    if any(b % a for a, b in pairwise(ordered)):
-        return None
-    return [b // a for a, b in pairwise(ordered)][::-1]
-
-
-def _deal(sizes: Sequence[int], factors: Sequence[int]) -> list[list[int]]:
-    """Deals the factors out to the axes that they make up."""
-    hands, rest = [], list(factors)
-    for size in sizes:
-        hand, product = [], 1
-        while product < size:
-            hand.append(rest.pop(0))
-            product *= hand[-1]
-        hands.append(hand)
-    return hands
+def _factors(span: tuple[int, int], borders: Sequence[int]) -> list[int]:
+    """Returns the sizes, outer first, into which borders cut the span of an axis."""
+    return [b // a for a, b in pairwise(n for n in borders if span[0] <= n <= span[1])][::-1]
