@@ -139,7 +139,7 @@ def test_files_that_are_no_npz(tmp_path, stored):
     for content in (b"", b"text", whole[: len(whole) // 2], whole[:-30]):
         path.write_bytes(content)
         assert "write it again with numpy.savez" in refusal(load_data, f"npz:{path}")
-    assert "There is no file" in refusal(load_data, f"npz:{tmp_path}")
+    assert "there is no file" in refusal(load_data, f"npz:{tmp_path}")
 
 
 def test_an_array_that_lies_about_its_size_takes_no_memory(tmp_path, stored):

@@ -212,7 +212,7 @@ def test_ctrl_c_stops_the_workers_and_keeps_what_is_done(tmp_path: Path) -> None
     ],
 )
 def test_room_on_a_node(cluster: RayCluster, resources: dict[str, float], places: int) -> None:
-    assert cluster.places(resources) == places
+    assert cluster.cells_on(resources) == places
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_a_scale_overrides_the_keys_of_its_study():
     assert Study.of(settings).seeds == (0, 1)
     assert Study.of(settings).note == "so"
     assert Study.of(settings, "a").seeds == (0,)
-    assert "scale a" in Study.of(settings, "a").note
+    assert "Scale a" in Study.of(settings, "a").note
     del settings["scale"]
     assert Study.of(settings).seeds == (0,)  # the first one
     assert Study.of({**settings, "scales": {"paper": {}}}, "paper").note == ""
@@ -140,8 +140,8 @@ def test_a_scale_overrides_the_keys_of_its_study():
 @pytest.mark.parametrize(
     ("change", "scale", "told"),
     [
-        ({"scales": {"a": {}, "b": {}}}, "c", "no scale 'c': this study has a, b"),
-        ({"scales": {"a": {}}, "scale": "z"}, None, "no scale 'z': this study has a"),
+        ({"scales": {"a": {}, "b": {}}}, "c", "no scale 'c'; this study has a, b"),
+        ({"scales": {"a": {}}, "scale": "z"}, None, "no scale 'z'; this study has a"),
         ({}, "mini", "has no scales"),
         ({"scale": "mini"}, None, "has no scales"),
         ({"scales": ["mini"]}, "mini", "maps names to keys"),

@@ -205,7 +205,7 @@ def test_a_repair_gives_the_same_shape_other_values(tmp_path: Path) -> None:
         ({"repair": "l1"}, "l1 does not repair"),
         ({"repair": "obs"}, "obs repairs unstructured pruning only"),
         ({"repair": "nobody"}, "nobody"),
-        ({"rewind": "yes"}, "true or false"),
+        ({"rewind": "yes"}, "True or False"),
         ({"rewound": True}, "'rewind'"),
     ],
 )

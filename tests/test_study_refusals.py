@@ -40,14 +40,14 @@ def pruning(**entry: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(("settings", "told"), [
     (pruning(method="taylor"), "taylor needs a budget"),
     (pruning(method="taylor", budget={}), "taylor needs a budget"),
-    (pruning(budget=0), "budget 0 must be a mapping"),
-    (pruning(budget=False), "budget False must be a mapping"),
-    (pruning(budget=""), "budget '' must be a mapping"),
+    (pruning(budget=False), "the budget must be a mapping of names to values, but got False"),
+    (pruning(budget=""), "the budget must be a mapping of names to values, but got ''"),
     (pruning(budget=[]), "empty list"),
     (pruning(budget={"macs": 0.5}, method=[]), "empty list"),
-    (pruning(budget={"n_of_m": "2:4"}), "N:M sparsity takes an unstructured method"),
-    (pruning(budget={"macs": 0.5}, fields=0), "fields of l1 map names to values"),
-    (pruning(budget={"macs": 0.5, "exclude": {"conv1": 0.5}}), "exclude must list"),
+    (pruning(budget={"n_of_m": "2:4"}), "N:M sparsity is unstructured, and l1 prunes structures"),
+    (pruning(budget={"macs": 0.5}, method={"p": 1}), "without a name"),
+    (pruning(budget={"macs": 0.5}, method=5), "a method is a name"),
+    (pruning(budget={"macs": 0.5, "exclude": {"conv1": 0.5}}), "exclude of the budget must be a list"),
     (pruning(budget={"macs": 0.5}, network=0), "prune '0'"),
     ({**SETTINGS, "seeds": -3}, "from 1 on.* got -3"),
     ({**SETTINGS, "recipe": {"lr": 10**400}}, "lr of the recipe must be a finite number"),
@@ -60,8 +60,9 @@ def test_a_study_that_cannot_be_is_told_at_once(settings: dict[str, Any], told: 
 @pytest.mark.parametrize(("settings", "told"), [
     (pruning(), r"pruned of zoo:digitsnet\?width=0.25 on digits by l1: l1 needs a budget"),
     (pruning(budget={"macs": 1e-4}), "leave at least"),
+    (pruning(budget=0), "leave at least"),
     (pruning(budget={"ratios": {"conv9": 0.5}}), "conv9"),
-    (pruning(method="l0", fields={"lam": 0.1}, budget={"macs": 1e-4}, steps=2), "leave at least"),
+    (pruning(method={"name": "l0", "lam": 0.1}, budget={"macs": 1e-4}, steps=2), "leave at least"),
     ({**pruning(method="sss"), "arms": ["guided"]}, "not channels, neurons or heads"),
     ({**pruning(budget={"macs": 0.5}), "arms": ["transferred"], "source": {"network": "zoo:lenet300"}}, "stages"),
 ])  # fmt: skip
@@ -109,7 +110,7 @@ def test_a_merge_does_not_take_the_folder_of_another_study(tmp_path: Path) -> No
     run(a, tmp_path / "a", work=invented, quiet=True)
     run(b, tmp_path / "b", work=invented, quiet=True)
     before = (tmp_path / "b" / "study.json").read_text()
-    with pytest.raises(TopiaristError, match="not to be merged: name it as well"):
+    with pytest.raises(TopiaristError, match="not to be merged; name it as well"):
         merge([tmp_path / "a"], tmp_path / "b")
     assert (tmp_path / "b" / "study.json").read_text() == before
     assert len(merge([tmp_path / "a", tmp_path / "b"], tmp_path / "b")["rows"]) == 2 * 3

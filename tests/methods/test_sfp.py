@@ -127,7 +127,7 @@ def test_refusals(data):
     for rate in (0, 1.1, float("nan")):
         with pytest.raises(TopiaristError, match="rate must be"):
             make("sfp", rate=rate)
-    with pytest.raises(TopiaristError, match="takes the model's graph"):
+    with pytest.raises(TopiaristError, match="needs the model's graph"):
         fit(net(), data, QUICK, method="sfp")
     graph = topiarist.trace(net(), data.example())
     with pytest.raises(TopiaristError, match="no filters"):

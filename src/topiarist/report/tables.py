@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from topiarist.methods import describe, names
 from topiarist.report import formatting
 from topiarist.studies import ARMS, Json
 
@@ -217,13 +218,20 @@ def settings(results: Json) -> list[tuple[str, str]]:
     arms = [ARMS[name] for name in study.get("arms", ("finetune",)) if name in ARMS]
     if any(arm.recipe == "finetune" for arm in arms):
         named += [("Fine-tuning", _listed(study["finetune"]))]
-    named += [(entry["method"], _listed(entry["fields"])) for entry in study["prunings"] if entry["fields"]]
+    named += [(entry["method"]["name"], _listed(set_)) for entry in study["prunings"] if (set_ := _fields_set(entry))]
     if any(arm.capped for arm in arms):
         named += [("Cap of Scratch-B", "none" if study["cap"] is None else f"{study['cap']:g} × the epochs")]
     if proofs:
         named += [("Cut and masked network", f"largest relative difference {max(proofs):.1g} in float64")]
     named += [(key.capitalize(), str(value)) for key, value in results["environment"].items()]
     return list(dict.fromkeys([*named, ("Topiarist", results["topiarist"])]))
+
+
+def _fields_set(pruning: Json) -> Json:
+    """Returns the fields of a pruning's method that are not as by default."""
+    name, given = pruning["method"]["name"], {k: v for k, v in pruning["method"].items() if k != "name"}
+    defaults = {entry["name"]: entry["default"] for entry in describe(name)["fields"]} if name in names() else {}
+    return {key: value for key, value in given.items() if value != defaults.get(key, ...)}
 
 
 def _listed(values: Json) -> str:
