@@ -157,10 +157,10 @@ def test_a_folder_without_results(tmp_path):
     with pytest.raises(TopiaristError, match="no results"):
         read_results(tmp_path)
     (tmp_path / "results.json").write_text("{")
-    with pytest.raises(TopiaristError, match="damaged"):
+    with pytest.raises(TopiaristError, match="cannot read the results"):
         read_results(tmp_path)
     (tmp_path / "results.json").write_text("[" * 100_000)
-    with pytest.raises(TopiaristError, match="damaged"):
+    with pytest.raises(TopiaristError, match="cannot read the results"):
         read_results(tmp_path)
     (tmp_path / "results.json").write_text("{}")
     with pytest.raises(TopiaristError, match="no results of a study"):

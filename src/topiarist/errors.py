@@ -2,7 +2,7 @@
 
 
 class TopiaristError(Exception):
-    """Bad input or an impossible wish, told in one sentence with its remedy.
+    """Bad input or an impossible request, in one sentence with its remedy.
 
     The command line prints the sentence and leaves with exit status 2; every other exception is a bug of ours.
     """

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 AnsCoder = stream.stack.AnsCoder
 Bernoulli, Categorical, Uniform = stream.model.Bernoulli, stream.model.Categorical, stream.model.Uniform
 
+Numbers = NDArray[Any]
+"""An array of any type of number."""
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -34,9 +36,9 @@ class Writer:
     """Collects symbols with their models, in the order in which a `Reader` returns them."""
 
     def __init__(self) -> None:
-        self._parts: list[tuple[NDArray[np.int32], Any, tuple[Any, ...], bool]] = []
+        self._parts: list[tuple[NDArray[np.int32], Any, tuple[Numbers, ...], bool]] = []
 
-    def put(self, symbols: NDArray[Any], weights: Floats, *, side: bool = False) -> None:
+    def put(self, symbols: Numbers, weights: Floats, *, side: bool = False) -> None:
         """Adds symbols of one distribution.
 
         Args:
@@ -47,17 +49,17 @@ class Writer:
         if len(weights) > 1 and len(symbols):
             self._add(symbols, Categorical(weights, lazy=False, perfect=False), (), side)
 
-    def put_uniform(self, values: NDArray[Any], sizes: NDArray[Any], *, side: bool = False) -> None:
+    def put_uniform(self, values: Numbers, sizes: Numbers, *, side: bool = False) -> None:
         """Adds values ``(n,)``, each below its own size; sizes are at least 2 and at most `WIDEST`."""
         if len(values):
             self._add(values, Uniform(), (sizes.astype(np.int32),), side)
 
-    def put_flags(self, flags: NDArray[Any], chances: Floats) -> None:
+    def put_flags(self, flags: Numbers, chances: Floats) -> None:
         """Adds booleans ``(n,)``, each with its own probability of being true."""
         if len(flags):
             self._add(flags, Bernoulli(perfect=False), (chances,), False)
 
-    def _add(self, symbols: NDArray[Any], model: Any, parameters: tuple[Any, ...], side: bool) -> None:
+    def _add(self, symbols: Numbers, model: Any, parameters: tuple[Numbers, ...], side: bool) -> None:
         self._parts.append((np.ascontiguousarray(symbols, dtype=np.int32), model, parameters, side))
 
     def finish(self) -> tuple[bytes, float]:
@@ -90,7 +92,7 @@ class Reader:
             return np.zeros(count, dtype=np.int32)
         return self._coder.decode(Categorical(weights, lazy=False, perfect=False), count)
 
-    def take_uniform(self, sizes: NDArray[Any]) -> NDArray[np.int32]:
+    def take_uniform(self, sizes: Numbers) -> NDArray[np.int32]:
         """Reads values below these sizes, as in `Writer.put_uniform`."""
         return self._coder.decode(Uniform(), sizes.astype(np.int32)) if len(sizes) else np.zeros(0, dtype=np.int32)
 
@@ -162,13 +164,13 @@ class Histogram:
         return _weights(levels, _FINENESS[f])
 
 
-def code_length(counts: NDArray[Any], weights: Floats) -> float:
+def code_length(counts: Numbers, weights: Floats) -> float:
     """Returns the bits of symbols with these counts under probabilities proportional to these weights."""
     seen = counts > 0
     return float(counts[seen] @ (np.log2(weights.sum()) - np.log2(weights[seen])))
 
 
-def entropy(counts: NDArray[Any]) -> float:
+def entropy(counts: Numbers) -> float:
     """Returns the bits of symbols with these counts under their own frequencies, a bound for symbol codes."""
     return code_length(counts, counts.astype(np.float64)) if counts.any() else 0.0
 

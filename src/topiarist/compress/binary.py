@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from topiarist.compress.ans import DamagedError
+from topiarist.compress.ans import DamagedError, Numbers
 from topiarist.compress.inputs import DTYPES, checked_whole
 from topiarist.errors import TopiaristError
 
@@ -122,7 +120,7 @@ def _deflate(data: bytes) -> bytes:
     return deflater.compress(data) + deflater.flush()
 
 
-def bits_of(tensor: Tensor) -> NDArray[Any]:
+def bits_of(tensor: Tensor) -> Numbers:
     """Returns the values of a tensor as unsigned numbers of the same bits, ``(n,)``; 16-byte ones as two, ``(2n,)``."""
     flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     if not flat.numel():
@@ -130,7 +128,7 @@ def bits_of(tensor: Tensor) -> NDArray[Any]:
     return flat.view(torch.uint8).numpy().view(f"<u{min(flat.element_size(), 8)}")
 
 
-def from_bits(values: NDArray[Any], dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+def from_bits(values: Numbers, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     """Inverts `bits_of`; the tensor takes over the memory."""
     if not values.size:
         return torch.empty(shape, dtype=dtype)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
+from topiarist.compress.ans import Floats, Ints, Numbers
 from topiarist.compress.inputs import checked_whole
 from topiarist.errors import TopiaristError
 from topiarist.files import suggestion
 
 Init = Literal["linear", "density", "random"]
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,11 +26,11 @@ class Clusters:
     """
 
     centroids: Floats
-    labels: NDArray[np.int64]
+    labels: Ints
     losses: tuple[float, ...]
 
 
-def cluster(values: NDArray[Any], k: int, init: Init = "linear", *, steps: int = 1000, seed: int = 0) -> Clusters:
+def cluster(values: Numbers, k: int, init: Init = "linear", *, steps: int = 1000, seed: int = 0) -> Clusters:
     """Minimises Σ_k Σ_{w in cluster k} (w - c_k)² by Lloyd's steps from given first centroids, until nothing moves.
 
     In one dimension the values nearest to a centroid lie between the midpoints to its neighbours: a step is one binary
@@ -93,7 +92,7 @@ def _first(x: Floats, k: int, init: Init, seed: int) -> Floats:
     return np.sort(np.random.default_rng(seed).choice(x, size=min(k, len(x)), replace=False))
 
 
-def _bounds(x: Floats, centroids: Floats) -> NDArray[np.int64]:
+def _bounds(x: Floats, centroids: Floats) -> Ints:
     """Returns where the values of each centroid begin and end; a value in the middle belongs to the higher one."""
     inner = np.searchsorted(x, (centroids[1:] + centroids[:-1]) / 2)
     return np.concatenate(([0], inner, [len(x)]))

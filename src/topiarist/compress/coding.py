@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property, partial
 from math import prod
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from topiarist.compress.ans import DamagedError, Histogram, Ints, Reader, Writer, entropy
+from topiarist.compress.ans import DamagedError, Histogram, Ints, Numbers, Reader, Writer, entropy
 from topiarist.compress.binary import Source, bits_of, from_bits, pack_values, unpack_values, varint
 from topiarist.compress.gaps import Gaps
 from topiarist.compress.rows import Rows, promising
@@ -94,8 +93,8 @@ class Sparse:
     shape: tuple[int, ...]
     dtype: torch.dtype
     positions: Ints
-    values: NDArray[Any]
-    book: NDArray[Any] | None
+    values: Numbers
+    book: Numbers | None
     labels: NDArray[np.int32]
 
     @classmethod
@@ -141,7 +140,7 @@ class Sparse:
         return varint(len(self.book)) + pack_values(from_bits(self.book.copy(), self.dtype, (len(self.book),)))
 
 
-def _book(values: NDArray[Any]) -> tuple[NDArray[Any] | None, NDArray[np.int32]]:
+def _book(values: Numbers) -> tuple[Numbers | None, NDArray[np.int32]]:
     """Returns the distinct values, ascending, and the index of each value; no values where they are too many."""
     most = min(MOST_CODES, max(1, len(values) // 2))
     if len(values) > _SAMPLE:  # a part of a large tensor has them all, as a rule
@@ -155,7 +154,7 @@ def _book(values: NDArray[Any]) -> tuple[NDArray[Any] | None, NDArray[np.int32]]
     return (book, _indices(values, book)) if len(book) <= most else (None, np.zeros(0, dtype=np.int32))
 
 
-def _indices(values: NDArray[Any], book: NDArray[Any]) -> NDArray[np.int32]:
+def _indices(values: Numbers, book: Numbers) -> NDArray[np.int32]:
     """Returns the index of each value in the book: by a table of leading 16 bits if distinct, else by search."""
     shift = 8 * values.itemsize - 16
     leading = book >> shift if shift > 0 else book
@@ -260,12 +259,12 @@ def decode(source: Source, coding: Coding, dtype: torch.dtype, shape: tuple[int,
     return from_bits(flat, dtype, shape)
 
 
-def _read_book(source: Source, dtype: torch.dtype, count: int, what: str) -> tuple[int, NDArray[Any]]:
+def _read_book(source: Source, dtype: torch.dtype, count: int, what: str) -> tuple[int, Numbers]:
     codes = source.varint(most=min(count, MOST_CODES))
     return codes, bits_of(unpack_values(source, dtype, codes or count, what))
 
 
-def _decode_dense(source: Source, dtype: torch.dtype, size: int, what: str) -> NDArray[Any]:
+def _decode_dense(source: Source, dtype: torch.dtype, size: int, what: str) -> Numbers:
     codes, book = _read_book(source, dtype, size, what)
     if not codes:
         raise DamagedError("a codebook without values")
@@ -278,7 +277,7 @@ def _decode_dense(source: Source, dtype: torch.dtype, size: int, what: str) -> N
 
 def _decode_sparse(
     source: Source, coding: Coding, dtype: torch.dtype, shape: tuple[int, ...], what: str
-) -> tuple[Ints, NDArray[Any]]:
+) -> tuple[Ints, Numbers]:
     size = prod(shape)
     n = source.varint(most=size)
     if not n:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-from topiarist.compress.ans import Floats, Histogram, Ints, Reader, Writer
+from topiarist.compress.ans import Floats, Histogram, Ints, Numbers, Reader, Writer
 
 EXACT = 4
 """Gaps below 2^EXACT are symbols of their own; above, each octave has 2^(EXACT - 1) of them."""
@@ -15,12 +12,12 @@ _SYMBOLS = 200
 """There are no more, since no gap is 2^27."""
 
 
-def to_gaps(positions: NDArray[Any]) -> Ints:
+def to_gaps(positions: Numbers) -> Ints:
     """Returns the zeros before each nonzero weight: ascending positions ``(n,)`` to gaps ``(n,)``."""
     return np.diff(positions, prepend=-1) - 1
 
 
-def to_positions(gaps: NDArray[Any]) -> Ints:
+def to_positions(gaps: Numbers) -> Ints:
     """Inverts `to_gaps`."""
     return np.cumsum(gaps.astype(np.int64) + 1) - 1
 
@@ -32,7 +29,7 @@ class Gaps:
         positions: of the nonzero weights, ``(n,)``, ascending, at least one.
     """
 
-    def __init__(self, positions: NDArray[Any]) -> None:
+    def __init__(self, positions: Numbers) -> None:
         self._symbols, self._remainders, self._widths = _split(to_gaps(positions))
         self.histogram = Histogram(np.bincount(self._symbols))
         self.bits = self.histogram.bits + float(self._widths.sum()) + 8

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import math
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ _MOST_CHANNELS = 4  # an axis this short is taken for colours
 _MOST_INFLATED = 1100  # deflate makes nothing smaller than about a thousandth
 
 Array = np.ndarray[Any, Any]
+T = TypeVar("T")
 
 
 def read_npz(source: str, _seed: int) -> dict[str, Tensor]:
@@ -98,16 +100,16 @@ def _list_images(folder: Path) -> list[tuple[str, Path]]:
     """Returns the class name and path of every image in the folders of ``folder``, in order."""
     if not folder.is_dir():
         raise TopiaristError(f"there is no folder {folder}: put images into train/CLASS/ and test/CLASS/")
-    found = [
+    images = [
         (label.name, path)
         for label in sorted(folder.iterdir())
         if label.is_dir() and not label.name.startswith(".")
         for path in sorted(label.iterdir())
         if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
     ]
-    if not found:
+    if not images:
         raise TopiaristError(f"{folder} has no images: put {', '.join(_SUFFIXES)} files into one folder for each class")
-    return found
+    return images
 
 
 def _opened(path: Path) -> tuple[str, tuple[int, int]]:
@@ -126,7 +128,7 @@ def _pixels(path: Path, mode: str, size: tuple[int, int]) -> Array:
     return _guarded(path, decode)
 
 
-def _guarded(path: Path, read: Any) -> Any:
+def _guarded(path: Path, read: Callable[[Any], T]) -> T:
     """Returns what ``read`` makes of an image; every failure becomes one sentence."""
     try:
         with importlib.import_module("PIL.Image").open(path) as image:

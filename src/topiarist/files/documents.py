@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -33,7 +33,7 @@ def read_yaml(path: Path, what: str, remedy: str) -> Any:
     return _read(path, what, remedy, from_yaml)
 
 
-def write_json(path: Path, values: Any, *, compact: bool = False) -> None:
+def write_json(path: Path, values: object, *, compact: bool = False) -> None:
     """Writes plain values as JSON, in one step.
 
     Args:
@@ -50,7 +50,7 @@ def write_json(path: Path, values: Any, *, compact: bool = False) -> None:
     write_text(path, json.dumps(values, allow_nan=False, **layout) + ("" if compact else "\n"))
 
 
-def from_yaml(text: Any) -> Any:
+def from_yaml(text: str | IO[str]) -> Any:
     """Returns the value of a YAML text or open file.
 
     Raises:
@@ -61,7 +61,7 @@ def from_yaml(text: Any) -> Any:
     return value
 
 
-def _read(path: Path, what: str, remedy: str, parse: Any) -> Any:
+def _read(path: Path, what: str, remedy: str, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -94,7 +94,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def _check_plain(value: Any) -> None:
+def _check_plain(value: object) -> None:
     if isinstance(value, Mapping):
         for key, each in value.items():
             _check_plain(key)

@@ -108,7 +108,7 @@ def _name(kind: Any) -> str:
     return _NAMES.get(get_origin(kind) or kind, getattr(kind, "__name__", str(kind)))
 
 
-def _hint(value: object, kinds: tuple[Any, ...]) -> str:
+def _hint(value: object, kinds: tuple[object, ...]) -> str:
     """For numbers that came as text."""
     number = isinstance(value, str) and value[:1].isdigit() and {int, float} & set(kinds)
     return ": leave the quotes out (and YAML takes 1e-3 for text: write 1.0e-3)" if number else ""

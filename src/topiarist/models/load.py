@@ -27,6 +27,11 @@ from topiarist.models import zoo
 MODEL_FORMS = "zoo:NAME, torchvision:NAME, timm:NAME or package.module:factory"
 """How a model can be named, for messages and help texts."""
 
+Options = dict[str, Any]
+"""Keyword arguments of a builder."""
+
+Builder = Callable[..., nn.Module]
+
 _NO_DOWNLOAD = {"weights": None, "weights_backbone": None, "pretrained": False}
 
 
@@ -40,7 +45,7 @@ class ModelFactory:
     """
 
     spec: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
 
     def __call__(self) -> nn.Module:
         """Returns a new model.
@@ -70,7 +75,7 @@ def full_name(factory: ModelFactory) -> str:
     return f"{factory.spec}?{options}" if options else factory.spec
 
 
-def load_model(spec: str, **options: Any) -> nn.Module:
+def load_model(spec: str, **options: object) -> nn.Module:
     """Builds the model that ``spec`` names, with random weights.
 
     Args:
@@ -88,7 +93,7 @@ def load_model(spec: str, **options: Any) -> nn.Module:
     return make_model(spec, **options)()
 
 
-def make_model(spec: str, **options: Any) -> ModelFactory:
+def make_model(spec: str, **options: object) -> ModelFactory:
     """Returns a function without arguments that builds what `load_model` builds, at every call.
 
     Raises:
@@ -99,7 +104,7 @@ def make_model(spec: str, **options: Any) -> ModelFactory:
     return ModelFactory(name, {**inline, **options})
 
 
-def fitting_options(spec: str, input_shape: tuple[int, ...], classes: int) -> dict[str, Any]:
+def fitting_options(spec: str, input_shape: tuple[int, ...], classes: int) -> Options:
     """Returns the options that fit a model to a data set, where its builder takes them and the name does not set them.
 
     Args:
@@ -118,7 +123,7 @@ def fitting_options(spec: str, input_shape: tuple[int, ...], classes: int) -> di
     kind, _, rest = name.partition(":")
     channels, *sides = input_shape
     size = sides[0] if len(set(sides)) == 1 else tuple(sides)
-    wanted: dict[str, Any] = {"in_channels": channels, "in_chans": channels, "classes": classes, "num_classes": classes}
+    wanted: Options = {"in_channels": channels, "in_chans": channels, "classes": classes, "num_classes": classes}
     function, _ = _resolve(name)
     parameters = inspect.signature(zoo.builder(rest) if kind == "zoo" else function).parameters
     taken = set(parameters)
@@ -145,7 +150,7 @@ def import_torchvision() -> ModuleType:
     return import_package("torchvision", "vision")
 
 
-def split_options(spec: str) -> tuple[str, dict[str, Any]]:
+def split_options(spec: str) -> tuple[str, Options]:
     """Splits ``NAME?key=value&key=value`` into the name and its options.
 
     Values are Python literals (``0.25``, ``True``, ``[1, 2]``); ``true``, ``false``, ``none`` and ``null`` are
@@ -164,7 +169,7 @@ def split_options(spec: str) -> tuple[str, dict[str, Any]]:
     return name, options
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     words = {"true": True, "false": False, "none": None, "null": None}
     if text.lower() in words:
         return words[text.lower()]
@@ -173,7 +178,7 @@ def _value(text: str) -> Any:
     return text
 
 
-def _resolve(spec: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+def _resolve(spec: str) -> tuple[Builder, Options]:
     """Returns the function that builds a model, and its keyword arguments where none are given."""
     kind, colon, name = spec.partition(":")
     if not (kind and colon and name):
@@ -189,7 +194,7 @@ def _resolve(spec: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
     return _from_module(kind, name), {}
 
 
-def _from_torchvision(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+def _from_torchvision(name: str) -> tuple[Builder, Options]:
     import_torchvision()
     owner: Any = importlib.import_module("torchvision.models")
     for part in name.split("."):
@@ -203,10 +208,10 @@ def _from_torchvision(name: str) -> tuple[Callable[..., nn.Module], dict[str, An
     return owner, _torchvision_defaults(owner)
 
 
-def _torchvision_defaults(function: Callable[..., Any]) -> dict[str, Any]:
+def _torchvision_defaults(function: Builder) -> Options:
     """Returns arguments with which a function of torchvision builds a network without a download or a warning."""
     signature = inspect.signature(function)
-    defaults: dict[str, Any] = {}
+    defaults: Options = {}
     for name, parameter in signature.parameters.items():
         if name in _NO_DOWNLOAD:
             defaults[name] = _NO_DOWNLOAD[name]
@@ -223,7 +228,7 @@ def _torchvision_defaults(function: Callable[..., Any]) -> dict[str, Any]:
     return defaults
 
 
-def _from_timm(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+def _from_timm(name: str) -> tuple[Builder, Options]:
     import_torchvision()
     timm = import_package("timm", "vision")
     if not timm.is_model(name):
@@ -232,7 +237,7 @@ def _from_timm(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
     return timm.create_model, {"model_name": name, "pretrained": False}
 
 
-def _from_module(module_name: str, name: str) -> Callable[..., nn.Module]:
+def _from_module(module_name: str, name: str) -> Builder:
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)  # as `python -m` does; a console script lacks it
     try:

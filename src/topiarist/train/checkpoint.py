@@ -14,10 +14,13 @@ from torch import Tensor
 from topiarist.errors import TopiaristError
 from topiarist.files import atomically, one_line
 
+State = dict[str, Any]
+"""Tensors, numbers, strings, and lists and dicts of them."""
+
 _FORMAT = "topiarist.checkpoint.1"
 
 
-def save(path: Path, state: Mapping[str, Any]) -> None:
+def save(path: Path, state: State) -> None:
     """Writes a training's state in one step.
 
     Whatever stops the writing, ``path`` holds the former state or the new one in full.
@@ -44,7 +47,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         ) from error
 
 
-def load(path: Path) -> dict[str, Any] | None:
+def load(path: Path) -> State | None:
     """Reads what `save` wrote, onto the CPU; ``None`` where there is no such file.
 
     Raises:
@@ -67,7 +70,7 @@ def load(path: Path) -> dict[str, Any] | None:
     return state
 
 
-def same_run(path: Path, stored: object, wanted: Mapping[str, Any]) -> None:
+def same_run(path: Path, stored: object, wanted: Mapping[str, object]) -> None:
     """Checks that a checkpoint continues this very training.
 
     Raises:

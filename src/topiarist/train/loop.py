@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from topiarist.measure import accuracy, check_fits, class_scores, device_of, mod
 from topiarist.methods import Method, Soft
 from topiarist.train import checkpoint as checkpoints
 from topiarist.train.attaching import as_method, attach
+from topiarist.train.checkpoint import State
 from topiarist.train.dropout import corrected_dropout
 from topiarist.train.history import Epoch, History, Progress
 from topiarist.train.recipe import Recipe
@@ -123,7 +124,7 @@ class _Run:
     recipe: Recipe
     speed: Speed
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         cuda = [torch.cuda.get_rng_state(index) for index in _cuda(self.fabric)]
         return {
             "model": self.model.state_dict(),
@@ -131,7 +132,7 @@ class _Run:
             "random": {"global": torch.get_rng_state(), "data": self.generator.get_state(), "cuda": cuda},
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: State) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"]["global"])
@@ -145,7 +146,7 @@ class _File:
     """The checkpoint of a run: where it lies (``None``: nowhere) and the settings that it must have been made with."""
 
     path: Path | None
-    settings: Mapping[str, Any]
+    settings: State
 
     def resume(self, run: _Run) -> list[Epoch]:
         """Restores a stored state; returns the rows of the epochs that are done."""
@@ -170,7 +171,7 @@ class _File:
         """Writes the run as it is between two epochs."""
         if self.path is not None and run.fabric.is_global_zero:
             plain = [list(astuple(row)) for row in rows]
-            checkpoints.save(self.path, {"settings": dict(self.settings), **run.state(), "rows": plain})
+            checkpoints.save(self.path, {"settings": self.settings, **run.state(), "rows": plain})
 
 
 def _softening(method: Method | None, model: nn.Module, graph: Graph | None, epochs: int) -> Callable[[int], None]:
@@ -321,7 +322,7 @@ def _cuda(fabric: Fabric) -> list[int]:
     return [fabric.device.index or 0] if fabric.device.type == "cuda" else []
 
 
-def _settings(run: _Run, seed: int, method: Method | None, keep: Keep | None) -> dict[str, Any]:
+def _settings(run: _Run, seed: int, method: Method | None, keep: Keep | None) -> State:
     """Returns what must be equal for a checkpoint to be of the same run, as plain values."""
     digest = hashlib.sha256()
     for name in sorted(keep or {}):

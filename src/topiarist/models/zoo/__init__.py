@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 from torch import nn
 
@@ -69,7 +68,7 @@ def builder(name: str) -> Callable[..., nn.Module]:
     return _BUILDERS[name]
 
 
-def build(name: str, **options: Any) -> nn.Module:
+def build(name: str, **options: object) -> nn.Module:
     """Builds a network with fresh random weights.
 
     Args:
