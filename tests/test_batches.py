@@ -110,8 +110,8 @@ def test_a_validation_split_takes_from_the_training_examples_only():
     assert (held.mean, held.std) == (data.mean, data.std)
     for fraction in (0, 1, 0.001, -0.1, float("nan")):
         assert "validation split" in refusal(data.split, fraction)
-    assert "take fewer" in refusal(data.subset, 31)
-    assert "take" in refusal(data.subset, 0)
+    assert "take 1 to all" in refusal(data.subset, 31)
+    assert "take 1 to all" in refusal(data.subset, 0)
 
 
 def test_data_checks_itself():

@@ -173,7 +173,7 @@ def test_scales_that_cannot_be(change, scale, told):
         ({"network": "zoo:vgg11"}, "about no row"),
         ({"budget": {"macs": 0.4}}, "about no row"),
         ({"budget": {"macs": float("nan")}}, "macs"),
-        ({"method": {"name": "l1", "p": 1}}, "about no row"),
+        ({"method": {"name": "l1", "p": 2}}, "about no row"),
         ({"method": "l2"}, "there is no method 'l2'"),
     ],
 )

@@ -126,7 +126,7 @@ def test_lists_mean_each_of_them(tmp_path):
         ({"prunings": [{"method": "l7", "budget": {"macs": 0.5}}]}, "l7"),
         ({"prunings": [{"method": "l1", "budget": {"macs": 50}}]}, "macs"),
         ({"prunings": [{"method": "l1", "budget": {"mac": 0.5}}]}, "no 'mac'"),
-        ({"prunings": [{"method": "l1", "budget": 0.5}]}, "mapping"),
+        ({"prunings": [{"method": "l1", "budget": "half"}]}, "mapping"),
         ({"prunings": ["l1"]}, "key 'method'"),
     ],
 )

@@ -142,7 +142,7 @@ class Data:
             TopiaristError: ``n`` is not between 1 and the number of training examples.
         """
         if not 1 <= n <= len(self.train_x):
-            raise TopiaristError(f"{self.name} has {len(self.train_x)} training examples, not {n}: take fewer")
+            raise TopiaristError(f"{self.name} has {len(self.train_x)} training examples: take 1 to all, not {n}")
         chosen, _ = stratified(self.train_y, n, seed)
         return dataclasses.replace(self, train_x=self.train_x[chosen], train_y=self.train_y[chosen])
 
