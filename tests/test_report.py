@@ -11,7 +11,7 @@ from rich.console import Console
 from report_results import LABELS, make_results
 from topiarist.errors import TopiaristError
 from topiarist.report import arm_styles, figures, formatting, render, show, write_report
-from topiarist.studies import read_results
+from topiarist.studies import read_results, write_results
 
 
 class Page(HTMLParser):
@@ -52,6 +52,7 @@ def test_the_page_refers_to_nothing_outside(tmp_path):
 
 def test_the_page_holds_its_data(tmp_path):
     results = make_results()
+    write_results(tmp_path, results)
     text = write_report(tmp_path, results).read_text(encoding="utf-8")
     assert json.loads(Page(text).scripts["results"]) == results
     assert read_results(tmp_path) == results
