@@ -52,6 +52,7 @@ def test_the_page_refers_to_nothing_outside(tmp_path):
 
 def test_the_page_holds_its_data(tmp_path):
     results = make_results()
+    write_results(tmp_path, results)
     text = write_report(tmp_path, results).read_text(encoding="utf-8")
     assert json.loads(Page(text).scripts["results"]) == results
     write_results(tmp_path, results)
