@@ -316,7 +316,7 @@ def test_what_cannot_be_measured_is_told(net):
     x, y = data(2)
     with pytest.raises(TopiaristError, match="activations must be measured: pass data"):
         collect(model, graph, needs={"activations"})
-    with pytest.raises(TopiaristError, match="no statistic 'activation': take activations"):
+    with pytest.raises(TopiaristError, match="no statistic 'activation': did you mean activations"):
         collect(model, graph, [x], {"activation"})
     with pytest.raises(TopiaristError, match="need targets"):
         collect(model, graph, [x], {"gradients"})
