@@ -280,7 +280,7 @@ def test_make_takes_names_classes_and_methods():
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        (lambda: make("slimmin"), "no method 'slimmin': take slimming"),
+        (lambda: make("slimmin"), "no method 'slimmin': did you mean slimming"),
         (lambda: make("base"), "no method 'base'"),
         (lambda: make("l1", q=2), "'l1' has no field 'q': its fields are p, preset"),
         (lambda: make("slimming", name="x"), "no field 'name'"),
@@ -288,7 +288,7 @@ def test_make_takes_names_classes_and_methods():
         (lambda: make(Method), "a method is a name"),
         (lambda: make("l1", p=0), "p must be a positive number"),
         (lambda: make("l1", p="one"), "p"),
-        (lambda: make("l1", preset="resnet56"), "no preset 'resnet56': take resnet56-"),
+        (lambda: make("l1", preset="resnet56"), "no preset 'resnet56': did you mean resnet56-"),
         (lambda: make("slimming", lam=-1), "lam must not be negative"),
         (lambda: make("magnitude", layers="fc"), "'all' or 'conv'"),
         (lambda: make("magnitude", quality=-1), "quality must not be negative"),

@@ -77,9 +77,7 @@ def get(name: str) -> type[Method]:
         TopiaristError: there is no such method; close names are given.
     """
     if name not in names():
-        raise TopiaristError(
-            f"there is no method {name!r}: {suggestion(name, names())} (`topiarist methods` lists them)"
-        )
+        raise TopiaristError(f"there is no method {name!r}: {suggestion(name, names())}")
     module = importlib.import_module(f"{__name__}.{name}")
     own = [found for found in vars(module).values() if _is_method(found) and found.__module__ == module.__name__]
     if len(own) != 1:
