@@ -29,6 +29,8 @@ class Tree:
     shares: Mapping[str, float] = field(default_factory=dict)
     kind: Literal["oak", "elm"] = "oak"
     old: bool = False
+    pair: tuple[int, str] = (0, "")
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 DEEP: list[Any] = []
@@ -38,8 +40,9 @@ for _ in range(100_000):
 
 def test_plain_values_become_a_dataclass_with_their_types_untouched() -> None:
     values = {"leaf": {"width": 3, "rate": 1}, "names": ["a", "b"], "shares": {"x": 0.25}, "kind": "elm", "old": True}
+    values |= {"pair": [1, "a"], "more": {"any": [None]}}
     tree = from_plain(Tree, values, "the tree")
-    assert tree == Tree(Leaf(3, 1), ("a", "b"), {"x": 0.25}, "elm", True)
+    assert tree == Tree(Leaf(3, 1), ("a", "b"), {"x": 0.25}, "elm", True, (1, "a"), {"any": [None]})
     assert type(tree.leaf.rate) is int  # nothing is coerced
     assert from_plain(Tree, tree, "the tree") is tree
 
@@ -70,6 +73,8 @@ def test_plain_values_become_a_dataclass_with_their_types_untouched() -> None:
         ({"shares": {"x": "half"}}, "'x' of shares of the tree must be a finite number"),
         ({"shares": {3: 0.5}}, "a key of shares of the tree must be text"),
         ({"kind": "ash"}, "kind of the tree must be 'oak' or 'elm', but got 'ash'"),
+        ({"pair": [1]}, "pair of the tree must be a list of 2 values"),
+        ({"pair": ["a", 1]}, "entry 1 of pair of the tree must be a whole number"),
         ({"old": 1}, "old of the tree must be true or false"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -64,7 +64,7 @@ def check_fields(holder: object, what: str) -> None:
 
 
 def _types(kind: type) -> dict[str, Any]:
-    """The types of a dataclass's fields, without those of class variables."""
+    """Returns the types of a dataclass's fields, without those of class variables."""
     own = {field.name: field.type for field in dataclasses.fields(kind)}
     return get_type_hints(type("Fields", (), {"__annotations__": own, "__module__": kind.__module__}))
 
@@ -72,20 +72,30 @@ def _types(kind: type) -> dict[str, Any]:
 def _read(value: object, kind: Any, what: str) -> Any:
     parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     for part in parts:
-        inner = get_args(part)
-        if dataclasses.is_dataclass(part) and isinstance(value, Mapping):
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(part):
             return from_plain(part, value, what)  # type: ignore[arg-type]
-        if get_origin(part) is tuple and isinstance(value, list | tuple):
-            kinds = inner[:1] * len(value) if inner[-1] is ... else inner
-            if len(kinds) == len(value):
-                return tuple(_read(each, kinds[at], f"entry {at + 1} of {what}") for at, each in enumerate(value))
-        if get_origin(part) is Mapping and isinstance(value, Mapping):
-            return {_read(key, inner[0], f"a key of {what}"): _read(each, inner[1], f"{shown(key)} of {what}")
-                    for key, each in value.items()}  # fmt: skip
+        if isinstance(value, Mapping) and get_origin(part) is Mapping:
+            return _read_mapping(value, get_args(part), what)
+        if isinstance(value, list | tuple) and get_origin(part) is tuple:
+            return _read_entries(value, get_args(part), what)
         if _is(value, part):
             return value
     wanted = " or ".join(dict.fromkeys(_name(part) for part in parts))
     raise TopiaristError(f"{what} must be {wanted}, but got {shown(value)}{_hint(value, parts)}")
+
+
+def _read_mapping(values: Mapping[Any, object], kinds: tuple[Any, ...], what: str) -> dict[Any, Any]:
+    for key in values:
+        _read(key, kinds[0], f"a key of {what}")
+    return {key: _read(each, kinds[1], f"{shown(key)} of {what}") for key, each in values.items()}
+
+
+def _read_entries(values: Sequence[object], kinds: tuple[Any, ...], what: str) -> tuple[Any, ...]:
+    if kinds[-1] is ...:
+        kinds = kinds[:1] * len(values)
+    if len(values) != len(kinds):
+        raise TopiaristError(f"{what} must be a list of {len(kinds)} values, but got {shown(values)}")
+    return tuple(_read(values[at], kind, f"entry {at + 1} of {what}") for at, kind in enumerate(kinds))
 
 
 def _is(value: object, kind: Any) -> bool:
@@ -97,7 +107,7 @@ def _is(value: object, kind: Any) -> bool:
         return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
     if get_origin(kind) in (tuple, Mapping):
         return False
-    return not isinstance(kind, type) or isinstance(value, kind)
+    return kind is Any or not isinstance(kind, type) or isinstance(value, kind)
 
 
 def _name(kind: Any) -> str:
@@ -109,6 +119,6 @@ def _name(kind: Any) -> str:
 
 
 def _hint(value: object, kinds: tuple[object, ...]) -> str:
-    """For numbers that came as text."""
+    """Returns a hint for numbers that came as text."""
     number = isinstance(value, str) and value[:1].isdigit() and {int, float} & set(kinds)
     return ": leave the quotes out (and YAML takes 1e-3 for text: write 1.0e-3)" if number else ""

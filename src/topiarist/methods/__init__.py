@@ -87,9 +87,7 @@ def get(name: str) -> type[Method]:
         TopiaristError: there is no such method; close names are given.
     """
     if name not in names():
-        raise TopiaristError(
-            f"there is no method {name!r}: {suggestion(name, names())} (`topiarist methods` lists them)"
-        )
+        raise TopiaristError(f"there is no method {name!r}: {suggestion(name, names())}")
     module = importlib.import_module(f"{__name__}.{name}")
     own = [value for value in vars(module).values() if _is_method(value) and value.__module__ == module.__name__]
     if len(own) != 1:
