@@ -34,8 +34,11 @@ BAD = {
     "field without method": (["prune", NET, "--method.p", "1"], "--method NAME"),
     "no method": (["prune", NET, "--data", "digits"], "needs --method"),
     "no model": (["inspect", "--input", SHAPE], "needs MODEL"),
-    "word for a number": (["prune", NET, "--method", "l1", "--budget.macs", "half"], "wants a number"),
-    "part of a whole number": (["prune", NET, "--method", "l1", "--epochs", "1.5"], "wants a whole number"),
+    "word for a number": (["prune", NET, "--method", "l1", "--budget.macs", "half"], "must be a number, but got half"),
+    "part of a whole number": (
+        ["prune", NET, "--method", "l1", "--epochs", "1.5"],
+        "a whole number, but got 1.5",
+    ),
     "neither of two": (["prune", NET, "--method", "l1", "--budget.allocation", "best"], "'uniform', 'global'"),
     "value missing": (["prune", NET, "--method", "l1", "--epochs"], "needs a value"),
     "negative budget": (["prune", NET, "--method", "l1", "--budget.macs", "-0.5"], "from 0 to 1"),
@@ -135,7 +138,7 @@ def test_an_interrupt_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setattr(commands, "methods", interrupted)
     monkeypatch.setattr("topiarist.cli.arguments.parse", lambda *_: {})
     assert run("methods") == 130
-    assert capsys.readouterr().err.startswith("topiarist: Interrupted")
+    assert capsys.readouterr().err.startswith("topiarist: interrupted")
 
 
 def test_a_full_disk_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

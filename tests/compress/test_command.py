@@ -118,7 +118,7 @@ def test_a_stopped_training_of_centroids_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_epoch", stopped)
         assert run("compress", pruned, *TRAINED, "--out", tmp_path / "x.tpcf") == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command again: it continues" in capsys.readouterr().err
     [checkpoint] = tmp_path.iterdir()
     assert len(torch.load(checkpoint)["rows"]) == 1
     (tmp_path / "x.tpcf").mkdir()  # now the file cannot be written
@@ -173,14 +173,14 @@ def test_nothing_is_written_onto_what_is_read(pruned: Path, tmp_path: Path, caps
     capsys.readouterr()
     for name in ("model.safetensors", "architecture.json", "link"):
         found = one_sentence(run("compress", copy, "--out", copy / name), capsys)
-        assert f"{name} is what is to be read: give another --out" in found
+        assert f"{name} is the input: give another --out" in found
     shutil.copy(pruned / "trained.safetensors", copy / "model.safetensors")
     found = one_sentence(run("compress", copy, "--bits", 4, "--out", tmp_path / "x"), capsys)
     assert "the architecture is of another network" in found
     assert run("compress", pruned, "--out", copy / "model.safetensors") == 0
     capsys.readouterr()
     found = one_sentence(run("decompress", copy / "model.safetensors", "--out", copy), capsys)
-    assert "is what is to be read" in found
+    assert "is the input: give another --out" in found
     assert not (tmp_path / "x").exists()
 
 
@@ -190,11 +190,13 @@ def test_other_files_are_called_what_they_are(pruned: Path, tmp_path: Path, caps
     (tmp_path / "x.py").write_text("import topiarist")
     out = ["--out", tmp_path / "y"]
     found = one_sentence(run("compress", tmp_path / "x.tpcf", *out), capsys)
-    assert "compressed already: `topiarist decompress" in found
+    assert "is compressed: restore its weights with `topiarist decompress" in found
     for file in (tmp_path / "x.py", pruned / "result.json"):
         assert "no weights file" in one_sentence(run("compress", file, *out), capsys)
     found = one_sentence(run("compress", pruned, "--bits", '{"conv*": "paper"}', *out), capsys)
-    assert "--bits cannot be {'conv*': 'paper'}, it wants a whole number or {name: a whole number}" in found
+    assert (
+        "--bits must be a whole number or {name: a whole number} or one of 'paper', but got {'conv*': 'paper'}" in found
+    )
     assert "typing" not in found
 
 

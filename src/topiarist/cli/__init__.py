@@ -18,22 +18,24 @@ from topiarist.errors import TopiaristError
 COMMANDS = {
     "demo": "train, prune and compare on scikit-learn's digits, and write a report",
     "methods": "list the pruning methods, or show the card and the flags of one",
-    "inspect": "show what a network can lose, what stays, and why",
+    "inspect": "show what can be pruned in a network, what cannot, and why",
     "train": "train a network",
     "prune": "prune a network, prove the cut, fine-tune it, write the smaller one",
-    "sensitivity": "scan how accuracy falls as each group alone loses units, and draw it",
+    "sensitivity": "measure how accuracy falls as each group alone is pruned, and draw it",
     "pattern": "average the shapes of pruned networks into a plan for new ones, and draw it",
     "compress": "share weights, train their centroids, and write one small file",
     "decompress": "read such a file, and write the network's tensors and its shape",
     "study": "run the comparison that a YAML file describes",
-    "merge": "make one study of two folders",
-    "report": "write the report of a study anew",
+    "merge": "merge two studies into one",
+    "report": "rewrite the report of a study",
 }
 """Name → what it does; the functions are in `topiarist.cli.commands`, imported when one is called."""
 
+_AGAIN = "run the same command again: it continues from what is finished"
+
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Runs one command.
 
     Args:
         words: the words after ``topiarist``; by default those that it was started with.
@@ -43,7 +45,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     typed = list(sys.argv[1:] if words is None else words)
     with warnings.catch_warnings():
-        warnings.showwarning = _tell_warning
+        warnings.showwarning = _print_warning
         try:
             status = _run(typed)
             sys.stdout.flush()
@@ -52,14 +54,15 @@ def main(words: Sequence[str] | None = None) -> int:
         except OSError as error:
             status = _fail_on_file(error)
         except KeyboardInterrupt as stop:
-            kept = "Interrupted; the same command goes on from what was finished (steps of pruning begin anew)."
-            status = _fail(130, str(stop) or kept)
+            status = _fail(130, str(stop) or f"interrupted; {_AGAIN} (but prunes from the first step)")
     return status
 
 
 def _run(words: list[str]) -> int:
     if not words:
-        raise TopiaristError(f"Say what to do: {', '.join(COMMANDS)}; `topiarist --help` tells more.")
+        raise TopiaristError(
+            f"no command is given: choose from {', '.join(COMMANDS)}; `topiarist --help` describes them"
+        )
     name, *rest = words
     if name in ("-h", "--help"):
         print(_usage())
@@ -74,7 +77,7 @@ def _run(words: list[str]) -> int:
     command = getattr(importlib.import_module("topiarist.cli.commands"), name)
     try:
         values = importlib.import_module("topiarist.cli.arguments").parse(name, command, rest)
-    except SystemExit as leaving:  # --help and --print_config have printed what was asked for
+    except SystemExit as leaving:  # --help and --print_config have printed their text
         return int(leaving.code or 0)
     return command(**values) or 0
 
@@ -82,28 +85,28 @@ def _run(words: list[str]) -> int:
 def _usage() -> str:
     lines = ["Topiarist cuts trained PyTorch networks into smaller shapes, and proves the cut.", ""]
     lines += ["usage: topiarist COMMAND ...", ""]
-    lines += [f"  {name:<13}{told}" for name, told in COMMANDS.items()]
-    lines += ["", "`topiarist COMMAND --help` tells what a command takes."]
+    lines += [f"  {name:<13}{summary}" for name, summary in COMMANDS.items()]
+    lines += ["", "`topiarist COMMAND --help` lists the options of a command."]
     return "\n".join(lines)
 
 
 def _fail(status: int, sentence: str) -> int:
-    told = " ".join(sentence.split())
-    print(f"topiarist: {told}" + ("" if told.endswith((".", "?")) else "."), file=sys.stderr)
+    line = " ".join(sentence.split())
+    print(f"topiarist: {line}" + ("" if line.endswith((".", "?")) else "."), file=sys.stderr)
     return status
 
 
 def _fail_on_file(error: OSError) -> int:
-    """A file that cannot be read or written is bad input; a closed pipe is the reader's choice and no error to tell."""
+    """Reports a file that cannot be read or written as bad input; a closed pipe is the reader's choice and no error."""
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains while closing
         return 141
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return _fail(2, f"The disk is full ({error.strerror}): make room; the same command goes on from what is done.")
+        return _fail(2, f"the disk is full ({error.strerror}): make room, then {_AGAIN}")
     if error.filename is None:
         raise error
-    return _fail(2, f"Cannot use {error.filename} ({error.strerror}): check the path and its permissions.")
+    return _fail(2, f"cannot use {error.filename} ({error.strerror}): check the path and its permissions")
 
 
-def _tell_warning(message: Warning | str, *_: object, **__: object) -> None:
+def _print_warning(message: Warning | str, *_: object, **__: object) -> None:
     print(f"topiarist: warning: {' '.join(str(message).split())}", file=sys.stderr)

@@ -1,9 +1,9 @@
-"""From words on the command line to the arguments of a function, with jsonargparse.
+"""Turns words on the command line into the arguments of a function, with jsonargparse.
 
 A command is a plain function: its parameters are its options, its docstring is its help. What this file adds to
 jsonargparse is small: a method is given by its registered name (``--method l1``) and the fields of its dataclass are
 the flags ``--method.FIELD``; the fields of a `Pruning` are options of their own; a YAML file (``--config``) may hold
-any of the options, and what is typed wins over it; dashes and underscores in option names are one; every mistake
+any of the options, and the command line overrides it; dashes and underscores in option names are one; every mistake
 becomes one sentence.
 """
 
@@ -14,13 +14,16 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
+from topiarist import methods
+from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.files import from_yaml, suggestion
-from topiarist.pruning import Pruning
+from topiarist.files import from_yaml, read_yaml, suggestion
+from topiarist.pruning import Pruning, Steps
 
 Command = Callable[..., object]
 
@@ -45,7 +48,7 @@ def parse(name: str, command: Command, words: Sequence[str]) -> dict[str, Any]:
         Parameter name → value; dataclasses are built, so their own checks have passed.
 
     Raises:
-        TopiaristError: an option that the command lacks, a value of the wrong type, a file that is no YAML.
+        TopiaristError: the command has no such option, a value is of the wrong type, or a file is not YAML.
     """
     typed, config = _split_config([_underscored(word) for word in words])
     options = _options(command)
@@ -54,37 +57,37 @@ def parse(name: str, command: Command, words: Sequence[str]) -> dict[str, Any]:
         typed = [re.sub(rf"^--{key}(?==|$)", f"--{key}.{field}", word) for word in typed]
         if key in config and not isinstance(config[key], Mapping):
             config[key] = {field: config[key]}
-    methods = {key: _method_name(key, typed, config) for key, field in short.items() if field == "name"}
-    for key, method in methods.items():
+    chosen = {key: _method_name(key, typed, config) for key, field in short.items() if field == "name"}
+    for key, method in chosen.items():
         if method is None and any(re.match(rf"--{key}\.(?!name$)", word) for word in typed):
             raise TopiaristError(f"--{key}.FIELD needs --{key} NAME as well: `topiarist methods` lists the names")
     if config:
         typed = ["--config", json.dumps(config), *typed]
-    parser = _parser(name, command, methods)
+    parser = _parser(name, command, chosen)
     values = _parse(parser, name, _lists_in_brackets(parser, typed))
     values.pop("config", None)
     return _built(command, values)
 
 
 def _options(command: Command) -> tuple[str, ...]:
-    """Returns the names of a command's options; those of a request in its place."""
+    """Returns the names of a command's options; a request stands for several."""
     hints = get_type_hints(command)
     names = ((REQUEST if hints[key] is Pruning else (key,)) for key in inspect.signature(command).parameters)
     return tuple(name for group in names for name in group)
 
 
 def _underscored(word: str) -> str:
-    """``--batch-size=8`` as ``--batch_size=8``: only the option's name, never its value or a glob in it."""
+    """Writes ``--batch-size=8`` as ``--batch_size=8``: only the option's name, never its value or a glob in it."""
     option, equals, value = word.partition("=")
     field = re.fullmatch(r"--[a-z][a-z_-]*(\.[a-z][a-z_-]*)?", option)
     return f"--{option[2:].replace('-', '_')}{equals}{value}" if field else word
 
 
 def _split_config(words: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """The words that are left, and a mapping of what ``--config FILE`` and ``--OPTION.FIELD.KEY VALUE`` say.
+    """Separates ``--config FILE`` and ``--OPTION.FIELD.KEY VALUE`` from the other words, and returns them as a mapping.
 
     A key of a mapping may hold dots (``--budget.ratios.layer1.* 0.5``), which the parser would take for levels.
-    Later files win over earlier ones, and keys over files.
+    Later files override earlier ones, and keys override files.
     """
     rest: list[str] = []
     config: dict[str, Any] = {}
@@ -109,15 +112,15 @@ def _split_config(words: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def _plain(text: str) -> Any:
-    """A value as YAML reads it; as it stands where that is no YAML, such as the glob ``*.bn``."""
+    """Reads a value as YAML; returns the text itself where it is not YAML, such as the glob ``*.bn``."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return from_yaml(text)
+    except (ValueError, yaml.YAMLError):
         return text
 
 
 def _lists_in_brackets(parser: Any, words: list[str]) -> list[str]:
-    """``--budget.exclude conv1,fc*`` as ``--budget.exclude ["conv1", "fc*"]``, for options that take several values."""
+    """Writes ``--budget.exclude conv1,fc*`` as ``--budget.exclude ["conv1", "fc*"]``, for options of several values."""
     lists = {
         f"--{action.dest}" for action in parser._actions if get_origin(getattr(action, "_typehint", None)) is tuple
     }
@@ -137,31 +140,12 @@ def _bracketed(value: str) -> str:
 
 def _read_config(path: str) -> dict[str, Any]:
     if not path:
-        raise TopiaristError("--config needs the path of a YAML file.")
-    return read_yaml(path)
-
-
-def read_yaml(path: str) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        TopiaristError: no such file, no YAML, or YAML that is no mapping.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = from_yaml(file)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not a text file"
-        raise TopiaristError(
-            f"Cannot read the configuration {path} ({reason}): give the path of a YAML file."
-        ) from error
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place, told = f" at line {mark.line + 1}" if mark else "", getattr(error, "problem", None) or error
-        raise TopiaristError(f"The configuration {path} is no YAML of options{place} ({told}): mend it.") from error
-    if not isinstance(found, dict):
-        raise TopiaristError(f"The configuration {path} must be a mapping such as 'epochs: 5', one option a line.")
-    return {str(key).replace("-", "_"): value for key, value in found.items()}
+        raise TopiaristError("--config needs a value: give the path of a YAML file")
+    example = "one option a line, such as 'epochs: 5'"
+    options = read_yaml(Path(path), "the configuration", f"give a YAML file with {example}")
+    if not isinstance(options, dict):
+        raise TopiaristError(f"the configuration {path} must be a mapping: write {example}")
+    return {str(key).replace("-", "_"): value for key, value in options.items()}
 
 
 def _method_name(key: str, words: list[str], config: Mapping[str, Any]) -> str | None:
@@ -174,7 +158,7 @@ def _method_name(key: str, words: list[str], config: Mapping[str, Any]) -> str |
     return str(method.get("name") or "") or None if isinstance(method, Mapping) else None
 
 
-def _parser(name: str, command: Command, methods: Mapping[str, str | None]) -> Any:
+def _parser(name: str, command: Command, chosen: Mapping[str, str | None]) -> Any:
     from jsonargparse import ArgumentParser
 
     text = inspect.getdoc(command) or ""
@@ -206,10 +190,10 @@ def _parser(name: str, command: Command, methods: Mapping[str, str | None]) -> A
             group.title = "arguments"
     if "method" in parameters:
         _add_method(
-            parser, "method", methods["method"], required=parameters["method"].default is inspect.Parameter.empty
+            parser, "method", chosen["method"], required=parameters["method"].default is inspect.Parameter.empty
         )
     if requests:
-        _add_request(parser, methods)
+        _add_request(parser, chosen)
     for switch in switches:
         parser.add_argument(f"--{switch}", action="store_true", help=documented.get(switch, ""))
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
@@ -218,8 +202,6 @@ def _parser(name: str, command: Command, methods: Mapping[str, str | None]) -> A
 
 def _add_method(parser: Any, key: str, method: str | None, *, required: bool) -> None:
     """Adds the flag ``--KEY NAME``, and those of the fields of the method that was named."""
-    from topiarist import methods
-
     more = "its fields are the flags below" if method else "its fields are flags too, see `topiarist methods NAME`"
     text = f"name of a method, in short --{key} NAME; {more}"
     parser.add_argument(f"--{key}.name", metavar="NAME", required=required, help=text)
@@ -227,16 +209,13 @@ def _add_method(parser: Any, key: str, method: str | None, *, required: bool) ->
         parser.add_class_arguments(methods.get(method), key)
 
 
-def _add_request(parser: Any, methods: Mapping[str, str | None]) -> None:
-    """Adds an option for each field of a `Pruning`; recipes that may be left out are mappings."""
-    from topiarist.budget import Budget
-    from topiarist.pruning import Steps
-
+def _add_request(parser: Any, chosen: Mapping[str, str | None]) -> None:
+    """Adds an option for each field of a `Pruning`; optional recipes are mappings."""
     documented = _documented(inspect.getdoc(Pruning) or "")
     recipe = dict[str, Any] | None
-    _add_method(parser, "method", methods["method"], required=True)
+    _add_method(parser, "method", chosen["method"], required=True)
     parser.add_class_arguments(Budget, "budget")
-    _add_method(parser, "repair", methods["repair"], required=False)
+    _add_method(parser, "repair", chosen["repair"], required=False)
     parser.add_class_arguments(Steps, "steps", skip={"training"})
     between = "fields of the recipe that trains between two cuts, as --steps.training.epochs 1"
     parser.add_argument("--steps.training", type=recipe, default=None, help=between)
@@ -245,7 +224,7 @@ def _add_request(parser: Any, methods: Mapping[str, str | None]) -> None:
 
 
 def _documented(docstring: str) -> dict[str, str]:
-    """Parameter → its line in the docstring, for those that are added by hand."""
+    """Returns parameter → its line in the docstring, for those that are added by hand."""
     return dict(re.findall(r"^    (\w+): (.+)$", docstring, flags=re.MULTILINE))
 
 
@@ -253,11 +232,11 @@ def _parse(parser: Any, name: str, words: list[str]) -> dict[str, Any]:
     from jsonargparse import ArgumentError
 
     try:
-        found: dict[str, Any] = parser.parse_args(words).as_dict()
+        values: dict[str, Any] = parser.parse_args(words).as_dict()
     except ArgumentError as error:
         options = [option for action in parser._actions for option in action.option_strings]
         raise TopiaristError(_sentence(str(error), name, options)) from error
-    return found
+    return values
 
 
 _KINDS = {
@@ -272,23 +251,23 @@ _KINDS = {
 
 
 def _sentence(message: str, name: str, options: list[str]) -> str:
-    """One sentence out of jsonargparse's several lines."""
+    """Makes one sentence of jsonargparse's several lines."""
     text = " ".join(message.split())
-    see = f"`topiarist {name} --help` lists what it takes"
+    see = f"`topiarist {name} --help` lists the options"
     unknown = re.search(r"unrecognized arguments: (\S+)|does not accept (?:option|nested key) '([^']+)'", text)
     if unknown:
         option = unknown[1] or f"--{unknown[2]}"
         word = option.partition("=")[0]
         fields = [each for each in options if each.endswith(f".{word.lstrip('-')}")]
-        return f"`topiarist {name}` takes no {option}: {suggestion((fields or [word])[0], options, see)}"
+        return f"`topiarist {name}` has no option {option}: {suggestion((fields or [word])[0], options, see)}"
     alone = re.match(r"argument (\S+): expected one argument", text)
     if alone:
-        return f"{alone[1].replace('.name', '')} needs a value behind it: {see}."
+        return f"{alone[1].replace('.name', '')} needs a value: {see}"
     missing = re.search(r"the following arguments are required: (.+)", text)
     if missing:
         keys = [key.removesuffix(".name") for key in missing[1].split(", ")]
         needed = " and ".join(f"--{key}" if f"--{key}" in [*options, "--method"] else key.upper() for key in keys)
-        return f"`topiarist {name}` needs {needed}: {see}."
+        return f"`topiarist {name}` needs {needed}: {see}"
     key = re.match(r'Parser key "([^"]+)"', text)
     if key:
         value = re.search(r"Given value: (\S.*)", text) or re.search(r"Got value: (\S.*)", text)
@@ -297,10 +276,10 @@ def _sentence(message: str, name: str, options: list[str]) -> str:
         wanted = [_KINDS[kind] for kind in dict.fromkeys(kinds) if kind in _KINDS]
         wanted += [f"{{name: {_KINDS[kind]}}}" for kind in re.findall(r"dict\[str, (\w+)\]", text) if kind in _KINDS]
         wanted += [f"one of {choice}" for choice in choices[:1]]
-        told = f" cannot be {value[1]}" if value else " has a value that does not fit"
-        wish = f", it wants {' or '.join(wanted)}" if wanted else ""
-        return f"--{key[1]}{told}{wish}: {see}."
-    return f"{text.rstrip('.')}: {see}."
+        given = value[1] if value else "this value"
+        problem = f"must be {' or '.join(wanted)}, but got {given}" if wanted else f"cannot be {given}"
+        return f"--{key[1]} {problem}: {see}"
+    return f"{text.rstrip('.')}: {see}"
 
 
 def _built(command: Command, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -313,15 +292,7 @@ def _built(command: Command, values: Mapping[str, Any]) -> dict[str, Any]:
                 request["repair"] = None
             made[key] = Pruning.from_json(request)
         elif key == "method" and isinstance(values.get(key), Mapping):
-            fields = dict(values[key])
-            name = fields.pop("name", None)
-            made[key] = _method(name, fields) if name else None
+            made[key] = methods.make(values[key]) if values[key].get("name") else None
         elif dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(values.get(key), Mapping):
             made[key] = hint(**values[key])
     return made
-
-
-def _method(name: str, fields: Mapping[str, Any]) -> object:
-    from topiarist import methods
-
-    return methods.make(name, **fields)

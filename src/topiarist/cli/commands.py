@@ -1,4 +1,4 @@
-"""The commands: each one a function whose parameters are its options and whose docstring is its help."""
+"""The commands: each one is a function whose parameters are its options and whose docstring is its help."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from topiarist.cli import show
 from topiarist.cli.inputs import example_inputs, make_source, writable_folder
-from topiarist.cli.pruning import TRAINING, Plan, fit, run, write_json, write_weights
+from topiarist.cli.pruning import TRAINING, Plan, fit, run, write_json
 from topiarist.cli.studies import demo as demo
 from topiarist.cli.studies import merge as merge
 from topiarist.cli.studies import report as report
@@ -32,12 +32,10 @@ def methods(name: str | None = None, *, json: bool = False) -> None:
     from topiarist import methods as registry
 
     described = [registry.describe(each) for each in (registry.names() if name is None else [name])]
-    if json:
-        show.json(described if name is None else described[0])
-    elif name is None:
-        show.methods(described)
+    if name is None:
+        show.result(described, json, lambda: show.methods(described))
     else:
-        show.card(described[0])
+        show.result(described[0], json, lambda: show.card(described[0]))
 
 
 def inspect(
@@ -49,14 +47,14 @@ def inspect(
     why: str | None = None,
     json: bool = False,
 ) -> None:
-    """Show what a network can lose: its groups of units, what stays, and why.
+    """Show what can be pruned in a network, in groups of units, what cannot, and why.
 
     Args:
         model: zoo:NAME, torchvision:NAME, timm:NAME or package.module:factory; options as in zoo:vgg11?width=0.25.
-        input: shape of the input, as 1,3,32,32 (the whole tensor) or 3x32x32 (one example).
+        input: shape of the input, as 1,3,32,32 (the complete tensor) or 3x32x32 (one example).
         data: data set whose examples are the input, instead of a shape.
         weights: file of weights to load (safetensors, or a PyTorch state dict).
-        why: name of a tensor (fc.weight, or fc.weight:1 for its axis 1) or of a module: explain why it stays as it is.
+        why: name of a tensor (fc.weight, or fc.weight:1 for its axis 1) or of a module: explain why it is not pruned.
         json: print JSON.
     """
     from topiarist.budget import cost
@@ -65,28 +63,30 @@ def inspect(
     source = make_source(model, data, weights)
     graph = trace(source.model(), example_inputs(source, input))
     if why is not None:
-        show.text(_explained(graph, why), json)
+        text = _explained(graph, why)
+        show.result({"text": text}, json, lambda: print(text))
     else:
-        show.graph(graph, cost(graph), json)
+        values = show.graph_values(graph, cost(graph))
+        show.result(values, json, lambda: show.graph(values))
 
 
 def _explained(graph: Graph, name: str) -> str:
-    """Why each axis of a tensor, or of all tensors of a module, stays."""
+    """Returns why each axis of a tensor, or of all tensors of a module, is not pruned."""
     tensor, _, axis = name.rpartition(":")
     if axis.isdecimal() and tensor in graph.shapes:
         return graph.why(tensor, int(axis))
     for group in graph.groups:
         if group.name == name:
-            places = ", ".join(f"{part.tensor} axis {part.axis}" for part in group.slices)
-            return f"group {name} can go: its {group.units} units sit on {places}"
+            axes = ", ".join(f"{part.tensor} axis {part.axis}" for part in group.slices)
+            return f"group {name} can be pruned: its {group.units} units are on {axes}"
     blocks = graph.blocks()
     if name in blocks.irremovable:
-        return f"the block {name} stays: {blocks.irremovable[name]}"
+        return f"the block {name} cannot be removed: {blocks.irremovable[name]}"
     if name in [block.name for group in blocks.groups for block in group.blocks]:
-        return f"the block {name} can go as a whole (method sss)"
+        return f"the block {name} can be removed (method sss)"
     tensors = [name] if name in graph.shapes else [other for other in graph.shapes if other.startswith(f"{name}.")]
-    axes = [(other, axis) for other in tensors for axis, size in enumerate(graph.shapes[other]) if size > 1]
-    return "\n".join(graph.why(*place) for place in axes) if axes else graph.why(name)
+    sites = [(other, axis) for other in tensors for axis, size in enumerate(graph.shapes[other]) if size > 1]
+    return "\n".join(graph.why(*site) for site in sites) if sites else graph.why(name)
 
 
 def train(
@@ -111,19 +111,21 @@ def train(
         epochs: short for --recipe.epochs.
         weights: file of weights to start from instead of random ones.
         seed: of the initial weights, the order of the examples and the augmentation.
-        out: folder for model.safetensors and result.json; an interrupted training goes on from its checkpoint there.
+        out: folder for model.safetensors and result.json; an interrupted training continues from its checkpoint there.
         json: print the result as JSON.
     """
+    from topiarist.architecture import SHAPE_FILE, WEIGHTS_FILE, write_tensors
+
     writable_folder(out)
     source = make_source(model, data, weights, seed)
     network = source.model()
     history = fit(source, network, _with_epochs(recipe, epochs), method, out, quiet=json)
-    write_weights(network, out / "model.safetensors")
-    (out / "architecture.json").unlink(missing_ok=True)  # of a pruned network, which is overwritten
+    write_tensors(network, out / WEIGHTS_FILE)
+    (out / SHAPE_FILE).unlink(missing_ok=True)  # of a pruned network, which is overwritten
     result = {"model": model, "data": data, "accuracy": history.accuracy, "epochs": list(map(asdict, history.epochs))}
     write_json(out / "result.json", result)
     (out / TRAINING).unlink(missing_ok=True)
-    show.trained(result, out, json)
+    show.result(result, json, lambda: show.trained(result, out))
 
 
 def prune(
@@ -151,9 +153,9 @@ def prune(
         input: shape of the input, as 1,3,32,32 or 3x32x32; by default that of the data.
         weights: file of trained weights (safetensors or a PyTorch state dict); without it the network is trained first.
         train: how the network is trained where no weights are given, with what the method does in training.
-        finetune: how the pruned network is trained on.
+        finetune: how the pruned network is fine-tuned.
         epochs: short for --finetune.epochs.
-        selectors: auto, or a glob on names of batch norms: what reads them loses inputs that others need.
+        selectors: auto, or a glob on names of batch norms: layers behind them lose inputs that others still read.
         shrink: in unstructured pruning, remove the channels and neurons that are dead in the end, and prove it.
         seed: of everything random; rewinding returns to the initial weights that it draws.
         out: folder for result.json, model.safetensors and architecture.json.
@@ -168,7 +170,7 @@ def prune(
     tuned = _with_epochs(finetune, epochs)
     plan = Plan(source, pruning, train, tuned, selectors, shrink, out, quiet=json)
     done, result = run(plan, example_inputs(source, input))
-    show.pruned(done, result, out, json)
+    show.result(result, json, lambda: show.pruned(done, result, out))
 
 
 def sensitivity(
@@ -183,17 +185,17 @@ def sensitivity(
     out: Path = Path("runs/sensitivity"),
     json: bool = False,
 ) -> None:
-    """Scan how accuracy and loss change as each group alone loses units, all others whole, without any training.
+    """Measure how accuracy and loss change as each group alone is pruned, without any training.
 
-    The network is judged by a share of the training examples, which it has seen where it was trained on all of them;
-    the test examples are not looked at.
+    The network is evaluated on a share of the training examples, on which it is too accurate if it was trained on all
+    of them; the test examples are not used.
 
     Args:
         model: zoo:NAME, torchvision:NAME, timm:NAME or package.module:factory; options as in zoo:vgg11?width=0.25.
         weights: file of trained weights (safetensors or a PyTorch state dict).
         data: digits, digits:28, npz:PATH, folder:PATH or torchvision:NAME.
         method: name of the method that ranks the units of a group; l1 by default.
-        ratios: fractions of a group's units that stay.
+        ratios: fractions of a group's units that are kept.
         held_out: that share.
         seed: of the data's split, and of what is held out.
         out: folder for sensitivity.json, sensitivity.svg and sensitivity.png.
@@ -211,19 +213,19 @@ def sensitivity(
     graph = trace(network, source.data.example())
     with show.steps(quiet=json) as steps:
 
-        def note(found: Sensitivity) -> None:
-            write_json(file, found.to_json())
-            steps("sensitivity", len(found.points), found.total)
+        def write(partial: Sensitivity) -> None:
+            write_json(file, partial.to_json())
+            steps("sensitivity", len(partial.points), partial.total)
 
         try:
-            found = scan(
-                network, graph, source.data, method or "l1", ratios, held_out=held_out, seed=seed, progress=note
+            result = scan(
+                network, graph, source.data, method or "l1", ratios, held_out=held_out, seed=seed, progress=write
             )
         except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt(f"Interrupted; the points that were measured are in {file}.") from stop
+            raise KeyboardInterrupt(f"interrupted; the points that were measured are in {file}") from stop
     for kind in ("svg", "png"):
-        save_sensitivity(found, file.with_suffix(f".{kind}"))
-    show.sensitivity(found, out, json)
+        save_sensitivity(result, file.with_suffix(f".{kind}"))
+    show.result(result.to_json(), json, lambda: show.sensitivity(result, out))
 
 
 def _with_epochs(recipe: Recipe, epochs: int | None) -> Recipe:
@@ -233,7 +235,7 @@ def _with_epochs(recipe: Recipe, epochs: int | None) -> Recipe:
 def pattern(networks: list[Path], *, out: Path = Path("runs/pattern"), json: bool = False) -> None:
     """Average what pruned networks keep, stage by stage, into a design pattern for new networks, and draw it.
 
-    Widths, where channels went; positions in the kernels, where single weights went.
+    The pattern has widths after structured pruning, and positions in the kernels after unstructured pruning.
 
     Args:
         networks: the folders that prune wrote.
@@ -245,11 +247,11 @@ def pattern(networks: list[Path], *, out: Path = Path("runs/pattern"), json: boo
     from topiarist.report import save_pattern
 
     writable_folder(out)
-    found = guided.of(*(Architecture.load(folder / SHAPE_FILE) for folder in networks))
-    found.save(out / "pattern.json")
+    averaged = guided.of(*(Architecture.load(folder / SHAPE_FILE) for folder in networks))
+    averaged.save(out / "pattern.json")
     for kind in ("svg", "png"):
-        save_pattern(found, out / f"pattern.{kind}")
-    show.pattern(found, out, json)
+        save_pattern(averaged, out / f"pattern.{kind}")
+    show.result(averaged.to_json(), json, lambda: show.pattern(averaged, out))
 
 
 def compress(
@@ -267,41 +269,41 @@ def compress(
     out: Path = Path("runs/compress/model.tpcf"),
     json: bool = False,
 ) -> None:
-    """Share the weights of a network, train the centroids on, and write one small file (Deep Compression).
+    """Share the weights of a network, train the centroids, and write one small file (Deep Compression).
 
     Args:
         weights: the folder that prune wrote, or a file of weights (safetensors, or a PyTorch state dict).
-        bits: of a weight: a number, paper (8 for convolutions, 5 for linear layers), or {glob: number}; else all stay.
+        bits: of a weight: a number, paper (8 for convolutions, 5 for linear layers), {glob: number}; else not shared.
         init: how the centroids start.
         half: round codebooks, biases and all else of 32 bits to 16 bits.
-        bare: leave the architecture out, which the folder may have: then the network is made in its small shape.
+        bare: leave the architecture of the folder out; to load the file, the network is made in its pruned shape.
         model: the network before pruning, as for prune; only needed with data.
         data: data set on which the centroids are trained and the accuracy is measured, as for prune.
         finetune: how the centroids are trained.
         epochs: short for --finetune.epochs.
         seed: of everything random.
-        out: the file; an interrupted training goes on from its checkpoint beside it.
+        out: the file; an interrupted training continues from its checkpoint beside it.
         json: print the result as JSON.
     """
-    from topiarist.cli.compression import Wish, run
+    from topiarist.cli.compression import Plan, run
 
     if (model is None) != (data is None):
-        raise TopiaristError("Training the centroids takes --model MODEL and --data DATA: give both or neither.")
+        raise TopiaristError("training the centroids takes --model MODEL and --data DATA: give both or neither")
     recipe = _with_epochs(finetune, epochs)
     asked = recipe.epochs > 0 and (epochs is not None or finetune != Recipe.finetune())
     if asked and (data is None or bits is None):
-        raise TopiaristError("Only centroids are trained: give --bits, --model and --data, or leave the epochs out.")
-    wish = Wish(weights, bits, init, half, bare, recipe, seed, out)
-    wish.check()
+        raise TopiaristError("only centroids are trained: give --bits, --model and --data, or leave the epochs out")
+    plan = Plan(weights, bits, init, half, bare, recipe, seed, out)
+    plan.check()
     source = None if model is None else make_source(model, data, None, seed)
-    report, result = run(wish, source, quiet=json)
-    show.compressed(report, result, out, json)
+    report, result = run(plan, source, quiet=json)
+    show.result(result, json, lambda: show.compressed(report, result, out))
 
 
 def decompress(
     file: Path, *, max_bytes: int | None = None, out: Path = Path("runs/decompress"), json: bool = False
 ) -> None:
-    """Read a compressed network, and write its tensors and, where it has one, its shape.
+    """Restore a compressed network: write its tensors and, if the file has it, its shape.
 
     Args:
         file: what compress wrote.
@@ -312,4 +314,5 @@ def decompress(
     from topiarist.cli.compression import restore
 
     writable_folder(out)
-    show.decompressed(restore(file, max_bytes, out), out, json)
+    result = restore(file, max_bytes, out)
+    show.result(result, json, lambda: show.decompressed(result, out))

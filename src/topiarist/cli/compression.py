@@ -1,9 +1,8 @@
-"""The way of ``topiarist compress``: read, share, train the centroids, write; and back."""
+"""The work of ``topiarist compress``: read, share, train the centroids, write; and of ``topiarist decompress``."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from topiarist.cli import show
 from topiarist.cli.inputs import Source
 from topiarist.cli.weights import put_weights, read_weights
 from topiarist.errors import TopiaristError
-from topiarist.files import atomically, writable
+from topiarist.files import atomically, read_json, writable
 from topiarist.train import Recipe
 
 if TYPE_CHECKING:
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What is to be compressed and how; the fields are the command's options."""
+class Plan:
+    """Describes what is compressed and how; the fields are the command's options."""
 
     weights: Path
     bits: int | dict[str, int] | Literal["paper"] | None
@@ -41,82 +40,80 @@ class Wish:
 
     @property
     def file(self) -> Path:
-        """The tensors, in a folder or alone."""
+        """Returns the file of the tensors, in a folder or alone."""
         return self.weights / WEIGHTS_FILE if self.weights.is_dir() else self.weights
 
     @property
     def shape_file(self) -> Path | None:
-        """The shape that lies beside the tensors."""
+        """Returns the file of the shape beside the tensors, if there is one."""
         beside = self.file.parent / SHAPE_FILE
         return beside if self.file.name == WEIGHTS_FILE and beside.exists() else None
 
     def check(self) -> None:
-        """Raises where the file cannot be written, or is what is to be read."""
+        """Raises where the file cannot be written, or is the input."""
         _not_onto(self.file, self.out)
         _not_onto(self.shape_file or self.file, self.out)
         writable(self.out)
 
 
-def run(wish: Wish, source: Source | None, *, quiet: bool) -> tuple[Report, dict[str, Any]]:
-    """Do it.
+def run(plan: Plan, source: Source | None, *, quiet: bool) -> tuple[Report, dict[str, Any]]:
+    """Compresses a network, and writes the file.
 
     Args:
-        wish: what is to be done.
-        source: the network before pruning and its data, where centroids are to be trained.
+        plan: what is compressed and how.
+        source: the network before pruning and its data, where centroids are trained.
         quiet: show no progress.
 
     Returns:
-        What the file takes, and plain values for JSON; accuracies are per cent of the test examples.
+        The bytes of the file by tensor, and plain values for JSON; accuracies are per cent of the test examples.
     """
     from topiarist import compress
 
-    shape = None if wish.shape_file is None else Architecture.load(wish.shape_file)
-    options: dict[str, Any] = {"half": wish.half, "architecture": None if wish.bare else shape}
-    network, accuracy, checkpoint = _shared(wish, shape, source, options, quiet)
-    report = compress.save(network, wish.out, **options)
-    if source is not None and source.data is not None and wish.half:
-        _as_stored(network, wish.out)
+    shape = None if plan.shape_file is None else Architecture.load(plan.shape_file)
+    options: dict[str, Any] = {"half": plan.half, "architecture": None if plan.bare else shape}
+    network, accuracy, checkpoint = _shared(plan, shape, source, options, quiet)
+    report = compress.save(network, plan.out, **options)
+    if source is not None and source.data is not None and plan.half:
+        _as_stored(network, plan.out)
         accuracy["stored"] = _accuracy(network, source)
-    if checkpoint is not None:  # kept to here, so that what was trained is not lost with the file
+    if checkpoint is not None:  # kept to here, so that the training is not lost if the file cannot be written
         checkpoint.unlink(missing_ok=True)
-    return report, {"file": str(wish.out), "accuracy": accuracy, **report.to_json()}
+    return report, {"file": str(plan.out), "accuracy": accuracy, **report.to_json()}
 
 
 def _shared(
-    wish: Wish, shape: Architecture | None, source: Source | None, options: Mapping[str, Any], quiet: bool
+    plan: Plan, shape: Architecture | None, source: Source | None, options: Mapping[str, Any], quiet: bool
 ) -> tuple[nn.Module | dict[str, Tensor], dict[str, float | None], Path | None]:
-    """The network with shared weights, its accuracies on the way, and the checkpoint of its training."""
+    """Returns the network with shared weights, its accuracies so far, and the checkpoint of its training."""
     from topiarist import compress
     from topiarist.train import fit
 
-    bits = None if wish.bits == "paper" else wish.bits
+    bits = None if plan.bits == "paper" else plan.bits
     if source is None or source.data is None:
-        state = read_weights(wish.file)
+        state = read_weights(plan.file)
         if shape is not None:
             shape.check(state)
-        made = state if wish.bits is None else compress.share_state(state, bits, wish.init, seed=wish.seed)
+        made = state if plan.bits is None else compress.share_state(state, bits, plan.init, seed=plan.seed)
         return made, {}, None
     model = source.model() if shape is None else shape.apply(source.model())
-    put_weights(model, wish.file)
+    put_weights(model, plan.file)
     accuracy: dict[str, float | None] = {"before": _accuracy(model, source)}
-    if wish.bits is None:
+    if plan.bits is None:
         return model, accuracy, None
-    shared = compress.share(model, bits, wish.init, seed=wish.seed)
+    shared = compress.share(model, bits, plan.init, seed=plan.seed)
     accuracy["shared"] = _accuracy(shared.model, source)
-    if not wish.finetune.epochs:
+    if not plan.finetune.epochs:
         return shared.model, accuracy, None
-    compress.pack(
-        shared.model.state_dict(), **options
-    )  # a rehearsal: what no file can hold is found before the training
-    checkpoint = _beside(wish.out, shared.model)
-    with shared.tied() as tied, show.training("centroids", quiet) as told:
-        fit(tied, source.data, wish.finetune, seed=wish.seed, checkpoint=checkpoint, progress=told)
+    compress.pack(shared.model.state_dict(), **options)  # refuses before the training what no file can hold
+    checkpoint = _beside(plan.out, shared.model)
+    with shared.tied() as tied, show.training("centroids", quiet) as progress:
+        fit(tied, source.data, plan.finetune, seed=plan.seed, checkpoint=checkpoint, progress=progress)
     accuracy["finetuned"] = _accuracy(shared.model, source)
     return shared.model, accuracy, checkpoint
 
 
 def _beside(out: Path, model: nn.Module) -> Path:
-    """The checkpoint of a training, named by the network that it starts from: that of another one is not taken up."""
+    """Returns the checkpoint of a training, named by the initial network, so that no other training continues it."""
     from topiarist.compress import bits_of
 
     digest = hashlib.sha256()
@@ -128,7 +125,7 @@ def _beside(out: Path, model: nn.Module) -> Path:
 def _not_onto(file: Path, out: Path) -> None:
     """Raises where a result would be written over what it is made from."""
     if file.exists() and out.exists() and out.samefile(file):
-        raise TopiaristError(f"{out} is what is to be read: give another --out.")
+        raise TopiaristError(f"{out} is the input: give another --out")
 
 
 def _accuracy(model: nn.Module | dict[str, Tensor], source: Source) -> float | None:
@@ -138,7 +135,7 @@ def _accuracy(model: nn.Module | dict[str, Tensor], source: Source) -> float | N
 
 
 def _as_stored(network: nn.Module | dict[str, Tensor], file: Path) -> None:
-    """Give a model the values that were stored, which were rounded."""
+    """Gives a model the values that were stored, which were rounded."""
     from topiarist import compress
 
     if isinstance(network, nn.Module):
@@ -146,16 +143,16 @@ def _as_stored(network: nn.Module | dict[str, Tensor], file: Path) -> None:
 
 
 def _forget_result(folder: Path) -> None:
-    """Drops the ``result.json`` of a command, which tells of the network that was overwritten; nobody else's."""
+    """Removes the ``result.json`` of a command, which describes the network that was overwritten; no other file."""
     file = folder / "result.json"
-    with suppress(OSError, ValueError, RecursionError):
-        told = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(told, dict) and {"model", "data", "accuracy"} <= told.keys():
+    with suppress(OSError, TopiaristError):
+        result = read_json(file, "the result", "remove it")
+        if isinstance(result, dict) and {"model", "data", "accuracy"} <= result.keys():
             file.unlink()
 
 
 def restore(file: Path, max_bytes: int | None, out: Path) -> dict[str, Any]:
-    """Write the tensors of a compressed network as safetensors, and its shape as JSON; plain values for JSON.
+    """Writes the tensors of a compressed network as safetensors, and its shape as JSON; returns plain values.
 
     Raises:
         TopiaristError: the file is damaged or too large, or holds types that safetensors does not know; or the folder

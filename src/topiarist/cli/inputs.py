@@ -1,4 +1,4 @@
-"""What the commands read: the network with its weights, the data, the shape of an input; and where they may write."""
+"""What the commands read: the network with its weights, the data, the shape of an input; and where they write."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from topiarist.cli.weights import put_weights
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 
 if TYPE_CHECKING:
     from topiarist.data import Data
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """A network by name, the data that it is for, and the file of its weights.
+    """Names a network, its data, and the file of its weights.
 
     Attributes:
         make: builds the network with random weights.
@@ -37,7 +38,7 @@ class Source:
     seed: int
 
     def model(self) -> nn.Module:
-        """The network, with the weights of the file, or initial ones drawn with the seed."""
+        """Returns the network, with the weights of the file, or initial ones drawn with the seed."""
         torch.manual_seed(self.seed)
         model = self.make()
         if self.weights is not None:
@@ -48,14 +49,14 @@ class Source:
 def check_seed(seed: int) -> None:
     """Raises where a seed is not one that torch takes."""
     if not 0 <= seed < 2**63:
-        raise TopiaristError(f"The seed is {seed}: give a whole number from 0 to 2^63 - 1.")
+        raise TopiaristError(f"the seed is {seed}: give a whole number from 0 to 2^63 - 1")
 
 
 def make_source(model: str, data: str | None, weights: Path | None, seed: int = 0) -> Source:
-    """Find the network and the data that were named; the data's channels, size and classes fit the network to it.
+    """Finds a network and data by name; the network gets the channels, image size and classes of the data.
 
     Raises:
-        TopiaristError: a name that is unknown.
+        TopiaristError: a name is unknown.
     """
     from topiarist.data import load_data
     from topiarist.models import fitting_options, make_model
@@ -67,7 +68,7 @@ def make_source(model: str, data: str | None, weights: Path | None, seed: int = 
 
 
 def example_inputs(source: Source, shape: str | None) -> Tensor:
-    """One input for tracing and timing: of the shape that was given, else the data's first example.
+    """Returns an input for tracing and timing: of the shape that was given, else the data's first example.
 
     Raises:
         TopiaristError: the shape cannot be read, or there is neither shape nor data.
@@ -75,29 +76,29 @@ def example_inputs(source: Source, shape: str | None) -> Tensor:
     if shape is not None:
         sizes = parse_shape(shape)
         if math.prod(sizes) > 1 << 30:
-            raise TopiaristError(f"An input of {math.prod(sizes):,} numbers is too large: give a smaller --input.")
+            raise TopiaristError(f"an input of {math.prod(sizes):,} numbers is too large: give a smaller --input")
         return torch.randn(sizes, generator=torch.Generator().manual_seed(source.seed))
     if source.data is None:
-        raise TopiaristError("The shape of the input is not known: give --input 1,3,224,224, or --data DATA.")
+        raise TopiaristError("the shape of the input is not known: give --input 1,3,224,224, or --data DATA")
     return source.data.example()
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
-    """``1,3,32,32`` is the shape of the whole tensor; ``3x32x32`` and ``784`` are one example, without the batch axis.
+    """Reads a shape: ``1,3,32,32`` of a tensor, ``3x32x32`` and ``784`` of one example, without the batch axis.
 
     Raises:
-        TopiaristError: anything but whole numbers of at least 1.
+        TopiaristError: a size is not a whole number of at least 1.
     """
     words = re.split(r"\s*[,x×]\s*", text.strip("()[] "))
     if not all(re.fullmatch(r"0*[1-9]\d{0,8}", word) for word in words):
-        raise TopiaristError(f"The shape {text!r} cannot be read: write it as 1,3,224,224 or 3x224x224.")
+        raise TopiaristError(f"the shape {shown(text)} cannot be read: write it as 1,3,224,224 or 3x224x224")
     sizes = tuple(int(word) for word in words)
     one_example = len(sizes) == 1 or (len(sizes) == 3 and "," not in text)
     return (1, *sizes) if one_example else sizes
 
 
 def writable_folder(path: Path) -> None:
-    """Make a folder and see that it can be written, before any work is done.
+    """Makes a folder and checks that it can be written, before any work is done.
 
     Raises:
         TopiaristError: it cannot.
@@ -110,6 +111,4 @@ def writable_folder(path: Path) -> None:
             if (path / name).is_dir():
                 raise IsADirectoryError(0, f"its {name} is a folder")
     except OSError as error:
-        raise TopiaristError(
-            f"The folder {path} cannot be written ({error.strerror}): choose another --out."
-        ) from error
+        raise TopiaristError(f"cannot write the folder {path} ({error.strerror}): choose another --out") from error

@@ -1,4 +1,4 @@
-"""The way of ``topiarist prune``: train or load, prune, prove, fine-tune, measure, write."""
+"""The work of ``topiarist prune``: train or load, prune, prove, fine-tune, measure, write."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ TRAINING, FINE_TUNING = "train.ckpt", "finetune.ckpt"
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be pruned and how.
+    """Describes what is pruned and how.
 
     Attributes:
         source: the network, its weights, its data, the seed.
         request: how it is pruned.
         train: recipe for a network without weights.
         finetune: recipe for the pruned network.
-        selectors: the norms that a channel selector shall follow, if any.
-        shrink: remove the channels and neurons that zero weights left dead.
+        selectors: the norms behind which channel selectors are inserted, if any.
+        shrink: remove the channels and neurons that zero weights made dead.
         out: the folder for the results.
         quiet: show no progress.
     """
@@ -48,20 +48,15 @@ class Plan:
     out: Path
     quiet: bool
 
-    @property
-    def method(self) -> Method:
-        """What ranks the units."""
-        return self.request.method
-
     def model(self, example: Tensor) -> nn.Module:
-        """The network to prune, with its selectors."""
+        """Returns the network to prune, with its selectors."""
         from topiarist.surgery import add_selectors
 
         model = self.source.model()
         return model if self.selectors is None else add_selectors(model, self.selectors, example)
 
     def initial(self, example: Tensor) -> dict[str, Tensor]:
-        """The values that the network began with, drawn with the seed."""
+        """Returns the initial values of the network, drawn with the seed."""
         return replace(self, source=replace(self.source, weights=None)).model(example).state_dict()
 
 
@@ -69,23 +64,24 @@ def run(plan: Plan, example: Tensor) -> tuple[Pruned, dict[str, Any]]:
     """Prunes, and writes ``result.json``, ``model.safetensors`` and ``architecture.json``.
 
     Args:
-        plan: what is to be done.
+        plan: what is pruned and how.
         example: input for tracing, the proof and the timing.
 
     Returns:
-        What `topiarist.prune` gave, and the values of ``result.json``; accuracies are per cent of the test examples,
-        and null where there is no data.
+        What `topiarist.prune` returned, and the values of ``result.json``; accuracies are in per cent of the test
+        examples, and null where there is no data.
     """
-    from topiarist.architecture import save
+    from topiarist.architecture import save, write_tensors
     from topiarist.pruning import shrink
 
-    if plan.shrink and plan.method.granularity != "weight":
-        raise TopiaristError(f"{plan.method.name} leaves nothing dead, for it prunes units: leave --shrink out")
+    method = plan.request.method
+    if plan.shrink and method.granularity != "weight":
+        raise TopiaristError(f"--shrink is for unstructured methods, and {method.name} is structured: leave it out")
     model = plan.model(example)
     if plan.source.weights is None:
-        _prune(plan, plan.request.untrained, model, example)  # what cannot be is refused before the training
-        fit(plan.source, model, plan.train, plan.method, plan.out, quiet=plan.quiet)
-        write_weights(_plain(plan, model), plan.out / "trained.safetensors")
+        _prune(plan, plan.request.untrained, model, example)  # refuses before the training what cannot be pruned
+        fit(plan.source, model, plan.train, method, plan.out, quiet=plan.quiet)
+        write_tensors(_without_selectors(plan, model), plan.out / "trained.safetensors")
     before = _accuracy(plan, model)
     done = _prune(plan, plan.request, model, example)
     times = _times(model, done.model, example)
@@ -95,13 +91,13 @@ def run(plan: Plan, example: Tensor) -> tuple[Pruned, dict[str, Any]]:
     save(last.model, last.architecture, plan.out)
     result = {**_described(plan, done), "shrunk": _shrunk(shrunk), "latency_ms": times, "accuracy": accuracy}
     write_json(plan.out / "result.json", result)
-    for checkpoint in (TRAINING, FINE_TUNING):  # kept to here, so that an interrupted run goes on where it was
+    for checkpoint in (TRAINING, FINE_TUNING):  # kept to here, so that an interrupted run continues from there
         (plan.out / checkpoint).unlink(missing_ok=True)
     return done, result
 
 
 def _described(plan: Plan, done: Pruned) -> dict[str, Any]:
-    """Returns what was asked for and what was pruned, as plain values."""
+    """Returns the request and what was pruned, as plain values."""
     data = plan.source.data
     return {
         "model": full_name(plan.source.make),
@@ -118,7 +114,7 @@ def _described(plan: Plan, done: Pruned) -> dict[str, Any]:
 
 
 def _prune(plan: Plan, request: Pruning, model: nn.Module, example: Tensor) -> Pruned:
-    """Prunes a network; training between the steps shows its epochs, a method that works for long its steps."""
+    """Prunes a network; shows the epochs of training between the steps, or the steps of a method that takes long."""
     from topiarist.pruning import Run, prune
 
     trains = request.sparse_training is not None or (request.steps.count > 1 and request.steps.training is not None)
@@ -144,8 +140,8 @@ def _shrunk(shrunk: Shrunk | None) -> dict[str, Any] | None:
     }
 
 
-def _plain(plan: Plan, model: nn.Module) -> nn.Module:
-    """The network without its selectors, which pass on everything as long as it is whole."""
+def _without_selectors(plan: Plan, model: nn.Module) -> nn.Module:
+    """Returns the network without its selectors, which pass on every channel before the pruning."""
     if plan.selectors is None:
         return model
     plain = plan.source.make()
@@ -154,7 +150,7 @@ def _plain(plan: Plan, model: nn.Module) -> nn.Module:
 
 
 def _times(before: nn.Module, after: nn.Module, example: Tensor) -> dict[str, float]:
-    """Latencies in milliseconds, measured in turns and the better of two, so that other work disturbs both alike."""
+    """Measures latencies in milliseconds, in turns and the better of two, so that other work disturbs both alike."""
     from topiarist.measure import latency
 
     rounds = [(latency(before, example, repeats=10), latency(after, example, repeats=10)) for _ in range(2)]
@@ -162,34 +158,34 @@ def _times(before: nn.Module, after: nn.Module, example: Tensor) -> dict[str, fl
 
 
 def fit(source: Source, model: nn.Module, recipe: Recipe, method: Method | None, out: Path, *, quiet: bool) -> History:
-    """Train a network on its data, with what the method does in training; go on from ``train.ckpt`` in the folder."""
+    """Trains a network, with what the method does in training; continues from ``train.ckpt`` in a folder."""
     from topiarist.graph import trace
     from topiarist.train import fit as train
 
     assert source.data is not None, "the commands ask for data before they train"
-    acts = method is not None and "training" in method.needs
-    graph = trace(model, source.data.example()) if acts else None
-    graph = method.units(graph) if graph is not None and method is not None else graph
-    with show.training("training", quiet) as told:
+    if method is not None and "training" not in method.needs:
+        method = None
+    graph = None if method is None else method.units(trace(model, source.data.example()))
+    with show.training("training", quiet) as progress:
         return train(
             model,
             source.data,
             recipe,
             seed=source.seed,
-            method=method if acts else None,
+            method=method,
             graph=graph,
             checkpoint=out / TRAINING,
-            progress=told,
+            progress=progress,
         )
 
 
 def _finetuned(plan: Plan, done: Pruned) -> float | None:
-    """Trains the pruned network on, and returns its accuracy; pruned weights stay zero."""
+    """Fine-tunes the pruned network, and returns its accuracy; pruned weights stay zero."""
     from topiarist.train import fit as train
 
     if plan.source.data is None or not plan.finetune.epochs:
         return None
-    sparse = plan.method.granularity == "weight"
+    sparse = done.graph.kind == "weight"
     with show.training("fine-tuning", plan.quiet) as progress:
         history = train(
             done.model,
@@ -210,13 +206,6 @@ def _accuracy(plan: Plan, model: nn.Module) -> float | None:
     return None if plan.source.data is None else evaluate(model, plan.source.data)
 
 
-def write_weights(model: nn.Module, path: Path) -> None:
-    """Write a model's state dict as safetensors; tied tensors are stored once."""
-    from topiarist.architecture import write_tensors
-
-    write_tensors(model, path)
-
-
 def write_json(path: Path, values: Any) -> None:
-    """Write plain values, all or nothing; what is not finite becomes null."""
+    """Writes plain values in one step; what is not finite becomes null."""
     files.write_json(path, show.plain(values))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json as json_format
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -28,18 +29,26 @@ WIDTH = 120
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console on stdout or stderr; colours and the terminal's width only where there is a terminal."""
+    """Returns a console on stdout or stderr; colours and the terminal's width only where there is a terminal."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr, width=None if stream.isatty() else WIDTH, highlight=False)
 
 
 def json(values: Any) -> None:
-    """Print plain values as JSON; what is not finite is null, since JSON has no word for it."""
+    """Prints plain values as JSON; what is not finite is null, since JSON has no word for it."""
     print(json_format.dumps(plain(values), indent=2, allow_nan=False))
 
 
+def result(values: Any, as_json: bool, text: Callable[[], object]) -> None:
+    """Prints a result, as JSON or by a function that prints text."""
+    if as_json:
+        json(values)
+    else:
+        text()
+
+
 def plain(value: Any) -> Any:
-    """Values that JSON can hold: paths as text, tuples as lists, NaN and infinity as null."""
+    """Returns values that JSON can hold: paths as text, tuples as lists, NaN and infinity as null."""
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -68,7 +77,7 @@ def methods(described: Sequence[Mapping[str, Any]]) -> None:
 
 
 def card(method: Mapping[str, Any]) -> None:
-    """A method's docstring, what kind it is, and its flags with their defaults."""
+    """Prints a method's docstring, what kind it is, and its flags with their defaults."""
     print(f"{method['name']}\n\n{method['doc'].rstrip()}\n")
     for name in ("family", "granularity", "target", "allocation", "needs", "roles", "paper"):
         value = method[name]
@@ -78,182 +87,158 @@ def card(method: Mapping[str, Any]) -> None:
         print(f"  --method.{field['name']} {field['type']}, default {field['default']}")
 
 
-def graph(found: Graph, cost: Cost, as_json: bool) -> None:
-    """The groups of a graph, its residual blocks, and what is pinned in it."""
-    blocks = [block for group in found.blocks().groups for block in group.blocks]
-    stays = found.blocks().irremovable
-    if as_json:
-        groups = [
+def graph_values(graph: Graph, cost: Cost) -> dict[str, Any]:
+    """Returns a graph as plain values: its groups, its residual blocks, and what is pinned in it."""
+    blocks = graph.blocks()
+    return {
+        "groups": [
             {
                 "name": group.name,
                 "units": group.units,
                 "stage": group.stage,
                 "slices": [{"tensor": part.tensor, "axis": part.axis, "role": part.role} for part in group.slices],
             }
-            for group in found.groups
-        ]
-        pinned = [entry._asdict() for entry in found.pinned]
-        values = {
-            "groups": groups,
-            "pinned": pinned,
-            "blocks": [{"name": block.name, "modules": [part.module for part in block.parts]} for block in blocks],
-            "blocks_pinned": dict(stays),
-            "unknown": found.unknown,
-            "macs": cost.macs,
-            "params": cost.params,
-        }
-        json(values)
-        return
-    out = console()
-    units = sum(group.units for group in found.groups)
-    counted = "1 group" if len(found.groups) == 1 else f"{len(found.groups)} groups"
-    out.print(f"{cost.macs:,} MACs, {cost.params:,} parameters, {units:,} units in {counted}")
-    table = Table("group", "units", "stage", "carried by")
-    for group in found.groups:
-        carriers = list(dict.fromkeys(part.tensor for part in group.slices))
-        table.add_row(escape(group.name), str(group.units), group.stage, _some(carriers))
+            for group in graph.groups
+        ],
+        "pinned": [entry._asdict() for entry in graph.pinned],
+        "blocks": [
+            {"name": block.name, "modules": [part.module for part in block.parts]}
+            for group in blocks.groups
+            for block in group.blocks
+        ],
+        "blocks_pinned": dict(blocks.irremovable),
+        "unknown": graph.unknown,
+        "macs": cost.macs,
+        "params": cost.params,
+    }
+
+
+def graph(values: Mapping[str, Any]) -> None:
+    """Prints the plain values of a graph as tables."""
+    out, groups = console(), values["groups"]
+    units = sum(group["units"] for group in groups)
+    counted = "1 group" if len(groups) == 1 else f"{len(groups)} groups"
+    out.print(f"{values['macs']:,} MACs, {values['params']:,} parameters, {units:,} units in {counted}")
+    table = Table("group", "units", "stage", "tensors")
+    for group in groups:
+        tensors = dict.fromkeys(part["tensor"] for part in group["slices"])
+        table.add_row(escape(group["name"]), str(group["units"]), group["stage"], escape(some(tensors)))
     out.print(table)
-    if blocks:
-        removable = Table("residual block", "modules that go with it")
-        for block in blocks:
-            removable.add_row(escape(block.name), _some([part.module for part in block.parts]))
+    if values["blocks"]:
+        removable = Table("residual block", "modules that are removed with it")
+        for block in values["blocks"]:
+            removable.add_row(escape(block["name"]), escape(some(block["modules"])))
         out.print(removable)
-    for name, reason in stays.items():
-        out.print(f"The block {escape(name)} stays: {escape(reason)}.")
-    pinned_by: dict[str, list[str]] = {}
-    for entry in found.pinned:
-        pinned_by.setdefault(entry.reason.partition(" (in ")[0], []).append(f"{entry.tensor}:{entry.axis}")
-    if pinned_by:
-        reasons = Table("stays as it is, since it is", "axes", "tensor:axis")
-        for reason, places in pinned_by.items():
-            reasons.add_row(escape(reason), str(len(places)), _some(places))
+    for name, reason in values["blocks_pinned"].items():
+        out.print(f"The block {escape(name)} cannot be removed: {escape(reason)}.")
+    axes_by_reason: dict[str, list[str]] = {}
+    for pin in values["pinned"]:
+        axes_by_reason.setdefault(pin["reason"].partition(" (in ")[0], []).append(f"{pin['tensor']}:{pin['axis']}")
+    if axes_by_reason:
+        reasons = Table("pinned, since it is", "axes", "tensor:axis")
+        for reason, axes in axes_by_reason.items():
+            reasons.add_row(escape(reason), str(len(axes)), escape(some(axes)))
         out.print(reasons)
         out.print("`--why NAME` explains one of them; `--json` lists them all.")
-    if found.unknown:
-        out.print(f"Operators without a rule, which pin what they touch: {escape(', '.join(found.unknown))}.")
+    if values["unknown"]:
+        out.print(f"Operators without a rule, which pin what they touch: {escape(', '.join(values['unknown']))}.")
 
 
-def _some(names: Sequence[str], shown: int = 3) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return escape(", ".join(names[:shown])) + more
-
-
-def text(words: object, as_json: bool) -> None:
-    """Anything that prints as text."""
-    if as_json:
-        json({"text": str(words)})
-    else:
-        print(words)
+def some(names: Iterable[str]) -> str:
+    """Returns the first three names, and how many more there are."""
+    first, more = list(names)[:3], len(list(names)) - 3
+    return ", ".join(first) + (f" and {more} more" if more > 0 else "")
 
 
 @contextmanager
 def training(label: str, quiet: bool) -> Iterator[Callable[[int, int, Epoch], None]]:
-    """A line of progress on stderr that follows the epochs; hands over what the training loop calls after each."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
-    with Progress(
-        *columns, console=console(stderr=True), transient=True, disable=quiet or not sys.stderr.isatty()
-    ) as bar:
+    """Shows the epochs of a training on stderr; yields what the training loop calls after each of them."""
+    with _progress(TextColumn("{task.fields[state]}"), quiet) as bar:
         task = bar.add_task(label, total=None, state="")
 
-        def told(epoch: int, epochs: int, row: Epoch) -> None:
+        def update(epoch: int, epochs: int, row: Epoch) -> None:
             accuracy = "" if row.test_accuracy is None else f", {row.test_accuracy:.2f} %"
             bar.update(task, completed=epoch, total=epochs, state=f"{epoch}/{epochs} loss {row.loss:.4f}{accuracy}")
 
-        yield told
+        yield update
 
 
 @contextmanager
 def steps(quiet: bool) -> Iterator[OnStep]:
-    """A line of progress on stderr for work that says how far it is; hands over what it calls."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=console(stderr=True), transient=True, disable=quiet or not sys.stderr.isatty()
-    ) as bar:
+    """Shows the steps of long work on stderr; yields what is called after each of them."""
+    with _progress(MofNCompleteColumn(), quiet) as bar:
         task = bar.add_task("", total=None, visible=False)
 
-        def told(what: str, done: int, total: int) -> None:
+        def update(what: str, done: int, total: int) -> None:
             bar.update(task, description=what, completed=done, total=total, visible=True)
 
-        yield told
+        yield update
 
 
-def sensitivity(found: Sensitivity, out: Path, as_json: bool) -> None:
-    """The accuracies of a scan, a line for each group, and where its files are."""
-    if as_json:
-        json(found.to_json())
-        return
-    ratios = list(dict.fromkeys(point.ratio for point in found.points))
-    whole = f"{found.accuracy:.1f} % on {found.examples} training examples"
+def _progress(column: ProgressColumn, quiet: bool) -> Progress:
+    """Returns a progress bar on stderr with one more column; it is hidden where there is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), column, TimeRemainingColumn())
+    hidden = quiet or not sys.stderr.isatty()
+    return Progress(*columns, console=console(stderr=True), transient=True, disable=hidden)
+
+
+def sensitivity(scan: Sensitivity, out: Path) -> None:
+    """Prints the accuracies of a scan, a line for each group, and where its files are."""
+    ratios = list(dict.fromkeys(point.ratio for point in scan.points))
+    unpruned = f"{scan.accuracy:.1f} % on {scan.examples} training examples"
     table = Table("group", "units", *(f"{100 * ratio:g} %" for ratio in ratios), title_justify="left")
-    table.title = f"accuracy where one group alone keeps so many units by {found.method}; whole network: {whole}"
-    for name, points in found.groups.items():
+    table.title = f"accuracy with one group pruned to this width by {scan.method}; unpruned network: {unpruned}"
+    for name, points in scan.groups.items():
         table.add_row(escape(name), str(points[0].units), *(f"{point.accuracy:.1f}" for point in points))
     console().print(table)
     print(f"files: {out}/")
 
 
-def pattern(found: WidthPattern | KernelPattern, out: Path, as_json: bool) -> None:
-    """What a design pattern keeps of each stage, and where its files are."""
-    if as_json:
-        json(found.to_json())
-        return
-    widths = found.kind == "widths"
+def pattern(averaged: WidthPattern | KernelPattern, out: Path) -> None:
+    """Prints what a design pattern keeps of each stage, and where its files are."""
+    widths = averaged.kind == "widths"
     table = Table("feature map", "units kept") if widths else Table("feature map", "kernel", "weights kept")
-    for stage, kept in found.shares.items():
+    for stage, kept in averaged.shares.items():
         table.add_row(*stage, f"{kept:.1%}")
     console().print(table)
     print(f"files: {out}/")
 
 
-def trained(result: Mapping[str, Any], out: Path, as_json: bool) -> None:
-    """The result of a training, and where its files are."""
-    if as_json:
-        json(result)
-        return
-    count = len(result["epochs"])
+def trained(values: Mapping[str, Any], out: Path) -> None:
+    """Prints the result of a training, and where its files are."""
+    count = len(values["epochs"])
     epochs = "1 epoch" if count == 1 else f"{count} epochs"
-    console().print(f"test accuracy {result['accuracy']:.2f} % after {epochs}", style="bold")
+    console().print(f"test accuracy {values['accuracy']:.2f} % after {epochs}", style="bold")
     print(f"weights: {out / 'model.safetensors'}")
 
 
-def pruned(done: Pruned, result: Mapping[str, Any], out: Path, as_json: bool) -> None:
-    """The result of a pruning: group by group, then before and after, and where its files are."""
-    if as_json:
-        json(result)
-        return
-    print(done)
-    latency, accuracy = result["latency_ms"], result["accuracy"]
-    if (small := result["shrunk"]) is not None:
-        sizes = f"{small['macs']:,} MACs and {small['params']:,} parameters"
-        print(f"shrunk to a dense network of {sizes}; its outputs moved by {small['drift']:.0e} at most")
+def pruned(result: Pruned, values: Mapping[str, Any], out: Path) -> None:
+    """Prints the result of a pruning: group by group, then before and after, and where its files are."""
+    print(result)
+    if (shrunk := values["shrunk"]) is not None:
+        sizes = f"{shrunk['macs']:,} MACs and {shrunk['params']:,} parameters"
+        print(f"shrunk to a dense network of {sizes}; its outputs moved by {shrunk['drift']:.0e} at most")
+    latency = values["latency_ms"]
     print(f"latency of one example: {latency['before']:.3f} → {latency['after']:.3f} ms")
-    measured = [f"{when} {value:.2f} %" for when, value in accuracy.items() if value is not None]
-    if measured:
-        print(f"accuracy: {', '.join(measured)}")
+    _accuracy(values)
     print(f"files: {out}/")
-    print(f'to load them: topiarist.load(topiarist.make_model("{result["model"]}"), "{out}")')
+    print(f'to load them: topiarist.load(topiarist.make_model("{values["model"]}"), "{out}")')
 
 
-def compressed(report: Report, result: Mapping[str, Any], out: Path, as_json: bool) -> None:
-    """What each tensor of a compressed network takes, and what the network can do."""
-    if as_json:
-        json(result)
-        return
+def compressed(report: Report, values: Mapping[str, Any], out: Path) -> None:
+    """Prints what each tensor of a compressed network takes, and the network's accuracy."""
     print(report)
-    measured = [f"{when} {value:.2f} %" for when, value in result["accuracy"].items() if value is not None]
-    if measured:
-        print(f"accuracy: {', '.join(measured)}")
+    _accuracy(values)
     print(f"file: {out}")
 
 
-def decompressed(result: Mapping[str, Any], out: Path, as_json: bool) -> None:
-    """What came out of a compressed network."""
-    if as_json:
-        json(result)
-        return
-    print(f"{result['tensors']} tensors, {result['bytes']:,} bytes")
+def decompressed(values: Mapping[str, Any], out: Path) -> None:
+    """Prints the size of a decompressed network."""
+    print(f"{values['tensors']} tensors, {values['bytes']:,} bytes")
     print(f"files: {out}/")
+
+
+def _accuracy(values: Mapping[str, Any]) -> None:
+    measured = [f"{when} {value:.2f} %" for when, value in values["accuracy"].items() if value is not None]
+    if measured:
+        print(f"accuracy: {', '.join(measured)}")

@@ -20,15 +20,15 @@ def demo(*, out: Path = Path("runs/demo"), seeds: int = 3, workers: int | None =
     """Train a small network on scikit-learn's digits, prune it four ways, compare the results and write a report.
 
     Args:
-        out: folder for report.html, results.json and the pruned models; what is done there is reused.
-        seeds: how many times all of it is done, each time from other initial weights.
+        out: folder for report.html, results.json and the pruned models; finished cells there are reused.
+        seeds: how often all of it is repeated, each time from other initial weights.
         workers: trainings that run at the same time; by default one for each processor.
         json: print the results as JSON.
     """
     from topiarist import studies
 
     writable_folder(out)
-    return _tell_study(studies.demo(out, seeds, workers=workers, quiet=json), out, json)
+    return _report(studies.demo(out, seeds, workers=workers, quiet=json), out, json)
 
 
 def study(
@@ -44,7 +44,7 @@ def study(
 ) -> int:
     """Run the study that a YAML file describes: networks x data x methods x budgets x seeds, and the arms of each.
 
-    A rehearsal without training comes first, so that what cannot be done is told at once.
+    A dry run without training comes first, so that what cannot be done is reported at once.
 
     Args:
         file: the YAML file.
@@ -59,20 +59,20 @@ def study(
     from topiarist import studies
 
     if executor == "local" and ray != RayCluster():
-        raise TopiaristError("The options of --ray are for a cluster: add --executor ray, or leave them out.")
+        raise TopiaristError("the options of --ray are for a cluster: add --executor ray, or leave them out")
     if workers is not None and workers < 1:
-        raise TopiaristError(f"The number of workers is {workers}: give at least 1.")
+        raise TopiaristError(f"the number of workers is {workers}: give at least 1")
     folder = out or Path("runs") / (f"{file.stem}-{scale}" if scale else file.stem)
     plan = studies.Study.load(file, scale)
     writable_folder(folder)
     cluster = replace(ray, workers=workers or ray.workers)
     where: Executor = cluster if executor == "ray" else studies.Local(workers or 1)
     results = studies.run(plan, folder, executor=where, quiet=json, data_folder=data_folder)
-    return _tell_study(results, folder, json)
+    return _report(results, folder, json)
 
 
 def merge(first: Path, second: Path, *, out: Path, json: bool = False) -> int:
-    """Make one study of two folders: of other seeds, methods, arms, networks or data, with the same recipes.
+    """Merge two studies into one: of other seeds, methods, arms, networks or data, with the same recipes.
 
     Args:
         first: the output folder of a study.
@@ -83,11 +83,11 @@ def merge(first: Path, second: Path, *, out: Path, json: bool = False) -> int:
     from topiarist import studies
 
     writable_folder(out)
-    return _tell_study(studies.merge([first, second], out), out, json)
+    return _report(studies.merge([first, second], out), out, json)
 
 
 def report(folder: Path, *, json: bool = False) -> int:
-    """Write the report of a demo or a study anew, and print its tables.
+    """Rewrite the report of a demo or a study, and print its tables.
 
     Args:
         folder: the output folder of a demo or a study.
@@ -95,11 +95,11 @@ def report(folder: Path, *, json: bool = False) -> int:
     """
     from topiarist.report import rewrite
 
-    return _tell_study(rewrite(folder), folder, json)
+    return _report(rewrite(folder), folder, json)
 
 
-def _tell_study(results: Mapping[str, Any], out: Path, as_json: bool) -> int:
-    """Print the results of a study; the exit status, which is 1 where a cell failed or is missing."""
+def _report(results: Mapping[str, Any], out: Path, as_json: bool) -> int:
+    """Writes and prints the report of a study; returns the exit status, 1 where a cell failed or is missing."""
     from topiarist.report import show as show_report
     from topiarist.report import write_report
 
