@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses=4 --dist=loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs nightly clean
+.PHONY: help setup demo test pytest lint docs nightly clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -26,11 +27,14 @@ lint: $(STAMP) ## Style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint ## Style, types and tests
-	$(BIN)/python -m pytest -q -n auto --maxprocesses=4
+test: $(STAMP) ## Style, types and tests, side by side
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going pytest lint
 
-nightly: $(STAMP) ## The tests with ten times the random networks
-	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -q -n auto --maxprocesses=4
+pytest: $(STAMP)
+	$(PYTEST)
+
+nightly: $(STAMP) ## All tests, those too slow for the day as well, with ten times the random networks
+	HYPOTHESIS_PROFILE=nightly $(PYTEST)
 
 docs: $(STAMP) ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -5,6 +5,7 @@ import pytest
 from topiarist.cli import main
 
 NET = "zoo:digitsnet?width=0.25"
+FEW = "digits?train=200"  # so that an epoch takes a moment
 SHAPE = "1x8x8"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,12 @@ from topiarist.budget import cost
 from topiarist.graph import Graph
 
 TOLERANCE = 1e-10
+NIGHT = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
+"""Laws are tried on more networks and more keeps at night: see `make nightly`."""
+
+SOME, ONE = (0, 99), (2, 1)
+KEEPS = (SOME, (1, 99), ONE) if NIGHT else (SOME, ONE)
+"""(seed, most units of a group) of the keeps that every network is cut by."""
 
 
 class Net(nn.Module):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import topiarist
-from door import NET, SHAPE, run
+from door import FEW, NET, SHAPE, run
 from topiarist import Pruning, TopiaristError, methods
 from topiarist.budget import Budget, cost
 from topiarist.cli import COMMANDS, commands
@@ -24,7 +24,7 @@ from topiarist.cli.inputs import parse_shape
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a network that was trained for a moment."""
     out = tmp_path_factory.mktemp("trained")
-    assert run("train", NET, "--data", "digits", "--epochs", 2, "--out", out) == 0
+    assert run("train", NET, "--data", FEW, "--epochs", 2, "--out", out) == 0
     return out
 
 
@@ -187,7 +187,7 @@ def test_train_writes_weights_and_result(trained: Path, weights: Path) -> None:
 def test_prune_writes_all_that_a_script_needs(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--method", "l1", "--budget.macs", 0.5, "--data", "digits", "--epochs", 1, "--out", tmp_path, "--json"]
+    words = ["--method", "l1", "--budget.macs", 0.5, "--data", FEW, "--epochs", 1, "--out", tmp_path, "--json"]
     assert run("prune", NET, "--weights", weights, *words) == 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert json.loads(capsys.readouterr().out) == result
@@ -207,7 +207,7 @@ def test_prune_writes_all_that_a_script_needs(
 def test_nothing_in_a_folder_tells_of_a_network_that_was_there_before(weights: Path, tmp_path: Path) -> None:
     words = ["--weights", weights, "--input", "1x8x8", "--method", "l1", "--budget.ratio", 0.5, "--out", tmp_path]
     assert run("prune", NET, *words) == 0
-    assert run("train", NET, "--data", "digits", "--epochs", 1, "--out", tmp_path) == 0
+    assert run("train", NET, "--data", FEW, "--epochs", 1, "--out", tmp_path) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "result.json"]
     assert run("prune", NET, *words) == 0
     assert run("compress", tmp_path, "--bare", "--out", tmp_path / "x.tpcf") == 0
@@ -216,7 +216,7 @@ def test_nothing_in_a_folder_tells_of_a_network_that_was_there_before(weights: P
 
 
 def test_prune_trains_first_where_there_are_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--method", "slimming", "--budget.ratio", 0.7, "--data", "digits", "--train.epochs", 1, "--epochs", 0]
+    words = ["--method", "slimming", "--budget.ratio", 0.7, "--data", FEW, "--train.epochs", 1, "--epochs", 0]
     assert run("prune", NET, *words, "--out", tmp_path) == 0
     printed = capsys.readouterr().out
     assert "layer1.0.conv1" in printed
@@ -232,7 +232,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def interrupted(*_: object) -> float:
         raise KeyboardInterrupt
 
-    words = ["--method", "l1", "--budget.ratio", 0.5, "--data", "digits", "--train.epochs", 1, "--epochs", 1]
+    words = ["--method", "l1", "--budget.ratio", 0.5, "--data", FEW, "--train.epochs", 1, "--epochs", 1]
     with monkeypatch.context() as patch:
         patch.setattr(pruning, "_accuracy", interrupted)
         assert run("prune", NET, *words, "--out", tmp_path) == 130
@@ -249,7 +249,7 @@ def _fresh(words: list[object], folder: Path) -> Path:
 
 
 def test_single_weights_stay_zero_in_fine_tuning(weights: Path, tmp_path: Path) -> None:
-    words = ["--method", "magnitude", "--budget.ratio", 0.1, "--data", "digits", "--epochs", 1, "--out", tmp_path]
+    words = ["--method", "magnitude", "--budget.ratio", 0.1, "--data", FEW, "--epochs", 1, "--out", tmp_path]
     assert run("prune", NET, "--weights", weights, *words) == 0
     found = load_file(tmp_path / "model.safetensors")
     matrices = [value for value in found.values() if value.ndim > 1]
@@ -316,7 +316,7 @@ def test_tied_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_study_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = {
         "network": NET,
-        "data": "digits",
+        "data": FEW,
         "prunings": [{"method": "l1", "budget": {"macs": 0.5}}],
         "seeds": 1,
         "recipe": {"epochs": 1},

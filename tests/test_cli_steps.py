@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import topiarist
-from door import NET, one_sentence, run
+from door import FEW, NET, one_sentence, run
 
 PRE = "zoo:preresnet110?width=0.125&bottleneck=False"
 
 
 def test_pruning_in_steps_trains_between_them(tmp_path, capsys):
-    words = ["prune", NET, "--data", "digits", "--method", "magnitude", "--budget.ratio", 0.2, "--train.epochs", 1]
+    words = ["prune", NET, "--data", FEW, "--method", "magnitude", "--budget.ratio", 0.2, "--train.epochs", 1]
     words += ["--epochs", 0, "--json", "--out"]
     kept = {}
     for name, more in (
@@ -31,7 +31,7 @@ def test_pruning_in_steps_trains_between_them(tmp_path, capsys):
 @pytest.fixture(scope="module")
 def selected(tmp_path_factory):
     out = tmp_path_factory.mktemp("selected")
-    words = ["prune", PRE, "--data", "digits", "--method", "slimming", "--budget.ratio", 0.6]
+    words = ["prune", PRE, "--data", FEW, "--method", "slimming", "--budget.ratio", 0.6]
     assert run(*words, "--selectors", "auto", "--train.epochs", 1, "--epochs", 0, "--out", out) == 0
     return out
 
@@ -47,7 +47,7 @@ def test_selectors_let_slimming_cut_what_a_block_reads(selected):
 
 
 def test_the_trained_weights_are_those_of_the_plain_network(selected, tmp_path, capsys):
-    words = ["prune", PRE, "--data", "digits", "--method", "slimming", "--budget.ratio", 0.6, "--json"]
+    words = ["prune", PRE, "--data", FEW, "--method", "slimming", "--budget.ratio", 0.6, "--json"]
     words += ["--weights", selected / "trained.safetensors", "--epochs", 0, "--out", tmp_path]
     assert run(*words, "--selectors", "layer*.bn1") == 0
     result = json.loads(capsys.readouterr().out)
@@ -60,7 +60,7 @@ def test_the_trained_weights_are_those_of_the_plain_network(selected, tmp_path, 
     (["--steps", 0], "steps"), (["--steps.schedule", "slow"], "schedule"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_before_the_training(more, told, tmp_path, capsys):
-    words = ["prune", NET, "--data", "digits", "--method", "l1", "--budget.macs", 0.5, "--train.epochs", 1]
+    words = ["prune", NET, "--data", FEW, "--method", "l1", "--budget.macs", 0.5, "--train.epochs", 1]
     words += ["--epochs", 0, "--out", tmp_path]
     assert told in one_sentence(run(*words, *more), capsys)
     assert not (tmp_path / "trained.safetensors").exists()
@@ -70,6 +70,6 @@ def test_what_cannot_be_is_refused_before_the_training(more, told, tmp_path, cap
 def test_methods_that_train_meet_a_budget_without_weights(tmp_path, method):
     """What only the training ranks is no reason to refuse before it."""
     name, *fields = method
-    told = ("--data", "digits", "--train.epochs", "2", "--budget.ratio", "0.8", "--epochs", "0", "--seed", "0")
+    told = ("--data", FEW, "--train.epochs", "2", "--budget.ratio", "0.8", "--epochs", "0", "--seed", "0")
     out = ("--out", str(tmp_path / "out"))
     assert run("prune", "zoo:digitsnet?width=0.25", "--method", name, *fields, *told, *out) == 0

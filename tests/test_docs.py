@@ -31,6 +31,9 @@ def word_count(text: str) -> int:
 GENERATE = runpy.run_path(str(ROOT / "docs" / "generate.py"))
 
 
+TRANSLATIONS = {page: page.name.replace(".ko.", ".") for page in PAGES if ".ko." in page.name}
+
+
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
@@ -47,12 +50,31 @@ def test_no_table_cell_has_more_than_15_words(page: Path) -> None:
     assert not [cell for row in rows for cell in row.strip("|").split("|") if word_count(cell) > 15]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.name, marks=[pytest.mark.nightly] if page in TRANSLATIONS else [])
+        for page in PAGES
+        if blocks(page, "python")
+    ],
+)
 @pytest.mark.filterwarnings("ignore:torchvision was built for another torch")
 def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     code = "\n".join(blocks(page, "python"))
     exec(compile(ast.parse(code), page.name, "exec"), {"__name__": "example"})
+
+
+@pytest.mark.parametrize("page", TRANSLATIONS, ids=lambda page: page.name)
+def test_a_translation_shows_the_same_python(page: Path) -> None:
+    """The same program, but for its comments and the words that it prints."""
+    here, there = (ast.parse("\n".join(blocks(each, "python"))) for each in (page, page.with_name(TRANSLATIONS[page])))
+    for node in (*ast.walk(here), *ast.walk(there)):
+        if isinstance(node, ast.JoinedStr):
+            node.values = [value for value in node.values if isinstance(value, ast.FormattedValue)]
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            node.value = ""
+    assert ast.dump(here) == ast.dump(there)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh")], ids=lambda page: page.name)

@@ -1,6 +1,7 @@
 """What makes training faster changes nothing but rounding: the order in memory, and compiled steps."""
 
 import shutil
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from topiarist.errors import TopiaristError
 from topiarist.train import Speed, loop
 
 NETWORK = "zoo:digitsnet?width=0.25"
-RECIPE = Recipe(epochs=2, lr=0.02, batch_size=32)
+RECIPE = Recipe(epochs=2, lr=0.02, batch_size=48)
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +86,11 @@ def test_images_and_weights_lie_channels_last_while_training(data: Data) -> None
     assert all(pair == (True, True) for pair in orders)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler for the CPU")
-def test_compiled_steps_change_nothing_but_rounding(data: Data) -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.nightly)])
+def test_compiled_steps_change_nothing_but_rounding(data: Data, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if backend == "inductor" and shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler for the CPU")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     states = []
     for compiled in (False, True):
         torch.manual_seed(0)

@@ -25,7 +25,7 @@ GATED: list[tuple[str, dict[str, Any], Budget]] = [
     ("sss", {"structure": "channel"}, Budget(macs=0.5)),
     ("vardrop", {}, Budget(ratio=0.3)),
 ]
-NETWORK, OPTIONS = "zoo:digitsnet", {"width": 0.25}
+NETWORK, OPTIONS, DATA = "zoo:digitsnet", {"width": 0.25}, "digits?train=100"
 
 
 def network() -> nn.Module:
@@ -34,7 +34,7 @@ def network() -> nn.Module:
 
 def trained(name: str, fields: dict[str, Any], folder: Path) -> tuple[nn.Module, nn.Module]:
     """A network that was trained with gates, and the same one from its file."""
-    data = load_data("digits")
+    data = load_data(DATA)
     torch.manual_seed(0)
     model = network()
     graph = trace(model, data.example())
@@ -49,7 +49,7 @@ def test_a_network_from_its_file_is_pruned_as_the_trained_one(
 ) -> None:
     model, again = trained(name, fields, tmp_path)
     assert again.state_dict().keys() == network().state_dict().keys()
-    example = load_data("digits").example()
+    example = load_data(DATA).example()
     one, other = (prune(each, example, make(name, **fields), budget) for each in (model, again))
     assert all(torch.equal(mask, other.keep[group]) for group, mask in one.keep.items())
     assert any(not bool(mask.all()) for mask in one.keep.values())
@@ -59,7 +59,7 @@ def test_other_weights_take_the_gates_away(tmp_path: Path) -> None:
     trained("sss", {"structure": "channel"}, tmp_path)
     gates = tmp_path / "model.gates.safetensors"
     assert gates.exists()
-    graph = trace(network(), load_data("digits").example())
+    graph = trace(network(), load_data(DATA).example())
     save(network(), Architecture.of(graph, graph.full()), tmp_path)
     assert not gates.exists()
 
@@ -86,12 +86,13 @@ def test_gates_are_named_after_a_parameter_and_a_method(name: str, tmp_path: Pat
         load(network, tmp_path)
 
 
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize(("name", "fields", "budget"), GATED[:1] + GATED[2:3])
 def test_a_study_prunes_what_its_gates_say(name: str, fields: dict[str, Any], budget: Budget, tmp_path: Path) -> None:
     recipe = {"epochs": 1, "lr": 0.05}
     settings = {
         "network": f"{NETWORK}?width={OPTIONS['width']}",
-        "data": "digits",
+        "data": DATA,
         "prunings": [{"method": {"name": name, **fields}, "budget": {"macs": budget.macs}}],
         "seeds": [0],
         "recipe": recipe,
@@ -100,7 +101,7 @@ def test_a_study_prunes_what_its_gates_say(name: str, fields: dict[str, Any], bu
     results = run(Study.of(settings), tmp_path, quiet=True)
     assert not results["failed"]
     found = next(tmp_path.glob(f"cells/*-{name}_*-pruned-*"))
-    data = load_data("digits")
+    data = load_data(DATA)
     torch.manual_seed(0)
     model = network()
     fit(model, data, Recipe(**recipe), method=make(name, **fields), graph=trace(model, data.example()), seed=0)
@@ -112,7 +113,7 @@ def test_a_study_prunes_what_its_gates_say(name: str, fields: dict[str, Any], bu
 def test_the_command_prunes_what_it_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     method = ["--method", "sss", "--method.structure", "channel"]
     weights = tmp_path / "whole" / WEIGHTS_FILE
-    assert command("train", NET, "--data", "digits", *method, "--epochs", 1, "--out", weights.parent) == 0
+    assert command("train", NET, "--data", DATA, *method, "--epochs", 1, "--out", weights.parent) == 0
     prune_it = ["prune", NET, "--input", SHAPE, *method, "--weights", weights, "--budget.macs", 0.5, "--out"]
     assert command(*prune_it, tmp_path / "half") == 0
     weights.with_suffix(".gates.safetensors").unlink()

@@ -16,7 +16,7 @@ from topiarist.studies.work import work as arms_work
 
 STUDY = {
     "network": "zoo:digitsnet?width=0.25",
-    "data": "digits",
+    "data": "digits?train=200",
     "prunings": [{"method": "l1", "budget": {"macs": 0.5}}],
     "seeds": [0, 1],
     "recipe": {"epochs": 1, "lr": 0.05},
@@ -185,7 +185,7 @@ def test_killed_workers_lose_nothing(tmp_path: Path) -> None:
     assert told["alive"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_ctrl_c_stops_the_workers_and_keeps_what_is_done(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     stopped = script(tmp_path, INTERRUPTED)

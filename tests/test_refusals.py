@@ -123,14 +123,19 @@ def test_fields_of_layer_compensation(field):
         make("lcp", **field)
 
 
-@pytest.fixture
-def selected(tmp_path):
-    def fresh():
-        torch.manual_seed(0)
-        return PreResNet(3, 4, [4, 6, 8], 2, PreBasic, 5)
+def fresh():
+    torch.manual_seed(0)
+    return PreResNet(3, 4, [4, 6, 8], 1, PreBasic, 5)
 
+
+@pytest.fixture(scope="module")
+def found():
     x = images(2, size=8)
-    found = prune(add_selectors(shaken(fresh()), "auto", x), x, "slimming", 0.5)
+    return prune(add_selectors(shaken(fresh()), "auto", x), x, "slimming", 0.5)
+
+
+@pytest.fixture
+def selected(found, tmp_path):
     topiarist.save(found.model, found.architecture, tmp_path)
     return fresh, tmp_path / "model.safetensors"
 

@@ -41,8 +41,21 @@ class Page(HTMLParser):
             self.scripts[self._script] += data
 
 
-def test_the_page_refers_to_nothing_outside(tmp_path):
-    text = write_report(tmp_path, make_results()).read_text(encoding="utf-8")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the report of a small study."""
+    folder, results = tmp_path_factory.mktemp("report"), make_results()
+    write_results(folder, results)
+    return write_report(folder, results).parent
+
+
+@pytest.fixture(scope="module")
+def text(folder):
+    """The page of a small study."""
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_refers_to_nothing_outside(text):
     page = Page(text)
     assert all(reference.startswith(("#", "data:")) for reference in page.references)
     assert "://" not in text
@@ -50,28 +63,24 @@ def test_the_page_refers_to_nothing_outside(tmp_path):
     assert all(target.startswith("#") for target in re.findall(r"url\(['\"]?([^)'\"]*)", text))
 
 
-def test_the_page_holds_its_data(tmp_path):
+def test_the_page_holds_its_data(folder, text):
     results = make_results()
-    write_results(tmp_path, results)
-    text = write_report(tmp_path, results).read_text(encoding="utf-8")
     assert json.loads(Page(text).scripts["results"]) == results
-    write_results(tmp_path, results)
-    assert read_results(tmp_path) == results
+    assert read_results(folder) == results
     assert text.index(formatting.unbroken(results["conclusion"][0])) < text.index("<table")
 
 
-def test_the_same_results_give_the_same_page():
-    assert render(make_results()) == render(make_results())
+def test_the_same_results_give_the_same_page(text):
+    assert render(make_results()) == text
 
 
-def test_ids_are_unique_and_references_to_them_meet_one():
-    page = Page(render(make_results()))
+def test_ids_are_unique_and_references_to_them_meet_one(text):
+    page = Page(text)
     assert len(set(page.ids)) == len(page.ids)
     assert {reference[1:] for reference in page.references if reference.startswith("#")} <= set(page.ids)
 
 
-def test_figures_take_the_colours_of_the_page():
-    text = render(make_results())
+def test_figures_take_the_colours_of_the_page(text):
     assert not any(colour in text for colour in arm_styles.COLOURS.values())
     assert all(f"var(--{arm.replace('_', '-')})" in text for arm in LABELS)
 
@@ -96,6 +105,7 @@ def test_names_cannot_steer_the_terminal():
     assert out.getvalue().replace("\n", "").isprintable()
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_half_a_character_is_written_as_a_whole_one(tmp_path):
     results = make_results()
     results["title"] = "half \ud83d of it"
@@ -169,6 +179,7 @@ def test_a_folder_without_results(tmp_path):
         read_results(tmp_path)
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_report_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(TopiaristError, match="cannot write"):

@@ -81,7 +81,7 @@ def test_what_is_removed_lies_below_the_cut_and_what_stays_above(spread, factor)
 @pytest.mark.parametrize(("method", "steps"), [("l1", 1), ("magnitude", 1), ("magnitude", 2)])
 def test_a_pruning_keeps_its_scores(method, steps):
     torch.manual_seed(0)
-    data, model = load_data("digits"), load_model(NETWORK)
+    data, model = load_data("digits?train=200"), load_model(NETWORK)
     done = prune(model, data.example(), Pruning.of(method, Budget(ratio=0.5), steps=steps), data=data)
     units = sum(len(values) for values in done.choice.scores.values())
     kept, removed = counted(histogram(done.choice))
@@ -94,7 +94,7 @@ def test_a_pruning_keeps_its_scores(method, steps):
 
 def test_a_method_that_selects_without_scores_has_no_histogram():
     torch.manual_seed(0)
-    data, model = load_data("digits"), load_model(NETWORK)
+    data, model = load_data("digits?train=200"), load_model(NETWORK)
     done = prune(model, data.example(), "thinet", Budget(ratio=0.5), data=data)
     assert dict(done.choice.keep).keys() == done.keep.keys()
     assert histogram(done.choice) is None
@@ -108,7 +108,7 @@ def test_cells_hold_scores_and_the_fraction_kept_at_each_position(tmp_path):
     study = Study.of(
         {
             "network": NETWORK,
-            "data": "digits",
+            "data": "digits?train=200",
             "prunings": [
                 {"method": "magnitude", "budget": {"ratio": 0.3}},
                 {"method": "thinet", "budget": {"ratio": 0.5}},
@@ -275,6 +275,7 @@ def plain(text):
     return text.replace("\\", "")
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_names_mean_nothing_in_markdown(tmp_path):
     write_report(tmp_path, make_results("<b>|`a`*_[x](y)"))
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
@@ -282,6 +283,7 @@ def test_names_mean_nothing_in_markdown(tmp_path):
     assert r"\<b\>\|\`a\`\*\_\[x\](y)" in text
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_published_numbers_have_a_column_only_where_there_are_any():
     assert "Published" not in render(make_results())
     results = make_results()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import topiarist
-from door import NET, run
+from door import FEW, NET, run
 from topiarist.cli.pruning import write_json
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
@@ -154,17 +154,17 @@ def test_the_picture_shows_every_point(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained")
-    assert run("train", NET, "--data", "digits", "--epochs", 1, "--out", out) == 0
+    assert run("train", NET, "--data", FEW, "--epochs", 1, "--out", out) == 0
     return out / "model.safetensors"
 
 
 def test_the_command_writes_what_the_function_finds(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["sensitivity", NET, "--weights", weights, "--data", "digits", "--out", tmp_path, "--held-out", 0.2]
+    words = ["sensitivity", NET, "--weights", weights, "--data", FEW, "--out", tmp_path, "--held-out", 0.2]
     assert run(*words, "--method", "l1", "--method.p", 2, "--ratios", "0.75,0.25", "--json") == 0
     told = json.loads(capsys.readouterr().out)
-    data = topiarist.load_data("digits")
+    data = topiarist.load_data(FEW)
     model = topiarist.load_model(NET)
     topiarist.cli.inputs.put_weights(model, weights)
     graph = topiarist.trace(model, data.example())
@@ -190,7 +190,7 @@ def test_an_interrupted_scan_leaves_what_it_measured(
         return evaluate_batches(*arguments)
 
     monkeypatch.setattr(module, "evaluate_batches", interrupted)
-    words = ["--weights", weights, "--data", "digits", "--ratios", "0.5", "--out", tmp_path]
+    words = ["--weights", weights, "--data", FEW, "--ratios", "0.5", "--out", tmp_path]
     assert run("sensitivity", NET, *words) == 130
     assert str(tmp_path / "sensitivity.json") in " ".join(capsys.readouterr().err.split())
     told = json.loads((tmp_path / "sensitivity.json").read_text())

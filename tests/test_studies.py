@@ -165,6 +165,7 @@ def invented(each, here, needs):
     }
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_results_say_what_the_cells_show(tmp_path):
     study = replace(DEMO, seeds=(0, 1, 2))
     results = run(study, tmp_path, work=invented, quiet=True)
@@ -199,6 +200,7 @@ def test_results_say_what_the_cells_show(tmp_path):
     assert write_report(tmp_path, results).is_file()
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_missing_cells_are_told_and_left_out_of_the_means(tmp_path):
     def work(each, here, needs):
         if each.seed == 2:
@@ -226,7 +228,7 @@ def test_a_small_study_from_end_to_end(tmp_path):
     study = Study.of(
         {
             "network": "zoo:digitsnet?width=0.25",
-            "data": "digits",
+            "data": "digits?train=200",
             "prunings": [
                 {"method": ["random", "slimming"], "budget": {"macs": 0.5}},
                 {"method": "magnitude", "budget": {"ratio": 0.1}},

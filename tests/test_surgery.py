@@ -12,6 +12,8 @@ from torch import nn
 import topiarist
 from networks import (
     CASES,
+    KEEPS,
+    NIGHT,
     Net,
     call,
     check_keep,
@@ -38,7 +40,7 @@ def test_cut_is_mask(name):
     model = case.model()
     graph = trace(model, case.inputs)
     seen = False
-    for seed, most in ((0, 99), (1, 99), (2, 1)):
+    for seed, most in KEEPS:
         keep = random_keep(graph, seed, most)
         change = check_keep(case, model, graph, keep)
         if not all(bool(kept.all()) for kept in keep.values()):
@@ -125,7 +127,7 @@ def test_what_is_summed_over_must_be_zero_where_it_is_dead(name):
 
     model = shaken(Net(SUMS[name], a=conv(3, 8), c=conv(3, 8), norm=nn.LayerNorm(6), filled=filled, copied=copied))
     graph = trace(model, images(2))
-    for seed in range(4):
+    for seed in range(4 if NIGHT else 2):
         proof = prove(model, graph, random_keep(graph, seed), images(2))
         assert proof.max_rel_diff <= 1e-10, proof.reason
     if name in ("of zeros", "norm", "largest", "of gated zeros", "of a mean"):
@@ -173,7 +175,7 @@ def test_two_cuts_in_turn_are_one_cut(name):
     model, inputs = (shimmed(), tokens(2)) if name == "fused" else (CASES[name].model(), CASES[name].inputs)
     model, inputs = model.double(), real(inputs)
     graph = trace(model, inputs)
-    for seed in range(4):
+    for seed in range(4 if NIGHT else 1):
         first = random_keep(graph, seed)
         once = cut(model, graph, first)
         rest = trace(once, inputs)
@@ -288,7 +290,7 @@ def test_cut_networks_copy_and_pickle(name):
         assert torch.equal(call(pickle.loads(pickle.dumps(smaller)), case.inputs), call(smaller, case.inputs))
 
 
-EXPORTED = ["grouped", "attention", "literal attention", "multi-head"]
+EXPORTED = ["grouped", "literal attention", "multi-head", pytest.param("attention", marks=pytest.mark.nightly)]
 
 
 @pytest.mark.parametrize("name", EXPORTED)
@@ -359,7 +361,7 @@ def test_masked_for_a_while(name):
     graph = trace(model, case.inputs)
     before, output = copy.deepcopy(model.state_dict()), flat(call(model, case.inputs))
     kinds = [type(module) for module in model.modules()]
-    for seed in (0, 1):
+    for seed in range(2 if NIGHT else 1):
         keep = random_keep(graph, seed)
         with torch.no_grad(), fast_path_off(), masked(model, graph, keep) as seen:
             assert seen is model

@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import topiarist
-from door import NET, one_sentence, run
+from door import FEW, NET, one_sentence, run
 from topiarist import compress
 
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pruned")
-    words = ["--data", "digits", "--method", "l1", "--budget.macs", 0.6, "--train.epochs", 2, "--epochs", 0]
+    words = ["--data", FEW, "--method", "l1", "--budget.macs", 0.6, "--train.epochs", 2, "--epochs", 0]
     assert run("prune", NET, *words, "--out", out) == 0
     return out
 
@@ -41,7 +41,7 @@ def test_centroids_are_trained_and_every_byte_is_counted(
     pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "small.tpcf"
-    words = ["--bits", 3, "--half", "--model", NET, "--data", "digits", "--epochs", 1, "--finetune.lr", 0.01]
+    words = ["--bits", 3, "--half", "--model", NET, "--data", FEW, "--epochs", 1, "--finetune.lr", 0.01]
     assert run("compress", pruned, *words, "--out", file, "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert result["bytes"] == file.stat().st_size
@@ -101,7 +101,7 @@ def test_what_cannot_be_done_costs_a_sentence(pruned: Path, tmp_path: Path, caps
     assert "max_bytes" in one_sentence(run("decompress", tmp_path / "x.tpcf", *words), capsys)
 
 
-TRAINED = ["--bits", 3, "--model", NET, "--data", "digits", "--epochs", 2]
+TRAINED = ["--bits", 3, "--model", NET, "--data", FEW, "--epochs", 2]
 
 
 def test_a_stopped_training_of_centroids_goes_on(
