@@ -12,7 +12,7 @@ PRE = "zoo:preresnet110?width=0.125&bottleneck=False"
 
 
 def test_pruning_in_steps_trains_between_them(tmp_path, capsys):
-    words = ["prune", NET, "--data", FEW, "--method", "magnitude", "--budget.ratio", 0.2, "--train.epochs", 1]
+    words = ["prune", NET, "--data", "digits", "--method", "magnitude", "--budget.ratio", 0.2, "--train.epochs", 1]
     words += ["--epochs", 0, "--json", "--out"]
     kept = {}
     for name, more in (

@@ -18,7 +18,7 @@ def digits():
 
 def net(seed=0):
     torch.manual_seed(seed)
-    return topiarist.load_model("zoo:digitsnet", width=0.25).eval()
+    return topiarist.load_model("zoo:digitsnet", width=0.5).eval()
 
 
 def shown(data):
@@ -81,7 +81,7 @@ def test_who_cannot_repair_is_told(digits):
 def test_the_command_line_repairs_too(tmp_path, capsys):
     weights = tmp_path / "net.pt"
     torch.save(net().state_dict(), weights)
-    asked = ["prune", "zoo:digitsnet?width=0.25", "--method", "l1", "--repair", "lasso", "--budget.macs", "0.5",
+    asked = ["prune", "zoo:digitsnet?width=0.5", "--method", "l1", "--repair", "lasso", "--budget.macs", "0.5",
              "--weights", str(weights), "--data", "digits?train=200", "--epochs", "0", "--json"]  # fmt: skip
     assert main([*asked, "--out", str(tmp_path / "out")]) == 0
     assert json.loads(capsys.readouterr().out)["pruning"]["repair"]["name"] == "lasso"
