@@ -170,7 +170,7 @@ def test_bad_input():
     model = CASES["chain"].model()
     refused("l2", model, images(2), "l2", 0.5)
     refused("the model fails", model, images(2, channels=2), "l1", 0.5)
-    refused("fields", model, images(2), "l1", {"flops": 0.5})
+    refused("the budget has no 'flops'", model, images(2), "l1", {"flops": 0.5})
     for budget in (-0.1, 1.5, {"macs": 2}, {"ratio": -1}, {"params": float("nan")}, {"ratios": {"0": 3}}):
         refused(None, model, images(2), "l1", budget)
     refused("matches no group", model, images(2), "l1", {"ratios": {"nothing*": 0.5}})

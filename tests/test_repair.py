@@ -68,8 +68,8 @@ def test_a_method_that_repairs_itself_may_be_named_again(digits):
 
 def test_who_cannot_repair_is_told(digits):
     for repair, method, told in (
-        ("l1", "fpgm", "l1 gives what is left no new values"),
-        ("lasso", "magnitude", "repairs where a structure goes, and magnitude removes a weight"),
+        ("l1", "fpgm", "l1 does not repair: choose lasso or thinet"),
+        ("lasso", "magnitude", "lasso repairs structured pruning only, and magnitude is unstructured"),
         ("lassoo", "l1", "lasso"),
     ):
         with pytest.raises(TopiaristError, match=told):
@@ -84,6 +84,6 @@ def test_the_command_line_repairs_too(tmp_path, capsys):
     asked = ["prune", "zoo:digitsnet", "--method", "l1", "--repair", "lasso", "--budget.macs", "0.5",
              "--weights", str(weights), "--data", "digits", "--epochs", "0", "--json"]  # fmt: skip
     assert main([*asked, "--out", str(tmp_path / "out")]) == 0
-    assert json.loads(capsys.readouterr().out)["repair"] == "lasso"
+    assert json.loads(capsys.readouterr().out)["pruning"]["repair"]["name"] == "lasso"
     assert main([*asked[:-1], "--out", str(tmp_path / "other"), "--repair", "l1"]) == 2
-    assert "gives what is left no new values" in capsys.readouterr().err
+    assert "l1 does not repair: choose lasso or thinet" in capsys.readouterr().err
