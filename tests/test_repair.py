@@ -68,7 +68,7 @@ def test_a_method_that_repairs_itself_may_be_named_again(digits):
 
 def test_who_cannot_repair_is_told(digits):
     for repair, method, told in (
-        ("l1", "fpgm", "l1 does not repair"),
+        ("l1", "fpgm", "l1 does not repair: choose lasso or thinet"),
         ("lasso", "magnitude", "lasso repairs structured pruning only, and magnitude is unstructured"),
         ("lassoo", "l1", "lasso"),
     ):
@@ -86,4 +86,4 @@ def test_the_command_line_repairs_too(tmp_path, capsys):
     assert main([*asked, "--out", str(tmp_path / "out")]) == 0
     assert json.loads(capsys.readouterr().out)["pruning"]["repair"]["name"] == "lasso"
     assert main([*asked[:-1], "--out", str(tmp_path / "other"), "--repair", "l1"]) == 2
-    assert "l1 does not repair" in capsys.readouterr().err
+    assert "l1 does not repair: choose lasso or thinet" in capsys.readouterr().err

@@ -205,6 +205,6 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
         raise OSError(28, "No space left on device", str(self))
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(TopiaristError, match="No space"):
+    with pytest.raises(TopiaristError, match="No space left on device; choose another"):
         write_json(tmp_path / "result.json", {"new": 2})
     assert json.loads((tmp_path / "result.json").read_text()) == {"old": 1}

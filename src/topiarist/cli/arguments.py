@@ -150,7 +150,7 @@ def _read_config(path: str) -> dict[str, Any]:
 
 def _method_name(key: str, words: list[str], config: Mapping[str, Any]) -> str | None:
     """Returns a method's name, needed before the parser is made since it decides which flags there are."""
-    for at, word in reversed(list(enumerate(words))):  # of a flag given twice, the last counts
+    for at, word in reversed(list(enumerate(words))):  # of several the parser takes the last
         option, equals, value = word.partition("=")
         if option == f"--{key}.name":
             return value if equals else next(iter(words[at + 1 : at + 2]), None)

@@ -14,7 +14,7 @@ from topiarist.methods import Criterion, Method, Rule, Selector
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What a method keeps, and why.
+    """Holds what a method keeps, and why.
 
     Attributes:
         keep: group name → bool ``(units,)``.
@@ -51,16 +51,16 @@ def make_choice(
         method: plays `Selector` or `Criterion`, and perhaps `Rule`.
         graph: the groups that it works on (``graph.weights()`` for methods of granularity ``"weight"``).
         stats: what it needs measured.
-        budget: how much is kept, or a function that says so for the names of the groups that take part; left out where
+        budget: how much is kept, or a function from the names of the groups that take part to that; ``None`` where
             the method brings its own rule.
         cost: as in `allocate`.
 
     Raises:
-        TopiaristError: there is no budget, or one too many, or `allocate` refuses it.
+        TopiaristError: there is no budget, there are two, or `allocate` refuses it.
     """
     rule = method.budget(graph) if isinstance(method, Rule) else None
     if rule is not None and budget is not None:
-        raise TopiaristError(f"{method.name} brings a budget of its own with these fields: leave out one of the two")
+        raise TopiaristError(f"{method.name} brings a budget of its own with these fields; leave out one of the two")
     budget = budget if rule is None else rule
     if isinstance(method, Selector):
         names = [group.name for group in graph.groups]

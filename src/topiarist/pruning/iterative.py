@@ -2,7 +2,7 @@
 
 Each step prunes what the one before kept: it measures, scores and cuts the smaller network or, in unstructured pruning,
 the weights that are still kept. Two cuts in turn are one cut of the composed keep, so that in the end a single keep of
-the original graph says it all, and is proved like any other.
+the original graph describes the pruning, and is proved like any other.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from torch import Tensor, nn
 
 from topiarist.budget import Allocation, Budget, cost, matching
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, Keep
+from topiarist.graph import Graph, Keep, broadcast_kept, named_tensors
 from topiarist.methods import SCHEDULES, Method, Schedule
 from topiarist.pruning.request import Pruning, Steps
-from topiarist.surgery import copied, plan
+from topiarist.surgery import copied
 from topiarist.train import Epoch, Progress
 
 
 class Work(Protocol):
-    """What is done in each step."""
+    """Does what each step asks for."""
 
     def step(
         self, model: nn.Module, graph: Graph, keep: Keep, share: Share | None, step: int
     ) -> tuple[nn.Module, Graph, Keep]:
-        """Trains a network the method's way and prunes it; the smaller one, its graph, and what it keeps of that."""
+        """Trains a network the method's way and prunes it; returns the smaller one, the graph and its keep."""
 
     def rewind(self, model: nn.Module, keep: Keep) -> nn.Module:
-        """Returns the smaller network with its initial values; itself, where it is not rewound."""
+        """Returns the smaller network with its initial values; itself where it is not rewound."""
 
     def retrain(self, model: nn.Module, graph: Graph, keep: Keep, step: int) -> nn.Module:
         """Trains the smaller network before the next step."""
@@ -67,7 +67,7 @@ class EpochCounter:
         return cls(progress, steps.count * before + (steps.count - 1) * between)
 
     def __call__(self, epoch: int, epochs: int, row: Epoch) -> None:
-        """Called after each epoch of each training."""
+        """Counts one epoch of one of the trainings, and reports it."""
         self.done += 1
         if self.progress is not None:
             self.progress(self.done, self.total, row)
@@ -79,11 +79,11 @@ def prune_in_steps(
     """Prunes in several steps.
 
     Args:
-        model: the network; it stays as it is.
+        model: the network; it is not changed.
         graph: its graph.
-        request: its budget is that of the whole pruning; without one the method decides in every step. A ``floor``
+        request: its budget is that of all steps together; without one the method decides in every step. A ``floor``
             below 1 is a fraction of what the step receives.
-        kept: (step, fraction) → the fraction kept after a step, where the fraction is asked for in the end.
+        kept: (step, fraction kept in the end) → fraction kept after the step.
         work: what each step does.
 
     Returns:
@@ -91,7 +91,7 @@ def prune_in_steps(
         what it keeps.
 
     Raises:
-        TopiaristError: what a step raises, or a step met units that the original network has not.
+        TopiaristError: what a step raises, or a step pruned units that the original network lacks.
     """
     allocation, steps = request.method.allocation, request.steps.count
     keep = graph.full()
@@ -103,7 +103,7 @@ def prune_in_steps(
         if step == 1:
             graph, keep = cut_graph, dict(chosen)  # what could not be proved is pinned by now
         else:
-            keep = composed(graph, keep, cut_graph, chosen)
+            keep = composed_keep(graph, keep, cut_graph, chosen)
         small = work.rewind(small, keep)
         if step == steps:
             break
@@ -111,12 +111,12 @@ def prune_in_steps(
         if not remaining.graph.groups:
             break  # every group is down to one unit
         small = work.retrain(small, remaining.graph, keep, step)
-    return lifted(model, small, graph, keep), keep
+    return with_kept_values(model, small, graph, keep), keep
 
 
 @dataclass(frozen=True, eq=False)
 class Remaining:
-    """What earlier steps kept.
+    """Holds what earlier steps kept.
 
     Attributes:
         graph: of the smaller network; in unstructured pruning, of the weights that are still kept.
@@ -128,7 +128,7 @@ class Remaining:
 
     @classmethod
     def of(cls, graph: Graph, keep: Keep, small: nn.Module, work: Work) -> Remaining:
-        """Returns the units that are kept; those of the smaller network that the original one lacks are left out."""
+        """Returns what a keep leaves; units of the smaller network that the original one lacks are not part of it."""
         if graph.kind == "weight":
             groups = []
             for group in graph.groups:
@@ -138,36 +138,36 @@ class Remaining:
             many = tuple(group for group in groups if group.units > 1)
             return cls(replace(graph, groups=many), {group.name: group.name for group in many})
         traced = work.trace(small, graph)
-        places = {key: torch.nonzero(axis).flatten() for key, axis in graph.kept(keep).items()}
+        kept = {place: torch.nonzero(positions).flatten() for place, positions in graph.kept(keep).items()}
         origin: dict[str, str] = {}
         for group in traced.groups:
-            mine = [
-                (part.tensor, part.axis, places[part.tensor, part.axis][part.positions])
+            sites = [
+                (part.tensor, part.axis, kept[part.tensor, part.axis][part.positions])
                 for part in group.slices
-                if (part.tensor, part.axis) in places
+                if (part.tensor, part.axis) in kept
             ]
-            name = _name_of_origin(group.name, mine[0], graph, keep) if len(mine) == len(group.slices) else None
+            name = _name_of_origin(group.name, sites[0], graph, keep) if len(sites) == len(group.slices) else None
             if name is not None:
                 origin[group.name] = name
         return cls(replace(traced, groups=tuple(g for g in traced.groups if g.name in origin)), origin)
 
 
-def _name_of_origin(name: str, place: tuple[str, int | None, Tensor], graph: Graph, keep: Keep) -> str | None:
-    """Returns the group of the original graph with units at a place that can lose some; of several the namesake."""
-    tensor, axis, positions = place
-    found = [
+def _name_of_origin(name: str, site: tuple[str, int | None, Tensor], graph: Graph, keep: Keep) -> str | None:
+    """Returns the group of the original graph that has units at a site and can lose some; of several the namesake."""
+    tensor, axis, positions = site
+    names = [
         group.name
         for group in graph.groups
         if int(keep[group.name].sum()) > 1
         for part in group.slices
         if (part.tensor, part.axis) == (tensor, axis) and bool(torch.isin(positions, part.positions).all())
     ]
-    return name if name in found else found[0] if len(set(found)) == 1 else None
+    return name if name in names else names[0] if len(set(names)) == 1 else None
 
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """A budget of the original network as one of what earlier steps kept of it.
+    """Converts a budget of the original network to one of what earlier steps kept of it.
 
     Attributes:
         budget: how much is kept in the end.
@@ -209,7 +209,7 @@ class Share:
         )
 
     def on(self, graph: Graph) -> Share:
-        """Returns the same share of what is left of the step's graph, after some of its units were pinned."""
+        """Returns the same share for the step's graph after some of its units were pinned."""
         first = self.remaining.graph is self.graph
         return replace(self, graph=graph if first else self.graph, remaining=replace(self.remaining, graph=graph))
 
@@ -229,54 +229,50 @@ class Share:
     def _of_units(self, fraction: float, shared: Collection[str], others: Collection[str]) -> float:
         """Converts a fraction of all units that take part; groups that are down to one unit took part before."""
         origins = {self.remaining.origin[name] for name in shared}
-        gone = set(self.keep) - set(self.remaining.origin.values()) - set(others)
-        units = sum(len(self.keep[name]) for name in origins | gone)
+        exhausted = set(self.keep) - set(self.remaining.origin.values()) - set(others)
+        units = sum(len(self.keep[name]) for name in origins | exhausted)
         now = sum(int(self.keep[name].sum()) for name in origins)
-        alone = sum(int(self.keep[name].sum()) for name in gone)
-        return min(1.0, max(0.0, (self.kept(fraction) * units - alone) / max(now, 1)))
+        in_exhausted = sum(int(self.keep[name].sum()) for name in exhausted)
+        return min(1.0, max(0.0, (self.kept(fraction) * units - in_exhausted) / max(now, 1)))
 
 
-def composed(graph: Graph, keep: Keep, left: Graph, chosen: Keep) -> dict[str, Tensor]:
-    """The keep of a graph that does what a first keep of it and then one of what it left do.
+def composed_keep(graph: Graph, keep: Keep, smaller: Graph, chosen: Keep) -> dict[str, Tensor]:
+    """Returns the keep of a graph that does what two keeps in turn do.
 
     Args:
         graph: of the original network.
         keep: the first keep.
-        left: graph of the network that was cut by it (of the weights that are left, where single weights go).
+        smaller: graph of the network that was cut by it; in unstructured pruning, of the weights that it keeps.
         chosen: the second keep.
     """
-    alive = graph.kept(keep)
-    for key, stays in left.kept(chosen).items():
-        if key[1] is None:
-            alive[key] &= stays  # weights keep their places
-        elif key in alive:
-            whole = alive[key]
-            whole[torch.nonzero(whole).flatten()[~stays]] = False
-    lead = {group.name: group.slices[0] for group in graph.groups}
-    return {name: alive[part.tensor, part.axis][part.positions].any(1) for name, part in lead.items()}
+    kept = graph.kept(keep)
+    for place, positions in smaller.kept(chosen).items():
+        if place[1] is None:
+            kept[place] &= positions  # individual weights are numbered as in the original tensor
+        elif place in kept:
+            kept[place] = kept[place].masked_scatter(kept[place], positions)
+    first = {group.name: group.slices[0] for group in graph.groups}
+    return {name: kept[part.tensor, part.axis][part.positions].any(1) for name, part in first.items()}
 
 
-def lifted(model: nn.Module, small: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
-    """A copy of the original network with the values of the smaller one where units survive.
+def with_kept_values(model: nn.Module, smaller: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
+    """Returns a copy of the original network with the values of the smaller one where units are kept.
 
     Raises:
         TopiaristError: the smaller network is not what this keep leaves of the original one.
     """
-    whole = copied(model)
-    survivors = plan(graph, keep).kept
-    values = dict(small.named_parameters()) | dict(small.named_buffers())
+    made, values, kept = copied(model), named_tensors(smaller), graph.kept(keep)
     with torch.no_grad():
-        for name, tensor in [*whole.named_parameters(), *whole.named_buffers()]:
-            value = values[name].detach()
-            axes = [survivors.get(name, {}).get(axis, torch.arange(n)) for axis, n in enumerate(tensor.shape)]
-            if value.shape != tuple(map(len, axes)):
+        for name, tensor in named_tensors(made).items():
+            axes = [kept.get((name, axis), torch.ones(n, dtype=torch.bool)) for axis, n in enumerate(tensor.shape)]
+            value, shape = values[name].detach(), tuple(int(positions.sum()) for positions in axes)
+            if value.shape != shape:
                 raise TopiaristError(
                     f"the steps do not add up to one cut of the original network ({name} is {tuple(value.shape)} after "
-                    f"them, and {tuple(map(len, axes))} in one); prune in one step"
+                    f"them, and {shape} in one); prune in one step"
                 )
-            if survivors.get(name):
-                grid = [k.view([-1 if d == axis else 1 for d in range(len(axes))]) for axis, k in enumerate(axes)]
-                tensor[tuple(k.to(tensor.device) for k in grid)] = value.to(tensor)
-            else:
-                tensor.copy_(value)
-    return whole
+            selected = torch.ones(tensor.shape, dtype=torch.bool)
+            for axis, positions in enumerate(axes):
+                selected &= broadcast_kept(positions, axis, tensor.shape)
+            tensor.masked_scatter_(selected.to(tensor.device), value.to(tensor))
+    return made

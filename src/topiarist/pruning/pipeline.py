@@ -15,6 +15,7 @@ from topiarist.architecture import Architecture
 from topiarist.budget import Budget, allocate, cost, matching
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.graph import Graph, Keep, check_finite, trace
 from topiarist.measure import Stats, check_fits, collect
 from topiarist.methods import Method, Repair, Rule, Selector
@@ -44,12 +45,12 @@ def prune(
     is one keep of the network that was given.
 
     Args:
-        model: any trained `torch.nn.Module`; it stays as it is.
+        model: any trained `torch.nn.Module`; it is not changed.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        method: registered name, such as ``"l1"``, a method with its fields, or a whole request: `Pruning` with repair,
-            several steps, sparse training or rewinding.
+        method: registered name, such as ``"l1"``, a method with its fields, or a complete request: `Pruning` with
+            repair, several steps, sparse training or rewinding.
         budget: how much is kept; a number is the fraction of MACs (of weights, for unstructured methods), a mapping
-            gives the fields of `Budget`. Left out where the method brings its own rule, or the request has it.
+            gives the fields of `Budget`. ``None`` where the method brings its own rule, or the request has a budget.
         data: needed by methods that measure or train.
         graph: the model's graph, where it was traced before (options of `trace` are given there).
         initial: state dict of the network before it was trained, or early in its training, for a request that rewinds:
@@ -67,7 +68,7 @@ def prune(
     _check_inputs(model, request, data, initial)
     graph = trace(model, example_inputs) if graph is None else graph
     if not isinstance(graph, Graph):
-        raise TopiaristError(f"graph must be what topiarist.trace(model, example_inputs) gives, but got {graph!r}")
+        raise TopiaristError(f"graph must be what trace(model, example_inputs) returns, but got {shown(graph)}")
     units = request.method.units(graph)
     _check_units(request, units)
     start = None if initial is None else rewound(model, initial)
@@ -79,7 +80,7 @@ def _request(method: str | Method | Pruning, budget: Budget | Mapping[str, Any] 
     if not isinstance(method, Pruning):
         return Pruning.of(method, budget)
     if budget is not None:
-        raise TopiaristError("the request has its budget within: leave budget out, or give it in Pruning.of")
+        raise TopiaristError("the request has a budget of its own: leave budget out, or give it to Pruning.of")
     return method
 
 
@@ -99,8 +100,8 @@ def _check_inputs(model: nn.Module, request: Pruning, data: Any, initial: Any) -
         raise TopiaristError(f"rewinding takes both a request that asks for it and the initial values: add {missing}")
     if data is not None and not isinstance(data, Data):
         raise TopiaristError(
-            "data must be a topiarist.Data, from load_data or of tensors of yours by topiarist.Data.of, but got "
-            f"{type(data).__name__}; batches of any kind are for topiarist.collect"
+            "data must be a topiarist.Data, but got "
+            f"{type(data).__name__}: use load_data, or Data.of with your own tensors; topiarist.collect takes batches"
         )
     if data is not None and (trains or _needs(request) - {"weights", "training"}):
         check_fits(model, data)
@@ -123,7 +124,7 @@ def _check_units(request: Pruning, units: Graph) -> None:
             f"{method.name} has the widths of one cut in its fields: leave steps out, or give a budget"
         )
     if steps > 1 and units.kind == "block":
-        raise TopiaristError(f"{method.name} removes whole blocks in one cut: leave steps out")
+        raise TopiaristError(f"{method.name} removes blocks in one cut: leave steps out")
 
 
 def _check_reachable(method: Method, units: Graph, budget: Budget, steps: int) -> None:
@@ -145,13 +146,13 @@ def _check_proof(proof: Proof) -> None:
 
 @dataclass(eq=False)
 class _Work:
-    """A pruning at work.
+    """Carries out one request on one network.
 
     Attributes:
-        request: what is to be done.
+        request: how it is pruned.
         units: the units of the network that was given; replaced where some of them cannot be proved.
         example_inputs: of the network.
-        data: to measure and train on.
+        data: what is measured and trained on.
         start: the network with its initial values, where it is rewound to them.
         run: seed, batch size, progress.
         choices: what each cut kept, and why.
@@ -218,7 +219,7 @@ class _Work:
         self.choices.append(choice)
         return units, keep, proof, cut(_repaired(model, units, keep, repairer, stats), units, keep)
 
-    # what `prune_in_steps` asks for
+    # the `Work` of `prune_in_steps`
 
     def step(
         self, model: nn.Module, graph: Graph, keep: Keep, share: Share | None, step: int
@@ -263,10 +264,10 @@ class _Work:
 
 
 class Batches:
-    """The training batches of a data set, as often as they are asked for.
+    """Yields the training batches of a data set, as often as they are asked for.
 
     They come in one and the same random order: data on disks often have one class after the other, and some methods
-    look at the first examples only.
+    use the first examples only.
 
     Args:
         data: the data set.

@@ -34,7 +34,7 @@ RETRAINING = Recipe.finetune()
 
 @dataclass(frozen=True)
 class Steps:
-    """In how many cuts a network is pruned, and what happens between them.
+    """Describes in how many cuts a network is pruned, and what happens between them.
 
     Attributes:
         count: how many cuts; each one scores what the cut before it kept.
@@ -62,7 +62,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Pruning:
-    """How a network is pruned: by which method, to which budget, and what else is done on the way.
+    """Describes how a network is pruned: by which method, to which budget, and what else is done on the way.
 
     `Pruning.of` builds one from short spellings, `Pruning.from_json` from the plain values of `to_json`, and `flags`
     are the same values on the command line.
@@ -187,13 +187,13 @@ class Pruning:
 
     @property
     def untrained(self) -> Pruning:
-        """The same request without any training: what it refuses can be refused before a training begins."""
+        """Returns the same request without any training: what it refuses can be refused before a training begins."""
         steps = replace(self.steps, training=None)
         return replace(self, method=self.method.dry_run(), steps=steps, sparse_training=None)
 
     @property
     def repairer(self) -> Method | None:
-        """The method that gives the kept weights new values, if any does."""
+        """Returns the method that gives the kept weights new values, if any does."""
         if self.repair is not None:
             return self.repair
         return self.method if isinstance(self.method, Repair) else None
@@ -201,7 +201,7 @@ class Pruning:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """How a pruning is run: what changes neither its meaning nor, but for the seed, its result.
+    """Describes how a pruning is run: what changes neither its meaning nor, but for the seed, its result.
 
     Attributes:
         seed: of the training, and of the order in which a method sees the training examples.
@@ -209,7 +209,7 @@ class Run:
         progress: called after each epoch, counted through all trainings.
         on_step: called by methods that work for long, with what they do, how many steps are done, and of how many.
         distributed: under torchrun, shares what is measured in one pass among all processes, which call this alike and
-            get the same (see `topiarist.collect`); all else, training too, each of them does for itself.
+            get the same (see `topiarist.collect`); each trains for itself, and does all else for itself.
 
     Raises:
         TopiaristError: seed or batch size are no whole numbers in range.

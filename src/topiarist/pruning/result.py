@@ -21,7 +21,7 @@ from topiarist.surgery import Proof
 
 @dataclass(frozen=True, eq=False)
 class Pruned:
-    """What pruning gave; `print` shows it as a table.
+    """Holds the result of a pruning; `print` shows it as a table.
 
     Attributes:
         model: the smaller model, with the weights that were kept.
@@ -49,17 +49,17 @@ class Pruned:
 
     @property
     def method(self) -> Method:
-        """The method, with its hyper-parameters."""
+        """Returns the method, with its hyper-parameters."""
         return self.request.method
 
     @property
     def repair(self) -> Method | None:
-        """The method that gave the kept weights new values, if any did."""
+        """Returns the method that gave the kept weights new values, if any did."""
         return None if self.request.rewind else self.request.repairer
 
     @property
     def left_alone(self) -> dict[str, str]:
-        """Layer → why it keeps its width, narrowed layers left out; in a graph of blocks, block → why it is kept."""
+        """Returns layer → why it keeps its width, for those that do; in a graph of blocks, block → why it is kept."""
         if self.graph.kind == "block":
             return dict(self.graph.irremovable)
         full = {place: bool(kept.all()) for place, kept in self.graph.kept(self.keep).items()}

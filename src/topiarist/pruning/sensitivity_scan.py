@@ -1,4 +1,4 @@
-"""Sensitivity: how well a network does when one group of units alone loses some of them (Li et al. 2017, figure 2)."""
+"""Sensitivity: how accurate a network is when units of one group alone are pruned (Li et al. 2017, figure 2)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 
 @dataclass(frozen=True)
 class Point:
-    """One group cut to one width, all others whole.
+    """Says how accurate the network is with one group cut to one width, and all others unpruned.
 
     Attributes:
         group: its name.
@@ -33,8 +33,8 @@ class Point:
         units: how many it has.
         ratio: the fraction to keep.
         kept: how many units that is.
-        accuracy: of the network then, in per cent of the held-out examples.
-        loss: mean cross entropy then.
+        accuracy: of that network, in per cent of the held-out examples.
+        loss: its mean cross entropy.
     """
 
     group: str
@@ -48,14 +48,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What a scan found.
+    """Holds the result of a scan.
 
     Attributes:
         method: name of the method that ranked the units.
         data: name of the data.
-        examples: number of held-out training examples that the network was judged by.
-        accuracy: of the whole network on them, in per cent.
-        loss: of the whole network on them.
+        examples: number of held-out training examples that the network was evaluated on.
+        accuracy: of the unpruned network on them, in per cent.
+        loss: of the unpruned network on them.
         points: group after group in the order of execution, the largest width first.
         total: how many points there are when the scan is done.
     """
@@ -70,12 +70,12 @@ class Sensitivity:
 
     @property
     def groups(self) -> dict[str, tuple[Point, ...]]:
-        """Group name → its points."""
+        """Returns group name → its points."""
         names = dict.fromkeys(point.group for point in self.points)
         return {name: tuple(point for point in self.points if point.group == name) for name in names}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `json`."""
+        """Returns plain values for `json`."""
         return asdict(self)
 
 
@@ -93,20 +93,20 @@ def sensitivity(
 ) -> Sensitivity:
     """Cuts each group alone to several widths, and measures accuracy and loss without any training.
 
-    The network is judged by training examples that are held out with `Data.split`, and the method measures what it
-    needs on the rest; the test examples are never looked at, so that what is chosen by the scan can still be tested
-    on them. A network that was trained on the held-out examples as well does better on them than on new ones.
+    The network is evaluated on training examples that are held out with `Data.split`, and the method measures what it
+    needs on the rest; the test examples are never used, so that what is chosen by the scan can still be tested on
+    them. A network that was trained on the held-out examples as well is more accurate on them than on new ones.
 
     Args:
-        model: a trained classifier; it stays as it is.
+        model: a trained classifier; it is not changed.
         graph: its graph.
         data: labelled images.
         method: what ranks the units within a group; its scores are computed once, and no method repairs here.
-        ratios: fractions of the group's units that stay.
-        held_out: share of the training examples that the network is judged by.
+        ratios: fractions of the group's units that are kept.
+        held_out: share of the training examples that the network is evaluated on.
         batch_size: examples a pass.
         seed: of the split.
-        progress: called with what has been found so far, first without points, then after each of them.
+        progress: called with the result so far, first without points, then after each of them.
 
     Returns:
         A point for each group that the method scores and each ratio.
@@ -116,49 +116,48 @@ def sensitivity(
     """
     method = make(method)
     if not isinstance(method, Criterion):
-        raise TopiaristError(f"{method.name} gives units no scores to cut a group by: take another method, such as l1")
+        raise TopiaristError(f"{method.name} gives units no scores: use a method that does, such as l1")
     widths = sorted({Budget(ratio=ratio).ratio or 0.0 for ratio in ratios}, reverse=True)
     if not widths:
-        raise TopiaristError("there is no ratio to scan: give fractions that stay, such as 0.5")
+        raise TopiaristError("there is no ratio to scan: give fractions that are kept, such as 0.5")
     if not graph.groups:
-        raise TopiaristError("nothing in this network can be cut; `topiarist inspect` says what pins each layer")
+        raise TopiaristError("nothing in this network can be pruned; `topiarist inspect` says what pins each layer")
     check_fits(model, data)
     parts = data.split(held_out, seed)
-    rooms = method.units(graph)
-    stats = collect(model, rooms, Batches(parts, batch_size, seed), method.needs)
-    scores = method.score(rooms, stats)
+    units = method.units(graph)
+    stats = collect(model, units, Batches(parts, batch_size, seed), method.needs)
+    scores = method.score(units, stats)
     if not scores:
-        raise TopiaristError(f"{method.name} scores none of these units: take another method, or the graph of trace()")
-    judged = partial(_judged, copied(model), rooms, list(parts.batches("test", batch_size)))
-    whole = judged(rooms.full())
-    found = Sensitivity(method.name, data.name, len(parts.test_y), whole.accuracy, whole.loss)
-    found = replace(found, total=sum(group.name in scores for group in rooms.groups) * len(widths))
+        raise TopiaristError(f"{method.name} scores none of these units: use another method, or the graph of trace()")
+    evaluate = partial(_evaluate, copied(model), units, list(parts.batches("test", batch_size)))
+    unpruned = evaluate(units.full())
+    total = sum(group.name in scores for group in units.groups) * len(widths)
+    result = Sensitivity(method.name, data.name, len(parts.test_y), unpruned.accuracy, unpruned.loss, total=total)
     if progress is not None:
-        progress(found)
-    for point in _points(rooms, scores, widths, judged, whole):
-        found = replace(found, points=(*found.points, point))
+        progress(result)
+    for point in _points(units, scores, widths, evaluate, unpruned):
+        result = replace(result, points=(*result.points, point))
         if progress is not None:
-            progress(found)
-    return found
+            progress(result)
+    return result
 
 
-def _judged(model: nn.Module, graph: Graph, batches: list[Any], keep: Keep) -> Evaluation:
+def _evaluate(model: nn.Module, graph: Graph, batches: list[Any], keep: Keep) -> Evaluation:
     with masked(model, graph, keep):
         return evaluate_batches(model, batches)
 
 
 def _points(
-    graph: Graph, scores: Scores, widths: list[float], judged: Callable[[Keep], Evaluation], whole: Evaluation
+    graph: Graph, scores: Scores, ratios: list[float], evaluate: Callable[[Keep], Evaluation], unpruned: Evaluation
 ) -> Iterator[Point]:
-    """The points, group after group."""
+    """Yields the points, group after group."""
     for group in graph.groups:
         if group.name not in scores:
             continue
-        known = {group.units: whole}
-        for ratio in widths:
+        known = {group.units: unpruned}
+        for ratio in ratios:
             keep = allocate(graph, scores, Budget(ratios={glob.escape(group.name): ratio}))
             kept = int(keep[group.name].sum())
-            if kept not in known:  # small groups come to the same width by several ratios
-                known[kept] = judged(keep)
-            accuracy, loss = known[kept]
-            yield Point(group.name, group.stage, group.units, ratio, kept, accuracy, loss)
+            if kept not in known:  # several ratios give a small group the same width
+                known[kept] = evaluate(keep)
+            yield Point(group.name, group.stage, group.units, ratio, kept, *known[kept])

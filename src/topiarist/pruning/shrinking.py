@@ -1,4 +1,4 @@
-"""Shrinking: channels, neurons and heads that sparse weights left dead are removed, and proved like any cut."""
+"""Shrinking: channels, neurons and heads that sparse weights made dead are removed, and proved like any cut."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from topiarist.graph import (
     converted,
     fast_path_off,
     map_floats,
+    named_tensors,
     trace,
 )
 from topiarist.measure import watching
@@ -32,7 +33,7 @@ from topiarist.surgery import TOLERANCE, Proof, copied, cut, difference, mask, p
 
 @dataclass(frozen=True, eq=False)
 class Shrunk:
-    """What shrinking gave.
+    """Holds the result of shrinking.
 
     Attributes:
         model: the smaller network.
@@ -56,21 +57,21 @@ class Shrunk:
 
 
 def shrink(model: nn.Module, example_inputs: Any, *, graph: Graph | None = None) -> Shrunk:
-    """Removes the units that zero weights left dead: a sparse network becomes a smaller one that computes the same.
+    """Removes the units that zero weights made dead: a sparse network becomes a smaller one that computes the same.
 
     A unit is dead if all weights that read it are zero, or all that produce it: then it is the same number for every
-    input, and what it adds to the layers that read it goes into their biases (Han et al. 2015 remove such neurons
-    when they fine-tune). The dead may leave others dead, so this goes on until none is left. Zeros in what is left
-    stay, and so does a dead unit that is not zero where a layer without a bias or with padding reads it, or where an
-    operator compares it with others, such as a layer norm or a maximum over channels. What goes is checked in float64
-    on the example inputs, on noise, and on noise that is much larger or has the opposite sign: every linear layer and
-    convolution and the outputs must give what they gave before, to 1e-10 of the largest value.
+    input, and what it adds to the layers that read it is added to their biases (Han et al. 2015 remove such neurons
+    when they fine-tune). Removing dead units may make others dead, so this is repeated until there are none. Zeros
+    elsewhere are kept, and so is a dead unit that is not zero where a layer without a bias or with padding reads it,
+    or where an operator compares it with others, such as a layer norm or a maximum over channels. Each removal is
+    checked in float64 on the example inputs, on noise, and on noise that is much larger or has the opposite sign:
+    every linear layer and convolution and the outputs must give what they gave before, to 1e-10 of the largest value.
 
     The network is shrunk as it is evaluated. In training a batch norm behind a dead layer would give another constant
-    than the one that went into a bias.
+    than the one that was added to a bias.
 
     Args:
-        model: a network with zeros among its weights; it stays as it is.
+        model: a network with zeros among its weights; it is not changed.
         example_inputs: as for `trace`.
         graph: its graph, where it was traced before.
 
@@ -83,14 +84,14 @@ def shrink(model: nn.Module, example_inputs: Any, *, graph: Graph | None = None)
     check_finite(model)
     graph = trace(model, example_inputs) if graph is None else graph
     if graph.kind != "structure":
-        raise TopiaristError("shrink removes channels and neurons: give the graph that trace returns, not its weights")
+        raise TopiaristError("shrink removes channels and neurons: give the graph of trace(), not its weights")
     with torch.no_grad(), fast_path_off():
-        work = _Work(copied(model).double().eval(), graph, _probes(converted(example_inputs, torch.float64)))
-        keep, values = work.all_dead()
+        search = _Search(copied(model).double().eval(), graph, _probes(converted(example_inputs, torch.float64)))
+        keep, values = search.without_dead()
         repaired = copied(model)
         repaired.load_state_dict(values.state_dict())  # in the precision of the model
         proof = prove(repaired, graph, keep, example_inputs)
-        drift = work.drift(cut(values, graph, keep))
+        drift = search.drift(cut(values, graph, keep))
     if not proof.max_rel_diff <= TOLERANCE or not drift <= TOLERANCE:
         raise TopiaristError(
             f"shrinking cannot be proved ({proof.reason or f'the outputs moved by {drift:.1e}'}): "
@@ -102,157 +103,150 @@ def shrink(model: nn.Module, example_inputs: Any, *, graph: Graph | None = None)
 
 
 def _probes(inputs: Any) -> tuple[Any, ...]:
-    """The inputs, noise around them, and both larger and with the opposite sign."""
-    chance = torch.Generator().manual_seed(0)
-    noisy = map_floats(inputs, lambda x: x + torch.rand(x.shape, generator=chance).to(x))
+    """Returns the inputs, noise around them, and that noise larger and with the opposite sign."""
+    generator = torch.Generator().manual_seed(0)
+    noisy = map_floats(inputs, lambda x: x + torch.rand(x.shape, generator=generator).to(x))
     return (inputs, noisy, *(map_floats(noisy, partial(torch.mul, other=factor)) for factor in (-1.0, 10.0, -100.0)))
 
 
 @dataclass(frozen=True, eq=False)
-class _Work:
-    """The search for the dead.
+class _Search:
+    """Searches a network for dead units.
 
     Attributes:
         model: the network, in double precision.
         graph: its graph.
-        inputs: on which it is watched.
+        inputs: what it is run on.
         outputs: of the network as it was given, one for each input.
-        seen: linear layer or convolution → what each of its calls gave then.
+        responses: linear layer or convolution → what each of its calls returned in that network.
     """
 
     model: nn.Module
     graph: Graph
     inputs: tuple[Any, ...]
     outputs: list[Any] = field(default_factory=list)
-    seen: dict[str, list[Tensor]] = field(default_factory=dict)
+    responses: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        def see(name: str, _: nn.Module, __: Tensor, output: Tensor) -> None:
-            self.seen.setdefault(name, []).append(output.clone())
+        def record(name: str, _: nn.Module, __: Tensor, output: Tensor) -> None:
+            self.responses.setdefault(name, []).append(output.clone())
 
-        whole = mask(self.model, self.graph, self.graph.full())  # built of the same modules as what is compared with it
-        with watching(_layers(whole), see):
-            self.outputs.extend(call_model(whole, x) for x in self.inputs)
+        full = mask(self.model, self.graph, self.graph.full())  # built of the same modules as what is compared with it
+        with watching(_layers(full), record):
+            self.outputs.extend(call_model(full, x) for x in self.inputs)
 
-    def all_dead(self) -> tuple[dict[str, Tensor], nn.Module]:
-        """What stays, and the network with its dead units zero and their constants in the biases of their readers."""
+    def without_dead(self) -> tuple[dict[str, Tensor], nn.Module]:
+        """Returns a keep without dead units, and the network with these at zero and their constants in biases."""
         keep, values = self.graph.full(), self.model
         compared = _compared(self.graph)
-        tried = {name: torch.full_like(stays, name in compared) for name, stays in keep.items()}
+        tried = {name: torch.full_like(kept, name in compared) for name, kept in keep.items()}
         while True:
-            found = {group.name: dead(group, values) & ~tried[group.name] for group in self.graph.groups}
-            if not any(bool(mask.any()) for mask in found.values()):
+            untried = {group.name: dead(group, values) & ~tried[group.name] for group in self.graph.groups}
+            if not any(bool(units.any()) for units in untried.values()):
                 return keep, values
-            tried = {name: tried[name] | mask for name, mask in found.items()}
+            tried = {name: tried[name] | units for name, units in untried.items()}
             constants = _Constants.of(mask(values, self.graph, keep), self.inputs)
             units = [
                 (group, int(unit))
                 for group in self.graph.groups
-                for unit in found[group.name].nonzero()
+                for unit in untried[group.name].nonzero()
                 if constants.foldable(group, int(unit), values)
             ]
-            keep = self._less(keep, values, [(group.name, unit) for group, unit in units])
-            values = self._without(values, keep)[0]
+            keep = self._pruned(keep, values, [(group.name, unit) for group, unit in units])
+            values = self._folded(values, keep)[0]
 
     def drift(self, model: nn.Module) -> float:
-        """How far the outputs are from those of the network that was given."""
+        """Returns how far the outputs are from those of the network that was given."""
         return max(difference(call_model(model, x), y) for x, y in zip(self.inputs, self.outputs, strict=True))
 
-    def _less(self, keep: dict[str, Tensor], values: nn.Module, units: list[tuple[str, int]]) -> dict[str, Tensor]:
-        """The keep without those of some units whose removal changes nothing, found by halves."""
+    def _pruned(self, keep: dict[str, Tensor], values: nn.Module, units: list[tuple[str, int]]) -> dict[str, Tensor]:
+        """Returns the keep without those of some units whose removal changes nothing; searches by halves."""
         if not units:
             return keep
-        trial = {name: stays.clone() for name, stays in keep.items()}
+        trial = {name: kept.clone() for name, kept in keep.items()}
         for name, unit in units:
-            trial[name][unit] = trial[name].sum() == 1  # one unit of each group must stay
-        network, same = self._without(values, trial)
+            trial[name][unit] = trial[name].sum() == 1  # each group keeps one unit
+        network, same = self._folded(values, trial)
         if same and self.drift(mask(network, self.graph, trial)) <= TOLERANCE:
             return trial
         if len(units) == 1:
             return keep
         half = len(units) // 2
-        return self._less(self._less(keep, values, units[:half]), values, units[half:])
+        return self._pruned(self._pruned(keep, values, units[:half]), values, units[half:])
 
-    def _without(self, values: nn.Module, keep: Keep) -> tuple[nn.Module, bool]:
-        """The network with what a keep removes at zero, and the constants that this takes away in biases instead.
+    def _folded(self, values: nn.Module, keep: Keep) -> tuple[nn.Module, bool]:
+        """Returns the network with what a keep removes at zero, and the constants that these units added in biases.
 
-        Also whether every layer gives what it gave before, at the outputs that stay.
+        Also whether every layer returns what it did before, at the outputs that are kept.
         """
-        masked = mask(values, self.graph, keep)
+        masked, kept = mask(values, self.graph, keep), self.graph.kept(keep)
         calls: dict[str, int] = {}
         same = True
 
-        def mend(name: str, layer: nn.Module, _: Tensor, output: Tensor) -> Tensor | None:
+        def fold(name: str, layer: nn.Module, _: Tensor, output: Tensor) -> Tensor | None:
             nonlocal same
             call = calls[name] = calls.get(name, -1) + 1
-            before = self.seen[name][call]
-            alive = _shaped(self._alive(name, keep), output, layer)
-            lost = (before - output) * alive
-            given = None
+            before = self.responses[name][call]
+            every = torch.ones(output.shape[_axis(layer, output)], dtype=torch.bool)
+            compared = _shaped(kept.get((f"{name}.weight".removeprefix("."), 0), every), output, layer)
+            lost = (before - output) * compared
+            replaced = None
             if call == 0 and layer.bias is not None:
                 constant = lost.movedim(_axis(layer, lost), 0).flatten(1)[:, 0].clone()
                 layer.get_parameter("bias").add_(constant)
-                lost = (lost - _shaped(constant, output, layer)) * alive
-                given = output + _shaped(constant, output, layer)
+                lost = (lost - _shaped(constant, output, layer)) * compared
+                replaced = output + _shaped(constant, output, layer)
             same = same and float(lost.abs().max()) <= TOLERANCE * float(before.abs().max())
-            return given
+            return replaced
 
-        with watching(_layers(masked), mend):
+        with watching(_layers(masked), fold):
             for x in self.inputs:
                 call_model(masked, x)
         return with_values(values, masked), same
 
-    def _alive(self, layer: str, keep: Keep) -> Tensor:
-        """Bool over the outputs of a layer."""
-        tensor = f"{layer}.weight".removeprefix(".")
-        every = torch.ones(self.graph.shapes[tensor][0], dtype=torch.bool)
-        return self.graph.kept(keep).get((tensor, 0), every)
-
 
 @dataclass(frozen=True, eq=False)
 class _Constants:
-    """What the layers of a network read, channel by channel.
+    """Holds what the layers of a network read, channel by channel.
 
     Attributes:
         span: layer → largest and smallest number that it read in each channel, ``(channels,)`` twice.
-        calls: how often it ran.
     """
 
     span: dict[str, tuple[Tensor, Tensor]]
-    calls: dict[str, int]
 
     @classmethod
     def of(cls, model: nn.Module, inputs: tuple[Any, ...]) -> _Constants:
-        """Measured on some inputs."""
-        found = cls({}, {})
+        """Measures them on some inputs."""
+        span: dict[str, tuple[Tensor, Tensor]] = {}
 
-        def see(name: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
+        def record(name: str, layer: nn.Module, x: Tensor, output: Tensor) -> None:
             rows = x.movedim(_axis(layer, x), 0).flatten(1)
             high, low = rows.amax(1), rows.amin(1)
-            if name in found.span:
-                high, low = torch.maximum(high, found.span[name][0]), torch.minimum(low, found.span[name][1])
-            found.span[name] = high, low
-            found.calls[name] = found.calls.get(name, 0) + 1
+            if name in span:
+                high, low = torch.maximum(high, span[name][0]), torch.minimum(low, span[name][1])
+            span[name] = high, low
 
-        with watching(_layers(model), see):
+        with watching(_layers(model), record):
             for x in inputs:
                 call_model(model, x)
-        return found
+        return cls(span)
 
     def foldable(self, group: Group, unit: int, model: nn.Module) -> bool:
-        """Whether all that reads a dead unit would not miss it, or could have what it adds in a bias."""
-        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        """Returns whether each reader of a dead unit ignores it, or can hold what it adds in its bias."""
+        tensors = named_tensors(model)
 
         def used(part: Slice) -> bool:
-            there = tensors[part.tensor]
-            return part.axis is None or bool(there.index_select(part.axis, part.positions[unit].to(there.device)).any())
+            tensor = tensors[part.tensor]
+            positions = part.positions[unit].to(tensor.device)
+            return part.axis is None or bool(tensor.index_select(part.axis, positions).any())
 
         if not any(used(part) for part in group.slices if part.role != "input"):
             return True  # nothing produces it and nothing is added: it is zero
         for part in filter(used, group.by_role("input")):
             name = part.tensor.rpartition(".")[0]
             if name not in self.span or part.axis != 1 or not part.tensor.endswith("weight"):
-                return False  # nobody saw what is read
+                return False  # what is read was not recorded
             layer = model.get_submodule(name)
             size = tensors[part.tensor].shape[1]
             channels = torch.cat([part.positions[unit] + k * size for k in range(getattr(layer, "groups", 1))])
@@ -265,60 +259,58 @@ class _Constants:
 
 
 def _takes_constants(layer: nn.Module) -> bool:
-    """Whether what a constant adds is the same at all places of a layer's output, and can go into its bias."""
+    """Returns whether a constant adds the same at all positions of a layer's output, so that its bias can hold it."""
     padding = getattr(layer, "padding", 0)
     padded = padding != "valid" if isinstance(padding, str) else any(padding) if isinstance(padding, tuple) else padding
     return layer.bias is not None and not padded
 
 
 def _compared(graph: Graph) -> set[str]:
-    """Groups whose units some operator compares with each other: a norm over channels, a maximum."""
-    found = set()
+    """Returns the groups whose units some operator compares with each other: a norm over channels, a maximum."""
+    compared = set()
     for group in graph.groups:
         keep = graph.full()
         keep[group.name] = torch.arange(group.units) != 0
-        gone = graph.dead(keep)
+        dead_classes = graph.dead(keep)
         for (_, _, kind, _), statistic in graph.solution.record.statistics.items():
-            if kind != "product" and any(graph.solution.kept(v, gone) is not None for v in statistic.vectors):
-                found.add(group.name)
-    return found
+            if kind != "product" and any(graph.solution.kept(v, dead_classes) is not None for v in statistic.vectors):
+                compared.add(group.name)
+    return compared
 
 
 def dead(group: Group, model: nn.Module) -> Tensor:
-    """Which units no weight reads, or no weight produces.
+    """Finds the units that no weight reads, or no weight produces.
 
     Returns:
         Bool ``(units,)``.
     """
+    tensors = named_tensors(model)
 
-    def nothing(role: str) -> Tensor:
+    def unused(role: str) -> Tensor:
         parts = [part for part in group.by_role(role) if part.axis is not None]
-        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         if not parts:
             return torch.zeros(group.units, dtype=torch.bool)
-        return torch.stack([sum_by_unit(part, (tensors[part.tensor] != 0).cpu().float()) for part in parts]).sum(0) == 0
+        nonzero = [sum_by_unit(part, (tensors[part.tensor] != 0).cpu().float()) for part in parts]
+        return torch.stack(nonzero).sum(0) == 0
 
-    return nothing("input") | nothing("output")
+    return unused("input") | unused("output")
 
 
 def _layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The linear layers and convolutions of a model, by name."""
+    """Returns the linear layers and convolutions of a model, with their names."""
     kinds = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
     return [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
 
 
 def _shaped(values: Tensor, output: Tensor, layer: nn.Module) -> Tensor:
-    """One value for each output of a layer, so that it broadcasts to them."""
+    """Returns one value for each channel of a layer's output, shaped to broadcast to it."""
     shape = [1] * output.ndim
     shape[_axis(layer, output)] = -1
     return values.to(output.device).view(shape)
 
 
 def _axis(layer: nn.Module, output: Tensor) -> int:
-    """The axis of a layer's output that its biases lie on."""
+    """Returns the axis of a layer's output that its biases lie on."""
     if isinstance(layer, nn.Linear):
         return output.ndim - 1
     return output.ndim - len(getattr(layer, "kernel_size", ())) - 1
-
-
-__all__ = ["Shrunk", "dead", "shrink"]
