@@ -147,7 +147,7 @@ def results(out: Path, keys: list[str]) -> dict[str, object]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_workers_lose_nothing(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     done = script(tmp_path, DISTURBED, json.dumps(STUDY))
