@@ -9,6 +9,7 @@ from topiarist import Budget, Pruning, Recipe, Run, Steps, TopiaristError
 from topiarist.cli import commands
 from topiarist.cli.arguments import parse
 from topiarist.methods import make, names
+from topiarist.studies import Study
 
 YAML = """
 method: {name: slimming, lam: 0.003}
@@ -97,3 +98,21 @@ def test_what_cannot_be_is_refused_in_a_sentence(plain: object, named: str) -> N
 def test_a_run_has_whole_numbers(values: dict[str, object]) -> None:
     with pytest.raises(TopiaristError, match="whole number"):
         Run(**values)
+
+
+@pytest.mark.parametrize(("build", "message"), [
+    (lambda: make({"name": "l1", "method": "x"}), "has no field 'method'"),
+    (lambda: Pruning("l1", Budget(macs=0.5)), "write Pruning.of"),
+    (lambda: Pruning(type(make("l1")), Budget(macs=0.5)), "must be a Method"),
+    (lambda: Pruning(make("l1"), Budget(macs=0.5), repair="lasso"), "repair must be a Method"),
+    (lambda: Pruning(make("l1"), Budget(macs=0.5), steps=3), r"write Steps\(count\)"),
+    (lambda: Pruning.of("l1", 0.5, steps={"count": 2, "training": 3}), "fields of Recipe or nothing"),
+    (lambda: Run(progress=3), "progress must be a function"),
+    (lambda: Run(distributed="x"), "distributed must be True or False"),
+    (lambda: Study.of(None), "mapping of keys to values"),
+    (lambda: Study.of({"network": "zoo:digitsnet", "data": "digits", "prunings": [{"method": None}]}), "no method"),
+])  # fmt: skip
+def test_a_value_of_a_wrong_type_is_refused_where_it_is_given(build, message):
+    with pytest.raises(TopiaristError, match=message) as refused:
+        build()
+    assert "\n" not in str(refused.value)

@@ -115,6 +115,8 @@ def _name(kind: Any) -> str:
         return " or ".join(map(repr, get_args(kind)))
     if get_origin(kind) is tuple and get_args(kind)[-1] is not ...:
         return f"a list of {len(get_args(kind))}"
+    if dataclasses.is_dataclass(kind):
+        return f"a mapping of the fields of {kind.__name__}" if isinstance(kind, type) else str(kind)
     return _NAMES.get(get_origin(kind) or kind, getattr(kind, "__name__", str(kind)))
 
 

@@ -95,7 +95,7 @@ def get(name: str) -> type[Method]:
     return own[0]
 
 
-def make(method: str | Mapping[str, Any] | type[Method] | Method, **fields: Any) -> Method:
+def make(method: str | Mapping[str, Any] | type[Method] | Method, /, **fields: Any) -> Method:
     """Makes a method with its hyper-parameters.
 
     Args:

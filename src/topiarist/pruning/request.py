@@ -91,8 +91,12 @@ class Pruning:
     rewind: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.method, Method):
+            raise TopiaristError(f"method must be a Method, but got {shown(self.method)}: write Pruning.of('l1', ...)")
         _check_type("budget", self.budget, Budget)
         _check_type("sparse_training", self.sparse_training, Recipe)
+        if not isinstance(self.steps, Steps):
+            raise TopiaristError(f"steps must be a topiarist.Steps, but got {shown(self.steps)}: write Steps(count)")
         if not isinstance(self.rewind, bool):
             raise TopiaristError(f"rewind must be True or False, but got {self.rewind!r}")
         if self.repair is not None:
@@ -212,7 +216,7 @@ class Run:
             get the same (see `topiarist.collect`); each trains for itself, and does all else for itself.
 
     Raises:
-        TopiaristError: seed or batch size are no whole numbers in range.
+        TopiaristError: seed or batch size are no whole numbers in range, or what is to be called cannot be called.
     """
 
     seed: int = 0
@@ -226,6 +230,11 @@ class Run:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise TopiaristError(f"{name} must be a whole number of at least {least}, but got {shown(value)}")
+        for name in ("progress", "on_step"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise TopiaristError(f"{name} must be a function or None, but got {shown(getattr(self, name))}")
+        if not isinstance(self.distributed, bool):
+            raise TopiaristError(f"distributed must be True or False, but got {shown(self.distributed)}")
 
 
 def trains_sparsely(method: Method) -> bool:
@@ -247,6 +256,8 @@ def _check_budget(method: Method, budget: Budget | None, steps: Steps) -> None:
 
 def _check_repair(method: Method, repair: Method) -> None:
     """Raises where a method does not repair, or not what another one prunes."""
+    if not isinstance(repair, Method):
+        raise TopiaristError(f"repair must be a Method, but got {shown(repair)}: write Pruning.of(..., repair='lasso')")
     if not isinstance(repair, Repair):
         raise TopiaristError(
             f"{repair.name} does not repair: choose lasso or thinet for structured pruning, obs for unstructured"

@@ -131,11 +131,9 @@ def prunings(entry: Any, recipe: Mapping[str, Any], finetune: Mapping[str, Any])
         others = ", ".join(repr(key) for key in KEYS if key != "method")
         raise TopiaristError(f"the pruning {entry!r} must have the key 'method', and may have {others}")
     given = {key: value for key, value in entry.items() if value is not None}  # an empty key of YAML says nothing
-    names, budgets = listed(given.pop("method")), listed(given.pop("budget", {}))
+    names, budgets = listed(given.pop("method", ())), listed(given.pop("budget", {}))
     if not names or not budgets:
-        raise TopiaristError(
-            f"the pruning {entry!r} has an empty list of methods or budgets: name one, or leave it out"
-        )
+        raise TopiaristError(f"the pruning {entry!r} has no method, or an empty list of methods or budgets: name one")
     networks, data = (tuple(map(str, listed(given.pop(key, ())))) for key in ("network", "data"))
     steps = given.get("steps")
     if isinstance(steps, Mapping) and isinstance(steps.get("training"), Mapping):

@@ -25,6 +25,8 @@ def at_scale(settings: Json, scale: str | None = None) -> dict[str, Any]:
     Raises:
         TopiaristError: there is no such scale, or ``scales`` is no mapping of names to keys.
     """
+    if not isinstance(settings, Mapping):
+        raise TopiaristError(f"a study is a mapping of keys to values, but got {settings!r}; see studies/README.md")
     own = {key: value for key, value in settings.items() if key not in ("scale", "scales")}
     scales = settings.get("scales")
     if scales is None:
