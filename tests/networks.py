@@ -287,7 +287,7 @@ def einsums(net: Any, x: Tensor) -> Tensor:
 
 
 def literal(net: Any, x: Tensor) -> Tensor:
-    """Sizes as plain constants, which only a shim can correct."""
+    """Sizes as plain constants, which only a correction in the code can put right."""
     batch, length, _ = x.shape
     q, k, v = (part.view(batch, length, 3, 4).transpose(1, 2) for part in net.qkv(x).chunk(3, -1))
     weights = (q @ k.transpose(-2, -1) * 0.5).softmax(-1)

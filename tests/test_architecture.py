@@ -17,7 +17,7 @@ from topiarist.budget import cost
 
 
 class Everything(nn.Module):
-    """Literal sizes and a scale (a shim), attributes, a tuple, `nn.MultiheadAttention`, norms and buffers."""
+    """Literal sizes and a scale (corrections), attributes, a tuple, `nn.MultiheadAttention`, norms and buffers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,8 @@ JSON = json.loads(json.dumps(SHAPE.to_json()))
 
 def test_the_example_has_all_that_an_architecture_stores():
     assert JSON["sizes"]
-    assert any(correction["sizes"] and correction["numbers"] for correction in JSON["corrections"].values())
+    kinds = {correction["kind"] for made in JSON["corrections"].values() for correction in made}
+    assert {"sizes", "number"} <= kinds
     assert sum(kept < units for kept, units in SHAPE.widths.values()) > 3
 
 

@@ -1,4 +1,4 @@
-"""Sizes and numbers that code computes: attributes that are solved, shims where none can be, scales that stay."""
+"""Sizes and numbers that code computes: attributes that are solved, corrections where none can be, scales that stay."""
 
 import json
 import math
@@ -115,7 +115,9 @@ def test_tuples_of_sizes_are_solved_entry_by_entry():
     assert type(smaller.sizes) is tuple
 
 
-def test_one_attribute_for_two_layers_does_not_tie_them():
+def test_one_place_that_states_a_size_for_two_layers_ties_it():
+    """Both layers keep the same heads, since one expression says how many; widths are worked out, hence free."""
+
     def program(net, x):
         out = 0
         for qkv, proj in ((net.qkv, net.proj), (net.qkv2, net.proj2)):
@@ -126,13 +128,13 @@ def test_one_attribute_for_two_layers_does_not_tie_them():
     for heads in (2, 3):
         parts = qkv_parts(heads=heads, qkv2=nn.Linear(12, 36), proj2=nn.Linear(12, 12))
         graph = check(Net(program, **parts), T, LONGER)
-        assert sorted(widths(graph).values()) == sorted([heads, 12 // heads] * 2)
+        assert sorted(widths(graph).values()) == sorted([heads, 12 // heads, 12 // heads])
 
 
-# literals, and what only a shim can correct
+# literals, and what only a correction in the code can put right
 
 
-def test_a_shim_corrects_literal_sizes():
+def test_literal_sizes_are_corrected_in_the_code():
     graph = check(Net(literal, **qkv_parts()), T, LONGER)
     assert widths(graph) == {"qkv:rows": 3, "qkv:columns": 4}
 

@@ -53,7 +53,7 @@ class Architecture(Shape):
         keep: group name → bool ``(units,)``.
         shapes: of the tensors before the cut, by name.
         sizes: attributes of modules and the values that the cut gives them.
-        corrections: module → what its shim corrects.
+        corrections: module → what is corrected in its forward.
         selectors: norms that a channel selector follows.
     """
 

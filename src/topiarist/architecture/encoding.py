@@ -20,7 +20,22 @@ import torch
 from torch import Tensor
 
 from topiarist.errors import TopiaristError
-from topiarist.graph import SELECTOR, Attribute, Block, Correction, Group, Keep, Part, Ratio, Slice
+from topiarist.graph import (
+    CORRECTIONS,
+    INFERRED,
+    SELECTOR,
+    Attribute,
+    Block,
+    Correction,
+    Corrections,
+    Group,
+    Keep,
+    Part,
+    Ratio,
+    Slice,
+    Span,
+    Step,
+)
 
 FORMAT = "topiarist.architecture"
 VERSION, WITH_BLOCKS = 1, 2
@@ -44,7 +59,7 @@ class Shape:
     keep: Keep
     shapes: Mapping[str, tuple[int, ...]]
     sizes: Mapping[Attribute, int]
-    corrections: Mapping[str, Correction]
+    corrections: Corrections
     selectors: tuple[str, ...] = ()
 
 
@@ -69,13 +84,16 @@ def encode(shape: Shape) -> dict[str, Any]:
         "shapes": {name: list(lengths) for name, lengths in shape.shapes.items()},
         "sizes": [[*attribute, value] for attribute, value in shape.sizes.items()],
         "corrections": {
-            module: {
-                "sizes": {str(n): [r and list(r) for r in slots] for n, slots in c.sizes.items()},
-                "numbers": {str(n): value for n, value in c.numbers.items()},
-                "squeezes": {str(n): list(dims) for n, dims in c.squeezes.items()},
-                "reads": {str(n): sorted(read.items()) for n, read in c.reads.items()},
-            }
-            for module, c in shape.corrections.items()
+            module: [
+                {
+                    "place": [[step.function, step.source, list(step.span)] for step in c.place],
+                    "kind": c.kind,
+                    "at": c.at,
+                    "values": [[slot, list(v) if isinstance(v, Ratio) else v] for slot, v in c.values.items()],
+                }
+                for c in made
+            ]
+            for module, made in shape.corrections.items()
         },
         "selectors": list(shape.selectors),
     }
@@ -122,7 +140,7 @@ def decode(value: Any) -> Shape:
             Attribute(_text(module), _text(name), None if entry is None else _count(entry)): _count(new, 1)
             for module, name, entry, new in value["sizes"]
         }
-        corrections = {_text(module): _correction(c) for module, c in value["corrections"].items()}
+        corrections = {_text(m): tuple(map(_correction, made)) for m, made in value["corrections"].items()}
         selectors = _selectors(value.get("selectors", []), shapes)  # older files have none
     except DAMAGE as error:
         raise TopiaristError(f"the architecture is damaged ({error}); write it again with prune()") from error
@@ -192,29 +210,25 @@ def _selectors(value: Any, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, 
 
 
 def _correction(value: Any) -> Correction:
-    sizes = {_key(n): tuple(_ratio(slot) for slot in slots) for n, slots in value["sizes"].items()}
-    numbers: dict[int, float] = {}
-    for n, number in value["numbers"].items():
-        if type(number) not in (int, float) or not isfinite(number):
-            raise ValueError(f"{number!r} where a number belongs")
-        numbers[_key(n)] = number
-    squeezes = {_key(n): tuple(_count(dim) for dim in dims) for n, dims in value["squeezes"].items()}
-    reads = {
-        _key(n): {_count(axis): _count(length, 1) for axis, length in read}
-        for n, read in value.get("reads", {}).items()
-    }
-    return Correction(sizes, numbers, squeezes, reads)
+    place = tuple(Step(_text(name), _text(source), _span(span)) for name, source, span in value["place"])
+    if not place or value["kind"] not in CORRECTIONS:
+        raise ValueError("a correction of an unknown kind")
+    values = {_count(slot): _right(right) for slot, right in value["values"]}
+    return Correction(place, value["kind"], _count(value["at"]), values)
 
 
-def _key(text: str) -> int:
-    return _count(int(text), 1)
+def _span(value: Any) -> Span:
+    line, column, end_line, end_column = value
+    return Span(_count(line), _count(column), _count(end_line), _count(end_column))
 
 
-def _ratio(value: Any) -> Ratio | None:
-    if value is None:
-        return None
-    right, asked = value
-    return Ratio(_count(right, 1), _count(asked))
+def _right(value: Any) -> Ratio | float:
+    if isinstance(value, list):
+        right, asked = value
+        return INFERRED if value == list(INFERRED) else Ratio(_count(right, 1), _count(asked))
+    if type(value) not in (int, float) or not isfinite(value):
+        raise ValueError(f"{value!r} where a number belongs")
+    return value
 
 
 def pack_mask(mask: Tensor) -> str:

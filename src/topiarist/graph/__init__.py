@@ -3,14 +3,12 @@
 from topiarist.graph.blocks import Block, Part
 from topiarist.graph.calls import (
     ALONE,
-    READS,
+    SIZE_KEYWORDS,
+    VIEWS,
     ModuleStack,
-    Ratio,
     fast_path_off,
-    kind_of,
     mixing_kind,
     modes_restored,
-    with_sizes,
 )
 from topiarist.graph.dropins import update_descriptions, use_dropins, with_dropins
 from topiarist.graph.graph import Graph, checked_keep
@@ -38,20 +36,25 @@ from topiarist.graph.inputs import (
     tensors_in,
 )
 from topiarist.graph.norms import Normed
+from topiarist.graph.places import Place, Span, Step, Trail, Written, compiled, name_of, trails_here, written
 from topiarist.graph.selector import SELECTOR, ChannelSelector, declare_selectors, is_norm
 from topiarist.graph.sizes import Attribute, assign_attributes
-from topiarist.graph.solution import Correction
+from topiarist.graph.solution import CORRECTIONS, INFERRED, Correction, Corrections, Ratio
 from topiarist.graph.tracing import check_finite, regroup, trace
 
 __all__ = [
     "ALONE",
-    "READS",
+    "CORRECTIONS",
+    "INFERRED",
     "SELECTOR",
+    "SIZE_KEYWORDS",
+    "VIEWS",
     "Arguments",
     "Attribute",
     "Block",
     "ChannelSelector",
     "Correction",
+    "Corrections",
     "Graph",
     "Group",
     "Inputs",
@@ -63,31 +66,38 @@ __all__ = [
     "Normed",
     "Part",
     "Pinned",
+    "Place",
     "Ratio",
     "Scores",
     "Site",
     "Slice",
+    "Span",
+    "Step",
+    "Trail",
+    "Written",
     "assign_attributes",
     "broadcast_kept",
     "call_model",
     "check_finite",
     "checked_keep",
+    "compiled",
     "converted",
     "declare_selectors",
     "fast_path_off",
     "is_norm",
     "kept_positions",
-    "kind_of",
     "map_floats",
     "mixing_kind",
     "modes_restored",
+    "name_of",
     "named_tensors",
     "regroup",
     "removed_blocks",
     "tensors_in",
     "trace",
+    "trails_here",
     "update_descriptions",
     "use_dropins",
     "with_dropins",
-    "with_sizes",
+    "written",
 ]

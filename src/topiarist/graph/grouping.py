@@ -154,7 +154,7 @@ def _named(
 ) -> Grouped:
     """Gives groups their names and stages, in the order in which the network produces them."""
     marks = _Marks(record)
-    drafts: list[tuple[tuple[int, int], tuple[Slice, ...], str, np.ndarray]] = []
+    drafts: list[tuple[tuple[int, int, int], tuple[Slice, ...], str, np.ndarray]] = []
     for team, axes in zip(teams, placed, strict=True):
         labels = [int(record.sources[axis][2][positions[0, 0]]) for axis, positions in axes]
         birth, lead = min((marks.birth(label), k) for k, label in enumerate(labels))
@@ -164,19 +164,21 @@ def _named(
             axis, positions = axes[k]
             name, dim, _ = record.sources[axis]
             parts.append(Slice(name, dim, torch.from_numpy(positions[rank]), marks.role(labels[k])))
-        drafts.append(((birth, axes[lead][0]), tuple(parts), marks.stage(labels[lead]), team[rank]))
+        drafts.append(
+            ((birth, axes[lead][0], int(axes[lead][1].min())), tuple(parts), marks.stage(labels[lead]), team[rank])
+        )
     drafts.sort(key=lambda draft: draft[0])
     closed = len(units.closed)
     columns = [bool(team[0] < closed and units.closed[team[0]].column) for _, _, _, team in drafts]
     names = _names([(slices[0].tensor, column) for (_, slices, _, _), column in zip(drafts, columns, strict=True)])
     groups: list[Group] = []
     first: dict[str, int] = {}
-    order: list[int] = []
+    members_in_order: list[int] = []
     for name, (_, slices, stage, team) in zip(names, drafts, strict=True):
-        first[name] = len(order)
-        order += team.tolist()
+        first[name] = len(members_in_order)
+        members_in_order += team.tolist()
         groups.append(Group(name, len(team), slices, stage, _Sites(record, classes, members[:, team])))
-    return Grouped(tuple(groups), members[:, order], first)
+    return Grouped(tuple(groups), members[:, members_in_order], first)
 
 
 class _Marks:

@@ -41,20 +41,42 @@ def tensors_in(value: object) -> list[Tensor]:
     return []
 
 
+def map_tensors(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Returns the same inputs with their tensors changed."""
+    if isinstance(inputs, Tensor):
+        return change(inputs)
+    if isinstance(inputs, dict):
+        return {key: map_tensors(value, change) for key, value in inputs.items()}
+    if isinstance(inputs, (tuple, list)):
+        changed = [map_tensors(value, change) for value in inputs]
+        return type(inputs)(*changed) if hasattr(inputs, "_fields") else type(inputs)(changed)
+    return inputs
+
+
 def map_floats(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Returns the same inputs with their floating-point tensors changed."""
-    if isinstance(inputs, Tensor):
-        return change(inputs) if inputs.is_floating_point() else inputs
-    if isinstance(inputs, dict):
-        return {key: map_floats(value, change) for key, value in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        return type(inputs)(map_floats(value, change) for value in inputs)
-    return inputs
+    return map_tensors(inputs, lambda tensor: change(tensor) if tensor.is_floating_point() else tensor)
 
 
 def converted(inputs: Inputs, dtype: torch.dtype) -> Any:
     """Returns the same inputs with their floating-point tensors in another precision."""
     return map_floats(inputs, lambda tensor: tensor.to(dtype))
+
+
+def twice_the_batch(inputs: Inputs) -> Any:
+    """Returns the same inputs with twice the batch, the second half with other values.
+
+    The batch is the first axis of every tensor that has as many positions there as the first tensor.
+    """
+    batch = next((t.shape[0] for t in tensors_in(inputs) if t.ndim), 0)
+
+    def doubled(tensor: Tensor) -> Tensor:
+        if not tensor.ndim or tensor.shape[0] != batch:
+            return tensor
+        other = tensor.flip(-1) if tensor.ndim > 1 else tensor
+        return torch.cat([tensor, 0.5 * other if tensor.is_floating_point() else other])
+
+    return map_tensors(inputs, doubled)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

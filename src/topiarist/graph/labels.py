@@ -2,7 +2,7 @@
 
 Every position on every axis of every parameter gets a fresh integer. A vector of such labels travels with each axis of
 each tensor; where two vectors meet, position by position, their labels are united. Label 0 means "pinned, never cut".
-This file knows nothing of torch: it is the algebra that the operators' rules (`rules/`) are written in.
+This file knows nothing of tensors: it is the algebra that the operators' rules (`rules/`) are written in.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from topiarist.errors import TopiaristError
+from topiarist.graph.places import Site
 
 Labels = np.ndarray
 """int64 ``(length,)``: one label for each position on an axis."""
 
 
 class Request(NamedTuple):
-    """A size that the program asked for: its value, the call and slot where a shim could correct it, and who asked."""
+    """A size that the program asked for: its value, the site where a correction could act, and who asked."""
 
     value: int
-    slot: int | None
-    call: int | None
+    site: Site | None
     module: str
     line: str
 

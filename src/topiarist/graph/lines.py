@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -53,11 +53,19 @@ class Units:
         return len(self.closed) + len(self.plain)
 
 
+class Added(NamedTuple):
+    """A union beyond those of the trace: labels that die together, or must be kept with label 0, and why."""
+
+    labels: Labels
+    others: Labels
+    reason: str
+
+
 def solve_lines(
     algebra: LabelAlgebra,
     axes: Sequence[Labels],
     rectangles: Rectangles,
-    pins: Sequence[tuple[Labels, str]],
+    added: Sequence[Added],
     deadline: float,
 ) -> tuple[Classes, Units]:
     """Finds the units of a traced network.
@@ -66,13 +74,13 @@ def solve_lines(
         algebra: its unions and lines.
         axes: the vectors that no unit may empty.
         rectangles: whether units of a rectangle are rows, columns, or both kinds.
-        pins: labels that must be kept, and why.
+        added: further unions.
         deadline: `time.monotonic` by which it must be done.
 
     Raises:
         TopiaristError: the deadline has passed.
     """
-    extra = [(labels, np.zeros_like(labels), algebra.add_origin(reason)) for labels, reason in pins]
+    extra = [(labels, others, algebra.add_origin(reason)) for labels, others, reason in added]
     while True:
         classes = _classes(algebra, extra, rectangles)
         lines = [Rectangle(classes.of[line.merged], [classes.of[f] for f in line.factors]) for line in algebra.lines]

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from topiarist.graph.calls import READS, kind_of, sized_call
+from topiarist.graph.calls import INFERRING, READS, kind_of, sized_call
 from topiarist.graph.inputs import Arguments, Keywords, tensors_in
 from topiarist.graph.labels import Free, Vector, labelled
-from topiarist.graph.sizes import Length, Size, holds_constant, sizes_of
+from topiarist.graph.places import Site, place_here
+from topiarist.graph.record import Squeeze
+from topiarist.graph.sizes import Length, Size
 from topiarist.graph.tracer import Tracer
 
 OPAQUE = (F.multi_head_attention_forward,)
@@ -28,12 +30,20 @@ LIKE = {"expand_as", "view_as", "reshape_as"}
 
 
 class Listener(TorchFunctionMode):
-    """Sees the calls as the program wrote them."""
+    """Sees the calls as the program wrote them.
+
+    Attributes:
+        seen: by module, the sizes that it read.
+        settled: by module, the sizes whose use as a number was seen, and noted, where it was computed.
+        inside: how many functions of torch are running.
+    """
 
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()
         self.tracer = tracer
         self.seen: dict[str, dict[int, Size]] = defaultdict(dict)
+        self.settled: dict[str, set[int]] = defaultdict(set)
+        self.inside = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Arguments = (), kwargs: Keywords | None = None) -> Any:
         kwargs = kwargs or {}
@@ -43,20 +53,23 @@ class Listener(TorchFunctionMode):
             return self._numel(args[0])
         tracer, before = self.tracer, (self.tracer.call, self.tracer.caller)
         kind, name = kind_of(func), getattr(func, "__name__", "")
-        call = tracer.stack.count(kind) if kind is not None else None
-        if call is not None and kind == "squeeze":
-            self._note_squeeze(call, args, kwargs)
-        elif call is not None and kind != "sizes":
-            self._note_number(kind, call, args, kwargs)
+        if kind == "squeeze":
+            self._note_squeeze(args, kwargs)
+        elif kind == "number":
+            self._note_operands(name, args)
+        elif kind == "scale":
+            self._note_scale(args, kwargs)
         elif kind is None and not name.startswith("__get") and not _spatial(name):
             self._note_values((args, kwargs))
         tracer.call, tracer.caller = _call_sizes(name, args, kwargs), name
+        self.inside += 1
         try:
             out = func(*args, **kwargs)
         finally:
+            self.inside -= 1
             tracer.call, tracer.caller = before
-        if call is not None and kind == "sizes":
-            self._note_sizes(func, args, kwargs, out, call)
+        if kind == "sizes":
+            self._note_sizes(func, args, kwargs, out)
         elif name in LIKE:
             for ours, theirs in zip(tracer.vectors_of(out), tracer.vectors_of(args[1]), strict=True):
                 tracer.algebra.unify(ours, theirs)
@@ -68,41 +81,87 @@ class Listener(TorchFunctionMode):
                 tracer.algebra.pin_all(tracer.vectors_of(tensor), f"{name} computes sizes from it")
         return out
 
-    def forgets(self, size: Size) -> None:
-        """Notes that a size was made a plain float: see `_sources`."""
-        self.seen[self.tracer.stack.top].setdefault(int(size), size)
+    # sizes that become numbers
+
+    def became_number(self, size: Size, side: int | None) -> None:
+        """Notes that the program computes a number from a size, where it does so.
+
+        Args:
+            size: the size.
+            side: its side of the arithmetic; None where a call takes it, such as ``math.sqrt(size)``.
+        """
+        if self.inside:
+            return  # torch converts what it was given, which was noted
+        here = place_here(direct=True)
+        site = None if here is None else here.only_argument() if side is None else here.operand(side)
+        if site is not None:
+            self.settled[self.tracer.stack.top].add(int(size))
+        self.tracer.note_number(size, site)
+
+    def _sources(self, value: Any) -> tuple[Size, ...]:
+        """Returns the sizes that a number comes from, where that was not seen.
+
+        Python forgets them in ``1.0 / C``: a float that is a power of a size which the running module has seen is taken
+        to come from it. Where it does not, a correction holds a constant at its own value.
+        """
+        if isinstance(value, Size):
+            return (value,)
+        top = self.tracer.stack.top
+        if not isinstance(value, float) or value <= 0 or value in self.tracer.memory.floats[top]:
+            return ()  # what the module stores is a constant
+        near = [n for n in (value**-4, value**-2, 1 / value, value, value**2, value**4) if n < 1e9]
+        integers = {round(n) for n in near if n > 1.5 and abs(n - round(n)) <= 1e-9 * n} - self.settled[top]
+        mine = [self.seen[top][n] for n in integers if n in self.seen[top]]
+        return tuple(mine) or tuple(size for n in integers for size in self.tracer.memory.sizes.get((top, n), ()))
+
+    def _note_operands(self, name: str, args: Arguments) -> None:
+        """Notes the numbers that a tensor is multiplied with or divided by."""
+        for position, value in enumerate(args):
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                continue
+            if not (sizes := self._sources(value)):
+                continue
+            here, site = place_here(), None
+            if here is not None and here.call is None:
+                site = here.operand(1 - position if name.startswith("__r") else position)  # 2 * x is x.__rmul__(2)
+            elif here is not None:
+                site = here.argument(position)
+            for size in sizes:
+                self.tracer.note_number(size, site, None if isinstance(value, int) else float(value))
+
+    def _note_scale(self, args: Arguments, kwargs: Keywords) -> None:
+        """Notes attention's scale, which is computed from the width of its heads where it is not given."""
+        given = kwargs.get("scale", args[6] if len(args) > 6 else None)
+        if given is None:
+            with torch._C.DisableTorchFunction():
+                width = self._size(int(args[0].shape[-1]), self.tracer.vectors_of(args[0])[-1])
+            sizes: tuple[Size, ...] = (width,) if isinstance(width, Size) else ()
+            given = float(int(width)) ** -0.5
+        else:
+            sizes = self._sources(given)
+        here = place_here()
+        for size in sizes:
+            self.tracer.note_number(size, here.scale() if here is not None else None, float(given))
+
+    def _note_values(self, given: Any) -> None:
+        """Notes sizes handed to any other function: values that must be kept."""
+        for value in _leaves(given):
+            for size in self._sources(value):
+                self.tracer.note_number(size, None)
+
+    # shapes that are read
 
     def _size(self, length: int, vector: Vector) -> int:
         if not labelled(vector):
             return int(length)
-        size = Size(length, Length(self.tracer.index_of(vector), self.tracer.stack.top))
+        size = Size(length, Length(self.tracer.index_of(vector)))
         self.seen[self.tracer.stack.top].setdefault(length, size)
         return size
-
-    def _sources(self, value: Any) -> tuple[Size, ...]:
-        """Returns the sizes that a number comes from.
-
-        Python forgets them in ``1.0 / C`` and ``math.sqrt(C)``: a float that is a power of a size which the running
-        module has seen is taken to come from it. Where it does not, the shim holds a constant at its own value.
-        """
-        known = sizes_of(value)
-        if known or not isinstance(value, float):
-            return known
-        top = self.tracer.stack.top
-        if value in self.tracer.memory.floats[top]:
-            return ()  # stored by the module, hence a constant
-        near = [n for n in (value**-4, value**-2, 1 / value, value, value**2, value**4) if n < 1e9] if value > 0 else []
-        integers = {round(n) for n in near if n > 1.5 and abs(n - round(n)) <= 1e-9 * n}
-        mine = [self.seen[top][n] for n in integers if n in self.seen[top]]
-        return tuple(mine) or tuple(size for n in integers for size in self.tracer.memory.sizes.get((top, n), ()))
 
     def _shape(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
         tensor = args[0]
         plain = func(*args, **kwargs)
         vectors = self.tracer.vectors_of(tensor)
-        number = self.tracer.stack.read()
-        if fixed := {axis: int(n) for axis, n in _entries(plain, args, kwargs) if labelled(vectors[axis])}:
-            self.tracer.record.shapes_read[self.tracer.stack.top][number] = fixed
         free = [v for v in vectors if isinstance(v, Free)]  # what these meet is not known yet, so no size remembers it
         self.tracer.algebra.pin_all(free, "its size is read where it was expanded from one position")
         if not any(labelled(v) for v in vectors):
@@ -122,66 +181,44 @@ class Listener(TorchFunctionMode):
             total = self._size(length, vector) * total
         return total
 
-    def _note_number(self, kind: str | None, call: int, args: Arguments, kwargs: Keywords) -> None:
-        """Notes a call that multiplies or divides by a number, where it comes from a size."""
-        tracer, top = self.tracer, self.tracer.stack.top
-        if kind == "scale":
-            given = kwargs.get("scale", args[6] if len(args) > 6 else None)
-            with torch._C.DisableTorchFunction():
-                width = self._size(int(args[0].shape[-1]), tracer.vectors_of(args[0])[-1])
-            scalars = [width] if given is None else [given]
-            value = float(int(width) ** -0.5 if given is None else given)
-        else:
-            scalars = [a for a in args if isinstance(a, (int, float)) and not isinstance(a, bool)]
-            value = scalars[0] if scalars else 0.0
-        for scalar in scalars:
-            sizes = self._sources(scalar)
-            for size in sizes:
-                tracer.note_number(size.expression, int(size), correctable=not holds_constant(size.expression))
-            if sizes:
-                tracer.record.numbers[top][call] = int(value) if isinstance(value, int) else float(value)
+    # sizes that are asked for
 
-    def _note_values(self, given: Any) -> None:
-        """Notes sizes handed to any other function: values that must be kept."""
-        for value in _leaves(given):
-            for size in self._sources(value):
-                self.tracer.note_number(size.expression, int(size), correctable=False)
-
-    def _note_sizes(self, func: Any, args: Arguments, kwargs: Keywords, out: Any, call: int) -> None:
+    def _note_sizes(self, func: Any, args: Arguments, kwargs: Keywords, out: Any) -> None:
         if len(args) > 1 and isinstance(args[1], torch.dtype):
             return
-        given, axis, _ = sized_call(func, args, kwargs)
-        if func.__name__ == "pad":
-            self._note_pads(given, out, call)
-            return
+        given, axis, at = sized_call(func, args, kwargs)
+        here = place_here()
+        infers = func.__name__ in INFERRING and -1 not in given
+        sites = [here.sizes(k, at, infers=infers) if here is not None else None for k in range(len(given))]
         of = self.tracer.vectors_of
+        if func.__name__ == "pad":
+            self._note_pads(given, of(out), sites)
+            return
         vectors = of(out)[axis:] if isinstance(out, Tensor) else [of(part)[axis] for part in out]
-        for slot, value in enumerate(given):
-            self.tracer.note_size(value, vectors[slot], slot, call)
+        for value, vector, site in zip(given, vectors, sites, strict=False):
+            self.tracer.note_size(value, vector, site)
 
-    def _note_squeeze(self, call: int, args: Arguments, kwargs: Keywords) -> None:
+    def _note_pads(self, given: Sequence[int], vectors: Sequence[Vector], sites: Sequence[Site | None]) -> None:
+        for slot, amount in enumerate(given):
+            vector = vectors[len(vectors) - 1 - slot // 2]
+            if labelled(vector) and amount > 0:
+                self.tracer.note_size(amount, vector[:amount] if slot % 2 == 0 else vector[-amount:], sites[slot])
+
+    def _note_squeeze(self, args: Arguments, kwargs: Keywords) -> None:
         """Notes a squeeze without a named axis: one that a cut leaves with a single position would vanish too."""
         if len(args) > 1 or kwargs.get("dim") is not None:
             return
         with torch._C.DisableTorchFunction():
             dims = tuple(d for d, n in enumerate(args[0].shape) if n == 1)
-        vectors = [v for v in self.tracer.vectors_of(args[0]) if labelled(v)]
-        if vectors:
-            self.tracer.record.squeezes[self.tracer.stack.top, call] = (dims, vectors)
-
-    def _note_pads(self, given: Sequence[int], out: Tensor, call: int) -> None:
-        vectors = self.tracer.vectors_of(out)
-        for slot, amount in enumerate(given):
-            vector = vectors[out.ndim - 1 - slot // 2]
-            if labelled(vector) and amount > 0:
-                self.tracer.note_size(amount, vector[:amount] if slot % 2 == 0 else vector[-amount:], slot, call)
-
-
-def _entries(plain: Any, args: Arguments, kwargs: Keywords) -> list[tuple[int, int]]:
-    """Returns the axes that a program reads, with their lengths."""
-    if isinstance(plain, int):
-        return [((args[1] if len(args) > 1 else kwargs["dim"]) % args[0].ndim, plain)]
-    return list(enumerate(plain))
+        vectors = tuple(v for v in self.tracer.vectors_of(args[0]) if labelled(v))
+        here = place_here()
+        if vectors and (here is None or here.call is None):
+            self.tracer.algebra.pin_all(vectors, "squeezed without a named axis, by code whose source is not at hand")
+        elif vectors and here is not None:
+            key = (self.tracer.stack.top, here.place)
+            before = self.tracer.record.squeezes.get(key, Squeeze((), ()))
+            both = tuple(sorted({*dims, *before.dims}))
+            self.tracer.record.squeezes[key] = Squeeze(both, (*before.vectors, *vectors))
 
 
 def _leaves(value: Any) -> list[Any]:

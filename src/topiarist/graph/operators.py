@@ -11,9 +11,10 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from topiarist.errors import TopiaristError
-from topiarist.graph.calls import line_of_code, mixing_kind
+from topiarist.graph.calls import mixing_kind
 from topiarist.graph.inputs import Arguments, Keywords, tensors_in
 from topiarist.graph.labels import labelled
+from topiarist.graph.places import line_of_code
 from topiarist.graph.rules import apply_rule
 from topiarist.graph.tracer import Tracer
 
@@ -54,7 +55,7 @@ class OperatorMode(TorchDispatchMode):
         moved = {tracer.of(tensor).source for tensor in tensors_in(out)}  # a view of a weight is no use of it yet
         tracer.norms.read(given, set(sources) - moved)
         if (kind := mixing_kind(func, args, kwargs)) is not None:
-            tracer.stack.mix(kind)
+            tracer.mixed(kind)
         return out
 
     def _pin_unknown(self, operator: str, given: Sequence[Tensor], out: object) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from topiarist.graph.blocks import Block
 from topiarist.graph.labels import LabelAlgebra, Labels, Vector
 from topiarist.graph.norms import Normed
+from topiarist.graph.places import Place, Trails
 from topiarist.graph.sizes import Attribute, Equation
 
 
@@ -53,10 +54,21 @@ class Contraction(NamedTuple):
 
 
 class Statistic(NamedTuple):
-    """An operator that mixes positions, so that dead ones must be left out: its kind, the vectors of its input."""
+    """An operator that mixes positions, so that dead ones must be left out.
+
+    Attributes:
+        kind: how it mixes them.
+        vectors: of its input, where it runs over them; none where no position on them could be dead.
+        module: the module that runs it.
+        call: the run, and which call of the module in it.
+        trails: where its code is.
+    """
 
     kind: str
     vectors: tuple[Vector, ...]
+    module: str
+    call: tuple[int, int]
+    trails: Trails
 
 
 class Gather(NamedTuple):
@@ -64,6 +76,13 @@ class Gather(NamedTuple):
 
     scale: str
     picked: Tensor
+
+
+class Squeeze(NamedTuple):
+    """Axes that vanished where the program named none, and the vectors of those that must stay."""
+
+    dims: tuple[int, ...]
+    vectors: tuple[Labels, ...]
 
 
 class Mark(NamedTuple):
@@ -85,15 +104,12 @@ class Record:
         shapes: of every parameter and buffer.
         batch: length of the batch that was traced.
         contractions: products, for the costs.
-        statistics: operators that mix positions by (module, call of the module, kind, how many before in that call).
+        statistics: operators that mix positions, in the order of execution.
         outputs: what each module's outputs carry, by (module, call).
         vectors: those that equations speak of, by their index.
         equations: sizes that the program asked for.
         attributes: the integers of modules, as they were traced.
-        numbers: by module and call, the numbers that were computed from sizes.
-        shapes_read: by module and reading of a shape, the labelled axes read and their lengths.
-        squeezes: by module and call, the axes that vanished where none was named, and the vectors that must not.
-        unsteady: modules whose correctable calls differ between calls or modes, so that no shim can count them.
+        squeezes: by module and place, the axes that vanished where none was named, and the vectors that must not.
         parts: vectors of split axes, which no unit may empty.
         gathers: by the buffer that holds the numbers, what was picked right behind a batch norm.
         marks: roles of labels, in the order of execution.
@@ -111,15 +127,12 @@ class Record:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     batch: int = 1
     contractions: list[Contraction] = field(default_factory=list)
-    statistics: dict[tuple[str, int, str, int], Statistic] = field(default_factory=dict)
+    statistics: list[Statistic] = field(default_factory=list)
     outputs: dict[tuple[str, int], list[Traced]] = field(default_factory=dict)
     vectors: list[Labels] = field(default_factory=list)
     equations: list[Equation] = field(default_factory=list)
     attributes: Mapping[Attribute, int] = field(default_factory=dict)
-    numbers: dict[str, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
-    shapes_read: dict[str, dict[int, dict[int, int]]] = field(default_factory=lambda: defaultdict(dict))
-    squeezes: dict[tuple[str, int], tuple[tuple[int, ...], list[Labels]]] = field(default_factory=dict)
-    unsteady: set[str] = field(default_factory=set)
+    squeezes: dict[tuple[str, Place], Squeeze] = field(default_factory=dict)
     parts: list[Labels] = field(default_factory=list)
     gathers: dict[str, Gather] = field(default_factory=dict)
     marks: list[Mark] = field(default_factory=list)

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from topiarist.errors import TopiaristError
+from topiarist.graph.places import Site
 
 
 class Attribute(NamedTuple):
@@ -29,10 +30,9 @@ class Attribute(NamedTuple):
 
 
 class Length(NamedTuple):
-    """The length of a labelled axis, by the index of its vector in the trace; `reader` is the module that asked."""
+    """The length of a labelled axis, by the index of its vector in the trace."""
 
     vector: int
-    reader: str
 
 
 class Term(NamedTuple):
@@ -50,15 +50,8 @@ OPERATIONS: dict[str, Callable[[Any, Any], int]] = {
     "mul": operator.mul,
     "floordiv": operator.floordiv,
     "mod": operator.mod,
+    "pow": operator.pow,
 }
-
-
-class Site(NamedTuple):
-    """A call that a shim can correct: the `call`-th one of its kind inside a module's forward; `slot` of its sizes."""
-
-    module: str
-    call: int
-    slot: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +60,9 @@ class Equation:
 
     Attributes:
         wanted: index of the vector whose kept length it must equal, or None: it must keep its traced `value`.
-        site: where a shim could put the right number instead.
+        site: where a correction could put the right number instead.
         number: it was used as a number (a scale), not as a size.
+        constant: what was computed from it, where that is what a correction states.
     """
 
     expression: Expression
@@ -78,14 +72,15 @@ class Equation:
     number: bool
     module: str
     line: str
+    constant: float | None = None
 
 
 class Size(int):
     """An int that remembers the expression it came from."""
 
     expression: Expression
-    on_number: Callable[[Size], None] | None = None
-    """Called whenever a size is made a plain float."""
+    on_number: Callable[[Size, int | None], None] | None = None
+    """Called whenever a size becomes a plain number, with its side of the operation; None where a call takes it."""
 
     def __new__(cls, value: int, expression: Expression) -> Size:
         """Makes an int with its expression."""
@@ -98,74 +93,42 @@ class Size(int):
         return int, (int(self),)
 
 
-class Number(float):
-    """A float that was computed from sizes."""
-
-    sizes: tuple[Size, ...]
-
-    def __new__(cls, value: float, sizes: tuple[Size, ...]) -> Number:
-        """Makes a float with the sizes in it."""
-        number = super().__new__(cls, value)
-        number.sizes = sizes
-        return number
-
-    def __reduce__(self) -> tuple[type[float], tuple[float]]:
-        """Copies and pickles as a plain float."""
-        return float, (float(self),)
-
-
-def sizes_of(value: Any) -> tuple[Size, ...]:
-    """Returns the sizes that a number was computed from."""
-    return (value,) if isinstance(value, Size) else value.sizes if isinstance(value, Number) else ()
-
-
 def _arithmetic(name: str, reflected: bool) -> Callable[[Size, Any], Any]:
-    plain = getattr(int, f"__{'r' if reflected else ''}{name}__")
+    """Returns arithmetic of integers, whose result is a size again; with any other operand it is a number."""
+    method = f"__{'r' if reflected else ''}{name}__"
 
-    def method(self: Size, other: Any) -> Any:
-        if isinstance(other, float):
-            result = getattr(float, f"__{'r' if reflected else ''}{name}__")(float(int(self)), other)
-            return Number(result, (self, *sizes_of(other)))
-        if isinstance(other, bool) or not isinstance(other, int):
-            return plain(int(self), other)
-        left, right = (other, self) if reflected else (self, other)
-        value = OPERATIONS[name](int(left), int(right))
-        return Size(value, Term(name, expression_of(left), expression_of(right)))
+    def computed(self: Size, other: Any, *modulus: int) -> Any:
+        whole = isinstance(other, int) and not isinstance(other, bool) and not modulus
+        if whole and name in OPERATIONS and not (name == "pow" and (self if reflected else other) < 0):
+            left, right = (other, self) if reflected else (self, other)
+            value = OPERATIONS[name](int(left), int(right))
+            return Size(value, Term(name, expression_of(left), expression_of(right)))
+        if not isinstance(other, (int, float)) or isinstance(other, bool):
+            return getattr(int, method)(int(self), other, *modulus)
+        _note(self, int(reflected))
+        if isinstance(other, Size):
+            _note(other, int(not reflected))
+        plain = float(other) if isinstance(other, float) else int(other)
+        kind = float if isinstance(other, float) else int
+        return getattr(kind, method)(kind(int(self)), plain)
 
-    return method
+    return computed
 
 
-def _as_number(kind: type[int] | type[float], name: str) -> Callable[..., Any]:
-    """Returns arithmetic whose result is no longer a size."""
-
-    def method(self: Any, *others: Any) -> Any:
-        operands = [int(o) if isinstance(o, Size) else float(o) if isinstance(o, Number) else o for o in others]
-        value = getattr(kind, name)(kind(self), *operands)
-        if value is NotImplemented and isinstance(self, Size) and all(isinstance(o, float) for o in operands):
-            value = getattr(float, name)(float(int(self)), *operands)
-        if not isinstance(value, (int, float)):
-            return value
-        return Number(value, (*sizes_of(self), *(s for o in others for s in sizes_of(o))))
-
-    return method
+def _note(size: Size, side: int | None) -> None:
+    if Size.on_number is not None:
+        Size.on_number(size, side)
 
 
 def _as_float(self: Size) -> float:
     """Reports ``float(size)`` and ``math.sqrt(size)``, whose results forget where they came from."""
-    if Size.on_number is not None:
-        Size.on_number(self)
+    _note(self, None)
     return float(int(self))
 
 
-for _name in OPERATIONS:
+for _name in (*OPERATIONS, "truediv"):
     setattr(Size, f"__{_name}__", _arithmetic(_name, reflected=False))
     setattr(Size, f"__r{_name}__", _arithmetic(_name, reflected=True))
-for _name in ("__pow__", "__rpow__", "__truediv__", "__rtruediv__"):
-    setattr(Size, _name, _as_number(int, _name))
-for _name in ("add", "sub", "mul", "truediv", "pow"):
-    setattr(Number, f"__{_name}__", _as_number(float, f"__{_name}__"))
-    setattr(Number, f"__r{_name}__", _as_number(float, f"__r{_name}__"))
-Number.__neg__ = _as_number(float, "__neg__")  # type: ignore[method-assign]
 Size.__float__ = _as_float  # type: ignore[assignment, method-assign]
 
 
@@ -184,11 +147,11 @@ def leaves(expression: Expression) -> Iterator[Attribute | Length]:
 
 
 def holds_constant(expression: Expression) -> bool:
-    """Returns whether a constant is multiplied in, which may be the size of the batch."""
+    """Returns whether a constant is multiplied in or added, which may be the size of the batch."""
     if not isinstance(expression, Term):
         return False
     sides = (expression.left, expression.right)
-    here = expression.operation == "mul" and any(isinstance(side, int) for side in sides)
+    here = expression.operation in ("mul", "add", "sub") and any(isinstance(side, int) for side in sides)
     return here or any(holds_constant(side) for side in sides)
 
 
@@ -220,7 +183,7 @@ def solve(
 
     Args:
         firm: what must hold.
-        soft: what a shim can see to, where no attribute does; they decide what the firm ones leave open.
+        soft: what a correction can see to, where no attribute does; they decide what the firm ones leave open.
         lengths: kept length of a vector, by its index.
         read: the length that the program reads.
         traced: the attributes' values in the traced network.
@@ -307,9 +270,7 @@ def _forgotten(value: Any) -> Any:
     """Returns a value without memory; other values as they are."""
     if isinstance(value, Size):
         return int(value)
-    if isinstance(value, Number):
-        return float(value)
-    if type(value) in (tuple, list, torch.Size) and any(isinstance(entry, (Size, Number)) for entry in value):
+    if type(value) in (tuple, list, torch.Size) and any(isinstance(entry, Size) for entry in value):
         return type(value)([_forgotten(entry) for entry in value])
     return value
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import pairwise
+from math import gcd
 from typing import NamedTuple
 
 import numpy as np
@@ -16,25 +18,44 @@ from torch import Tensor
 
 from topiarist.errors import TopiaristError
 from topiarist.files import suggestion
-from topiarist.graph.calls import Ratio
 from topiarist.graph.groups import Group, Keep, Pinned
 from topiarist.graph.labels import Labels, Origin, Vector, labelled
-from topiarist.graph.lines import Classes, Rectangles
+from topiarist.graph.lines import Added, Classes, Rectangles
+from topiarist.graph.places import Place, Site
 from topiarist.graph.record import Record
-from topiarist.graph.sizes import Attribute, Equation, Length, Term, evaluate, kept_length, leaves, solve
+from topiarist.graph.sizes import Attribute, Equation, Length, evaluate, holds_constant, kept_length, leaves, solve
+
+
+class Ratio(NamedTuple):
+    """What a size should be, to what the program asks for, in lowest terms; asked 0: `right` itself, -1 to infer it."""
+
+    right: int
+    asked: int
+
+
+UNCHANGED, INFERRED = Ratio(1, 1), Ratio(-1, 0)
 
 
 class Correction(NamedTuple):
-    """What a shim puts right in a module's forward.
+    """What is put right at one place in a module's code.
 
-    By call: sizes, numbers that keep their values, axes to squeeze. By reading of a shape: axes whose length the
-    program reads as it was traced.
+    Attributes:
+        place: the expression.
+        kind: as in `Site`, or ``"squeeze"``.
+        at: the argument where the sizes begin.
+        values: by slot, the ratio by which a size or number is multiplied, or the constant that stands for it; of a
+            squeeze the axes.
     """
 
-    sizes: Mapping[int, tuple[Ratio | None, ...]]
-    numbers: Mapping[int, float]
-    squeezes: Mapping[int, tuple[int, ...]]
-    reads: Mapping[int, Mapping[int, int]]
+    place: Place
+    kind: str
+    at: int
+    values: Mapping[int, Ratio | float]
+
+
+CORRECTIONS = ("sizes", "number", "scale", "squeeze")
+Corrections = Mapping[str, tuple[Correction, ...]]
+"""Module → what is corrected in its forward."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +68,7 @@ class Solution:
         classes: solved labels.
         membership: classes × units: which units hold a class.
         first: index of each group's first unit.
-        pins: ``(labels, reason)`` beyond those of the trace.
-        deceived: modules that read shapes as they were traced, since they could not compute with smaller ones.
+        added: unions beyond those of the trace, with their reasons.
     """
 
     record: Record
@@ -56,8 +76,15 @@ class Solution:
     classes: Classes = field(default_factory=lambda: Classes(np.zeros(1, dtype=np.int64), 0, 1, []), repr=False)
     membership: csr_matrix = field(default_factory=lambda: csr_matrix((1, 0)), repr=False)
     first: Mapping[str, int] = field(default_factory=dict)
-    pins: tuple[tuple[Labels, str], ...] = field(default=(), repr=False)
-    deceived: frozenset[str] = frozenset()
+    added: tuple[Added, ...] = field(default=(), repr=False)
+
+    def pinning(self, vectors: Iterable[Labels], reason: str) -> Solution:
+        """Returns the record with labels that must be kept; it is to be solved anew."""
+        return replace(self, added=(*self.added, *(Added(v, np.zeros_like(v), reason) for v in vectors)))
+
+    def tying(self, vectors: Sequence[Labels], reason: str) -> Solution:
+        """Returns the record with vectors of one length that lose the same positions; it is to be solved anew."""
+        return replace(self, added=(*self.added, *(Added(vectors[0], v, reason) for v in vectors[1:])))
 
     def dead(self, keep: Keep) -> np.ndarray:
         """Returns bool over classes: True where any unit that holds the class is removed."""
@@ -93,77 +120,85 @@ class Solution:
         return kept_length(dead, self.classes.of[self.record.vectors[vector]])
 
     def sizes(self, dead: np.ndarray) -> tuple[dict[Attribute, int], list[Equation]]:
-        """Returns the attributes' new values, and the equations that neither they nor shims can satisfy."""
-        firm = [e for e in self.record.equations if not self.correctable(e)]
-        soft = [e for e in self.record.equations if self.correctable(e) and not e.number]
-        read = partial(self._read, dead)
-        return solve(firm, soft, lambda vector: self.length(dead, vector), read, self.record.attributes)
+        """Returns the attributes' new values, and the equations that neither they nor corrections can satisfy."""
+        firm = [e for e in self.record.equations if e.site is None]
+        soft = [e for e in self.record.equations if e.site is not None and not e.number]
+        return solve(firm, soft, partial(self.length, dead), partial(self._read, dead), self.record.attributes)
 
     def _read(self, dead: np.ndarray, length: Length) -> int:
         """Returns what the program reads as the length of an axis after a cut."""
-        if length.reader in self.deceived:
-            return len(self.record.vectors[length.vector])
         return self.length(dead, length.vector)
 
-    def deceivable(self, e: Equation) -> bool:
-        """Returns whether the module that asks could read all shapes as traced, and shims correct what follows."""
-        reading = [
-            other
-            for other in self.record.equations
-            if any(isinstance(leaf, Length) and leaf.reader == e.module for leaf in leaves(other.expression))
-        ]
-        return e.number and e.module not in self.deceived and all(self.correctable(other) for other in (e, *reading))
-
-    def correctable(self, e: Equation) -> bool:
-        """Returns whether a shim can correct it: the call is known, and the module's calls can be counted."""
-        if e.module in self.record.unsteady:
-            return False
-        return bool(self.record.numbers.get(e.module)) if e.number else e.site is not None
-
-    def corrections(self, dead: np.ndarray) -> dict[str, Correction]:
-        """Returns what shims must put right after a cut, by module: what the attributes do not."""
-        solved, _ = self.sizes(dead)
-        sizes: dict[str, dict[int, dict[int, Ratio]]] = {}
-        frozen: set[str] = set()
-        for e in self.record.equations:
-            if not self.correctable(e):
-                continue
-            right = e.value if e.wanted is None else self.length(dead, e.wanted)
-            asked = self._asked(e, solved, dead)
-            if asked == right:
-                continue
-            if e.number:
-                frozen.add(e.module)
-            elif e.site is not None and asked is not None:
-                sizes.setdefault(e.site.module, {}).setdefault(e.site.call, {})[e.site.slot] = Ratio(right, asked)
-        squeezed: dict[str, dict[int, tuple[int, ...]]] = {}
-        for (module, call), (dims, vectors) in self.record.squeezes.items():
+    def corrections(self, dead: np.ndarray) -> dict[str, tuple[Correction, ...]]:
+        """Returns what must be put right after a cut, by module: what the attributes do not."""
+        corrections: dict[str, list[Correction]] = {}
+        grouped: dict[tuple[str, Place, str, int], dict[int, Ratio | float]] = {}
+        for module, sites in self._stated(dead)[0].items():
+            for site, value in sites.items():
+                grouped.setdefault((module, site.place, site.kind, site.at), {})[site.slot] = value
+        for (module, place, kind, at), values in grouped.items():
+            corrections.setdefault(module, []).append(Correction(place, kind, at, values))
+        for (module, place), (dims, vectors) in self.record.squeezes.items():
             if any(kept_length(dead, self.classes.of[vector]) == 1 for vector in vectors):
-                squeezed.setdefault(module, {})[call] = dims
-        corrections: dict[str, Correction] = {}
-        # Where a module reads what has not changed, there is nothing to deceive it about.
-        reads = {module: self.record.shapes_read[module] for module in self.deceived if self._shrinks(module, dead)}
-        for module in sorted({*sizes, *frozen, *squeezed, *reads}):
-            calls = sizes.get(module, {})
-            corrections[module] = Correction(
-                {n: tuple(slots.get(k) for k in range(max(slots) + 1)) for n, slots in calls.items()},
-                dict(self.record.numbers[module]) if module in frozen else {},
-                squeezed.get(module, {}),
-                reads.get(module, {}),
-            )
-        return corrections
+                squeezed = Correction(place, "squeeze", 0, dict(enumerate(dims)))
+                corrections.setdefault(module, []).append(squeezed)
+        return {module: tuple(sorted(made, key=lambda c: c[:3])) for module, made in sorted(corrections.items())}
 
-    def _shrinks(self, module: str, dead: np.ndarray) -> bool:
-        """Returns whether a cut changes what a module would read."""
-        read = {leaf for e in self.record.equations for leaf in leaves(e.expression) if isinstance(leaf, Length)}
-        mine = [leaf.vector for leaf in read if leaf.reader == module]
-        return any(self.length(dead, vector) != len(self.record.vectors[vector]) for vector in mine)
+    def _stated(self, dead: np.ndarray) -> tuple[dict[str, dict[Site, Ratio | float]], list[list[Equation]]]:
+        """Returns by module and site what must stand there after a cut, and the equations that no one value satisfies.
+
+        A place may run several times, in a loop or for a shared module. Where all that it views differ in one size,
+        torch can work that one out.
+        """
+        solved, _ = self.sizes(dead)
+        needed: dict[tuple[str, Site], dict[Ratio | float | None, Equation]] = {}
+        equations: dict[tuple[str, Site], list[Equation]] = {}
+        for e in self.record.equations:
+            asked = self._asked(e, solved, dead)
+            if e.site is not None and asked is not None:
+                right = e.value if e.wanted is None else self.length(dead, e.wanted)
+                value = self._value(e, right, asked)
+                needed.setdefault((e.module, e.site), {})[value] = e
+                equations.setdefault((e.module, e.site), []).append(e)
+        several = Counter((module, site.place) for (module, site), values in needed.items() if len(values) > 1)
+        stated: dict[str, dict[Site, Ratio | float]] = {}
+        disagreeing = []
+        for (module, site), values in needed.items():
+            value = next(iter(values))
+            if len(values) > 1 and site.infers and several[module, site.place] == 1:
+                stated.setdefault(module, {})[site] = INFERRED
+            elif len(values) > 1 or value is None:
+                disagreeing.append(equations[module, site])
+            elif value != UNCHANGED:
+                stated.setdefault(module, {})[site] = value
+        return stated, disagreeing
+
+    def _value(self, e: Equation, right: int, asked: int) -> Ratio | float | None:
+        """Returns what a correction states in the place of a size; ``None``: it would not hold for another batch."""
+        if right == asked:
+            return UNCHANGED
+        if e.constant is not None:
+            return e.constant
+        varies = self._varies(e)
+        if asked == 0 or (e.number and not varies):
+            return None if varies else Ratio(right, 0)
+        common = gcd(right, asked)
+        return Ratio(right // common, asked // common)
+
+    def _varies(self, e: Equation) -> bool:
+        """Returns whether an expression holds what may change with the input: a plain length, or one that is pinned."""
+        pinned = self.classes.pinned
+        lengths = [self.record.vectors[leaf.vector] for leaf in leaves(e.expression) if isinstance(leaf, Length)]
+        return holds_constant(e.expression) or any((self.classes.of[v] == pinned).all() for v in lengths)
+
+    def disagreeing(self, dead: np.ndarray) -> list[list[Equation]]:
+        """Returns the equations of each site that no one correction puts right."""
+        return self._stated(dead)[1]
 
     def impossible(self, dead: np.ndarray) -> list[Equation]:
-        """Returns the sizes that cannot be computed after a cut, or are computed as 0 to scale by them."""
+        """Returns the sizes that cannot be computed after a cut, since the program would divide by zero."""
         solved, _ = self.sizes(dead)
-        values = [(e, self._asked(e, solved, dead)) for e in self.record.equations if isinstance(e.expression, Term)]
-        return [e for e, value in values if value is None or (e.number and value == 0)]
+        return [e for e in self.record.equations if self._asked(e, solved, dead) is None]
 
     def _asked(self, e: Equation, solved: Mapping[Attribute, int], dead: np.ndarray) -> int | None:
         """Returns what the program will compute after a cut; None where it would divide by zero."""

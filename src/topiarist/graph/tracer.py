@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from topiarist.graph.blocks import Descent
-from topiarist.graph.calls import ModuleStack, line_of_code
+from topiarist.graph.calls import ModuleStack
 from topiarist.graph.dropins import DESCRIBED
-from topiarist.graph.inputs import tensors_in
+from topiarist.graph.inputs import call_model, tensors_in
 from topiarist.graph.labels import Free, LabelAlgebra, Labels, Request, Vector, labelled
 from topiarist.graph.norms import Norms
+from topiarist.graph.places import Site, line_of_code, trails_here
 from topiarist.graph.record import Contraction, Mark, Record, Source, Statistic, Traced
-from topiarist.graph.sizes import Attribute, Equation, Expression, Site, expression_of, leaves, remembering
+from topiarist.graph.sizes import Attribute, Equation, Size, expression_of, leaves, remembering
 
 
 class Tracer:
@@ -48,7 +49,8 @@ class Tracer:
         self.norms: Norms
         self.stack: ModuleStack
         self.memory: remembering
-        self._kinds: dict[str, list[str]] = {}
+        self._mixed: tuple[Vector, ...] = ()
+        self._runs = 0
         self._traced: Any = WeakTensorKeyDictionary()
         self._index: dict[int, int] = {}
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -62,6 +64,7 @@ class Tracer:
 
     def begin(self, model: nn.Module, inputs: Sequence[Tensor]) -> None:
         """Prepares for a run on these inputs."""
+        self._runs += 1
         self.record.batch = inputs[0].shape[0] if inputs and inputs[0].ndim else 1
         self.stack = ModuleStack(model, self._entered, self._left)
         self.norms = Norms()
@@ -72,7 +75,7 @@ class Tracer:
     def finish(self, outputs: Sequence[Tensor]) -> None:
         """Notes what the network returned: it is read once more, and keeps its shape."""
         self._tie_descriptive_attributes()
-        self.record.attributes = self.memory.traced
+        self.record.attributes = {**self.record.attributes, **self.memory.traced}
         self.descent.finish(outputs)
         self.norms.read(outputs)
         for tensor in outputs:
@@ -146,17 +149,23 @@ class Tracer:
         self.record.contractions.append(Contraction(tuple(kept), weight, self.stack.top, stage))
 
     def note_mixing(self, kind: str, vectors: Sequence[Vector]) -> None:
-        """Notes an operator that mixes positions, with the vectors of its input that it runs over."""
-        top = self.stack.top
+        """Notes the vectors of its input that an operator runs over, which mixes positions."""
         if any(labelled(vector) for vector in vectors):
-            place = (top, self.stack.calls[top], kind, self.stack.running[-1].mixed[kind])
-            self.record.statistics[place] = Statistic(kind, tuple(vectors))
+            self._mixed = tuple(vectors)
 
-    def note_size(self, value: object, vector: Vector, slot: int | None = None, call: int | None = None) -> None:
+    def mixed(self, kind: str) -> None:
+        """Notes that an operator has run that mixes positions, over the vectors that its rule noted."""
+        top = self.stack.top
+        call = (self._runs, self.stack.calls[top])
+        statistic = Statistic(kind, self._mixed, top, call, trails_here(call_model.__code__))
+        self.record.statistics.append(statistic)
+        self._mixed = ()
+
+    def note_size(self, value: object, vector: Vector, site: Site | None = None) -> None:
         """Notes an equation: the program gave `value` for an axis that carries `vector`."""
         if not isinstance(value, int) or isinstance(value, bool) or value == -1:
             return
-        request = Request(value, slot, call, self.stack.top, line_of_code())
+        request = Request(value, site, self.stack.top, line_of_code())
         if not isinstance(vector, Free):
             self._note_request(request, vector)
             return
@@ -166,7 +175,7 @@ class Tracer:
             self._note_request(request, free.bound)
 
     def _note_request(self, request: Request, vector: Labels | None) -> None:
-        value, slot, call, module, line = request
+        value, site, module, line = request
         expression = expression_of(value)
         wanted: int | None = None
         if labelled(vector):
@@ -175,13 +184,14 @@ class Tracer:
             wanted = self.index_of(vector)
         elif not any(True for _ in leaves(expression)):
             return  # nothing that a cut could change
-        site = Site(module, call, slot) if slot is not None and call is not None else None
         self.record.equations.append(Equation(expression, int(value), wanted, site, False, module, line))
 
-    def note_number(self, expression: Expression, value: int, *, correctable: bool) -> None:
+    def note_number(self, size: Size, site: Site | None, constant: float | None = None) -> None:
         """Notes that a size became part of a value (a scale, a mean), which must be what it was while tracing."""
-        equation = Equation(expression, value, None, None, correctable, self.stack.top, line_of_code())
-        self.record.equations.append(equation)
+        top = self.stack.top
+        if any(True for _ in leaves(size.expression)):
+            equation = Equation(size.expression, int(size), None, site, True, top, line_of_code(), constant)
+            self.record.equations.append(equation)
 
     def _tie_descriptive_attributes(self) -> None:
         """Ties attributes that describe a layer to its axes, where the program computes with them."""
@@ -201,9 +211,6 @@ class Tracer:
         self.descent.enter(name)
 
     def _left(self, name: str, call: int, output: object) -> None:
-        """Notes what travels out of a module, and whether its correctable calls are the same every time."""
+        """Notes what travels out of a module."""
         self.descent.leave(name, output)
-        kinds = self.stack.running[-1].kinds
-        if self._kinds.setdefault(name, kinds) != kinds:
-            self.record.unsteady.add(name)
         self.record.outputs[name, call] = [self.of(tensor) for tensor in tensors_in(output)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,7 @@ from topiarist.graph.dropins import RECURRENT, with_dropins
 from topiarist.graph.graph import Graph
 from topiarist.graph.grouping import emptiable, group_units
 from topiarist.graph.groups import Group
-from topiarist.graph.inputs import Inputs, call_model, named_tensors, tensors_in
+from topiarist.graph.inputs import Inputs, call_model, named_tensors, tensors_in, twice_the_batch
 from topiarist.graph.lines import Rectangles, solve_lines
 from topiarist.graph.listener import Listener
 from topiarist.graph.operators import OperatorMode
@@ -37,17 +38,21 @@ def trace(
     model: nn.Module,
     example_inputs: Inputs,
     *,
+    more_inputs: Sequence[Inputs] = (),
     rectangles: Rectangles = "both",
     seconds: float = 120.0,
     labels: int = LABELS,
 ) -> Graph:
-    """Finds what can be removed from a network by running it once on example inputs.
+    """Finds what can be removed from a network by running it on example inputs.
 
-    The model runs in eval mode without gradients, and is left as it was.
+    The model runs without gradients: in eval mode, in train mode with twice the batch, and in eval mode on each of the
+    further inputs. It is left as it was.
 
     Args:
         model: any `torch.nn.Module`.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        more_inputs: further examples of the same kinds, which take other ways through the code: optional arguments, a
+            cache, other sizes. A cut is right on every way that an example shows.
         rectangles: where heads × widths or convolution groups × widths meet, offer ``"rows"`` (heads, groups),
             ``"columns"`` (widths within them), or ``"both"`` as two groups.
         seconds: time limit of tracing and grouping together.
@@ -63,11 +68,11 @@ def trace(
         raise TopiaristError(f"rectangles must be 'both', 'rows' or 'columns', not {rectangles!r}")
     deadline = time.monotonic() + seconds
     check_finite(model)
-    for tensor in tensors_in(example_inputs):
+    for tensor in tensors_in((example_inputs, *more_inputs)):
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise TopiaristError("the example input holds NaN or infinite values; give a finite one")
     with ALONE:
-        record = _listen(model, example_inputs, labels, deadline)
+        record = _listen(model, example_inputs, more_inputs, labels, deadline)
         names = tuple(name for name, _ in model.named_parameters())
         return regroup(Solution(record, rectangles), names, deadline)
 
@@ -87,8 +92,10 @@ def check_finite(model: nn.Module) -> None:
             raise TopiaristError(f"{name} holds NaN or infinite values; train the model again, or load good weights")
 
 
-def _listen(model: nn.Module, example_inputs: Inputs, labels: int, deadline: float) -> Record:
-    """Runs the model under the tracer; once more in train mode where eval mode leaves parameters untouched."""
+def _listen(
+    model: nn.Module, example_inputs: Inputs, more_inputs: Sequence[Inputs], labels: int, deadline: float
+) -> Record:
+    """Runs the model under the tracer: in eval mode, on further examples, and in train mode."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
         with with_dropins(model), modes_restored(model), selectors_exposed(), fast_path_off():
@@ -98,8 +105,10 @@ def _listen(model: nn.Module, example_inputs: Inputs, labels: int, deadline: flo
             record = tracer.record
             record.normed = tracer.norms.normed()
             record.blocks, record.irremovable = tracer.descent.residual_blocks()
-            if not record.touched.issuperset(name for name, _ in model.named_parameters()):
-                _run_training_branch(tracer, model, example_inputs, deadline)
+            for inputs in more_inputs:
+                with _aside(record):
+                    _run(tracer, model, inputs, deadline)
+            _run_in_training(tracer, model, example_inputs, deadline)
     finally:
         with torch.no_grad():
             for name, buffer in model.named_buffers():
@@ -137,7 +146,7 @@ def _run(tracer: Tracer, model: nn.Module, example_inputs: Inputs, deadline: flo
     given = tensors_in(example_inputs)
     tracer.begin(model, given)
     listener = Listener(tracer)
-    Size.on_number = listener.forgets
+    Size.on_number = listener.became_number
     try:
         with (
             tracer.stack,
@@ -166,23 +175,35 @@ def _run(tracer: Tracer, model: nn.Module, example_inputs: Inputs, deadline: flo
     tracer.finish(tensors_in(output))
 
 
-def _run_training_branch(tracer: Tracer, model: nn.Module, example_inputs: Inputs, deadline: float) -> None:
-    """Lets labels travel through what only runs in training, such as auxiliary classifiers."""
-    record = tracer.record
-    products, outputs, statistics = len(record.contractions), dict(record.outputs), dict(record.statistics)
+def _run_in_training(tracer: Tracer, model: nn.Module, example_inputs: Inputs, deadline: float) -> None:
+    """Lets labels travel through what runs in training, such as auxiliary classifiers and other branches.
+
+    With twice the batch, since a batch norm needs more than one value a channel.
+    """
     model.train()
     try:
-        _run(tracer, model, example_inputs, deadline)
+        with _aside(tracer.record), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            _run(tracer, model, twice_the_batch(example_inputs), deadline)
     except TopiaristError:
         pass  # a branch that cannot run on these inputs leaves its parameters unused, hence pinned
     finally:
         model.eval()
+
+
+@contextmanager
+def _aside(record: Record) -> Iterator[None]:
+    """Context of a run beside the first one, whose products, outputs and batch are those that count."""
+    products, outputs, batch = len(record.contractions), dict(record.outputs), record.batch
+    try:
+        yield
+    finally:
         del record.contractions[products:]
-        record.outputs, record.statistics = outputs, statistics
+        record.outputs, record.batch = outputs, batch
 
 
 def regroup(solution: Solution, parameters: tuple[str, ...], deadline: float) -> Graph:
-    """Solves a record into a graph: groups the units, and pins sizes that neither attributes nor shims can satisfy.
+    """Solves a record into a graph: groups the units, and pins sizes that neither attributes nor corrections put right.
 
     Args:
         solution: the record, with what is known to be pinned; the rest is solved anew.
@@ -191,36 +212,52 @@ def regroup(solution: Solution, parameters: tuple[str, ...], deadline: float) ->
     """
     while True:
         solution, groups = _grouped(solution, deadline)
-        violated = _violated(solution, groups)
-        record = solution.record
-        if not violated:
+        violated, disagreeing = _violated(solution, groups)
+        if not violated and not disagreeing:
+            record = solution.record
             return Graph(groups, record.shapes, parameters, tuple(record.unknown), solution)
-        deceived = {e.module for e in violated if solution.deceivable(e)}
-        solution = replace(solution, deceived=solution.deceived | deceived)
-        for e in () if deceived else violated:
-            reason = f"a size computed at {e.line} in {e.module or 'the model'} cannot follow a cut"
-            pins = tuple((vector, reason) for vector in solution.vectors_in(e))
-            solution = replace(solution, pins=solution.pins + pins)
+        for e in violated:
+            solution = solution.pinning(solution.vectors_in(e), f"a size computed {_where(e)} cannot follow a cut")
+        for equations in disagreeing:
+            solution = _agreed(solution, equations)
+
+
+def _where(e: Equation) -> str:
+    return f"at {e.line} in {e.module or 'the model'}"
+
+
+def _agreed(solution: Solution, equations: Sequence[Equation]) -> Solution:
+    """Ties what one place in the code states a size for several times; pins it where that has not helped."""
+    reason = f"the code {_where(equations[0])} states one size for them"
+    vectors = [solution.record.vectors[e.wanted] for e in equations if e.wanted is not None]
+    alike = len(vectors) == len(equations) and len({len(vector) for vector in vectors}) == 1
+    if alike and not all(np.array_equal(solution.classes.of[v], solution.classes.of[vectors[0]]) for v in vectors):
+        return solution.tying(vectors, reason)
+    return solution.pinning([vector for e in equations for vector in solution.vectors_in(e)], reason)
 
 
 def _grouped(solution: Solution, deadline: float) -> tuple[Solution, tuple[Group, ...]]:
     record = solution.record
     guarded = [source.labels for source in record.sources] + record.parts
     while True:
-        classes, closures = solve_lines(record.algebra, guarded, solution.rectangles, solution.pins, deadline)
+        classes, closures = solve_lines(record.algebra, guarded, solution.rectangles, solution.added, deadline)
         units = group_units(record, classes, closures)
         unsafe = emptiable(record, classes, units)
         if unsafe is None:
             return replace(solution, classes=classes, membership=units.membership, first=units.first), units.groups
         part = unsafe[0].slices[0]
         labels = next(s.labels for s in record.sources if (s.tensor, s.axis) == (part.tensor, part.axis))
-        solution = replace(solution, pins=(*solution.pins, (labels[part.positions.flatten().numpy()], unsafe[1])))
+        solution = solution.pinning([labels[part.positions.flatten().numpy()]], unsafe[1])
 
 
-def _violated(solution: Solution, groups: Sequence[Group]) -> list[Equation]:
-    """Returns the sizes that some keep leaves wrong: random and extreme keeps are tried, no model is run."""
+def _violated(solution: Solution, groups: Sequence[Group]) -> tuple[list[Equation], list[list[Equation]]]:
+    """Returns the sizes that some keep leaves wrong, and those of one place in the code that disagree.
+
+    Random and extreme keeps are tried, no model is run.
+    """
     random = np.random.default_rng(0)
     violated: dict[int, Equation] = {}
+    disagreeing: dict[int, list[Equation]] = {}
     for trial in range(12):
         keep = {}
         for group in groups:
@@ -232,4 +269,6 @@ def _violated(solution: Solution, groups: Sequence[Group]) -> list[Equation]:
         dead = solution.dead(keep)
         for equation in (*solution.sizes(dead)[1], *solution.impossible(dead)):
             violated[id(equation)] = equation
-    return list(violated.values())
+        for equations in solution.disagreeing(dead):
+            disagreeing[id(equations[0])] = equations
+    return list(violated.values()), list(disagreeing.values())

@@ -272,8 +272,10 @@ def _compared(graph: Graph) -> set[str]:
         keep = graph.full()
         keep[group.name] = torch.arange(group.units) != 0
         dead_classes = graph.dead(keep)
-        for (_, _, kind, _), statistic in graph.solution.record.statistics.items():
-            if kind != "product" and any(graph.solution.kept(v, dead_classes) is not None for v in statistic.vectors):
+        for statistic in graph.solution.record.statistics:
+            if statistic.kind != "product" and any(
+                graph.solution.kept(v, dead_classes) is not None for v in statistic.vectors
+            ):
                 compared.add(group.name)
     return compared
 

@@ -116,8 +116,7 @@ def _pinned_where_it_fails(
             "exclude its groups from the budget"
         )
     reason = f"cannot be proved in {module or 'the model'} ({record.types[module].__name__}): {proof.reason}"
-    pins = (*solution.pins, *((labels, reason) for labels in carried))
-    return regroup(replace(solution, pins=pins), graph.parameters, deadline)
+    return regroup(solution.pinning(carried, reason), graph.parameters, deadline)
 
 
 def _first_difference(model: nn.Module, graph: Graph, keep: dict[str, Tensor], inputs: Inputs) -> str:

@@ -16,7 +16,7 @@ from topiarist.graph import (
     ALONE,
     Attribute,
     Block,
-    Correction,
+    Corrections,
     Graph,
     Keep,
     KeptPositions,
@@ -33,7 +33,7 @@ from topiarist.graph import (
 )
 from topiarist.surgery.masked_operators import install_masked_forwards
 from topiarist.surgery.removed_blocks import remove_blocks
-from topiarist.surgery.size_corrections import install_shims
+from topiarist.surgery.size_corrections import install_corrections
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Plan:
     Attributes:
         kept: tensor → axis → indices that are kept.
         sizes: attributes and their new values.
-        corrections: module → what its shim corrects.
+        corrections: module → what is corrected in its forward.
         masks: tensor → flat bool, False where an individual weight is set to zero.
         removed: residual blocks that are removed.
     """
 
     kept: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
     sizes: Mapping[Attribute, int] = field(default_factory=dict)
-    corrections: Mapping[str, Correction] = field(default_factory=dict)
+    corrections: Corrections = field(default_factory=dict)
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     removed: tuple[Block, ...] = ()
 
@@ -125,7 +125,7 @@ def apply_plan(model: nn.Module, work: Plan) -> nn.Module:
         use_dropins(smaller)
         remove_blocks(smaller, work.removed)
         assign_attributes(smaller, work.sizes)
-        install_shims(smaller, work.corrections)
+        install_corrections(smaller, work.corrections)
         update_descriptions(smaller)
     return smaller
 

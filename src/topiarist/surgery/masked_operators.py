@@ -8,36 +8,62 @@ positions only.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from topiarist.graph import Arguments, Graph, Keep, Keywords, mixing_kind, use_dropins
+from topiarist.graph import Arguments, Graph, Keep, Keywords, Trail, mixing_kind, trails_here, use_dropins
 
-Table = dict[tuple[str, int], dict[int, Tensor]]
-"""(kind, how many of it before in this call, also in children) → axis of the input → kept indices."""
+Kept = dict[int, Tensor]
+"""Axis of an operator's input → kept indices."""
+
+
+class Entry(NamedTuple):
+    """What an operator keeps: from where its module was called, in which call, and the kept indices."""
+
+    outer: Trail
+    call: tuple[int, int]
+    kept: Kept
+
+
+Table = dict[tuple[str, Trail], list[Entry]]
+"""(kind, where in the module's code) → what it keeps, in the order of execution."""
 
 
 class _OverKept(TorchDispatchMode):
-    """Replaces the operators that mix positions in one call of a module; counts them as the tracer does."""
+    """Replaces the operators that mix positions in one call of a module."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, call: int) -> None:
         super().__init__()
-        self.table, self.seen = table, Counter[str]()
+        self.table, self.call, self.seen = table, call, Counter[tuple[str, Trail]]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Arguments = (), kwargs: Keywords | None = None) -> Any:
         kwargs = kwargs or {}
         kind = mixing_kind(func, args, kwargs)
-        if kind is None:
-            return func(*args, **kwargs)
-        number, self.seen[kind] = self.seen[kind], self.seen[kind] + 1
-        kept = self.table.get((kind, number))
-        return func(*args, **kwargs) if kept is None else over_kept(func, args, kwargs, kind, kept)
+        kept = self._kept(kind) if kind is not None else {}
+        return over_kept(func, args, kwargs, kind, kept) if kind is not None and kept else func(*args, **kwargs)
+
+    def _kept(self, kind: str) -> Kept:
+        """Returns what the operator keeps that runs here."""
+        trails = trails_here()
+        key = (kind, trails.inner)
+        entries = self.table.get(key, [])
+        number, self.seen[key] = self.seen[key], self.seen[key] + 1
+        if not entries or all(_equal(entry.kept, entries[0].kept) for entry in entries[1:]):
+            return entries[0].kept if entries else {}
+        entries = [e for e in entries if e.outer == trails.outer[: len(e.outer)]] or entries
+        calls = sorted({entry.call for entry in entries})
+        mine = [entry for entry in entries if entry.call == calls[self.call % len(calls)]]
+        return mine[number % len(mine)].kept
 
 
-def over_kept(func: Any, args: Arguments, kwargs: Keywords, kind: str, kept: dict[int, Tensor]) -> Any:
+def _equal(left: Kept, right: Kept) -> bool:
+    return left is right or (left.keys() == right.keys() and all(torch.equal(left[a], right[a]) for a in left))
+
+
+def over_kept(func: Any, args: Arguments, kwargs: Keywords, kind: str, kept: Kept) -> Any:
     """Runs one operator over the kept positions of its input; zeros elsewhere."""
     if kind == "product":
         at = 1 if func.overloadpacket.__name__ in ("addmm", "baddbmm", "addmv") else 0
@@ -51,14 +77,14 @@ def over_kept(func: Any, args: Arguments, kwargs: Keywords, kind: str, kept: dic
     return normalise(func, args, kwargs, kind, kept)
 
 
-def gather(x: Tensor, kept: dict[int, Tensor]) -> Tensor:
+def gather(x: Tensor, kept: Kept) -> Tensor:
     """Returns the kept positions of a tensor."""
     for axis, indices in kept.items():
         x = x.index_select(axis, indices.to(x.device))
     return x
 
 
-def scatter(x: Tensor, kept: dict[int, Tensor], shape: torch.Size) -> Tensor:
+def scatter(x: Tensor, kept: Kept, shape: torch.Size) -> Tensor:
     """Returns the inverse: kept positions among zeros."""
     for axis, indices in kept.items():
         wide = [*x.shape[:axis], shape[axis], *x.shape[axis + 1 :]]
@@ -66,7 +92,7 @@ def scatter(x: Tensor, kept: dict[int, Tensor], shape: torch.Size) -> Tensor:
     return x
 
 
-def normalise(func: Any, args: Arguments, kwargs: Keywords, kind: str, kept: dict[int, Tensor]) -> Any:
+def normalise(func: Any, args: Arguments, kwargs: Keywords, kind: str, kept: Kept) -> Any:
     """Runs one normalisation over the kept positions of its input; zeros elsewhere."""
     x, rest = args[0], list(args[1:])
     first = x.ndim - len(rest[0]) if kind == "layer" else 1
@@ -90,42 +116,46 @@ def normalise(func: Any, args: Arguments, kwargs: Keywords, kind: str, kept: dic
 class MaskedForward:
     """A forward in which the module's own operators see kept positions only."""
 
-    def __init__(self, module: nn.Module, tables: dict[int, Table], period: int) -> None:
-        self.module, self.tables, self.period, self.calls = module, tables, period, 0
-        self.inner = module.__dict__.get("forward")  # a shim, or a forward of the instance's own
+    def __init__(self, module: nn.Module, table: Table) -> None:
+        self.module, self.table, self.calls = module, table, 0
+        self.inner = module.__dict__.get("forward")  # a corrected forward, or the instance's own
         if isinstance(self.inner, MaskedForward):  # masked before: what both masks keep
-            self.tables = {call: _both(tables.get(call, {}), self.inner.tables.get(call, {})) for call in range(period)}
+            self.table = _both(table, self.inner.table)
             self.inner = self.inner.inner
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the module's forward; dead positions take no part in what mixes positions."""
-        table = self.tables.get(self.calls % self.period, {})
-        self.calls += 1
-        with _OverKept(table):
+        with _OverKept(self.table, self.calls):
+            self.calls += 1
             forward = self.inner or type(self.module).forward.__get__(self.module)
             return forward(*args, **kwargs)
 
 
 def _both(new: Table, old: Table) -> Table:
     """Returns of every operator what two masks keep."""
-    common: Table = {}
-    for place in {*new, *old}:
-        here, there = new.get(place, {}), old.get(place, {})
-        both = {axis: k[torch.isin(k, there[axis])] for axis, k in here.items() if axis in there}
-        common[place] = {**there, **here, **both}
+    common = {**old, **new}
+    for place in new.keys() & old.keys():
+        common[place] = [
+            entry._replace(kept=_kept_by_both(entry.kept, other.kept))
+            for entry, other in zip(new[place], old[place], strict=True)
+        ]
     return common
+
+
+def _kept_by_both(here: Kept, there: Kept) -> Kept:
+    return {**there, **here, **{a: k[torch.isin(k, there[a])] for a, k in here.items() if a in there}}
 
 
 def install_masked_forwards(model: nn.Module, graph: Graph, keep: Keep) -> None:
     """Gives modules whose operators would mix in dead positions a forward that leaves those out."""
     use_dropins(model)
-    record, dead = graph.solution.record, graph.dead(keep)
-    tables: dict[str, dict[int, Table]] = {}
-    for (module, call, kind, number), statistic in record.statistics.items():
-        kept = {a: k for a, v in enumerate(statistic.vectors) if (k := graph.solution.kept(v, dead)) is not None}
-        if kept:
-            tables.setdefault(module, {}).setdefault(call, {})[kind, number] = kept
-    for name, table in tables.items():
+    dead = graph.dead(keep)
+    tables: dict[str, Table] = {}
+    needed: set[str] = set()
+    for kind, vectors, module, call, trails in graph.solution.record.statistics:
+        kept = {a: k for a, v in enumerate(vectors) if (k := graph.solution.kept(v, dead)) is not None}
+        tables.setdefault(module, {}).setdefault((kind, trails.inner), []).append(Entry(trails.outer, call, kept))
+        needed.update([module] if kept else [])
+    for name in sorted(needed):
         owner = model.get_submodule(name)
-        period = 1 + max(call for module, call in record.outputs if module == name)
-        owner.__dict__["forward"] = MaskedForward(owner, table, period)
+        owner.__dict__["forward"] = MaskedForward(owner, tables[name])

@@ -1,81 +1,274 @@
-"""The shape shim: corrects, inside one module's forward, the sizes that its code computes wrongly after a cut.
+"""Corrections of the sizes and numbers that a module's code computes wrongly after a cut: the code, edited.
 
 Some code states a size that no attribute holds (``x.view(B, N, 3, C // 64)``), or computes a scale from a shape
-(``q * (C // heads) ** -0.5``). A shimmed module runs its own forward, only that the n-th such call gets the right
-sizes, and that numbers keep the values they were trained with. Where a smaller shape could not even be computed with
-(fewer channels than heads: ``0 ** -0.5``), it reads its shapes as they were traced.
+(``q * C ** -0.5``). A person would write the right number there; so does this file. The module gets a copy of its
+forward, and of the helper functions on the way, in which that one expression is corrected. Every other branch keeps its
+own code, nothing is counted, and tracing, compiling and exporting see plain Python.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+import ast
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import CellType, FunctionType, MethodType
+from typing import Any
 
-import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from topiarist.errors import TopiaristError
-from topiarist.graph import READS, Arguments, Correction, Keywords, kind_of, with_sizes
+from topiarist.graph import (
+    SIZE_KEYWORDS,
+    Correction,
+    Corrections,
+    Ratio,
+    Span,
+    Step,
+    Written,
+    compiled,
+    name_of,
+    written,
+)
 
 
-class _Correcting(TorchFunctionMode):
-    def __init__(self, module: nn.Module, correction: Correction) -> None:
-        super().__init__()
-        self.module, self.correction = module, correction
-        self.call = self.reading = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Arguments = (), kwargs: Keywords | None = None) -> Any:
-        kwargs = kwargs or {}
-        if func in READS:
-            return self._read(func, args, kwargs)
-        kind = kind_of(func)
-        if kind is None:
-            return func(*args, **kwargs)
-        self.call += 1
-        if Shim.running[-1] is not self.module:
-            return func(*args, **kwargs)  # a shimmed module within this one sees to it
-        if kind == "sizes" and self.call in self.correction.sizes:
-            return with_sizes(func, args, kwargs, self.correction.sizes[self.call])
-        if kind == "squeeze":
-            dims = self.correction.squeezes.get(self.call)
-            return func(*args, **kwargs) if dims is None else func(args[0], dims)
-        number = self.correction.numbers.get(self.call)
-        if kind == "number" and number is not None:
-            args = tuple(number if isinstance(a, (int, float)) and not isinstance(a, bool) else a for a in args)
-        elif kind == "scale" and number is not None:
-            args, kwargs = args[:6], {**kwargs, "scale": number}
-        return func(*args, **kwargs)
-
-    def _read(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-        """Returns a shape in which some lengths are as they were traced."""
-        self.reading += 1
-        real = func(*args, **kwargs)
-        traced = self.correction.reads.get(self.reading) if Shim.running[-1] is self.module else None
-        if traced is None:
-            return real
-        if isinstance(real, int):
-            return next(iter(traced.values()))
-        return torch.Size([traced.get(axis, length) for axis, length in enumerate(real)])
+def corrected(value: Any, right: Ratio | float) -> Any:
+    """Returns ``value × right.right / right.asked``, exact for multiples of what the trace asked for."""
+    if not isinstance(right, Ratio):
+        return right
+    if isinstance(value, int) and value == -1:
+        return value  # a size that torch works out
+    return value * right.right // right.asked if right.asked else right.right
 
 
-class Shim:
+@dataclass(frozen=True, eq=False)
+class _Number:
+    """Corrects one number."""
+
+    right: Ratio | float
+
+    def __call__(self, value: Any) -> Any:
+        return corrected(value, self.right)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sizes:
+    """Corrects the sizes that a call is given, as one value or as positional arguments."""
+
+    values: Mapping[int, Ratio | float]
+    at: int
+
+    def __call__(self, given: Any) -> Any:
+        """Returns sizes, or a single one, with some of them corrected."""
+        if not isinstance(given, (tuple, list)):
+            return corrected(given, self.values[0]) if 0 in self.values else given
+        return [corrected(size, self.values[slot]) if slot in self.values else size for slot, size in enumerate(given)]
+
+    def arguments(self, given: Sequence[Any]) -> Sequence[Any]:
+        """Returns positional arguments with their sizes corrected."""
+        before, sizes = given[: self.at], given[self.at :]
+        if sizes and isinstance(sizes[0], (tuple, list)):
+            return (*before, self(sizes[0]), *sizes[1:])
+        return (*before, *self(sizes))
+
+
+@dataclass(frozen=True, eq=False)
+class _Callee:
+    """Stands for what a call calls: where that is the function to correct, its corrected copy."""
+
+    corrections: tuple[Correction, ...]
+
+    def __call__(self, callee: Any) -> Any:
+        """Returns the corrected copy of a function, a method or a callable object; others as they are."""
+        if isinstance(callee, MethodType):
+            return MethodType(self(callee.__func__), callee.__self__)
+        if isinstance(callee, FunctionType):
+            return _edited(callee, self.corrections) if _is_at(callee, self.corrections[0].place[0]) else callee
+        own = type(callee).__dict__.get("__call__")
+        return MethodType(self(own), callee) if isinstance(own, FunctionType) else callee
+
+
+def _name(function: FunctionType) -> str:
+    return name_of(function.__code__, function.__globals__.get("__name__", ""))
+
+
+def _is_at(function: FunctionType, step: Step) -> bool:
+    """Returns whether a function is the one of a step.
+
+    Raises:
+        TopiaristError: it is, but its source is not the one that was traced.
+    """
+    source = written(function.__code__)
+    if _name(function) != step.function:
+        return False
+    if source is not None and source.source == step.source:
+        return True
+    if function.__name__ == "<lambda>":
+        return False  # several have one name
+    raise TopiaristError(
+        f"the source of {step.function} is not the one that was traced, so the sizes in it cannot be corrected; prune "
+        "the network again with this version of its code"
+    )
+
+
+class _Editor(ast.NodeTransformer):
+    """Edits expressions, each known by its node, with the values that helpers of the edited code hold."""
+
+    def __init__(self) -> None:
+        self.edits: dict[ast.AST, list[Callable[[Any], ast.expr | None]]] = {}
+        self.held: dict[str, object] = {}
+
+    def calling(self, helper: object, argument: ast.expr) -> ast.Call:
+        """Returns the call of a helper that the edited code holds."""
+        name = f"_topiarist_{len(self.held)}"
+        self.held[name] = helper
+        return ast.Call(ast.Name(name, ast.Load()), [argument], [])
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        """Edits what is inside a node, then the node."""
+        edits = self.edits.get(node, [])
+        super().generic_visit(node)
+        for edit in edits:
+            edit(node)
+        return node
+
+
+def _edited(function: FunctionType, corrections: Sequence[Correction]) -> FunctionType:
+    """Returns a copy of a function with corrected expressions."""
+    code, source = function.__code__, written(function.__code__)
+    assert source is not None
+    node, places = _copied(source, [correction.place[0] for correction in corrections])
+    editor = _Editor()
+    inner: dict[Span, list[Correction]] = {}
+    for correction in corrections:
+        if len(correction.place) > 1:
+            deeper = correction._replace(place=correction.place[1:])
+            inner.setdefault(correction.place[0].span, []).append(deeper)
+        else:
+            target = places[correction.place[0].span]
+            editor.edits.setdefault(target, []).append(_edit(editor, correction))
+    for span, deeper_ones in inner.items():
+        for group in _by_function(deeper_ones):
+            editor.edits.setdefault(places[span], []).append(_callee_edit(editor, group))
+    changed = editor.visit(node)
+    made = compiled(source, changed, code, tuple(editor.held))
+    if made is None:
+        raise TopiaristError(f"the sizes that {_name(function)} computes cannot be corrected; exclude its layers")
+    cells = {**dict(zip(code.co_freevars, function.__closure__ or (), strict=True))}
+    cells |= {held: CellType(value) for held, value in editor.held.items()}
+    closure = tuple(cells[free] for free in made.co_freevars)
+    result = FunctionType(made, function.__globals__, function.__name__, function.__defaults__, closure)
+    result.__kwdefaults__ = function.__kwdefaults__
+    result.__qualname__, result.__module__ = function.__qualname__, function.__module__
+    result.__doc__, result.__annotations__ = function.__doc__, function.__annotations__
+    result.__dict__.update(function.__dict__)
+    return result
+
+
+def _by_function(corrections: Sequence[Correction]) -> list[tuple[Correction, ...]]:
+    groups: dict[tuple[str, str], list[Correction]] = {}
+    for correction in corrections:
+        groups.setdefault(correction.place[0][:2], []).append(correction)
+    return [tuple(group) for group in groups.values()]
+
+
+def _copied(source: Written, steps: Sequence[Step]) -> tuple[Any, dict[Span, ast.AST]]:
+    """Returns a copy of a function's syntax, and its node at each step.
+
+    Raises:
+        TopiaristError: there is no such expression.
+    """
+    memo: dict[int, Any] = {}
+    node = copy.deepcopy(source.node, memo)
+    places: dict[Span, ast.AST] = {}
+    for step in steps:
+        at = source.call(step.span) or source.operation(step.span)
+        if at is None:
+            raise TopiaristError(
+                f"there is no call or arithmetic at line {step.span.line + 1} of {step.function}; the architecture is "
+                "damaged: write it again with prune()"
+            )
+        places[step.span] = memo[id(at)]
+    return node, places
+
+
+def _edit(editor: _Editor, correction: Correction) -> Callable[[Any], None]:
+    """Returns what a correction does to the expression at its place."""
+    kind, values = correction.kind, correction.values
+
+    def sizes(node: ast.Call) -> None:
+        helper = _Sizes(values, correction.at)
+        for keyword in node.keywords:
+            if keyword.arg in SIZE_KEYWORDS:
+                keyword.value = editor.calling(helper, keyword.value)
+                return
+        node.args = [ast.Starred(editor.calling(helper.arguments, ast.Tuple(node.args, ast.Load())), ast.Load())]
+
+    def number(node: ast.Call | ast.BinOp | ast.AugAssign) -> None:
+        for slot, right in values.items():
+            helper = _Number(right)
+            if isinstance(node, ast.Call):
+                node.args[slot] = editor.calling(helper, node.args[slot])
+            elif isinstance(node, ast.AugAssign):
+                node.value = editor.calling(helper, node.value)
+            elif slot == 0:
+                node.left = editor.calling(helper, node.left)
+            else:
+                node.right = editor.calling(helper, node.right)
+
+    def scale(node: ast.Call) -> None:
+        constants = [ast.Constant(value) for value in values.values() if isinstance(value, float)]
+        constant = ast.keyword("scale", constants[0])
+        node.keywords = [*(keyword for keyword in node.keywords if keyword.arg != "scale"), constant]
+
+    def squeeze(node: ast.Call) -> None:
+        axes: list[ast.expr] = [ast.Constant(axis) for axis in values.values() if isinstance(axis, int)]
+        node.args.append(ast.Tuple(axes, ast.Load()))
+
+    edits: dict[str, Callable[[Any], None]] = {"sizes": sizes, "number": number, "scale": scale, "squeeze": squeeze}
+    return edits[kind]
+
+
+def _callee_edit(editor: _Editor, corrections: tuple[Correction, ...]) -> Callable[[Any], None]:
+    def edit(node: ast.Call) -> None:
+        node.func = editor.calling(_Callee(corrections), node.func)
+
+    return edit
+
+
+class CorrectedForward:
     """A forward that runs the module's own one with corrections; deep copies and pickles with its module."""
 
-    running: ClassVar[list[nn.Module]] = []
+    def __init__(self, module: nn.Module, corrections: Sequence[Correction]) -> None:
+        self.module, self.corrections = module, tuple(corrections)
+        self.inner = module.__dict__.get("forward")  # a forward of the instance's own
+        if isinstance(self.inner, CorrectedForward):  # cut before
+            self.corrections = (*self.inner.corrections, *corrections)
+            self.inner = self.inner.inner
+        self._run = self._made()
 
-    def __init__(self, module: nn.Module, correction: Correction) -> None:
-        self.module, self.correction = module, correction
-        self.inner = module.__dict__.get("forward")  # an earlier shim, or a forward of the instance's own
+    def _made(self) -> Any:
+        """Returns the corrected forward, bound to the module."""
+        made = _Callee(self.corrections)(self.__wrapped__)
+        if made is self.__wrapped__ or getattr(made, "__func__", made) is getattr(self.__wrapped__, "__func__", None):
+            raise TopiaristError(
+                f"the forward of {type(self.module).__name__} is not the one that was traced, "
+                f"{self.corrections[0].place[0].function}; give the model that was pruned"
+            )
+        return made
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the module's forward with the corrections."""
-        Shim.running.append(self.module)
-        try:
-            with _Correcting(self.module, self.correction):
-                return self.__wrapped__(*args, **kwargs)
-        finally:
-            Shim.running.pop()
+        return self._run(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out the code, which is made anew: no file ever holds code."""
+        return {key: value for key, value in self.__dict__.items() if key != "_run"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Makes the code anew."""
+        self.__dict__.update(state)
+        self._run = self._made()
 
     @property
     def __wrapped__(self) -> Any:  # what inspect.signature follows
@@ -86,11 +279,15 @@ class Shim:
         return self.__wrapped__.__code__
 
 
-def install_shims(model: nn.Module, corrections: Mapping[str, Correction]) -> None:
-    """Shims the modules that need it."""
+def install_corrections(model: nn.Module, corrections: Corrections) -> None:
+    """Corrects the modules that need it.
+
+    Raises:
+        TopiaristError: the model has no such module, or other code than the one that was traced.
+    """
     modules = dict(model.named_modules())
-    for name, correction in corrections.items():
+    for name, mine in corrections.items():
         if name not in modules:
             raise TopiaristError(f"the model has no module {name!r}; it is not the model that was pruned")
         module = modules[name]
-        module.__dict__["forward"] = Shim(module, correction)
+        module.__dict__["forward"] = CorrectedForward(module, mine)
