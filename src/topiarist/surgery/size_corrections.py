@@ -217,8 +217,7 @@ def _edit(editor: _Editor, correction: Correction) -> Callable[[Any], None]:
                 node.right = editor.calling(helper, node.right)
 
     def scale(node: ast.Call) -> None:
-        constants = [ast.Constant(value) for value in values.values() if isinstance(value, float)]
-        constant = ast.keyword("scale", constants[0])
+        constant = ast.keyword("scale", ast.Constant(float(next(iter(values.values())))))  # type: ignore[arg-type]
         node.keywords = [*(keyword for keyword in node.keywords if keyword.arg != "scale"), constant]
 
     def squeeze(node: ast.Call) -> None:
