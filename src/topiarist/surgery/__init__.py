@@ -13,7 +13,8 @@ from topiarist.surgery.cutting import (
     rewound,
     with_values,
 )
-from topiarist.surgery.proof import TOLERANCE, Proof, difference, prove
+from topiarist.surgery.decisions import TOLERANCE, difference
+from topiarist.surgery.proof import Proof, prove
 from topiarist.surgery.selectors import add_selectors
 
 __all__ = [
