@@ -174,16 +174,16 @@ class Pruning:
         return cls.of(**value)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the request as plain values for `json`."""
-        return {
+        """Returns the request as plain values for `json`; `allow_blind` where it is set, so that keys of cells stay."""
+        plain = {
             "method": _plain_method(self.method),
             "budget": None if self.budget is None else asdict(self.budget),
             "repair": None if self.repair is None else _plain_method(self.repair),
             "steps": asdict(self.steps),
             "sparse_training": None if self.sparse_training is None else asdict(self.sparse_training),
             "rewind": self.rewind,
-            "allow_blind": self.allow_blind,
         }
+        return {**plain, "allow_blind": True} if self.allow_blind else plain
 
     def flags(self) -> list[str]:
         """Returns the words that make the same request on the command line; what has its default is left out."""
