@@ -138,6 +138,22 @@ def test_masked_scores_are_compared_where_they_are_finite():
     assert prove(model, graph, random_keep(graph, 0), X).ok
 
 
+@pytest.mark.parametrize("step", [
+    lambda rows: rows.masked_fill((rows / rows.floor().clamp(0, 0)).isnan(), 0) * 0 + rows,
+    lambda rows: rows * (rows.softmax(-1).sum(-1, keepdim=True) - 1).abs().lt(1e-6),
+    lambda rows: rows * torch.allclose(rows.softmax(-1).sum(-1), rows.new_ones(rows.shape[:-1])),
+    lambda rows: rows.clone().round_() + rows.clone().gt_(rows.mean()) + rows,
+    lambda rows: rows * torch.zeros_like(rows, dtype=torch.long).copy_(3 * rows),
+    lambda rows: torch.complex(rows[..., :3], rows[..., 3:]) * (rows[..., :3] > rows.mean()),
+], ids=["NaN inside", "tiny", "close", "in place", "copied to integers", "complex"])  # fmt: skip
+def test_right_cuts_are_proved_whatever_is_compared_inside(step):
+    model = detector(step)
+    graph = trace(model, X)
+    for seed in range(3):
+        proof = prove(model, graph, random_keep(graph, seed), X)
+        assert proof.ok, proof.reason
+
+
 def test_integers_beside_numbers_are_compared(monkeypatch):
     model = detector(lambda rows: (rows, rows.argmax(-1)))
     graph = trace(model, X)

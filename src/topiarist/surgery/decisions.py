@@ -20,9 +20,10 @@ from topiarist.graph import Arguments, Inputs, Keywords, ModuleStack, call_model
 
 TOLERANCE = 1e-10
 """Largest relative difference between cut and mask in float64."""
-COMPARISONS = {"eq", "ne", "gt", "ge", "lt", "le"}
+SMALLEST_SCALE = 1e-4
+"""What enters a decision is compared as if its largest value were this at least: rounding of 1 − 1 is no difference."""
 STEPS = {"round", "floor", "ceil", "trunc", "frac", "sign", "heaviside", "fmod", "remainder", "floor_divide"}
-STEPS |= COMPARISONS
+STEPS |= {"eq", "ne", "gt", "ge", "lt", "le"}
 """Operators that decide even where they return floating-point numbers: steps, and comparisons in place."""
 
 
@@ -31,10 +32,15 @@ def is_floating(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def difference(left: object, right: object) -> float:
+def difference(left: object, right: object, least: float = 1e-300) -> float:
     """Returns max |left − right| / max |right| over the tensors of two outputs.
 
     Infinite where their number, shapes, integers or truth values differ, or NaN or infinity is in one of them only.
+
+    Args:
+        left: one output.
+        right: the other one.
+        least: the denominator is at least this.
     """
     a, b = tensors_in(left), tensors_in(right)
     if len(a) != len(b):
@@ -46,8 +52,9 @@ def difference(left: object, right: object) -> float:
         if not is_floating(x) or not is_floating(y):
             largest = max(largest, 0.0 if bool((x == y).all()) else math.inf)
         elif x.numel():
-            gap, size = (x - y).abs().masked_fill(x == y, 0), y.abs().nan_to_num(0, 0, 0)  # equal infinities agree
-            relative = float(gap.max() / size.max().clamp_min(1e-300))
+            same = (x == y) | (x.isnan() & y.isnan())  # equal infinities too
+            gap, size = (x - y).abs().masked_fill(same, 0), y.abs().nan_to_num(0, 0, 0)
+            relative = float(gap.max() / size.max().clamp_min(least))
             largest = max(largest, relative if math.isfinite(relative) else math.inf)
     return largest
 
@@ -57,7 +64,7 @@ class Decision:
     """One step that decided.
 
     Attributes:
-        given: the tensors that it decided on; the two sides of a comparison as one, so that they have one scale.
+        given: the tensors that it decided on.
         options: its other arguments, in words.
         made: what it returned.
     """
@@ -109,7 +116,7 @@ def answer(model: nn.Module, inputs: Inputs, beside: Answer | None = None) -> An
 
 def difference_before_decisions(left: Answer, right: Answer) -> float:
     """Returns the largest `difference` of what enters the steps that decide in both networks."""
-    return max((difference(mine.given, its.given) for mine, its in left.shared(right)), default=0.0)
+    return max((difference(mine.given, its.given, SMALLEST_SCALE) for mine, its in left.shared(right)), default=0.0)
 
 
 class _Deciding(TorchDispatchMode):
@@ -132,17 +139,16 @@ class _Deciding(TorchDispatchMode):
             return out
         step = (self.stack.top, str(func))
         place, self.seen[step] = (*step, self.seen[step]), self.seen[step] + 1
-        given = _sides(*args) if _name(func) in COMPARISONS and not in_place else _cloned(given)
         options = repr([value for value in [*args, *kwargs.items()] if not tensors_in(value)])
         its = self.others.get(place)
-        if its is not None and its.options == options and difference(given, its.given) <= TOLERANCE:
+        if its is not None and its.options == options and difference(given, its.given, SMALLEST_SCALE) <= TOLERANCE:
             same = difference(_tensors(out), _tensors(its.made)) <= TOLERANCE
             self.found.followed |= not same
             if in_place:
                 out.copy_(its.made)
             elif not same or not isinstance(out, Tensor | tuple | list):
                 out = _cloned(its.made)
-        self.found.decisions[place] = Decision(given, options, _cloned(out))
+        self.found.decisions[place] = Decision(_cloned(given), options, _cloned(out))
         return out
 
 
@@ -159,17 +165,6 @@ def _may_decide(func: Any) -> bool:
 def _in_place(func: Any, given: list[Tensor]) -> bool:
     """Returns whether an operator decides in place of its first tensor, which is then what it was given no more."""
     return func.overloadpacket.__name__.endswith("_") and (_name(func) in STEPS or not is_floating(given[0]))
-
-
-def _sides(left: Any, right: Any) -> list[Tensor]:
-    """Returns the two sides of a comparison as one tensor; a far threshold counts as one, or it would hide the rest."""
-    floating = left if isinstance(left, Tensor) and is_floating(left) else right
-    sides = (side.to(floating) if isinstance(side, Tensor) else _near(side, floating) for side in (left, right))
-    return [torch.stack(torch.broadcast_tensors(*sides))]
-
-
-def _near(threshold: float, like: Tensor) -> Tensor:
-    return torch.tensor(min(max(threshold, -1.0), 1.0)).to(like)
 
 
 def _parts(out: object) -> list[Any]:

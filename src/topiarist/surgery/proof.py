@@ -1,8 +1,9 @@
 """Proof: on the example inputs the cut network computes what the masked one does, in double precision.
 
 In single precision the noise of a network is about 3e-7, and swapping two kept channels can move an output by less; so
-both run in float64 and must agree to 1e-10, and masking must have changed the output, or the proof is blind. Pruned
-individual weights are not removed, so there the cut is the mask, and the tensors are checked instead.
+both run in float64 and must agree to 1e-10, and masking must have changed the output, or the proof is blind. What is
+selected by data hides differences, so what enters the selection is compared as well (`decisions`). Pruned individual
+weights are not removed, so there the cut is the mask, and the tensors are checked instead.
 """
 
 from __future__ import annotations
