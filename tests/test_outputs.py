@@ -239,6 +239,22 @@ def test_other_faults_are_never_allowed():
         topiarist.prune(model, x, Pruning.of("random", Budget(ratio=0.5), allow_blind=True))
 
 
+def test_units_that_the_example_does_not_show_are_proved_on_noise(monkeypatch):
+    model = line(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.rand(8, 4) + 0.1)
+        model[0].bias.zero_()
+    x = -torch.ones(1, 4)  # every unit is off
+    graph = trace(model, x)
+    keep = {"0": torch.arange(8) < 4}
+    proof = prove(model, graph, keep, x)
+    assert proof.ok, proof.reason
+    assert proof.change > 1e-3
+    assert "noise" in proof.checked
+    swapped(monkeypatch, "0.weight")
+    assert "cut and mask differ" in prove(model, graph, keep, x).reason
+
+
 def test_units_that_were_zero_before_are_proved_on_tokens_too():
     """There is no noise on integers; other tokens tell whether the network depends on its input."""
     model = shaken(nn.Sequential(nn.Embedding(20, 12), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 5)))

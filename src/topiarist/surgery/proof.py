@@ -37,6 +37,7 @@ SMALLEST_CHANGE = 100 * TOLERANCE
 """A mask that changes the outputs by less shows nothing."""
 AGREE = "cut and mask agree"
 BLIND = "the mask changed nothing, so the proof is blind; give trained weights or another example input"
+NOT_FINITE = "the network's outputs are not finite; look for NaN in its weights and inputs, or a division by zero"
 
 
 @dataclass(frozen=True)
@@ -89,18 +90,16 @@ def prove(model: nn.Module, graph: Graph, keep: Keep, example_inputs: Inputs) ->
     double = copied(model).double().eval()
     inputs = converted(example_inputs, torch.float64)
     with torch.no_grad(), fast_path_off():
-        original = _answer(double, inputs)
         if graph.kind == "weight":
-            proof = _proof_of_weights(model, double, graph, keep, inputs, original)
+            proof = _proof_of_weights(model, double, graph, keep, inputs)
         else:
-            proof = _proof_of_cut(double, graph, keep, inputs, original)
+            proof = _proof_of_cut(double, graph, keep, inputs)
         overflow = _overflow(model, graph, keep, example_inputs) if proof.ok or proof.blind else ""
     return replace(proof, ok=False, reason=overflow) if overflow else proof
 
 
-def _proof_of_weights(
-    model: nn.Module, double: nn.Module, graph: Graph, keep: Keep, inputs: Inputs, original: Answer
-) -> Proof:
+def _proof_of_weights(model: nn.Module, double: nn.Module, graph: Graph, keep: Keep, inputs: Inputs) -> Proof:
+    original = _answer(double, inputs)
     with masked(double, graph, keep):
         pruned = _answer(double, inputs, original)
     reason = _wrong_weights(model, graph, keep) or _not_finite(original, pruned)
@@ -108,22 +107,38 @@ def _proof_of_weights(
     return Proof(diff, change, not reason, reason, "the pruned weights are zero, all others unchanged")
 
 
-def _proof_of_cut(double: nn.Module, graph: Graph, keep: Keep, inputs: Inputs, original: Answer) -> Proof:
-    expected = _answer(mask(double, graph, keep), inputs, original)  # so that rounding is no effect of the mask
+def _proof_of_cut(double: nn.Module, graph: Graph, keep: Keep, inputs: Inputs) -> Proof:
+    expected, smaller = mask(double, graph, keep), cut(double, graph, keep)
+    removed = not all(kept.all() for kept in keep.values())
+    proof = _proof_on(inputs, double, expected, smaller, removed=removed)
+    if not proof.blind:
+        return proof
+    # The example shows no unit that was removed: they are off there, or were zero before. Noise in the input, and
+    # noise in place of the zeros, tell whether the network sees them, and whether it depends on anything at all.
+    others = _others(inputs)
+    if any(_changes(expected, inputs, other) for other in others):
+        noisy = _with_noise(double, graph, keep)
+        for original, x in [(double, x) for x in others] + [(noisy, x) for x in (inputs, *others)]:
+            try:
+                tried = _proof_on(x, original, expected, smaller, removed=removed)
+            except TopiaristError:  # the model does not accept this noise
+                continue
+            if not tried.blind and tried.reason != NOT_FINITE:
+                return replace(tried, checked=f"{tried.checked}; on noise, since the example shows nothing")
+    return proof
+
+
+def _proof_on(inputs: Inputs, original: nn.Module, expected: nn.Module, smaller: nn.Module, *, removed: bool) -> Proof:
+    """Runs the original, the masked and the cut network on one input, and compares."""
+    full = _answer(original, inputs)
+    reference = _answer(expected, inputs, full)  # beside it, so that rounding is no effect of the mask
     try:
-        smaller = answer(cut(double, graph, keep), inputs, expected)
+        found = answer(smaller, inputs, reference)
     except TopiaristError:
         raise
     except Exception as error:  # whatever the user's code raises on a wrong shape
-        return Proof(math.inf, _change(expected, original), False, f"the cut network fails: {one_line(error)}")
-    removed = not all(kept.all() for kept in keep.values())
-    proof = compared(smaller, expected, original, removed=removed)
-    if proof.blind and _depends_on(mask(double, graph, keep), inputs, expected):
-        # What is removed was zero before. Neither cut nor mask sees what is in its place: noise there tells
-        # whether the network does.
-        original = _answer(_with_noise(double, graph, keep), inputs, expected)
-        proof = compared(smaller, expected, original, removed=True)
-    return proof
+        return Proof(math.inf, _change(reference, full), False, f"the cut network fails: {one_line(error)}")
+    return compared(found, reference, full, removed=removed)
 
 
 def compared(smaller: Answer, expected: Answer, original: Answer, *, removed: bool) -> Proof:
@@ -162,22 +177,24 @@ def _change(pruned: Answer, original: Answer) -> float:
     return max(difference(pruned.outputs, original.outputs), before)
 
 
-def _depends_on(model: nn.Module, inputs: Inputs, expected: Answer) -> bool:
-    """Returns whether noise in its inputs, or other integers where all of them are, changes what a model answers."""
-    floating = any(tensor.is_floating_point() for tensor in tensors_in(inputs))
+def _changes(model: nn.Module, inputs: Inputs, other: Inputs) -> bool:
+    """Returns whether a model answers differently to other inputs; not where it does not accept them."""
     try:
-        other = answer(model, _noisy(inputs) if floating else _rolled(inputs), expected)
-    except Exception:  # integers that cannot change places, such as offsets
+        before = answer(model, inputs)
+        return _change(answer(model, other, before), before) >= SMALLEST_CHANGE
+    except Exception:  # whatever the user's code raises, as for integers that are offsets
         return False
-    return not _change(other, expected) < SMALLEST_CHANGE
 
 
-def _noisy(inputs: Inputs) -> Any:
-    return map_floats(inputs, lambda x: x + torch.rand(x.shape, generator=_generator()).to(x))
+def _others(inputs: Inputs) -> list[Any]:
+    """Returns the inputs with noise, and these negated; where all are integers, moved on by one place."""
+    if not any(tensor.is_floating_point() for tensor in tensors_in(inputs)):
+        return [_rolled(inputs)]
+    noisy = map_floats(inputs, lambda x: x + torch.rand(x.shape, generator=_generator()).to(x))
+    return [noisy, map_floats(noisy, torch.neg)]
 
 
 def _rolled(inputs: Any) -> Any:
-    """Returns the same inputs with the entries of each tensor moved on by one place."""
     if isinstance(inputs, Tensor):
         return inputs.roll(1)
     if isinstance(inputs, dict):
@@ -231,9 +248,8 @@ def _generator() -> torch.Generator:
 
 
 def _not_finite(*answers: Answer) -> str:
-    if all(bool(torch.isfinite(tensor).all()) for found in answers for tensor in tensors_in(found.outputs)):
-        return ""
-    return "the network's outputs are not finite; look for NaN in its weights and inputs, or a division by zero"
+    finite = all(bool(torch.isfinite(tensor).all()) for found in answers for tensor in tensors_in(found.outputs))
+    return "" if finite else NOT_FINITE
 
 
 def _wrong_weights(model: nn.Module, graph: Graph, keep: Keep) -> str:
