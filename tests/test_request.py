@@ -53,6 +53,7 @@ def test_every_method_makes_the_way(name: str) -> None:
     Pruning.of("l1", {"macs": 0.3, "multiple": 8}, steps=2),
     Pruning.of({"name": "l1", "p": 1}, 0.5, repair="thinet"),
     Pruning.of("pfa"),
+    Pruning.of("l1", 0.5, allow_blind=True),
 ])  # fmt: skip
 def test_defaults_are_left_out_and_come_back(request_: Pruning) -> None:
     assert typed(request_) == request_
@@ -78,6 +79,7 @@ def test_recipes_that_are_given_in_part_start_from_their_own_defaults() -> None:
     ({"method": "l3", "budget": 0.5}, "there is no method 'l3'"), ({"method": {"p": 1}}, "without a name"),
     ({"method": "taylor"}, "taylor needs a budget"), ({"method": "l1", "budget": {"mac": 0.5}}, "did you mean macs"),
     ({"method": "l1", "budget": "0.5"}, "budget"), ({"method": "l1", "budget": 0.5, "rewind": 1}, "True or False"),
+    ({"method": "l1", "budget": 0.5, "allow_blind": "yes"}, "allow_blind must be True or False"),
     ({"method": "l1", "budget": 0.5, "repair": "obs"}, "obs repairs unstructured pruning only"),
     ({"method": "magnitude", "budget": 0.5, "repair": "lasso"}, "lasso repairs structured pruning only"),
     ({"method": "l1", "budget": 0.5, "repair": "taylor"}, "taylor does not repair"),

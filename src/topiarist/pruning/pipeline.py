@@ -61,7 +61,8 @@ def prune(
         The smaller model with its architecture, its proof and its costs.
 
     Raises:
-        TopiaristError: bad input, an impossible budget, or a cut that cannot be proved.
+        TopiaristError: bad input, an impossible budget, or a cut that cannot be proved, or is proved blindly only while
+            the request does not allow that.
     """
     request = _request(method, budget)
     run = Run() if run is None else run
@@ -139,9 +140,14 @@ def _check_reachable(method: Method, units: Graph, budget: Budget, steps: int) -
     allocate(units, scores, replace(budget, floor=floor), method.allocation)
 
 
-def _check_proof(proof: Proof) -> None:
+def _check_proof(proof: Proof, request: Pruning) -> None:
+    """Raises where a proof failed, or saw nothing and the request does not allow that."""
     if not proof.max_rel_diff <= TOLERANCE:
         raise TopiaristError(f"the cut cannot be proved: {proof.reason}; exclude its groups from the budget")
+    if proof.blind and not request.allow_blind:
+        raise TopiaristError(f"the cut cannot be proved: {proof.reason}, or allow it by allow_blind")
+    if not proof.ok and not proof.blind:
+        raise TopiaristError(f"the cut cannot be used: {proof.reason}")
 
 
 @dataclass(eq=False)
@@ -180,7 +186,7 @@ class _Work:
         method, steps = self.request.method, self.request.steps
         trained, keep = prune_in_steps(model, self.units, self.request, kept_after(method, steps), self)
         proof, smaller = prove(trained, self.units, keep, self.example_inputs), cut(trained, self.units, keep)
-        _check_proof(proof)
+        _check_proof(proof, self.request)
         return self._result(smaller, trained, keep, proof)
 
     def _result(self, smaller: nn.Module, trained: nn.Module, keep: Keep, proof: Proof) -> Pruned:
@@ -208,14 +214,14 @@ class _Work:
             choice = make_choice(self.request.method, units, stats, budget, cost=partial(cost, units))
             keep = dict(choice.keep)
             proof = prove(model, units, keep, self.example_inputs)
-            if not math.isfinite(proof.change):
-                raise TopiaristError(proof.reason or "the network's outputs are not finite on the example input")
+            if math.isnan(proof.change):
+                raise TopiaristError(proof.reason)
             if attempt == 1 and not proof.max_rel_diff <= TOLERANCE:
                 units = check(model, units, self.example_inputs)
                 budget = budget.on(units) if isinstance(budget, Share) else budget
             else:
                 break
-        _check_proof(proof)
+        _check_proof(proof, self.request)
         self.choices.append(choice)
         return units, keep, proof, cut(_repaired(model, units, keep, repairer, stats), units, keep)
 

@@ -78,6 +78,8 @@ class Pruning:
             without it the network is taken to be trained that way already.
         rewind: whether the kept weights return to their initial values after each cut (lottery tickets, Frankle &
             Carbin 2019). Of methods that repair, only the choice counts then.
+        allow_blind: whether the pruning goes on where the proof is blind, as for untrained zero weights in the last
+            layer: the mask changed nothing there, so that cut and mask agree shows little.
 
     Raises:
         TopiaristError: a value is of a wrong type, or two of them do not go together.
@@ -89,6 +91,7 @@ class Pruning:
     steps: Steps = field(default_factory=Steps)
     sparse_training: Recipe | None = None
     rewind: bool = False
+    allow_blind: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, Method):
@@ -97,8 +100,9 @@ class Pruning:
         _check_type("sparse_training", self.sparse_training, Recipe)
         if not isinstance(self.steps, Steps):
             raise TopiaristError(f"steps must be a topiarist.Steps, but got {shown(self.steps)}: write Steps(count)")
-        if not isinstance(self.rewind, bool):
-            raise TopiaristError(f"rewind must be True or False, but got {self.rewind!r}")
+        for name in ("rewind", "allow_blind"):
+            if not isinstance(getattr(self, name), bool):
+                raise TopiaristError(f"{name} must be True or False, but got {getattr(self, name)!r}")
         if self.repair is not None:
             _check_repair(self.method, self.repair)
             if self.rewind:
@@ -119,6 +123,7 @@ class Pruning:
         steps: int | Mapping[str, Any] | Steps = 1,
         sparse_training: Mapping[str, Any] | Recipe | None = None,
         rewind: bool = False,
+        allow_blind: bool = False,
     ) -> Pruning:
         """Builds a request from short spellings.
 
@@ -130,6 +135,7 @@ class Pruning:
                 hold fields of `Recipe`, those left out are of `Recipe.finetune`.
             sparse_training: fields of `Recipe`, those left out are of `Recipe.paper`.
             rewind: as the attribute.
+            allow_blind: as the attribute.
 
         Raises:
             TopiaristError: there is no such method, field or value, or two of them do not go together.
@@ -148,6 +154,7 @@ class Pruning:
             steps=from_plain(Steps, _steps(steps), "steps"),
             sparse_training=None if recipe is None else from_plain(Recipe, recipe, "sparse_training"),
             rewind=rewind,
+            allow_blind=allow_blind,
         )
 
     @classmethod
@@ -167,8 +174,8 @@ class Pruning:
         return cls.of(**value)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the request as plain values for `json`."""
-        return {
+        """Returns the request as plain values for `json`; `allow_blind` where it is set, so that keys of cells stay."""
+        plain = {
             "method": _plain_method(self.method),
             "budget": None if self.budget is None else asdict(self.budget),
             "repair": None if self.repair is None else _plain_method(self.repair),
@@ -176,6 +183,7 @@ class Pruning:
             "sparse_training": None if self.sparse_training is None else asdict(self.sparse_training),
             "rewind": self.rewind,
         }
+        return {**plain, "allow_blind": True} if self.allow_blind else plain
 
     def flags(self) -> list[str]:
         """Returns the words that make the same request on the command line; what has its default is left out."""
@@ -187,7 +195,7 @@ class Pruning:
         words += _flags("steps", self.steps, Steps())
         if self.sparse_training is not None:
             words += _recipe_flags("sparse_training", self.sparse_training, Recipe.paper())
-        return [*words, "--rewind"] if self.rewind else words
+        return words + [f"--{name}" for name in ("rewind", "allow_blind") if getattr(self, name)]
 
     @property
     def untrained(self) -> Pruning:

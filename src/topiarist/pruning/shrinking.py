@@ -28,7 +28,7 @@ from topiarist.graph import (
 )
 from topiarist.measure import watching
 from topiarist.methods import sum_by_unit
-from topiarist.surgery import TOLERANCE, Proof, copied, cut, difference, mask, prove, with_values
+from topiarist.surgery import TOLERANCE, Answer, Proof, answer, copied, cut, difference, mask, prove, with_values
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,14 +117,14 @@ class _Search:
         model: the network, in double precision.
         graph: its graph.
         inputs: what it is run on.
-        outputs: of the network as it was given, one for each input.
+        answers: of the network as it was given, one for each input.
         responses: linear layer or convolution → what each of its calls returned in that network.
     """
 
     model: nn.Module
     graph: Graph
     inputs: tuple[Any, ...]
-    outputs: list[Any] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
     responses: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -133,7 +133,7 @@ class _Search:
 
         full = mask(self.model, self.graph, self.graph.full())  # built of the same modules as what is compared with it
         with watching(_layers(full), record):
-            self.outputs.extend(call_model(full, x) for x in self.inputs)
+            self.answers.extend(answer(full, x) for x in self.inputs)
 
     def without_dead(self) -> tuple[dict[str, Tensor], nn.Module]:
         """Returns a keep without dead units, and the network with these at zero and their constants in biases."""
@@ -157,7 +157,10 @@ class _Search:
 
     def drift(self, model: nn.Module) -> float:
         """Returns how far the outputs are from those of the network that was given."""
-        return max(difference(call_model(model, x), y) for x, y in zip(self.inputs, self.outputs, strict=True))
+        return max(
+            difference(answer(model, x, given).outputs, given.outputs)
+            for x, given in zip(self.inputs, self.answers, strict=True)
+        )
 
     def _pruned(self, keep: dict[str, Tensor], values: nn.Module, units: list[tuple[str, int]]) -> dict[str, Tensor]:
         """Returns the keep without those of some units whose removal changes nothing; searches by halves."""

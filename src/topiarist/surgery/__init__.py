@@ -13,14 +13,17 @@ from topiarist.surgery.cutting import (
     rewound,
     with_values,
 )
-from topiarist.surgery.proof import TOLERANCE, Proof, difference, prove
+from topiarist.surgery.decisions import TOLERANCE, Answer, answer, difference
+from topiarist.surgery.proof import Proof, prove
 from topiarist.surgery.selectors import add_selectors
 
 __all__ = [
     "TOLERANCE",
+    "Answer",
     "Plan",
     "Proof",
     "add_selectors",
+    "answer",
     "apply_plan",
     "check",
     "check_shapes",

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Inputs, ModuleStack, call_model, converted, fast_path_off, regroup, tensors_in
 from topiarist.surgery.cutting import copied, cut, mask
-from topiarist.surgery.proof import TOLERANCE, Proof, difference, prove
+from topiarist.surgery.decisions import TOLERANCE, difference
+from topiarist.surgery.proof import Proof, prove
 
 
 def check(model: nn.Module, graph: Graph, example_inputs: Inputs, *, seconds: float = 120.0) -> Graph:

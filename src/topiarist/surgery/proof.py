@@ -1,14 +1,16 @@
 """Proof: on the example inputs the cut network computes what the masked one does, in double precision.
 
 In single precision the noise of a network is about 3e-7, and swapping two kept channels can move an output by less; so
-both run in float64 and must agree to 1e-10, and masking must have changed the output, or the proof is blind. Pruned
-individual weights are not removed, so there the cut is the mask, and the tensors are checked instead.
+both run in float64 and must agree to 1e-10, and masking must have changed the output, or the proof is blind. What is
+selected by data hides differences, so what enters the selection is compared as well (`decisions`). Pruned individual
+weights are not removed, so there the cut is the mask, and the tensors are checked instead.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +31,13 @@ from topiarist.graph import (
     tensors_in,
 )
 from topiarist.surgery.cutting import copied, cut, mask, masked, zeroed_positions
+from topiarist.surgery.decisions import TOLERANCE, Answer, answer, difference, difference_before_decisions
 
-TOLERANCE = 1e-10
-"""Largest relative difference between cut and mask in float64."""
 SMALLEST_CHANGE = 100 * TOLERANCE
 """A mask that changes the outputs by less shows nothing."""
+AGREE = "cut and mask agree"
+BLIND = "the mask changed nothing, so the proof is blind; give trained weights or another example input"
+NOT_FINITE = "the network's outputs are not finite; look for NaN in its weights and inputs, or a division by zero"
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,15 @@ class Proof:
     """How far the cut network is from the masked one, and the masked one from the original.
 
     Attributes:
-        max_rel_diff: max |cut − mask| / max |mask|, over all outputs, in float64; of pruned individual weights 0 where
-            the tensors are right, infinite where they are not.
-        change: max |mask − original| / max |original|: what the mask did; where the removed weights were zero before,
-            what noise in their place does.
-        ok: the difference is within tolerance, the outputs are finite and the mask had an effect.
+        max_rel_diff: max |cut − mask| / max |mask|, over all outputs, in float64; infinite where integers, truth values
+            or shapes differ, or something is not finite; of pruned individual weights 0 where the tensors are right,
+            infinite where they are not.
+        change: max |mask − original| / max |original|: what the mask did, infinite where it changed integers, truth
+            values or shapes; also before the steps that select by data, where an output is whole numbers or empty;
+            where the removed weights were zero before, what noise in their place does; NaN where the original's outputs
+            are not finite.
+        ok: the difference is within tolerance, the outputs are finite, in the network's own precision too, and the mask
+            had an effect.
         reason: what is wrong, in a sentence; empty where `ok`.
         checked: what was checked.
     """
@@ -54,26 +62,20 @@ class Proof:
     change: float
     ok: bool
     reason: str = ""
-    checked: str = "cut and mask agree"
+    checked: str = AGREE
 
-
-def difference(left: object, right: object) -> float:
-    """Returns max |left − right| / max |right| over the tensors of two outputs; infinite where shapes differ."""
-    a, b = tensors_in(left), tensors_in(right)
-    if len(a) != len(b):
-        return math.inf
-    largest = 0.0
-    for x, y in zip(a, b, strict=True):
-        if x.shape != y.shape:
-            return math.inf
-        if x.numel() and (x.is_floating_point() or x.is_complex()):
-            relative = float((x - y).abs().max() / y.abs().max().clamp_min(1e-300))
-            largest = max(largest, relative if math.isfinite(relative) else math.inf)
-    return largest
+    @property
+    def blind(self) -> bool:
+        """Returns whether nothing is wrong but that the mask changed nothing that could be seen."""
+        return not self.ok and self.reason == BLIND
 
 
 def prove(model: nn.Module, graph: Graph, keep: Keep, example_inputs: Inputs) -> Proof:
     """Compares cut and mask on example inputs, in float64; of individual weights the tensors.
+
+    Compared are the outputs, and what enters each step that selects by data: a comparison, an argmax, a sort, an NMS.
+    Such a step may be decided by rounding. Where both networks give it the same numbers, to the tolerance, the cut one
+    gets the masked one's selection, so that the outputs can be compared.
 
     Args:
         model: the traced model; it stays as it is.
@@ -88,42 +90,145 @@ def prove(model: nn.Module, graph: Graph, keep: Keep, example_inputs: Inputs) ->
     double = copied(model).double().eval()
     inputs = converted(example_inputs, torch.float64)
     with torch.no_grad(), fast_path_off():
-        original = _outputs(double, inputs)
         if graph.kind == "weight":
-            with masked(double, graph, keep):
-                pruned = _outputs(double, inputs)
-            reason = _wrong_weights(model, graph, keep) or _not_finite(original, pruned)
-            diff, change = math.inf if reason else 0.0, difference(pruned, original)
-            return Proof(diff, change, not reason, reason, "the pruned weights are zero, all others unchanged")
-        expected = _outputs(mask(double, graph, keep), inputs)
-        try:
-            smaller = call_model(cut(double, graph, keep), inputs)
-        except TopiaristError:
-            raise
-        except Exception as error:  # whatever the user's code raises on a wrong shape
-            return Proof(math.inf, difference(expected, original), False, f"the cut network fails: {one_line(error)}")
-        removed = not all(kept.all() for kept in keep.values())
-        proof = _cut_proof(smaller, expected, original, removed=removed)
-        if removed and proof.max_rel_diff <= TOLERANCE and proof.change < SMALLEST_CHANGE:
-            # What is removed was zero before. Neither cut nor mask sees what is in its place: noise there tells
-            # whether the network does, and noise in the input whether it depends on anything at all.
-            noisy = map_floats(inputs, lambda x: x + torch.rand(x.shape, generator=_generator()).to(x))
-            if difference(call_model(mask(double, graph, keep), noisy), expected) >= SMALLEST_CHANGE:
-                original = call_model(_with_noise(double, graph, keep), inputs)
-                proof = _cut_proof(smaller, expected, original, removed=True)
+            proof = _proof_of_weights(model, double, graph, keep, inputs)
+        else:
+            proof = _proof_of_cut(double, graph, keep, inputs)
+        overflow = _overflow(model, graph, keep, example_inputs) if proof.ok or proof.blind else ""
+    return replace(proof, ok=False, reason=overflow) if overflow else proof
+
+
+def _proof_of_weights(model: nn.Module, double: nn.Module, graph: Graph, keep: Keep, inputs: Inputs) -> Proof:
+    original = _answer(double, inputs)
+    with masked(double, graph, keep):
+        pruned = _answer(double, inputs, original)
+    reason = _wrong_weights(model, graph, keep) or _not_finite(original, pruned)
+    diff, change = math.inf if reason else 0.0, _change(pruned, original)
+    return Proof(diff, change, not reason, reason, "the pruned weights are zero, all others unchanged")
+
+
+def _proof_of_cut(double: nn.Module, graph: Graph, keep: Keep, inputs: Inputs) -> Proof:
+    expected, smaller = mask(double, graph, keep), cut(double, graph, keep)
+    removed = not all(kept.all() for kept in keep.values())
+    proof = _proof_on(inputs, double, expected, smaller, removed=removed)
+    if not proof.blind:
+        return proof
+    # The example shows no unit that was removed: they are off there, or were zero before. Noise in the input, and
+    # noise in place of the zeros, tell whether the network sees them, and whether it depends on anything at all.
+    others = _others(inputs)
+    if any(_changes(expected, inputs, other) for other in others):
+        noisy = _with_noise(double, graph, keep)
+        for original, x in [(double, x) for x in others] + [(noisy, x) for x in (inputs, *others)]:
+            try:
+                tried = _proof_on(x, original, expected, smaller, removed=removed)
+            except TopiaristError:  # the model does not accept this noise
+                continue
+            if not tried.blind and tried.reason != NOT_FINITE:
+                return replace(tried, checked=f"{tried.checked}; on noise, since the example shows nothing")
     return proof
 
 
-def _outputs(model: nn.Module, inputs: Inputs) -> object:
-    """Calls a model that must not fail."""
+def _proof_on(inputs: Inputs, original: nn.Module, expected: nn.Module, smaller: nn.Module, *, removed: bool) -> Proof:
+    """Runs the original, the masked and the cut network on one input, and compares."""
+    full = _answer(original, inputs)
+    reference = _answer(expected, inputs, full)  # beside it, so that rounding is no effect of the mask
     try:
-        return call_model(model, inputs)
+        found = answer(smaller, inputs, reference)
+    except TopiaristError:
+        raise
+    except Exception as error:  # whatever the user's code raises on a wrong shape
+        return Proof(math.inf, _change(reference, full), False, f"the cut network fails: {one_line(error)}")
+    return compared(found, reference, full, removed=removed)
+
+
+def compared(smaller: Answer, expected: Answer, original: Answer, *, removed: bool) -> Proof:
+    """Compares what the cut, the masked and the original network answered to one input.
+
+    Args:
+        smaller: of the cut network, run beside the masked one.
+        expected: of the masked network.
+        original: of the original network.
+        removed: whether anything was removed.
+    """
+    diff, change, checked = difference(smaller.outputs, expected.outputs), _change(expected, original), AGREE
+    before = difference_before_decisions(smaller, expected)
+    if smaller.shared(expected):
+        checked += ", and so do the inputs of the steps that select by data"
+    if smaller.followed:
+        checked += "; where rounding decides what is selected, both were given the same selection"
+    reason = _not_finite(original, expected, smaller)
+    if reason:
+        diff = math.inf
+    elif diff == math.inf:
+        reason = "cut and mask differ in the shapes of their outputs, or in integers or truth values"
+    elif not max(diff, before) <= TOLERANCE:
+        place = "" if diff > TOLERANCE else " in what enters a step that selects by data"
+        reason = f"cut and mask differ by {max(diff, before):.1e}{place}"
+    elif removed and change < SMALLEST_CHANGE:
+        reason = BLIND
+    return Proof(max(diff, before), change, not reason, reason, checked)
+
+
+def _change(pruned: Answer, original: Answer) -> float:
+    """Returns how far a masked network is from the original one, as `Proof.change`."""
+    if _not_finite(original):
+        return math.nan
+    before = difference_before_decisions(pruned, original) if pruned.coarse else 0.0
+    return max(difference(pruned.outputs, original.outputs), before)
+
+
+def _changes(model: nn.Module, inputs: Inputs, other: Inputs) -> bool:
+    """Returns whether a model answers differently to other inputs; not where it does not accept them."""
+    try:
+        before = answer(model, inputs)
+        return _change(answer(model, other, before), before) >= SMALLEST_CHANGE
+    except Exception:  # whatever the user's code raises, as for integers that are offsets
+        return False
+
+
+def _others(inputs: Inputs) -> list[Any]:
+    """Returns the inputs with noise, and these negated; where all are integers, moved on by one place."""
+    if not any(tensor.is_floating_point() for tensor in tensors_in(inputs)):
+        return [_rolled(inputs)]
+    noisy = map_floats(inputs, lambda x: x + torch.rand(x.shape, generator=_generator()).to(x))
+    return [noisy, map_floats(noisy, torch.neg)]
+
+
+def _rolled(inputs: Any) -> Any:
+    if isinstance(inputs, Tensor):
+        return inputs.roll(1)
+    if isinstance(inputs, dict):
+        return {key: _rolled(value) for key, value in inputs.items()}
+    return type(inputs)(_rolled(value) for value in inputs) if isinstance(inputs, tuple | list) else inputs
+
+
+def _answer(model: nn.Module, inputs: Inputs, beside: Answer | None = None) -> Answer:
+    """Runs a model that must not fail."""
+    try:
+        return answer(model, inputs, beside)
     except TopiaristError:
         raise
     except Exception as error:
         raise TopiaristError(
             f"the model fails on the example input: {one_line(error)}; give an input that the model accepts"
         ) from error
+
+
+def _overflow(model: nn.Module, graph: Graph, keep: Keep, example_inputs: Inputs) -> str:
+    """Returns what is wrong where the cut network, finite in float64, is not finite in its own precision."""
+    dtypes = {tensor.dtype for tensor in named_tensors(model).values() if tensor.is_floating_point()}
+    if dtypes <= {torch.float64}:
+        return ""
+    inputs = converted(example_inputs, *dtypes) if len(dtypes) == 1 else example_inputs
+    try:
+        outputs = tensors_in(call_model(cut(model, graph, keep).eval(), inputs))
+    except Exception:  # the device lacks an operator in this precision, or the input is of another one
+        return ""
+    for output in outputs:
+        if not bool(torch.isfinite(output).all()):
+            precision = str(output.dtype).removeprefix("torch.")
+            return f"the pruned network's outputs overflow in {precision}, its own precision; rescale its weights"
+    return ""
 
 
 def _with_noise(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
@@ -142,21 +247,9 @@ def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def _cut_proof(smaller: object, expected: object, original: object, *, removed: bool) -> Proof:
-    """Compares the outputs of the cut, the masked and the original network."""
-    diff, change = difference(smaller, expected), difference(expected, original)
-    reason = _not_finite(original, expected, smaller)
-    if not reason and not diff <= TOLERANCE:
-        reason = f"cut and mask differ by {diff:.1e}"
-    elif not reason and removed and change < SMALLEST_CHANGE:
-        reason = "the mask changed nothing, so the proof is blind; give trained weights or another example input"
-    return Proof(diff, change, not reason, reason)
-
-
-def _not_finite(*outputs: object) -> str:
-    if all(bool(torch.isfinite(tensor).all()) for tensor in tensors_in(outputs) if tensor.is_floating_point()):
-        return ""
-    return "the network's outputs are not finite; look for NaN in its weights and inputs, or a division by zero"
+def _not_finite(*answers: Answer) -> str:
+    finite = all(bool(torch.isfinite(tensor).all()) for found in answers for tensor in tensors_in(found.outputs))
+    return "" if finite else NOT_FINITE
 
 
 def _wrong_weights(model: nn.Module, graph: Graph, keep: Keep) -> str:
