@@ -217,12 +217,13 @@ def _edit(editor: _Editor, correction: Correction) -> Callable[[Any], None]:
                 node.right = editor.calling(helper, node.right)
 
     def scale(node: ast.Call) -> None:
-        constant = ast.keyword("scale", ast.Constant(float(next(iter(values.values())))))  # type: ignore[arg-type]
-        node.keywords = [*(keyword for keyword in node.keywords if keyword.arg != "scale"), constant]
+        for value in values.values():
+            constant = ast.keyword("scale", ast.parse(repr(value), mode="eval").body)
+            node.keywords = [*(keyword for keyword in node.keywords if keyword.arg != "scale"), constant]
 
     def squeeze(node: ast.Call) -> None:
-        axes: list[ast.expr] = [ast.Constant(axis) for axis in values.values() if isinstance(axis, int)]
-        node.args.append(ast.Tuple(axes, ast.Load()))
+        axes = tuple(axis for axis in values.values() if not isinstance(axis, Ratio))
+        node.args.append(ast.parse(repr(axes), mode="eval").body)
 
     edits: dict[str, Callable[[Any], None]] = {"sizes": sizes, "number": number, "scale": scale, "squeeze": squeeze}
     return edits[kind]
