@@ -34,6 +34,7 @@ from topiarist.graph.inputs import (
     map_floats,
     named_tensors,
     tensors_in,
+    twice_the_batch,
 )
 from topiarist.graph.norms import Normed
 from topiarist.graph.places import Place, Span, Step, Trail, Written, compiled, name_of, trails_here, written
@@ -96,6 +97,7 @@ __all__ = [
     "tensors_in",
     "trace",
     "trails_here",
+    "twice_the_batch",
     "update_descriptions",
     "use_dropins",
     "with_dropins",

@@ -106,6 +106,7 @@ class Record:
         contractions: products, for the costs.
         statistics: operators that mix positions, in the order of execution.
         outputs: what each module's outputs carry, by (module, call).
+        aside: the same of the further runs: one for each further example, and the one in training mode.
         vectors: those that equations speak of, by their index.
         equations: sizes that the program asked for.
         attributes: the integers of modules, as they were traced.
@@ -129,6 +130,7 @@ class Record:
     contractions: list[Contraction] = field(default_factory=list)
     statistics: list[Statistic] = field(default_factory=list)
     outputs: dict[tuple[str, int], list[Traced]] = field(default_factory=dict)
+    aside: list[dict[tuple[str, int], list[Traced]]] = field(default_factory=list)
     vectors: list[Labels] = field(default_factory=list)
     equations: list[Equation] = field(default_factory=list)
     attributes: Mapping[Attribute, int] = field(default_factory=dict)

@@ -194,11 +194,13 @@ def _run_in_training(tracer: Tracer, model: nn.Module, example_inputs: Inputs, d
 @contextmanager
 def _aside(record: Record) -> Iterator[None]:
     """Context of a run beside the first one, whose products, outputs and batch are those that count."""
-    products, outputs, batch = len(record.contractions), dict(record.outputs), record.batch
+    products, outputs, batch = len(record.contractions), record.outputs, record.batch
+    record.outputs = {}
     try:
         yield
     finally:
         del record.contractions[products:]
+        record.aside.append(record.outputs)
         record.outputs, record.batch = outputs, batch
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -34,6 +34,7 @@ def prune(
     budget: Budget | Mapping[str, Any] | float | None = None,
     data: Data | None = None,
     *,
+    more_inputs: Sequence[Any] = (),
     graph: Graph | None = None,
     initial: Mapping[str, Tensor] | None = None,
     run: Run | None = None,
@@ -52,6 +53,8 @@ def prune(
         budget: how much is kept; a number is the fraction of MACs (of weights, for unstructured methods), a mapping
             gives the fields of `Budget`. ``None`` where the method brings its own rule, or the request has a budget.
         data: needed by methods that measure or train.
+        more_inputs: further examples that take other ways through the model's code, such as optional arguments, a
+            cache, or other sizes: the cut is proved on each of them.
         graph: the model's graph, where it was traced before (options of `trace` are given there).
         initial: state dict of the network before it was trained, or early in its training, for a request that rewinds:
             what each cut keeps returns to these values, buffers too, and so does the pruned model.
@@ -67,13 +70,13 @@ def prune(
     request = _request(method, budget)
     run = Run() if run is None else run
     _check_inputs(model, request, data, initial)
-    graph = trace(model, example_inputs) if graph is None else graph
+    graph = trace(model, example_inputs, more_inputs=more_inputs) if graph is None else graph
     if not isinstance(graph, Graph):
         raise TopiaristError(f"graph must be what trace(model, example_inputs) returns, but got {shown(graph)}")
     units = request.method.units(graph)
     _check_units(request, units)
     start = None if initial is None else rewound(model, initial)
-    work = _Work(request, units, example_inputs, data, start, run)
+    work = _Work(request, units, example_inputs, more_inputs, data, start, run)
     return work.in_one_cut(model) if request.steps.count == 1 else work.in_steps(model)
 
 
@@ -158,6 +161,7 @@ class _Work:
         request: how it is pruned.
         units: the units of the network that was given; replaced where some of them cannot be proved.
         example_inputs: of the network.
+        more_inputs: further ones.
         data: what is measured and trained on.
         start: the network with its initial values, where it is rewound to them.
         run: seed, batch size, progress.
@@ -167,6 +171,7 @@ class _Work:
     request: Pruning
     units: Graph
     example_inputs: Any
+    more_inputs: Sequence[Any]
     data: Data | None
     start: nn.Module | None
     run: Run
@@ -185,7 +190,10 @@ class _Work:
         """Prunes in several cuts, whose keeps compose into one."""
         method, steps = self.request.method, self.request.steps
         trained, keep = prune_in_steps(model, self.units, self.request, kept_after(method, steps), self)
-        proof, smaller = prove(trained, self.units, keep, self.example_inputs), cut(trained, self.units, keep)
+        proof, smaller = (
+            prove(trained, self.units, keep, self.example_inputs, more_inputs=self.more_inputs),
+            cut(trained, self.units, keep),
+        )
         _check_proof(proof, self.request)
         return self._result(smaller, trained, keep, proof)
 
@@ -213,11 +221,11 @@ class _Work:
         for attempt in (1, 2):
             choice = make_choice(self.request.method, units, stats, budget, cost=partial(cost, units))
             keep = dict(choice.keep)
-            proof = prove(model, units, keep, self.example_inputs)
+            proof = prove(model, units, keep, self.example_inputs, more_inputs=self.more_inputs)
             if math.isnan(proof.change):
                 raise TopiaristError(proof.reason)
             if attempt == 1 and not proof.max_rel_diff <= TOLERANCE:
-                units = check(model, units, self.example_inputs)
+                units = check(model, units, self.example_inputs, more_inputs=self.more_inputs)
                 budget = budget.on(units) if isinstance(budget, Share) else budget
             else:
                 break
@@ -238,7 +246,7 @@ class _Work:
 
     def trace(self, model: nn.Module, graph: Graph) -> Graph:
         """Traces the smaller network as the original one was."""
-        return trace(model, self.example_inputs, rectangles=graph.solution.rectangles)
+        return trace(model, self.example_inputs, more_inputs=self.more_inputs, rectangles=graph.solution.rectangles)
 
     def train(self, model: nn.Module, graph: Graph, keep: Keep, step: int) -> nn.Module:
         """Returns a copy that was trained the method's way, where the request says how; else the network itself."""

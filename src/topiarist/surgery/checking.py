@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,16 +14,25 @@ from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Inputs, ModuleStack, call_model, converted, fast_path_off, regroup, tensors_in
 from topiarist.surgery.cutting import copied, cut, mask
 from topiarist.surgery.decisions import TOLERANCE, difference
+from topiarist.surgery.paths import EXAMPLE, Path, paths
 from topiarist.surgery.proof import Proof, prove
 
 
-def check(model: nn.Module, graph: Graph, example_inputs: Inputs, *, seconds: float = 120.0) -> Graph:
+def check(
+    model: nn.Module,
+    graph: Graph,
+    example_inputs: Inputs,
+    *,
+    more_inputs: Sequence[Inputs] = (),
+    seconds: float = 120.0,
+) -> Graph:
     """Tries random cuts and pins what cannot be proved, with the module and the reason, until every one passes.
 
     Args:
         model: the traced model.
         graph: its graph.
         example_inputs: as for `trace`.
+        more_inputs: as for `trace`.
         seconds: time limit.
 
     Returns:
@@ -35,17 +45,17 @@ def check(model: nn.Module, graph: Graph, example_inputs: Inputs, *, seconds: fl
     if graph.kind == "weight" or (graph.kind == "block" and not graph.groups):
         return graph
     model = non_degenerate(copied(model).double().eval())
-    inputs = converted(example_inputs, torch.float64)
+    inputs, more = (converted(given, torch.float64) for given in (example_inputs, list(more_inputs)))
     if graph.kind == "block":
         return _with_proved_blocks(model, graph, inputs, deadline)
     for seed in (0, 1):
         while True:
             keep = _random_keep(graph, seed)
-            proof = prove(model, graph, keep, inputs)
+            proof = prove(model, graph, keep, inputs, more_inputs=more)
             if proof.max_rel_diff <= TOLERANCE:
                 break
             _check_time(deadline)
-            graph = _pinned_where_it_fails(model, graph, keep, inputs, proof, deadline)
+            graph = _pinned_where_it_fails(model, graph, keep, paths(inputs, more), proof, deadline)
     return graph
 
 
@@ -101,11 +111,11 @@ def non_degenerate(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def _pinned_where_it_fails(
-    model: nn.Module, graph: Graph, keep: dict[str, Tensor], inputs: Inputs, proof: Proof, deadline: float
+    model: nn.Module, graph: Graph, keep: dict[str, Tensor], ways: Sequence[Path], proof: Proof, deadline: float
 ) -> Graph:
     """Returns the graph with pins on what the first module carries where cut and mask differ."""
     solution, record = graph.solution, graph.solution.record
-    module = _first_difference(model, graph, keep, inputs)
+    module = _first_difference(model, graph, keep, ways, proof.failed or EXAMPLE)
     dead = graph.dead(keep)
     own = [labels for name, _, labels in record.sources if name.rpartition(".")[0] == module]
     carried = [labels for labels in [*record.held.get(module, ()), *own] if solution.kept(labels, dead) is not None]
@@ -120,30 +130,39 @@ def _pinned_where_it_fails(
     return regroup(solution.pinning(carried, reason), graph.parameters, deadline)
 
 
-def _first_difference(model: nn.Module, graph: Graph, keep: dict[str, Tensor], inputs: Inputs) -> str:
+def _first_difference(
+    model: nn.Module, graph: Graph, keep: dict[str, Tensor], ways: Sequence[Path], failed: str
+) -> str:
     """Returns the name of the first module whose output is not what the keep leaves of the masked one's."""
     solution, dead = graph.solution, graph.dead(keep)
+    at = next(k for k, path in enumerate(ways) if path.name == failed)
+    carried = solution.record.outputs if at < 2 else solution.record.aside[at - 2]
     expected: dict[tuple[str, int], list[Tensor]] = {}
     differing: list[str] = []
 
     def remember(name: str, call: int, output: object) -> None:
+        if (name, call) not in carried:
+            return
         expected[name, call] = []
-        for tensor, traced in zip(tensors_in(output), solution.record.outputs.get((name, call), []), strict=False):
+        for tensor, traced in zip(tensors_in(output), carried[name, call], strict=False):
             for axis, vector in enumerate(traced.vectors):
                 kept = solution.kept(vector, dead)
                 tensor = tensor if kept is None else tensor.index_select(axis, kept)
             expected[name, call].append(tensor)
 
     def compare(name: str, call: int, output: object) -> None:
-        if difference(tensors_in(output), expected.get((name, call), [])) > 1e-8:
+        if (name, call) in expected and difference(tensors_in(output), expected[name, call]) > 1e-8:
             differing.append(name)
 
-    with torch.no_grad(), fast_path_off():
-        with ModuleStack(reference := mask(model, graph, keep), on_exit=remember):
-            call_model(reference, inputs)
-        with ModuleStack(smaller := cut(model, graph, keep), on_exit=compare) as stack:
+    reference, smaller = mask(model, graph, keep), cut(model, graph, keep)
+    with torch.no_grad(), fast_path_off(), ways[at].entered(reference, smaller):
+        torch.manual_seed(0)
+        with ModuleStack(reference, on_exit=remember):
+            call_model(reference, ways[at].inputs)
+        torch.manual_seed(0)
+        with ModuleStack(smaller, on_exit=compare) as stack:
             try:
-                call_model(smaller, inputs)
+                call_model(smaller, ways[at].inputs)
             except Exception:
                 differing.append(stack.top)
     return differing[0] if differing else ""

@@ -9,6 +9,7 @@ weights are not removed, so there the cut is the mask, and the tensors are check
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +33,7 @@ from topiarist.graph import (
 )
 from topiarist.surgery.cutting import copied, cut, mask, masked, zeroed_positions
 from topiarist.surgery.decisions import TOLERANCE, Answer, answer, difference, difference_before_decisions
+from topiarist.surgery.paths import EXAMPLE, Path, paths
 
 SMALLEST_CHANGE = 100 * TOLERANCE
 """A mask that changes the outputs by less shows nothing."""
@@ -56,6 +58,8 @@ class Proof:
             had an effect.
         reason: what is wrong, in a sentence; empty where `ok`.
         checked: what was checked.
+        paths: on which ways through the network's code cut and mask were compared.
+        failed: the one of them on which they differ; empty where they agree.
     """
 
     max_rel_diff: float
@@ -63,6 +67,8 @@ class Proof:
     ok: bool
     reason: str = ""
     checked: str = AGREE
+    paths: tuple[str, ...] = (EXAMPLE,)
+    failed: str = ""
 
     @property
     def blind(self) -> bool:
@@ -70,8 +76,13 @@ class Proof:
         return not self.ok and self.reason == BLIND
 
 
-def prove(model: nn.Module, graph: Graph, keep: Keep, example_inputs: Inputs) -> Proof:
+def prove(
+    model: nn.Module, graph: Graph, keep: Keep, example_inputs: Inputs, *, more_inputs: Sequence[Inputs] = ()
+) -> Proof:
     """Compares cut and mask on example inputs, in float64; of individual weights the tensors.
+
+    They are compared in evaluation, with twice the batch, on each further example, and in training mode: seeded, batch
+    norms with the statistics of twice the batch, dropout off.
 
     Compared are the outputs, and what enters each step that selects by data: a comparison, an argmax, a sort, an NMS.
     Such a step may be decided by rounding. Where both networks give it the same numbers, to the tolerance, the cut one
@@ -82,18 +93,19 @@ def prove(model: nn.Module, graph: Graph, keep: Keep, example_inputs: Inputs) ->
         graph: its graph.
         keep: what is kept.
         example_inputs: as for `trace`.
+        more_inputs: as for `trace`.
 
     Raises:
         TopiaristError: the weights are not finite, or the model fails on the inputs.
     """
     keep = checked_keep(graph, keep)
     double = copied(model).double().eval()
-    inputs = converted(example_inputs, torch.float64)
+    inputs, more = (converted(given, torch.float64) for given in (example_inputs, list(more_inputs)))
     with torch.no_grad(), fast_path_off():
         if graph.kind == "weight":
             proof = _proof_of_weights(model, double, graph, keep, inputs)
         else:
-            proof = _proof_of_cut(double, graph, keep, inputs)
+            proof = _proof_of_cut(double, graph, keep, paths(inputs, more))
         overflow = _overflow(model, graph, keep, example_inputs) if proof.ok or proof.blind else ""
     return replace(proof, ok=False, reason=overflow) if overflow else proof
 
@@ -107,12 +119,43 @@ def _proof_of_weights(model: nn.Module, double: nn.Module, graph: Graph, keep: K
     return Proof(diff, change, not reason, reason, "the pruned weights are zero, all others unchanged")
 
 
-def _proof_of_cut(double: nn.Module, graph: Graph, keep: Keep, inputs: Inputs) -> Proof:
+def _proof_of_cut(double: nn.Module, graph: Graph, keep: Keep, ways: Sequence[Path]) -> Proof:
     expected, smaller = mask(double, graph, keep), cut(double, graph, keep)
     removed = not all(kept.all() for kept in keep.values())
-    proof = _proof_on(inputs, double, expected, smaller, removed=removed)
-    if not proof.blind:
+    inputs = ways[0].inputs
+    with ways[0].entered(double, expected, smaller):
+        proof = _proof_on(inputs, double, expected, smaller, removed=removed)
+    if proof.blind:
+        proof = _seen_by_noise(proof, double, graph, keep, inputs, expected, smaller)
+    for path in ways[1:]:
+        if not proof.ok and not proof.blind:
+            break
+        with path.entered(double, expected, smaller):
+            proof = _also_on(path, proof, double, expected, smaller)
+    return proof
+
+
+def _also_on(path: Path, proof: Proof, double: nn.Module, expected: nn.Module, smaller: nn.Module) -> Proof:
+    """Returns the proof, extended to a further path; a path of ours that the network does not take is left out."""
+    try:
+        further = _proof_on(path.inputs, double, expected, smaller, removed=False)
+    except TopiaristError:
+        if path.given:
+            raise
         return proof
+    if math.isnan(further.change):
+        return proof
+    diff, names = max(proof.max_rel_diff, further.max_rel_diff), (*proof.paths, path.name)
+    if further.ok:
+        return replace(proof, max_rel_diff=diff, paths=names)
+    reason = f"{further.reason} ({path.name})"
+    return replace(proof, max_rel_diff=diff, ok=False, reason=reason, paths=names, failed=path.name)
+
+
+def _seen_by_noise(
+    proof: Proof, double: nn.Module, graph: Graph, keep: Keep, inputs: Any, expected: nn.Module, smaller: nn.Module
+) -> Proof:
+    """Returns a proof on noise that sees what was removed, where the example does not; else the one on the example."""
     # The example shows no unit that was removed: they are off there, or were zero before. Noise in the input, and
     # noise in place of the zeros, tell whether the network sees them, and whether it depends on anything at all.
     others = _others(inputs)
@@ -120,7 +163,7 @@ def _proof_of_cut(double: nn.Module, graph: Graph, keep: Keep, inputs: Inputs) -
         noisy = _with_noise(double, graph, keep)
         for original, x in [(double, x) for x in others] + [(noisy, x) for x in (inputs, *others)]:
             try:
-                tried = _proof_on(x, original, expected, smaller, removed=removed)
+                tried = _proof_on(x, original, expected, smaller, removed=True)
             except TopiaristError:  # the model does not accept this noise
                 continue
             if not tried.blind and tried.reason != NOT_FINITE:
@@ -130,8 +173,11 @@ def _proof_of_cut(double: nn.Module, graph: Graph, keep: Keep, inputs: Inputs) -
 
 def _proof_on(inputs: Inputs, original: nn.Module, expected: nn.Module, smaller: nn.Module, *, removed: bool) -> Proof:
     """Runs the original, the masked and the cut network on one input, and compares."""
+    torch.manual_seed(0)
     full = _answer(original, inputs)
+    torch.manual_seed(0)
     reference = _answer(expected, inputs, full)  # beside it, so that rounding is no effect of the mask
+    torch.manual_seed(0)
     try:
         found = answer(smaller, inputs, reference)
     except TopiaristError:

@@ -1,0 +1,75 @@
+"""Paths: the ways through a network's code on which cut and mask are compared.
+
+A cut that is right on the traced path may be wrong on another one. So cut and mask are compared in evaluation, with
+twice the batch, on every further example that the user gives, and in training mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from topiarist.graph import Arguments, Inputs, Keywords, twice_the_batch
+
+EXAMPLE, TWICE, TRAINING = "the example input", "twice the batch", "training mode"
+
+DROPOUTS: set[Any] = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
+DROPOUTS |= {torch.dropout, torch.alpha_dropout, torch.feature_dropout, torch.feature_alpha_dropout}
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """One way through a network's code.
+
+    Attributes:
+        name: what messages call it.
+        inputs: what the network is called with.
+        training: whether it is in training mode.
+        given: whether the user gave the inputs, so that the network must accept them.
+    """
+
+    name: str
+    inputs: Any
+    training: bool = False
+    given: bool = False
+
+    @contextmanager
+    def entered(self, *models: nn.Module) -> Iterator[None]:
+        """Puts models into the path's mode; random numbers are seeded, and dropout is off."""
+        for model in models:
+            model.train(self.training)
+        try:
+            with torch.random.fork_rng(devices=[]), _DropoutOff():
+                yield
+        finally:
+            for model in models:
+                model.eval()
+
+
+def paths(example_inputs: Inputs, more_inputs: Sequence[Inputs]) -> list[Path]:
+    """Returns the paths that examples show: evaluation first, training last, since it changes running statistics."""
+    twice = twice_the_batch(example_inputs)
+    further = [Path(f"further example {k}", inputs, given=True) for k, inputs in enumerate(more_inputs, 1)]
+    first = Path(EXAMPLE, example_inputs, given=True)
+    return [first, Path(TWICE, twice), *further, Path(TRAINING, twice, training=True)]
+
+
+class _DropoutOff(TorchFunctionMode):
+    """Lets everything pass dropout, which draws other numbers for other shapes."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Arguments = (), kwargs: Keywords | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in DROPOUTS:
+            return args[0] if args else kwargs["input"]
+        if func is F.scaled_dot_product_attention:
+            args, kwargs = (*args[:4], *([0.0] if len(args) > 4 else []), *args[5:]), {**kwargs}
+            if len(args) <= 4:
+                kwargs["dropout_p"] = 0.0
+        return func(*args, **kwargs)
