@@ -371,9 +371,17 @@ def _place(frames: Sequence[FrameType]) -> Here | None:
     return Here(tuple(reversed(steps)), innermost, names) if innermost is not None else None
 
 
-@lru_cache(maxsize=4096)
+_EDITED: set[CodeType] = set()
+"""Code that was compiled from changed syntax; its positions are those of the source."""
+
+
 def recompiles(code: CodeType) -> bool:
-    """Returns whether a function's source gives the code that runs."""
+    """Returns whether a function's source gives the code that runs, or gave it before it was edited."""
+    return code in _EDITED or _recompiles(code)
+
+
+@lru_cache(maxsize=4096)
+def _recompiles(code: CodeType) -> bool:
     function = written(code)
     if function is None:
         return False
@@ -413,7 +421,18 @@ def compiled(function: Written, node: FunctionNode, code: CodeType, added: Seque
         made = compile(outer, function.filename, "exec", flags=flags, dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError):
         return None
-    return _inner(made, code.co_name)
+    result = _inner(made, code.co_name)
+    if result is not None and added:
+        _EDITED.update(_all_code(result))
+    return result
+
+
+def _all_code(code: CodeType) -> Iterator[CodeType]:
+    """Returns code and all that is in it."""
+    yield code
+    for const in code.co_consts:
+        if isinstance(const, CodeType):
+            yield from _all_code(const)
 
 
 _FUTURE = 0x1000000
