@@ -17,7 +17,7 @@ from topiarist.files import one_line
 from topiarist.graph.calls import ALONE, fast_path_off, modes_restored
 from topiarist.graph.dropins import RECURRENT, with_dropins
 from topiarist.graph.graph import Graph
-from topiarist.graph.grouping import emptiable, group_units
+from topiarist.graph.grouping import emptiable, group_units, only_numbering
 from topiarist.graph.groups import Group
 from topiarist.graph.inputs import Inputs, call_model, named_tensors, tensors_in
 from topiarist.graph.lines import Rectangles, solve_lines
@@ -96,6 +96,7 @@ def _listen(model: nn.Module, example_inputs: Inputs, labels: int, deadline: flo
             _pin_recurrent(tracer, model)
             _run(tracer, model, example_inputs, deadline)
             record = tracer.record
+            record.numbering = {n for n, b in buffers.items() if not (b.is_floating_point() or b.is_complex())}
             record.normed = tracer.norms.normed()
             record.blocks, record.irremovable = tracer.descent.residual_blocks()
             if not record.touched.issuperset(name for name, _ in model.named_parameters()):
@@ -110,7 +111,22 @@ def _listen(model: nn.Module, example_inputs: Inputs, labels: int, deadline: flo
         if source.tensor not in record.touched:
             record.algebra.add_origin("", source.tensor.rpartition(".")[0])
             record.algebra.pin(source.labels, "no operator used it")
+    _pin_left_out(record)
     return record
+
+
+def _pin_left_out(record: Record) -> None:
+    """Pins positions of parameters and buffers that the run passed by: a longer sequence may need them."""
+    algebra = record.algebra
+    tied = np.zeros(algebra.count, dtype=bool)
+    for a, b, _ in algebra.unions:
+        tied[a] = tied[b] = True
+    for line in algebra.lines:
+        for labels in (line.merged, *line.factors):
+            tied[labels] = True
+    for tensor, labels in record.left_out:
+        algebra.add_origin("", tensor.rpartition(".")[0])
+        algebra.pin(labels[~tied[labels]], "the example input leaves it out")
 
 
 def _leave_out_unused_buffers(record: Record, model: nn.Module) -> None:
@@ -209,7 +225,7 @@ def _grouped(solution: Solution, deadline: float) -> tuple[Solution, tuple[Group
     while True:
         classes, closures = solve_lines(record.algebra, guarded, solution.rectangles, solution.pins, deadline)
         units = group_units(record, classes, closures)
-        unsafe = emptiable(record, classes, units)
+        unsafe = only_numbering(record, units) or emptiable(record, classes, units)
         if unsafe is None:
             return replace(solution, classes=classes, membership=units.membership, first=units.first), units.groups
         part = unsafe[0].slices[0]
