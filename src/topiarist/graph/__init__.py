@@ -42,6 +42,7 @@ from topiarist.graph.selector import SELECTOR, ChannelSelector, declare_selector
 from topiarist.graph.sizes import Attribute, assign_attributes
 from topiarist.graph.solution import Correction
 from topiarist.graph.tracing import check_finite, regroup, trace
+from topiarist.graph.wrappers import unwrapped, unwrapped_names
 
 __all__ = [
     "ALONE",
@@ -86,6 +87,8 @@ __all__ = [
     "removed_blocks",
     "tensors_in",
     "trace",
+    "unwrapped",
+    "unwrapped_names",
     "update_descriptions",
     "use_dropins",
     "with_dropins",

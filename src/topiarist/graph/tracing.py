@@ -28,6 +28,7 @@ from topiarist.graph.selector import selectors_exposed
 from topiarist.graph.sizes import Equation, Size
 from topiarist.graph.solution import Solution
 from topiarist.graph.tracer import Tracer
+from topiarist.graph.wrappers import unwrapped
 
 LABELS = 20_000_000
 """Labels that a trace may give out: some 160 MB, thirty times what the largest network of the proof table needs."""
@@ -46,7 +47,8 @@ def trace(
     The model runs in eval mode without gradients, and is left as it was.
 
     Args:
-        model: any `torch.nn.Module`.
+        model: any `torch.nn.Module`. Of one that is compiled, parallel or averaged (`torch.compile`, `DataParallel`,
+            `DistributedDataParallel`, `AveragedModel`) the network within, by its own names.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
         rectangles: where heads × widths or convolution groups × widths meet, offer ``"rows"`` (heads, groups),
             ``"columns"`` (widths within them), or ``"both"`` as two groups.
@@ -62,6 +64,7 @@ def trace(
     if rectangles not in ("both", "rows", "columns"):
         raise TopiaristError(f"rectangles must be 'both', 'rows' or 'columns', not {rectangles!r}")
     deadline = time.monotonic() + seconds
+    model = unwrapped(model)
     check_finite(model)
     for tensor in tensors_in(example_inputs):
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

@@ -16,7 +16,7 @@ from topiarist.budget import Budget, allocate, cost, matching
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
 from topiarist.files import shown
-from topiarist.graph import Graph, Keep, check_finite, trace
+from topiarist.graph import Graph, Keep, check_finite, trace, unwrapped
 from topiarist.measure import Stats, check_fits, collect
 from topiarist.methods import Method, Repair, Rule, Selector
 from topiarist.pruning.choice import Choice, make_choice
@@ -45,7 +45,8 @@ def prune(
     is one keep of the network that was given.
 
     Args:
-        model: any trained `torch.nn.Module`; it is not changed.
+        model: any trained `torch.nn.Module`; it is not changed. Of one that is compiled, parallel or averaged
+            (`torch.compile`, `DistributedDataParallel`, `AveragedModel`, …) the network within: the result is plain.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
         method: registered name, such as ``"l1"``, a method with its fields, or a complete request: `Pruning` with
             repair, several steps, sparse training or rewinding.
@@ -65,6 +66,7 @@ def prune(
     """
     request = _request(method, budget)
     run = Run() if run is None else run
+    model = unwrapped(model)
     _check_inputs(model, request, data, initial)
     graph = trace(model, example_inputs) if graph is None else graph
     if not isinstance(graph, Graph):

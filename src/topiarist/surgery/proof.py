@@ -27,6 +27,7 @@ from topiarist.graph import (
     map_floats,
     named_tensors,
     tensors_in,
+    unwrapped,
 )
 from topiarist.surgery.cutting import copied, cut, mask, masked, zeroed_positions
 
@@ -84,7 +85,7 @@ def prove(model: nn.Module, graph: Graph, keep: Keep, example_inputs: Inputs) ->
     Raises:
         TopiaristError: the weights are not finite, or the model fails on the inputs.
     """
-    keep = checked_keep(graph, keep)
+    keep, model = checked_keep(graph, keep), unwrapped(model)
     double = copied(model).double().eval()
     inputs = converted(example_inputs, torch.float64)
     with torch.no_grad(), fast_path_off():
