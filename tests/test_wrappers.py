@@ -10,7 +10,21 @@ from torch.optim.swa_utils import AveragedModel
 
 import topiarist
 from corners import QUICK, corners, equal, net, state
-from topiarist import Budget, TopiaristError, attach, check, collect, cut, evaluate, fit, mask, prove, prune, shrink, trace
+from topiarist import (
+    Budget,
+    TopiaristError,
+    attach,
+    check,
+    collect,
+    cut,
+    evaluate,
+    fit,
+    mask,
+    prove,
+    prune,
+    shrink,
+    trace,
+)
 from topiarist.surgery import copied
 
 X = corners().example()
@@ -137,5 +151,5 @@ def test_a_sharded_model_is_refused(alone):
     model = net()
     fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
     for door in (lambda: trace(model, X), lambda: prune(model, X, "l1", 0.5), lambda: copied(model)):
-        with pytest.raises(TopiaristError, match="sharded.*full_state_dict"):
+        with pytest.raises(TopiaristError, match=r"sharded.*full_state_dict"):
             door()

@@ -60,10 +60,10 @@ def _inner(model: nn.Module) -> M | None:
     return inner if isinstance(inner, nn.Module) else None  # type: ignore[return-value]
 
 
-def unwrapped_names(state: Mapping[str, Tensor], own: Collection[str]) -> Mapping[str, Tensor]:
+def unwrapped_names(state: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
     """Returns a wrapper's state dict under the network's own names; one that has none but those as it is."""
     if all(name in own for name in state):
-        return state
+        return dict(state)
     state = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items() if name != "n_averaged"}
     while state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}

@@ -9,7 +9,8 @@ sizes, and that numbers keep the values they were trained with. Where a smaller 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from threading import local
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,7 +34,7 @@ class _Correcting(TorchFunctionMode):
         if kind is None:
             return func(*args, **kwargs)
         self.call += 1
-        if Shim.running[-1] is not self.module:
+        if running()[-1] is not self.module:
             return func(*args, **kwargs)  # a shimmed module within this one sees to it
         if kind == "sizes" and self.call in self.correction.sizes:
             return with_sizes(func, args, kwargs, self.correction.sizes[self.call])
@@ -51,7 +52,7 @@ class _Correcting(TorchFunctionMode):
         """Returns a shape in which some lengths are as they were traced."""
         self.reading += 1
         real = func(*args, **kwargs)
-        traced = self.correction.reads.get(self.reading) if Shim.running[-1] is self.module else None
+        traced = self.correction.reads.get(self.reading) if running()[-1] is self.module else None
         if traced is None:
             return real
         if isinstance(real, int):
@@ -59,10 +60,16 @@ class _Correcting(TorchFunctionMode):
         return torch.Size([traced.get(axis, length) for axis, length in enumerate(real)])
 
 
+_LOCAL = local()
+
+
+def running() -> list[nn.Module]:
+    """Returns the shimmed modules whose forward runs in this thread, the innermost one last."""
+    return _LOCAL.__dict__.setdefault("running", [])
+
+
 class Shim:
     """A forward that runs the module's own one with corrections; deep copies and pickles with its module."""
-
-    running: ClassVar[list[nn.Module]] = []
 
     def __init__(self, module: nn.Module, correction: Correction) -> None:
         self.module, self.correction = module, correction
@@ -70,12 +77,12 @@ class Shim:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the module's forward with the corrections."""
-        Shim.running.append(self.module)
+        running().append(self.module)
         try:
             with _Correcting(self.module, self.correction):
                 return self.__wrapped__(*args, **kwargs)
         finally:
-            Shim.running.pop()
+            running().pop()
 
     @property
     def __wrapped__(self) -> Any:  # what inspect.signature follows
