@@ -27,6 +27,7 @@ from topiarist.graph.groups import (
     kept_positions,
     removed_blocks,
 )
+from topiarist.graph.hindrance import hindrance
 from topiarist.graph.inputs import (
     Arguments,
     Inputs,
@@ -76,6 +77,7 @@ __all__ = [
     "converted",
     "declare_selectors",
     "fast_path_off",
+    "hindrance",
     "is_norm",
     "kept_positions",
     "kind_of",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,7 +29,7 @@ from topiarist.graph.selector import selectors_exposed
 from topiarist.graph.sizes import Equation, Size
 from topiarist.graph.solution import Solution
 from topiarist.graph.tracer import Tracer
-from topiarist.graph.wrappers import unwrapped
+from topiarist.graph.wrappers import refuse_frozen, unwrapped
 
 LABELS = 20_000_000
 """Labels that a trace may give out: some 160 MB, thirty times what the largest network of the proof table needs."""
@@ -76,11 +77,8 @@ def trace(
 
 
 def check_finite(model: nn.Module) -> None:
-    """Raises where a model cannot be worked on: no module, scripted, without values, or with NaN or infinite ones."""
-    if not isinstance(model, nn.Module):
-        raise TopiaristError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TopiaristError("a scripted model cannot be cut; give the torch.nn.Module that it was made from")
+    """Raises where a model cannot be worked on: no module, frozen, without values, or with NaN or infinite ones."""
+    refuse_frozen(model)
     if any(is_lazy(p) or p.is_meta for p in model.parameters()):
         raise TopiaristError("the model has no values yet (lazy or meta parameters); run it once, or load its weights")
     for name, tensor in named_tensors(model).items():
@@ -170,6 +168,11 @@ def _run(tracer: Tracer, model: nn.Module, example_inputs: Inputs, deadline: flo
     except (TopiaristError, KeyboardInterrupt):
         raise
     except Exception as error:
+        if (operator := re.search(r"HigherOrderOperator (\w+)", str(error))) is not None:
+            raise TopiaristError(
+                f"the model runs {operator[1]}, which takes a function and cannot be followed; write it with operators "
+                "on tensors, or load a transformer with attn_implementation='eager'"
+            ) from error
         shapes = ", ".join(str(tuple(t.shape)) for t in given) or type(example_inputs).__name__
         reason = one_line(error).replace("Size", "int")
         raise TopiaristError(

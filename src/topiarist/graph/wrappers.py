@@ -1,11 +1,13 @@
-"""What a model comes wrapped in: the network within, whose names are those of its own layers."""
+"""What a model comes as: wrapped, which is undone, or frozen into a form that cannot be cut, which is refused."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 
 from topiarist.errors import TopiaristError
 
@@ -68,3 +70,40 @@ def unwrapped_names(state: Mapping[str, Tensor], own: Collection[str]) -> dict[s
     while state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     return state
+
+
+QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torchao", "bitsandbytes")
+"""Where the classes of quantised layers and tensors live."""
+PREPARED = ("torch.ao.quantization.observer", "torch.ao.quantization.fake_quantize", "torch.ao.nn.qat")
+"""Where those live that are put into a network to be quantised later."""
+
+
+def refuse_frozen(model: object) -> None:
+    """Raises where a model is in a form that cannot be cut: exported, scripted, quantised or prepared for it."""
+    given = "give the torch.nn.Module that it was made from"
+    if type(model).__name__ == "ExportedProgram" or _is_exported(model):
+        raise TopiaristError(f"an exported program cannot be cut; {given}, and export the pruned one")
+    if not isinstance(model, nn.Module):
+        raise TopiaristError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TopiaristError(f"a scripted model cannot be cut; {given}")
+    for name, module in model.named_modules():
+        where, held = type(module).__module__, (*module._parameters.values(), *module._buffers.values())
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TopiaristError(f"the module {name!r} is scripted and cannot be cut; {given}")
+        if where.startswith(QUANTISED) or any(type(t).__module__.startswith(QUANTISED) for t in held):
+            raise TopiaristError(
+                f"{name or 'the model'} is quantised, and packed integers cannot be cut; prune the floating-point "
+                "model, and quantise the pruned one"
+            )
+        if where.startswith(PREPARED):
+            raise TopiaristError(
+                f"the model is prepared for quantisation ({name} is a {type(module).__name__}); prune the model that "
+                "it was prepared from, and prepare the pruned one"
+            )
+
+
+def _is_exported(model: object) -> bool:
+    """Returns whether a module runs the graph of an exported program: operators with sizes as they were."""
+    graph = isinstance(model, torch.fx.GraphModule) and model.graph.nodes
+    return any(isinstance(node.target, OpOverload) for node in graph or ())

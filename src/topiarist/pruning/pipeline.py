@@ -16,7 +16,7 @@ from topiarist.budget import Budget, allocate, cost, matching
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
 from topiarist.files import shown
-from topiarist.graph import Graph, Keep, check_finite, trace, unwrapped
+from topiarist.graph import Graph, Keep, check_finite, hindrance, trace, unwrapped
 from topiarist.measure import Stats, check_fits, collect
 from topiarist.methods import Method, Repair, Rule, Selector
 from topiarist.pruning.choice import Choice, make_choice
@@ -118,7 +118,7 @@ def _check_units(request: Pruning, units: Graph) -> None:
     """Raises where these units cannot be pruned as the request says; no training has begun by then."""
     method, budget, steps = request.method, request.budget, request.steps.count
     if not units.groups:
-        raise TopiaristError("nothing in this network can be pruned; `topiarist inspect` says what pins each layer")
+        raise TopiaristError(hindrance(units))
     if budget is not None and (steps > 1 or _trains(request)):
         _check_reachable(method, units, budget, steps)
     if steps > 1 and isinstance(method, Rule) and method.budget(units) is not None:
