@@ -28,7 +28,7 @@ def check(model: nn.Module, graph: Graph, example_inputs: Inputs, *, seconds: fl
         A graph whose trial cuts are proved; the given one where nothing had to be pinned.
 
     Raises:
-        TopiaristError: the time limit is reached, or a failure carries nothing that could be pinned.
+        TopiaristError: the network is random, the time limit is reached, or no group alone is to blame for a failure.
     """
     deadline = time.monotonic() + seconds
     if graph.kind == "weight" or (graph.kind == "block" and not graph.groups):
@@ -44,13 +44,32 @@ def check(model: nn.Module, graph: Graph, example_inputs: Inputs, *, seconds: fl
             if proof.max_rel_diff <= TOLERANCE:
                 break
             _check_time(deadline)
+            _check_repeatable(model, inputs)
+            units = _units(graph)
             graph = _pinned_where_it_fails(model, graph, keep, inputs, proof, deadline)
+            if _units(graph) == units:
+                graph = _without_unprovable_groups(model, graph, seed, inputs, proof, deadline)
     return graph
+
+
+def _units(graph: Graph) -> int:
+    return sum(group.units for group in graph.groups)
+
+
+def _check_repeatable(model: nn.Module, inputs: Inputs) -> None:
+    """Raises where a network computes something else each time: then no cut can be told from no cut."""
+    with torch.no_grad(), fast_path_off():
+        first, second = (call_model(copied(model), inputs) for _ in range(2))
+    if difference(first, second) > TOLERANCE:
+        raise TopiaristError(
+            "the network's outputs differ between two runs in evaluation, so that no cut can be proved; make it "
+            "deterministic: dropout with training=self.training, noise as an input"
+        )
 
 
 def _check_time(deadline: float) -> None:
     if time.monotonic() > deadline:
-        raise TopiaristError("the trial cuts took longer than the time limit; raise `seconds`")
+        raise TopiaristError("the trial cuts took longer than the time limit; pass check(..., seconds=) a longer one")
 
 
 def _with_proved_blocks(model: nn.Module, graph: Graph, inputs: Inputs, deadline: float) -> Graph:
@@ -59,6 +78,7 @@ def _with_proved_blocks(model: nn.Module, graph: Graph, inputs: Inputs, deadline
     odd = torch.arange(group.units) % 2 == 1
     if group.units == 1 or all(prove(model, graph, {group.name: half}, inputs).ok for half in (odd, ~odd)):
         return graph
+    _check_repeatable(model, inputs)
     irremovable, proved = dict(graph.irremovable), []
     for unit, block in enumerate(group.blocks):
         _check_time(deadline)
@@ -102,7 +122,7 @@ def non_degenerate(model: nn.Module, seed: int = 0) -> nn.Module:
 def _pinned_where_it_fails(
     model: nn.Module, graph: Graph, keep: dict[str, Tensor], inputs: Inputs, proof: Proof, deadline: float
 ) -> Graph:
-    """Returns the graph with pins on what the first module carries where cut and mask differ."""
+    """Returns the graph with pins on what the first module carries where cut and mask differ, if it carries any."""
     solution, record = graph.solution, graph.solution.record
     module = _first_difference(model, graph, keep, inputs)
     dead = graph.dead(keep)
@@ -110,14 +130,31 @@ def _pinned_where_it_fails(
     carried = [labels for labels in [*record.held.get(module, ()), *own] if solution.kept(labels, dead) is not None]
     inside = f"{module}." if module else ""
     carried = carried or [labels for name, _, labels in record.sources if name.startswith(inside)]
-    if not carried or not graph.groups:
-        raise TopiaristError(
-            f"the cut cannot be proved ({proof.reason}), and {module or 'the model'!r} carries nothing to pin; "
-            "exclude its groups from the budget"
-        )
+    if not graph.groups:
+        raise TopiaristError(f"the network cannot be compared with its own copy ({proof.reason}); it cannot be pruned")
     reason = f"cannot be proved in {module or 'the model'} ({record.types[module].__name__}): {proof.reason}"
     pins = (*solution.pins, *((labels, reason) for labels in carried))
     return regroup(replace(solution, pins=pins), graph.parameters, deadline)
+
+
+def _without_unprovable_groups(
+    model: nn.Module, graph: Graph, seed: int, inputs: Inputs, proof: Proof, deadline: float
+) -> Graph:
+    """Returns the graph with pins on the groups whose cut alone is not proved: where a module tells no more."""
+    pins, sources = graph.solution.pins, graph.solution.record.sources
+    for group in graph.groups:
+        _check_time(deadline)
+        alone = prove(model, graph, {group.name: _random_keep(graph, seed)[group.name]}, inputs)
+        if not alone.max_rel_diff <= TOLERANCE:
+            part = group.slices[0]
+            labels = next(s.labels for s in sources if (s.tensor, s.axis) == (part.tensor, part.axis))
+            pins = (*pins, (labels[part.positions.flatten().numpy()], f"cannot be proved: {alone.reason}"))
+    if pins is graph.solution.pins:
+        raise TopiaristError(
+            f"the cut cannot be proved ({proof.reason}), though that of each group alone is; exclude some of them "
+            "from the budget"
+        )
+    return regroup(replace(graph.solution, pins=pins), graph.parameters, deadline)
 
 
 def _first_difference(model: nn.Module, graph: Graph, keep: dict[str, Tensor], inputs: Inputs) -> str:
