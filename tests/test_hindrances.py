@@ -138,3 +138,12 @@ def test_the_most_frequent_reason_is_named():
     told = refusal(between(lambda x: x.cumsum(-1)), tokens(1))
     assert "cumsum over the axis depends on every position" in told
     assert "topiarist inspect" in told
+
+
+def test_a_place_is_a_line_of_the_model_not_of_who_runs_it():
+    model = nn.Sequential(nn.Linear(12, 8), nn.Softmax(-1), nn.Linear(8, 3))
+    for pin in trace(model, tokens(1)).pinned:
+        assert "test_hindrances.py" not in pin.reason
+        assert "tracing.py" not in pin.reason
+    told = refusal(model, tokens(1))
+    assert "softmax over the axis depends on every position (in 1)" in told

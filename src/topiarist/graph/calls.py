@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils.hooks import RemovableHandle
 
-from topiarist.graph.inputs import Arguments, Keywords
+from topiarist.graph.inputs import Arguments, Keywords, call_model
 
 Hook = Callable[[str, int, object], None]
 
@@ -204,9 +204,9 @@ def modes_restored(model: nn.Module) -> Iterator[None]:
 
 
 def line_of_code() -> str:
-    """Returns ``file:line`` of the user's code that is running: the innermost frame outside torch and here."""
+    """Returns ``file:line`` of the model's code that is running: the innermost frame outside torch and here."""
     frame = sys._getframe(1)
-    while frame is not None:
+    while frame is not None and frame.f_code is not call_model.__code__:
         name = frame.f_globals.get("__name__", "")
         ours = name.startswith(("topiarist.graph.", "topiarist.surgery."))
         if not ours and not name.startswith("torch.") and name != "torch":

@@ -9,6 +9,9 @@ from topiarist.graph.graph import Graph
 COMMON = ("the network's output", "a kernel's or a feature map's own axis", "its positions do not form")
 """Reasons that every network has."""
 
+EAGER = "write attention as products and a softmax (of transformers: load it with attn_implementation='eager')"
+"""What helps where fused attention is in the way."""
+
 
 def hindrance(graph: Graph) -> str:
     """Returns why no unit of a graph can be pruned, with what would help."""
@@ -19,7 +22,7 @@ def hindrance(graph: Graph) -> str:
         blamed = f"operator without a rule: {operator}"
         told = next((reason for reason in reasons if reason.startswith(blamed)), blamed)
         if any(part in operator for part in ("attn", "attention")):
-            return f"{nothing}: it runs an {told}; load the model with attn_implementation='eager'"
+            return f"{nothing}: it runs an {told}; {EAGER}"
         return (
             f"{nothing}: it runs an {told}; declare a rule with topiarist.graph.rules.rule (see How it works), or "
             "write it with operators that have one"

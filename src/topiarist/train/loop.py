@@ -51,7 +51,8 @@ def fit(
     """Trains a classifier in place on the cross-entropy, by SGD or Adam as the recipe says.
 
     The same seed gives the same weights, to the bit on a CPU with the same number of threads. With a checkpoint the
-    state is stored after every epoch, and a later call continues from it to the result of an uninterrupted run.
+    state is stored after every epoch, and a later call continues from it to the result of an uninterrupted run. Threads
+    share torch's random state: train in one of them at a time, or in processes.
 
     Under ``torchrun`` with ``speed.devices`` > 1 each process trains on its share of every batch.
 
