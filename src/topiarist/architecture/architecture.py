@@ -39,6 +39,7 @@ from topiarist.graph import (
     declare_selectors,
     kept_positions,
     removed_blocks,
+    unwrapped,
 )
 from topiarist.surgery import Plan, apply_plan, check_shapes, copied, plan
 
@@ -92,6 +93,7 @@ class Architecture(Shape):
         """
         if self.selectors:
             declare_selectors(model := copied(model), self.selectors)
+        model = unwrapped(model)
         check_shapes(model, self.shapes)
         return apply_plan(model, self.plan())
 
@@ -188,6 +190,7 @@ def write_tensors(model: nn.Module, path: Path) -> None:
         except safetensors.SafetensorError as error:
             raise OSError(str(error)) from error
 
+    model = unwrapped(model)
     gates = gates_file(writable(path))
     if gates.is_file():
         gates.unlink()  # those of other weights

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from topiarist.cli.show import some
 from topiarist.errors import TopiaristError
 from topiarist.files import gates_file, read_gates
+from topiarist.graph import unwrapped_names
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts store the state dict beside other things."""
@@ -98,8 +99,7 @@ def put_weights(model: nn.Module, path: Path) -> None:
     """
     weights = read_weights(path)
     own = model.state_dict()
-    if all(key.startswith("module.") for key in weights):  # a model that was trained in parallel
-        weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    weights = unwrapped_names(weights, own)  # a model that was trained in parallel, or compiled
     addresses = {own[key].data_ptr() for key in own.keys() & weights.keys()}
     tied = {key for key in own.keys() - weights.keys() if own[key].data_ptr() in addresses}  # stored once
     missing = own.keys() - weights.keys() - tied

@@ -22,7 +22,7 @@ from topiarist.compress.report import Report, Row
 from topiarist.compress.shape import SHAPE
 from topiarist.errors import TopiaristError
 from topiarist.files import as_path, atomically, writable
-from topiarist.graph import check_finite
+from topiarist.graph import check_finite, unwrapped
 
 
 def save(
@@ -168,7 +168,7 @@ def load_model(
         raise TopiaristError(
             f"load_model() takes a function that makes the model: topiarist.make_model({make_model!r})"
         )
-    model = make_model()
+    model = unwrapped(make_model())
     if not isinstance(model, nn.Module):
         raise TopiaristError(f"make_model() returned a {type(model).__name__}: let it return a torch.nn.Module")
     own = checked_state(model)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
+from topiarist.graph import unwrapped
 
 DTYPES = (
     *(torch.float32, torch.float64, torch.float16, torch.bfloat16),
@@ -31,7 +32,7 @@ def checked_state(model: object) -> dict[str, Tensor]:
     Raises:
         TopiaristError: this is neither, or no file can hold a name or a tensor in it.
     """
-    state = model.state_dict() if isinstance(model, nn.Module) else model
+    state = unwrapped(model).state_dict() if isinstance(model, nn.Module) else model
     if not isinstance(state, Mapping):
         raise TopiaristError(f"a {type(state).__name__} is not a network: give a torch.nn.Module or its state dict")
     state = dict(state.items())

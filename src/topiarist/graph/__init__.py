@@ -25,6 +25,7 @@ from topiarist.graph.groups import (
     kept_positions,
     removed_blocks,
 )
+from topiarist.graph.hindrance import hindrance
 from topiarist.graph.inputs import (
     Arguments,
     Inputs,
@@ -42,6 +43,7 @@ from topiarist.graph.selector import SELECTOR, ChannelSelector, declare_selector
 from topiarist.graph.sizes import Attribute, assign_attributes
 from topiarist.graph.solution import CORRECTIONS, INFERRED, Correction, Corrections, Ratio
 from topiarist.graph.tracing import check_finite, regroup, trace
+from topiarist.graph.wrappers import unwrapped, unwrapped_names
 
 __all__ = [
     "ALONE",
@@ -85,6 +87,7 @@ __all__ = [
     "converted",
     "declare_selectors",
     "fast_path_off",
+    "hindrance",
     "is_norm",
     "kept_positions",
     "map_floats",
@@ -98,6 +101,8 @@ __all__ = [
     "trace",
     "trails_here",
     "twice_the_batch",
+    "unwrapped",
+    "unwrapped_names",
     "update_descriptions",
     "use_dropins",
     "with_dropins",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from threading import RLock
+from threading import Lock, RLock
 from typing import Any, NamedTuple
 
 import torch
@@ -105,15 +105,37 @@ class ModuleStack:
             handle.remove()
 
 
+class _FastPath:
+    """Torch's switch for fused encoder layers, which all threads share: off while any of them needs it off."""
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.before = Lock(), 0, True
+
+    def off(self) -> None:
+        with self.lock:
+            if not self.users:
+                self.before = torch.backends.mha.get_fastpath_enabled()
+                torch.backends.mha.set_fastpath_enabled(False)
+            self.users += 1
+
+    def release(self) -> None:
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                torch.backends.mha.set_fastpath_enabled(self.before)
+
+
+_FAST_PATH = _FastPath()
+
+
 @contextmanager
 def fast_path_off() -> Iterator[None]:
-    """Switches off torch's fused encoder layers, which bypass the modules' own forward."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    """Switches off torch's fused encoder layers, which bypass the modules' own forward; the last one out restores."""
+    _FAST_PATH.off()
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+        _FAST_PATH.release()
 
 
 @contextmanager

@@ -51,6 +51,14 @@ def group_units(record: Record, classes: Classes, units: Units) -> Grouped:
     return _named(record, units, classes, members, teams, placed)
 
 
+def only_numbering(record: Record, units: Grouped) -> tuple[Group, str] | None:
+    """Returns a group that sits in whole numbers alone, and why to pin it: they count or mask, and compute nothing."""
+    for group in units.groups:
+        if all(part.tensor in record.numbering for part in group.slices):
+            return group, "a buffer of whole numbers, whose positions no weight shares"
+    return None
+
+
 def emptiable(record: Record, classes: Classes, units: Grouped) -> tuple[Group, str] | None:
     """Returns a group whose units could empty an axis together with those of others, and why to pin it.
 

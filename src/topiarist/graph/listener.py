@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from topiarist.graph.calls import INFERRING, READS, kind_of, sized_call
 from topiarist.graph.inputs import Arguments, Keywords, tensors_in
 from topiarist.graph.labels import Free, Vector, labelled
-from topiarist.graph.places import Site, place_here
+from topiarist.graph.places import Site, line_of_code, place_here
 from topiarist.graph.record import Squeeze
 from topiarist.graph.sizes import Length, Size
 from topiarist.graph.tracer import Tracer
@@ -27,6 +27,9 @@ PARTING = {"tensor_split", "hsplit", "vsplit", "dsplit", "array_split"}
 
 LIKE = {"expand_as", "view_as", "reshape_as"}
 """Functions that take their sizes from a second tensor."""
+
+LEAVING = {"numpy", "__array__", "tolist", "__dlpack__"}
+"""Methods by which values leave torch: what the program computes from them cannot be followed."""
 
 
 class Listener(TorchFunctionMode):
@@ -53,6 +56,9 @@ class Listener(TorchFunctionMode):
             return self._numel(args[0])
         tracer, before = self.tracer, (self.tracer.call, self.tracer.caller)
         kind, name = kind_of(func), getattr(func, "__name__", "")
+        if name in LEAVING:
+            tracer.algebra.add_origin(name, tracer.stack.top, line_of_code())
+            tracer.algebra.pin_all(tracer.vectors_of(args[0]), f"its values leave torch by {name}()")
         if kind == "squeeze":
             self._note_squeeze(args, kwargs)
         elif kind == "number":

@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 from torch.nn.modules import module as torch_module
 
+from topiarist.graph.inputs import call_model
+
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 NESTED = {"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"}
 """Code that Python makes of a part of a function."""
@@ -224,7 +226,7 @@ def running_frame() -> FrameType | None:
     """Returns the innermost frame of the network's code."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and (_is_ours(frame) or _is_torch(frame)):
-        frame = frame.f_back
+        frame = None if frame.f_code is call_model.__code__ else frame.f_back
     return frame
 
 

@@ -117,6 +117,8 @@ class Record:
         held: vectors that tensors carried, by the module that made them.
         unknown: operators without a rule, and how often.
         touched: names of the tensors that an operator used.
+        left_out: positions of parameters and buffers that a slice left out, by the tensor.
+        numbering: names of the buffers that hold whole numbers or truth values.
         normed: layers whose outputs a batch norm alone reads.
         blocks: residual blocks that can be removed.
         irremovable: module → why the branch that it adds cannot be removed.
@@ -141,6 +143,8 @@ class Record:
     held: dict[str, list[Labels]] = field(default_factory=lambda: defaultdict(list))
     unknown: Counter[str] = field(default_factory=Counter)
     touched: set[str] = field(default_factory=set)
+    left_out: list[tuple[str, Labels]] = field(default_factory=list)
+    numbering: set[str] = field(default_factory=set)
     normed: tuple[Normed, ...] = ()
     blocks: tuple[Block, ...] = ()
     irremovable: Mapping[str, str] = field(default_factory=dict)

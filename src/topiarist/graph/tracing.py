@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from topiarist.files import one_line
 from topiarist.graph.calls import ALONE, fast_path_off, modes_restored
 from topiarist.graph.dropins import RECURRENT, with_dropins
 from topiarist.graph.graph import Graph
-from topiarist.graph.grouping import emptiable, group_units
+from topiarist.graph.grouping import emptiable, group_units, only_numbering
 from topiarist.graph.groups import Group
 from topiarist.graph.inputs import Inputs, call_model, named_tensors, tensors_in, twice_the_batch
 from topiarist.graph.lines import Rectangles, solve_lines
@@ -29,6 +30,7 @@ from topiarist.graph.selector import selectors_exposed
 from topiarist.graph.sizes import Equation, Size
 from topiarist.graph.solution import Solution
 from topiarist.graph.tracer import Tracer
+from topiarist.graph.wrappers import refuse_frozen, unwrapped
 
 LABELS = 20_000_000
 """Labels that a trace may give out: some 160 MB, thirty times what the largest network of the proof table needs."""
@@ -49,7 +51,8 @@ def trace(
     further inputs. It is left as it was.
 
     Args:
-        model: any `torch.nn.Module`.
+        model: any `torch.nn.Module`. Of one that is compiled, parallel or averaged (`torch.compile`, `DataParallel`,
+            `DistributedDataParallel`, `AveragedModel`) the network within, by its own names.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
         more_inputs: further examples of the same kinds, which take other ways through the code: optional arguments, a
             cache, other sizes. A cut is right on every way that an example shows.
@@ -67,6 +70,7 @@ def trace(
     if rectangles not in ("both", "rows", "columns"):
         raise TopiaristError(f"rectangles must be 'both', 'rows' or 'columns', not {rectangles!r}")
     deadline = time.monotonic() + seconds
+    model = unwrapped(model)
     check_finite(model)
     for tensor in tensors_in((example_inputs, *more_inputs)):
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -78,11 +82,8 @@ def trace(
 
 
 def check_finite(model: nn.Module) -> None:
-    """Raises where a model cannot be worked on: no module, scripted, without values, or with NaN or infinite ones."""
-    if not isinstance(model, nn.Module):
-        raise TopiaristError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TopiaristError("a scripted model cannot be cut; give the torch.nn.Module that it was made from")
+    """Raises where a model cannot be worked on: no module, frozen, without values, or with NaN or infinite ones."""
+    refuse_frozen(model)
     if any(is_lazy(p) or p.is_meta for p in model.parameters()):
         raise TopiaristError("the model has no values yet (lazy or meta parameters); run it once, or load its weights")
     for name, tensor in named_tensors(model).items():
@@ -103,6 +104,7 @@ def _listen(
             _pin_recurrent(tracer, model)
             _run(tracer, model, example_inputs, deadline)
             record = tracer.record
+            record.numbering = {n for n, b in buffers.items() if not (b.is_floating_point() or b.is_complex())}
             record.normed = tracer.norms.normed()
             record.blocks, record.irremovable = tracer.descent.residual_blocks()
             for inputs in more_inputs:
@@ -119,7 +121,22 @@ def _listen(
         if source.tensor not in record.touched:
             record.algebra.add_origin("", source.tensor.rpartition(".")[0])
             record.algebra.pin(source.labels, "no operator used it")
+    _pin_left_out(record)
     return record
+
+
+def _pin_left_out(record: Record) -> None:
+    """Pins positions of parameters and buffers that the run passed by: a longer sequence may need them."""
+    algebra = record.algebra
+    tied = np.zeros(algebra.count, dtype=bool)
+    for a, b, _ in algebra.unions:
+        tied[a] = tied[b] = True
+    for line in algebra.lines:
+        for labels in (line.merged, *line.factors):
+            tied[labels] = True
+    for tensor, labels in record.left_out:
+        algebra.add_origin("", tensor.rpartition(".")[0])
+        algebra.pin(labels[~tied[labels]], "the example input leaves it out")
 
 
 def _leave_out_unused_buffers(record: Record, model: nn.Module) -> None:
@@ -160,6 +177,11 @@ def _run(tracer: Tracer, model: nn.Module, example_inputs: Inputs, deadline: flo
     except (TopiaristError, KeyboardInterrupt):
         raise
     except Exception as error:
+        if (operator := re.search(r"HigherOrderOperator (\w+)", str(error))) is not None:
+            raise TopiaristError(
+                f"the model runs {operator[1]}, which takes a function and cannot be followed; write it with operators "
+                "on tensors, or load a transformer with attn_implementation='eager'"
+            ) from error
         shapes = ", ".join(str(tuple(t.shape)) for t in given) or type(example_inputs).__name__
         reason = one_line(error).replace("Size", "int")
         raise TopiaristError(
@@ -244,7 +266,7 @@ def _grouped(solution: Solution, deadline: float) -> tuple[Solution, tuple[Group
     while True:
         classes, closures = solve_lines(record.algebra, guarded, solution.rectangles, solution.added, deadline)
         units = group_units(record, classes, closures)
-        unsafe = emptiable(record, classes, units)
+        unsafe = only_numbering(record, units) or emptiable(record, classes, units)
         if unsafe is None:
             return replace(solution, classes=classes, membership=units.membership, first=units.first), units.groups
         part = unsafe[0].slices[0]

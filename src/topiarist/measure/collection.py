@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
 from topiarist.files import suggestion
-from topiarist.graph import Graph, call_model, check_finite
+from topiarist.graph import Graph, call_model, check_finite, unwrapped
 from topiarist.measure.batches import Batch, batch_size, device_of, inputs_and_target, mode, to_device
 from topiarist.measure.evaluation import Loss, cross_entropy
 from topiarist.measure.processes import batches_of_rank, rank_and_world_size, sum_over_processes
@@ -149,6 +149,7 @@ def collect(
         TopiaristError: a tensor holds NaN, there is no such statistic, data or targets are missing, or there are no
             other processes to share with.
     """
+    model = unwrapped(model)
     tensors = {name: tensor.detach() for name, tensor in _named_tensors(model)}
     check_finite(model)
     wanted = _statistics(needs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import torch
@@ -201,7 +202,7 @@ class Path:
 
         solver = Solver(lam, fit_intercept=False, warm_start=True, tol=1e-7, max_iter=2000)
         solver.coef_ = self._last.copy()
-        with warnings.catch_warnings():
+        with _WARNINGS, warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # what it still lacks changes no choice
             solver.fit(self._design, self._response)
         self._last = np.asarray(solver.coef_)
@@ -322,5 +323,7 @@ def _ridge_solution(a: Tensor, b: Tensor, ridge: float) -> Tensor:
 _WIDE = 8192
 """Weights of one output that least squares fits at most: the matrix of their products is half a gigabyte."""
 _HALVINGS = 50
+_WARNINGS = Lock()
+"""Held while warnings are filtered: the filters are the process's."""
 _FAINT = 1e-4
 """Outputs that a batch norm scales by less, against its largest scale, are not refitted."""

@@ -16,7 +16,7 @@ from topiarist.budget import Budget, allocate, cost, matching
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
 from topiarist.files import shown
-from topiarist.graph import Graph, Keep, check_finite, trace
+from topiarist.graph import Graph, Keep, check_finite, hindrance, trace, unwrapped
 from topiarist.measure import Stats, check_fits, collect
 from topiarist.methods import Method, Repair, Rule, Selector
 from topiarist.pruning.choice import Choice, make_choice
@@ -46,7 +46,8 @@ def prune(
     is one keep of the network that was given.
 
     Args:
-        model: any trained `torch.nn.Module`; it is not changed.
+        model: any trained `torch.nn.Module`; it is not changed. Of one that is compiled, parallel or averaged
+            (`torch.compile`, `DistributedDataParallel`, `AveragedModel`, …) the network within: the result is plain.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
         method: registered name, such as ``"l1"``, a method with its fields, or a complete request: `Pruning` with
             repair, several steps, sparse training or rewinding.
@@ -69,6 +70,7 @@ def prune(
     """
     request = _request(method, budget)
     run = Run() if run is None else run
+    model = unwrapped(model)
     _check_inputs(model, request, data, initial)
     graph = trace(model, example_inputs, more_inputs=more_inputs) if graph is None else graph
     if not isinstance(graph, Graph):
@@ -120,7 +122,7 @@ def _check_units(request: Pruning, units: Graph) -> None:
     """Raises where these units cannot be pruned as the request says; no training has begun by then."""
     method, budget, steps = request.method, request.budget, request.steps.count
     if not units.groups:
-        raise TopiaristError("nothing in this network can be pruned; `topiarist inspect` says what pins each layer")
+        raise TopiaristError(hindrance(units))
     if budget is not None and (steps > 1 or _trains(request)):
         _check_reachable(method, units, budget, steps)
     if steps > 1 and isinstance(method, Rule) and method.budget(units) is not None:

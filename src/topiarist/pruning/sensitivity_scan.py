@@ -13,7 +13,7 @@ from torch import nn
 from topiarist.budget import Budget, allocate
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, Keep, Scores
+from topiarist.graph import Graph, Keep, Scores, hindrance, unwrapped
 from topiarist.measure import Evaluation, check_fits, collect, evaluate_batches
 from topiarist.methods import Criterion, Method, make
 from topiarist.pruning.pipeline import Batches
@@ -121,7 +121,8 @@ def sensitivity(
     if not widths:
         raise TopiaristError("there is no ratio to scan: give fractions that are kept, such as 0.5")
     if not graph.groups:
-        raise TopiaristError("nothing in this network can be pruned; `topiarist inspect` says what pins each layer")
+        raise TopiaristError(hindrance(graph))
+    model = unwrapped(model)
     check_fits(model, data)
     parts = data.split(held_out, seed)
     units = method.units(graph)

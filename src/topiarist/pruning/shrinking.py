@@ -25,6 +25,7 @@ from topiarist.graph import (
     map_floats,
     named_tensors,
     trace,
+    unwrapped,
 )
 from topiarist.measure import watching
 from topiarist.methods import sum_by_unit
@@ -81,6 +82,7 @@ def shrink(model: nn.Module, example_inputs: Any, *, graph: Graph | None = None)
     Raises:
         TopiaristError: the model cannot be traced, its weights are not finite, or the cut cannot be proved.
     """
+    model = unwrapped(model)
     check_finite(model)
     graph = trace(model, example_inputs) if graph is None else graph
     if graph.kind != "structure":

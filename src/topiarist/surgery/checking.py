@@ -39,7 +39,7 @@ def check(
         A graph whose trial cuts are proved; the given one where nothing had to be pinned.
 
     Raises:
-        TopiaristError: the time limit is reached, or a failure carries nothing that could be pinned.
+        TopiaristError: the network is random, the time limit is reached, or no group alone is to blame for a failure.
     """
     deadline = time.monotonic() + seconds
     if graph.kind == "weight" or (graph.kind == "block" and not graph.groups):
@@ -55,13 +55,32 @@ def check(
             if proof.max_rel_diff <= TOLERANCE:
                 break
             _check_time(deadline)
-            graph = _pinned_where_it_fails(model, graph, keep, paths(inputs, more), proof, deadline)
+            _check_repeatable(model, inputs)
+            units, ways = _units(graph), paths(inputs, more)
+            graph = _pinned_where_it_fails(model, graph, keep, ways, proof, deadline)
+            if _units(graph) == units:
+                graph = _without_unprovable_groups(model, graph, seed, (inputs, more), proof, deadline)
     return graph
+
+
+def _units(graph: Graph) -> int:
+    return sum(group.units for group in graph.groups)
+
+
+def _check_repeatable(model: nn.Module, inputs: Inputs) -> None:
+    """Raises where a network computes something else each time: then no cut can be told from no cut."""
+    with torch.no_grad(), fast_path_off():
+        first, second = (call_model(copied(model), inputs) for _ in range(2))
+    if difference(first, second) > TOLERANCE:
+        raise TopiaristError(
+            "the network's outputs differ between two runs in evaluation, so that no cut can be proved; make it "
+            "deterministic: dropout with training=self.training, noise as an input"
+        )
 
 
 def _check_time(deadline: float) -> None:
     if time.monotonic() > deadline:
-        raise TopiaristError("the trial cuts took longer than the time limit; raise `seconds`")
+        raise TopiaristError("the trial cuts took longer than the time limit; pass check(..., seconds=) a longer one")
 
 
 def _with_proved_blocks(model: nn.Module, graph: Graph, inputs: Inputs, deadline: float) -> Graph:
@@ -70,6 +89,7 @@ def _with_proved_blocks(model: nn.Module, graph: Graph, inputs: Inputs, deadline
     odd = torch.arange(group.units) % 2 == 1
     if group.units == 1 or all(prove(model, graph, {group.name: half}, inputs).ok for half in (odd, ~odd)):
         return graph
+    _check_repeatable(model, inputs)
     irremovable, proved = dict(graph.irremovable), []
     for unit, block in enumerate(group.blocks):
         _check_time(deadline)
@@ -113,7 +133,7 @@ def non_degenerate(model: nn.Module, seed: int = 0) -> nn.Module:
 def _pinned_where_it_fails(
     model: nn.Module, graph: Graph, keep: dict[str, Tensor], ways: Sequence[Path], proof: Proof, deadline: float
 ) -> Graph:
-    """Returns the graph with pins on what the first module carries where cut and mask differ."""
+    """Returns the graph with pins on what the first module carries where cut and mask differ, if it carries any."""
     solution, record = graph.solution, graph.solution.record
     module = _first_difference(model, graph, keep, ways, proof.failed or EXAMPLE)
     dead = graph.dead(keep)
@@ -121,13 +141,32 @@ def _pinned_where_it_fails(
     carried = [labels for labels in [*record.held.get(module, ()), *own] if solution.kept(labels, dead) is not None]
     inside = f"{module}." if module else ""
     carried = carried or [labels for name, _, labels in record.sources if name.startswith(inside)]
-    if not carried or not graph.groups:
-        raise TopiaristError(
-            f"the cut cannot be proved ({proof.reason}), and {module or 'the model'!r} carries nothing to pin; "
-            "exclude its groups from the budget"
-        )
+    if not graph.groups:
+        raise TopiaristError(f"the network cannot be compared with its own copy ({proof.reason}); it cannot be pruned")
     reason = f"cannot be proved in {module or 'the model'} ({record.types[module].__name__}): {proof.reason}"
     return regroup(solution.pinning(carried, reason), graph.parameters, deadline)
+
+
+def _without_unprovable_groups(
+    model: nn.Module, graph: Graph, seed: int, examples: tuple[Inputs, Sequence[Inputs]], proof: Proof, deadline: float
+) -> Graph:
+    """Returns the graph with pins on the groups whose cut alone is not proved: where a module tells no more."""
+    solution, sources = graph.solution, graph.solution.record.sources
+    for group in graph.groups:
+        _check_time(deadline)
+        keep = {group.name: _random_keep(graph, seed)[group.name]}
+        alone = prove(model, graph, keep, examples[0], more_inputs=examples[1])
+        if not alone.max_rel_diff <= TOLERANCE:
+            part = group.slices[0]
+            labels = next(s.labels for s in sources if (s.tensor, s.axis) == (part.tensor, part.axis))
+            pinned = labels[part.positions.flatten().numpy()]
+            solution = solution.pinning([pinned], f"cannot be proved: {alone.reason}")
+    if solution is graph.solution:
+        raise TopiaristError(
+            f"the cut cannot be proved ({proof.reason}), though that of each group alone is; exclude some of them "
+            "from the budget"
+        )
+    return regroup(solution, graph.parameters, deadline)
 
 
 def _first_difference(

@@ -27,6 +27,8 @@ from topiarist.graph import (
     modes_restored,
     named_tensors,
     removed_blocks,
+    unwrapped,
+    unwrapped_names,
     update_descriptions,
     use_dropins,
     with_dropins,
@@ -93,6 +95,7 @@ def cut(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
     Returns:
         A new, smaller model.
     """
+    model = unwrapped(model)
     check_shapes(model, graph.shapes)
     return apply_plan(model, plan(graph, keep))
 
@@ -134,7 +137,7 @@ def copied(model: nn.Module, replaced: dict[int, object] | None = None) -> nn.Mo
     """Returns a deep copy in which some tensors (by id) are already replaced, so that they are not copied."""
     memo: dict[int, object] = dict(replaced or {})
     try:
-        with ALONE, modes_restored(made := copy.deepcopy(model, memo)):
+        with ALONE, modes_restored(made := copy.deepcopy(unwrapped(model), memo)):
             return made
     except (RuntimeError, TypeError) as error:
         raise TopiaristError(f"the model cannot be copied ({error}); detach tensors stored in it first") from error
@@ -155,7 +158,7 @@ def rewound(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
     """
     made = copied(model)
     try:
-        made.load_state_dict(values)
+        made.load_state_dict(unwrapped_names(values, made.state_dict()))
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise TopiaristError(
@@ -182,6 +185,7 @@ def mask(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
     Returns:
         A new model of the old size.
     """
+    model = unwrapped(model)
     check_shapes(model, graph.shapes)
     keep = checked_keep(graph, keep)
     made = copied(model)
@@ -197,6 +201,7 @@ def masked(model: nn.Module, graph: Graph, keep: Keep) -> Iterator[nn.Module]:
     Afterwards each tensor has its values again, bit by bit. For running the network, not for training it. The
     arguments are those of `mask`.
     """
+    model = unwrapped(model)
     check_shapes(model, graph.shapes)
     keep = checked_keep(graph, keep)
     tensors = named_tensors(model)

@@ -30,6 +30,7 @@ from topiarist.graph import (
     map_floats,
     named_tensors,
     tensors_in,
+    unwrapped,
 )
 from topiarist.surgery.cutting import copied, cut, mask, masked, zeroed_positions
 from topiarist.surgery.decisions import TOLERANCE, Answer, answer, difference, difference_before_decisions
@@ -98,7 +99,7 @@ def prove(
     Raises:
         TopiaristError: the weights are not finite, or the model fails on the inputs.
     """
-    keep = checked_keep(graph, keep)
+    keep, model = checked_keep(graph, keep), unwrapped(model)
     double = copied(model).double().eval()
     inputs, more = (converted(given, torch.float64) for given in (example_inputs, list(more_inputs)))
     with torch.no_grad(), fast_path_off():

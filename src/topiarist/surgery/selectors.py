@@ -14,7 +14,7 @@ from torch import nn
 
 from topiarist.budget import matching
 from topiarist.errors import TopiaristError
-from topiarist.graph import SELECTOR, ChannelSelector, Graph, check_finite, declare_selectors, is_norm, trace
+from topiarist.graph import SELECTOR, ChannelSelector, Graph, check_finite, declare_selectors, is_norm, trace, unwrapped
 from topiarist.surgery.cutting import copied
 
 __all__ = ["ChannelSelector", "add_selectors"]
@@ -42,6 +42,7 @@ def add_selectors(
     Raises:
         TopiaristError: a pattern matches no batch norm, there is none to select for, or the inputs are missing.
     """
+    model = unwrapped(model)
     check_finite(model)
     known = [name for name, module in model.named_modules() if is_norm(module)]
     if not known:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, Keep, broadcast_kept, kept_positions
+from topiarist.graph import Graph, Keep, broadcast_kept, kept_positions, unwrapped
 from topiarist.methods import Gate, Method, Penalty, Proximal, Soft, make
 from topiarist.surgery import check_shapes
 
@@ -129,7 +129,7 @@ def attach(
         ...         cross_entropy(model(x), y).backward()
         ...         optimizer.step()
     """
-    method = as_method(method)
+    method, model = as_method(method), unwrapped(model)
     if keep is not None and isinstance(graph, Graph):
         check_shapes(model, graph.shapes)
     _check(method, model, optimizer, graph, keep)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, Keep
+from topiarist.graph import Graph, Keep, unwrapped
 from topiarist.train.attaching import removed_entries
 
 
@@ -55,9 +55,9 @@ def reinitialise(
         if make_model is None:
             _reset(model)
         else:
-            _copy(make_model(), model)
+            _copy(unwrapped(make_model()), unwrapped(model))
         if graph is not None and keep is not None:
-            _draw_masked(model, graph, keep)
+            _draw_masked(unwrapped(model), graph, keep)
     return model
 
 

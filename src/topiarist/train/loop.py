@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
 from topiarist.files import one_line
-from topiarist.graph import Graph, Keep
+from topiarist.graph import Graph, Keep, unwrapped
 from topiarist.measure import accuracy, check_fits, class_scores, device_of, mode
 from topiarist.methods import Method, Soft
 from topiarist.train import checkpoint as checkpoints
@@ -51,7 +51,8 @@ def fit(
     """Trains a classifier in place on the cross-entropy, by SGD or Adam as the recipe says.
 
     The same seed gives the same weights, to the bit on a CPU with the same number of threads. With a checkpoint the
-    state is stored after every epoch, and a later call continues from it to the result of an uninterrupted run.
+    state is stored after every epoch, and a later call continues from it to the result of an uninterrupted run. Threads
+    share torch's random state: train in one of them at a time, or in processes.
 
     Under ``torchrun`` with ``speed.devices`` > 1 each process trains on its share of every batch.
 
@@ -78,7 +79,7 @@ def fit(
         KeyboardInterrupt: the user stopped it; the checkpoint holds the last finished epoch.
     """
     recipe, speed = recipe or Recipe.paper(), speed or Speed()
-    method = as_method(method)
+    method, model = as_method(method), unwrapped(model)
     if isinstance(method, Method) and (examples := len(data.train_y)):
         method = method.in_training(examples, recipe.epochs * -(-examples // recipe.batch_size))
     fabric = _fabric(speed)

@@ -129,6 +129,8 @@ def slice_(t: Tracer, c: Call) -> None:
                 t.note_size(_as_written(t, abs(given)), part)
         if t.caller == "narrow" and begin > 0 and end == len(vector):
             t.note_size(_as_written(t, end - begin), vector[begin:])
+        if c.traced.source is not None:
+            t.record.left_out += [(c.traced.source, part) for part in (vector[:begin], vector[end:])]
         vectors[dim] = vector[begin : end : c["step"]]
         t.record.parts.append(vectors[dim])
     t.put(c.out, vectors, c.traced.zero, c.traced.source)
@@ -275,6 +277,7 @@ def gather(t: Tracer, c: Call, dim: int, picked: Tensor) -> None:
 def embedding(t: Tracer, c: Call) -> None:
     words, features = t.vectors_of(c["weight"])
     t.algebra.pin(words, "looked up by number (embedding)")
+    t.algebra.pin_all(t.vectors_of(c["indices"]), "used as an index")
     t.mark(features, "output", "x".join(map(str, c["indices"].shape[1:])) or "1")
     t.put(c.out, [None] * c["indices"].ndim + [features], t.of(c["weight"]).zero)
 

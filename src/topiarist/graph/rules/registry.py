@@ -80,6 +80,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     def register(function: Rule) -> Rule:
         for name in names:
             RULES[name] = function
+        rule_of.cache_clear()
         return function
 
     return register

@@ -1,0 +1,36 @@
+"""What keeps a network from being pruned at all, in a sentence: the most frequent cause, and what would help."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from topiarist.graph.graph import Graph
+
+COMMON = ("the network's output", "a kernel's or a feature map's own axis", "its positions do not form")
+"""Reasons that every network has."""
+
+EAGER = "write attention as products and a softmax (of transformers: load it with attn_implementation='eager')"
+"""What helps where fused attention is in the way."""
+
+
+def hindrance(graph: Graph) -> str:
+    """Returns why no unit of a graph can be pruned, with what would help."""
+    nothing = "nothing in this network can be pruned"
+    reasons = [pin.reason for pin in graph.pinned]
+    operator, _ = next(iter(graph.solution.record.unknown.most_common(1)), ("", 0))
+    if graph.kind == "structure" and operator:
+        blamed = f"operator without a rule: {operator}"
+        told = next((reason for reason in reasons if reason.startswith(blamed)), blamed)
+        if any(part in operator for part in ("attn", "attention")):
+            return f"{nothing}: it runs an {told}; {EAGER}"
+        return (
+            f"{nothing}: it runs an {told}; declare a rule with topiarist.graph.rules.rule (see How it works), or "
+            "write it with operators that have one"
+        )
+    telling = [reason for reason in reasons if not reason.startswith(COMMON)] or reasons
+    if not telling:
+        lacking = "residual branches" if graph.kind == "block" else "weights that a product reads"
+        return f"{nothing}: it has no {lacking}; give another network or method"
+    (often, _), *_ = Counter(reason.partition(" (")[0] for reason in telling).most_common(1)
+    first = next(reason for reason in telling if reason.startswith(often))
+    return f"{nothing}, and the most frequent reason is: {first}; `topiarist inspect` says what pins each layer"
