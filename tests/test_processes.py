@@ -77,7 +77,6 @@ def test_nobody_to_share_with() -> None:
         prune(model, data.example(), "taylor", 0.5, data, run=Run(distributed=True))
 
 
-@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -197,7 +197,6 @@ def test_a_transferred_pattern_is_that_of_the_source(tmp_path: Path, pruning: di
     assert rows["pruned"]["equal"] is None
 
 
-@pytest.mark.slow
 def test_a_pattern_goes_to_other_depths_maps_and_classes(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for name, side, classes in (("one", 16, 3), ("two", 20, 4)):
