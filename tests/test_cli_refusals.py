@@ -47,6 +47,15 @@ BAD = {
         ["prune", NET, "--data", "digits", "--method", "l1", "--budget.macs", "0.01", "--budget.floor", "0.9"],
         "at least",
     ),
+    "a budget of one number": (
+        ["prune", NET, "--method", "l1", "--budget", "0.5"],
+        "--budget takes no value of its own: give --budget.macs, --budget.params",
+    ),
+    "a recipe of one number": (
+        ["prune", NET, "--method", "l1", "--steps.training", "3"],
+        "--steps.training must be a mapping of names to values, such as {epochs: 1}, but got 3",
+    ),
+    "a switch with a value": (["prune", NET, "--method", "l1", "--rewind=3"], "--rewind takes no value"),
     "no budget": (["prune", NET, "--data", "digits", "--method", "l1"], "needs a budget"),
     "no weights and no data": (["prune", NET, "--method", "l1", "--budget.macs", "0.5"], "--weights FILE"),
     "wrong channel count": (["inspect", NET, "--input", "3x8x8"], "channels"),

@@ -263,18 +263,25 @@ def _sentence(message: str, name: str, options: list[str]) -> str:
     alone = re.match(r"argument (\S+): expected one argument", text)
     if alone:
         return f"{alone[1].replace('.name', '')} needs a value: {see}"
+    switch = re.match(r"argument (\S+): ignored explicit argument", text)
+    if switch:
+        return f"{switch[1]} takes no value: write {switch[1]} alone, or leave it out"
     missing = re.search(r"the following arguments are required: (.+)", text)
     if missing:
         keys = [key.removesuffix(".name") for key in missing[1].split(", ")]
         needed = " and ".join(f"--{key}" if f"--{key}" in [*options, "--method"] else key.upper() for key in keys)
         return f"`topiarist {name}` needs {needed}: {see}"
     key = re.match(r'Parser key "([^"]+)"', text)
+    several = [option for option in options if key and option.startswith(f"--{key[1]}.")]
+    if key and several:
+        return f"--{key[1]} takes no value of its own: give {', '.join(several[:-1])} or {several[-1]}"
     if key:
         value = re.search(r"Given value: (\S.*)", text) or re.search(r"Got value: (\S.*)", text)
         kinds = re.findall(r"Expected an? <class '(?:[\w.]+\.)?(\w+)'>", text)
         choices = re.findall(r"Literal\[([^\]]+)\]", text)
         wanted = [_KINDS[kind] for kind in dict.fromkeys(kinds) if kind in _KINDS]
         wanted += [f"{{name: {_KINDS[kind]}}}" for kind in re.findall(r"dict\[str, (\w+)\]", text) if kind in _KINDS]
+        wanted += ["a mapping of names to values, such as {epochs: 1}"] if "dict[str, typing.Any]" in text else []
         wanted += [f"one of {choice}" for choice in choices[:1]]
         given = value[1] if value else "this value"
         problem = f"must be {' or '.join(wanted)}, but got {given}" if wanted else f"cannot be {given}"
