@@ -11,15 +11,12 @@ from typing import Any
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
 from topiarist.files import check_fields, from_plain, read_json, read_yaml, shown, suggestion
-from topiarist.studies.arms import ARMS, Case
+from topiarist.studies.arms import ARMS, FINETUNE_RECIPE, Case, Terms
 from topiarist.studies.cells import Cell, Json
 from topiarist.studies.prunings import StudyPruning, listed, prunings
 from topiarist.studies.published import Entry
 from topiarist.studies.scales import at_scale
 from topiarist.train import Recipe, Speed
-
-FINETUNE: dict[str, Any] = {"epochs": 40, "lr": 0.001, "schedule": "constant"}
-"""How pruned networks are trained on where a study does not say it."""
 
 MOST_SEEDS = 10_000
 
@@ -45,7 +42,7 @@ class _Source:
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(Terms):
     """The comparison that a YAML file describes: networks × data × prunings × seeds, and the arms of each.
 
     Attributes:
@@ -69,14 +66,7 @@ class Study:
     networks: tuple[str, ...]
     data: tuple[str, ...]
     prunings: tuple[StudyPruning, ...]
-    seeds: tuple[int, ...] = (0, 1, 2)
-    recipe: Json = field(default_factory=dict)
-    finetune: Json = field(default_factory=FINETUNE.copy)
     arms: tuple[str, ...] = ("finetune", "scratch_e", "scratch_b", "uniform")
-    cap: float | None = None
-    source: Json = field(default_factory=dict)
-    selectors: tuple[str, ...] = ()
-    speed: Json = field(default_factory=dict)
     published: tuple[Json, ...] = ()
     note: str = ""
     title: str = "Pruning study"
@@ -160,7 +150,7 @@ class Study:
             prunings=tuple(
                 pruning
                 for entry in listed(settings["prunings"])
-                for pruning in prunings(entry, values.get("recipe", {}), values.get("finetune", FINETUNE))
+                for pruning in prunings(entry, values.get("recipe", {}), values.get("finetune", FINETUNE_RECIPE))
             ),
             seeds=tuple(range(min(seeds, MOST_SEEDS + 1))) if type(seeds) is int else tuple(listed(seeds)),
             **values,
