@@ -78,6 +78,28 @@ BAD = {
 }
 
 
+CONFIGS = {
+    "recipe: 3": "--recipe must be a mapping of names to values, but got 3",
+    "recipe:": "--recipe must be a mapping of names to values, but got None",
+    "recipe: {lrr: 1}": "has no option --recipe.lrr: did you mean --recipe.lr",
+    "epoch: 3": "has no option --epoch: did you mean --epochs",
+    "json: 3": "--json must be true or false, but got 3",
+    "method: {p: 1}": "--method.FIELD needs --method NAME",
+    "data: 3": "--data must be a word (a number in quotes), but got 3",
+    "- a": "must be a mapping",
+    "recipe: &a {epochs: *a}": "cannot read the configuration",
+}
+"""Text of a configuration → what is said about it."""
+
+
+@pytest.mark.parametrize("text", CONFIGS)
+def test_a_bad_configuration_is_one_sentence(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    words = ["train", NET, "--data", "digits", "--config", tmp_path / "config.yaml", "--out", tmp_path / "out"]
+    assert CONFIGS[text] in one_sentence(run(*words), capsys)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_sentence(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -22,7 +22,7 @@ import yaml
 from topiarist import methods
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.files import from_yaml, read_yaml, suggestion
+from topiarist.files import from_plain, from_yaml, read_yaml, shown, suggestion
 from topiarist.pruning import Pruning, Steps
 
 Command = Callable[..., object]
@@ -59,7 +59,8 @@ def parse(name: str, command: Command, words: Sequence[str]) -> dict[str, Any]:
             config[key] = {field: config[key]}
     chosen = {key: _method_name(key, typed, config) for key, field in short.items() if field == "name"}
     for key, method in chosen.items():
-        if method is None and any(re.match(rf"--{key}\.(?!name$)", word) for word in typed):
+        fields = {*config.get(key, ())} - {"name"}
+        if method is None and (fields or any(re.match(rf"--{key}\.(?!name$)", word) for word in typed)):
             raise TopiaristError(f"--{key}.FIELD needs --{key} NAME as well: `topiarist methods` lists the names")
     if config:
         typed = ["--config", json.dumps(config), *typed]
@@ -243,7 +244,7 @@ _KINDS = {
     "float": "a number",
     "int": "a whole number",
     "bool": "true or false",
-    "str": "a word",
+    "str": "a word (a number in quotes)",
     "tuple": "values with commas between them",
     "Mapping": "a mapping of names to values",
 }
@@ -254,9 +255,10 @@ def _sentence(message: str, name: str, options: list[str]) -> str:
     """Makes one sentence of jsonargparse's several lines."""
     text = " ".join(message.split())
     see = f"`topiarist {name} --help` lists the options"
-    unknown = re.search(r"unrecognized arguments: (\S+)|does not accept (?:option|nested key) '([^']+)'", text)
+    inner = re.search(r"Group '([^']+)' does not accept option '([^']+)'", text)
+    unknown = inner or re.search(r"unrecognized arguments: (\S+)|(?:does not accept nested key|Option) '([^']+)'", text)
     if unknown:
-        option = unknown[1] or f"--{unknown[2]}"
+        option = f"--{inner[1]}.{inner[2]}" if inner else unknown[1] or f"--{unknown[2]}"
         word = option.partition("=")[0]
         fields = [each for each in options if each.endswith(f".{word.lstrip('-')}")]
         return f"`topiarist {name}` has no option {option}: {suggestion((fields or [word])[0], options, see)}"
@@ -293,6 +295,8 @@ def _built(command: Command, values: Mapping[str, Any]) -> dict[str, Any]:
     """Builds dataclasses, the method and the request from the values of their options."""
     made = dict(values)
     for key, hint in get_type_hints(command).items():
+        if hint is bool and not isinstance(values.get(key, False), bool):
+            raise TopiaristError(f"--{key} must be true or false, but got {shown(values[key])}: correct it")
         if hint is Pruning:
             request = {name: made.pop(name) for name in REQUEST}
             if not request["repair"] or request["repair"]["name"] is None:
@@ -300,6 +304,6 @@ def _built(command: Command, values: Mapping[str, Any]) -> dict[str, Any]:
             made[key] = Pruning.from_json(request)
         elif key == "method" and isinstance(values.get(key), Mapping):
             made[key] = methods.make(values[key]) if values[key].get("name") else None
-        elif dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(values.get(key), Mapping):
-            made[key] = hint(**values[key])
+        elif dataclasses.is_dataclass(hint) and isinstance(hint, type) and key in values:
+            made[key] = from_plain(hint, values[key], f"--{key}")
     return made
