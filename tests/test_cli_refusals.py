@@ -123,6 +123,7 @@ def test_configs_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "text file" in one_sentence(run("prune", NET, "--config", file), capsys)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
 def test_weights_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = topiarist.load_model(NET).state_dict()
     weights = tmp_path / "whole.safetensors"
@@ -149,6 +150,9 @@ def test_weights_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[s
         save_file(tensors, tmp_path / "other.safetensors")
         words = ["inspect", NET, "--input", SHAPE, "--weights", tmp_path / "other.safetensors"]
         assert told in one_sentence(run(*words), capsys)
+    matrix = next(key for key, value in state.items() if value.ndim == 2)
+    torch.save({**state, matrix: state[matrix].to_sparse_csr()}, stored)
+    assert "save dense tensors" in one_sentence(run("inspect", NET, "--input", SHAPE, "--weights", stored), capsys)
     torch.save([1, 2], stored)
     assert "state dict" in one_sentence(run("inspect", NET, "--input", SHAPE, "--weights", stored), capsys)
     torch.save(topiarist.load_model(NET), stored)
