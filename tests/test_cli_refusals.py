@@ -164,6 +164,10 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureF
     for words in (["demo"], ["train", NET, "--data", "digits"], ["prune", NET, "--data", "digits", "--method", "l1"]):
         told = one_sentence(run(*words, "--out", tmp_path / "file" / "out"), capsys)
         assert "another --out" in told
+    for name in ("result.json", "model.safetensors", "architecture.json"):
+        (tmp_path / name / name).mkdir(parents=True)
+        words = ["prune", NET, "--data", "digits", "--method", "l1", "--budget.macs", "0.5", "--out", tmp_path / name]
+        assert f"its {name} is a folder" in one_sentence(run(*words), capsys)
 
 
 def test_an_interrupt_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
