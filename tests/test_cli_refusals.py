@@ -47,6 +47,15 @@ BAD = {
         ["prune", NET, "--data", "digits", "--method", "l1", "--budget.macs", "0.01", "--budget.floor", "0.9"],
         "at least",
     ),
+    "a budget of one number": (
+        ["prune", NET, "--method", "l1", "--budget", "0.5"],
+        "--budget takes no value of its own: give --budget.macs, --budget.params",
+    ),
+    "a recipe of one number": (
+        ["prune", NET, "--method", "l1", "--steps.training", "3"],
+        "--steps.training must be a mapping of names to values, such as {epochs: 1}, but got 3",
+    ),
+    "a switch with a value": (["prune", NET, "--method", "l1", "--rewind=3"], "--rewind takes no value"),
     "no budget": (["prune", NET, "--data", "digits", "--method", "l1"], "needs a budget"),
     "no weights and no data": (["prune", NET, "--method", "l1", "--budget.macs", "0.5"], "--weights FILE"),
     "wrong channel count": (["inspect", NET, "--input", "3x8x8"], "channels"),
@@ -67,6 +76,28 @@ BAD = {
     "no results": (["report", "/no/such"], "/no/such"),
     "no config": (["inspect", NET, "--config", "/no/such.yaml"], "/no/such.yaml"),
 }
+
+
+CONFIGS = {
+    "recipe: 3": "--recipe must be a mapping of names to values, but got 3",
+    "recipe:": "--recipe must be a mapping of names to values, but got None",
+    "recipe: {lrr: 1}": "has no option --recipe.lrr: did you mean --recipe.lr",
+    "epoch: 3": "has no option --epoch: did you mean --epochs",
+    "json: 3": "--json must be true or false, but got 3",
+    "method: {p: 1}": "--method.FIELD needs --method NAME",
+    "data: 3": "--data must be a word (a number in quotes), but got 3",
+    "- a": "must be a mapping",
+    "recipe: &a {epochs: *a}": "cannot read the configuration",
+}
+"""Text of a configuration → what is said about it."""
+
+
+@pytest.mark.parametrize("text", CONFIGS)
+def test_a_bad_configuration_is_one_sentence(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    words = ["train", NET, "--data", "digits", "--config", tmp_path / "config.yaml", "--out", tmp_path / "out"]
+    assert CONFIGS[text] in one_sentence(run(*words), capsys)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -92,6 +123,7 @@ def test_configs_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "text file" in one_sentence(run("prune", NET, "--config", file), capsys)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
 def test_weights_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = topiarist.load_model(NET).state_dict()
     weights = tmp_path / "whole.safetensors"
@@ -118,6 +150,9 @@ def test_weights_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[s
         save_file(tensors, tmp_path / "other.safetensors")
         words = ["inspect", NET, "--input", SHAPE, "--weights", tmp_path / "other.safetensors"]
         assert told in one_sentence(run(*words), capsys)
+    matrix = next(key for key, value in state.items() if value.ndim == 2)
+    torch.save({**state, matrix: state[matrix].to_sparse_csr()}, stored)
+    assert "save dense tensors" in one_sentence(run("inspect", NET, "--input", SHAPE, "--weights", stored), capsys)
     torch.save([1, 2], stored)
     assert "state dict" in one_sentence(run("inspect", NET, "--input", SHAPE, "--weights", stored), capsys)
     torch.save(topiarist.load_model(NET), stored)
@@ -129,6 +164,10 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureF
     for words in (["demo"], ["train", NET, "--data", "digits"], ["prune", NET, "--data", "digits", "--method", "l1"]):
         told = one_sentence(run(*words, "--out", tmp_path / "file" / "out"), capsys)
         assert "another --out" in told
+    for name in ("result.json", "model.safetensors", "architecture.json"):
+        (tmp_path / name / name).mkdir(parents=True)
+        words = ["prune", NET, "--data", "digits", "--method", "l1", "--budget.macs", "0.5", "--out", tmp_path / name]
+        assert f"its {name} is a folder" in one_sentence(run(*words), capsys)
 
 
 def test_an_interrupt_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

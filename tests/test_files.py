@@ -33,6 +33,9 @@ class Tree:
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
+LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join(9 * [f'*a{n - 1}'])}]\n" for n in range(1, 30))
+"""Aliases of aliases: a few lines that stand for more values than any memory holds."""
+
 DEEP: list[Any] = []
 for _ in range(100_000):
     DEEP = [DEEP]
@@ -103,7 +106,9 @@ def test_files_that_are_no_json_get_one_sentence(tmp_path: Path, text: str) -> N
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("text", ["a: [", "[" * 10_000, "a: 1\na: 2\n", "a: 2020-01-01\n", "9" * 5000])
+@pytest.mark.parametrize(
+    "text", ["a: [", "[" * 10_000, "a: 1\na: 2\n", "a: 2020-01-01\n", "9" * 5000, "&a [*a]", LAUGHS]
+)
 def test_files_that_are_no_yaml_get_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(TopiaristError, match=r"cannot read the values .*a\.yaml \(.*\); write it again") as refused:

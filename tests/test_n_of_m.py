@@ -94,10 +94,18 @@ def test_the_command_line_takes_n_of_m(tmp_path, capsys):
         assert (tensor.movedim(1, -1).reshape(-1, 4).count_nonzero(1) == 2).all()
 
 
-@pytest.mark.parametrize("n_of_m", ["2", "4:2", "0:4", "2:2", "2:4:8", "a:b", "-1:4", 2, "2:99999"])
+@pytest.mark.parametrize("n_of_m", ["2", "4:2", "0:4", "2:2", "2:4:8", "a:b", "-1:4", "2:99999"])
 def test_what_is_not_n_of_m_is_refused(n_of_m):
     with pytest.raises(TopiaristError, match="n_of_m must be N:M"):
         Budget(n_of_m=n_of_m)
+
+
+def test_a_long_n_of_m_is_not_repeated_and_a_number_needs_quotes():
+    with pytest.raises(TopiaristError, match=r"n_of_m must be N:M") as refused:
+        Budget(n_of_m="2:" + "9" * 5000)
+    assert len(str(refused.value)) < 300
+    with pytest.raises(TopiaristError, match=r"n_of_m of the budget must be text .*124: put it in quotes"):
+        Budget(n_of_m=124)  # what YAML makes of 2:4
 
 
 def test_what_does_not_go_with_n_of_m_is_refused():

@@ -15,6 +15,7 @@ from topiarist import Run
 from topiarist.data import load_data
 from topiarist.errors import TopiaristError
 from topiarist.pruning import prune
+from topiarist.train import Recipe, Speed, fit
 
 _RANK = """
 import sys, torch
@@ -77,7 +78,13 @@ def test_nobody_to_share_with() -> None:
         prune(model, data.example(), "taylor", 0.5, data, run=Run(distributed=True))
 
 
-@pytest.mark.slow
+def test_several_devices_are_not_used_by_starting_the_script_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(TopiaristError, match="start the script with `torchrun --nproc-per-node 2 SCRIPT`"):
+        fit(model, load_data("digits"), Recipe(epochs=1), speed=Speed(accelerator="cpu", devices=2))
+
+
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

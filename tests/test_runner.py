@@ -117,7 +117,6 @@ def script(tmp_path, *words):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.nightly)])
 def test_a_killed_run_goes_on(tmp_path, workers):
     (tmp_path / "out").mkdir()
@@ -137,7 +136,6 @@ def test_a_killed_run_goes_on(tmp_path, workers):
     assert not list((tmp_path / "out" / "drafts").iterdir())
 
 
-@pytest.mark.slow
 def test_a_killed_worker_is_a_failed_cell(tmp_path):
     (tmp_path / "out").mkdir()
     first = script(tmp_path, "2", "worker")
@@ -148,7 +146,6 @@ def test_a_killed_worker_is_a_failed_cell(tmp_path):
     assert json.loads(script(tmp_path, "2", "worker").stdout) == [6, 1, {}]
 
 
-@pytest.mark.slow
 def test_ctrl_c_stops_the_workers_and_keeps_what_is_done(tmp_path):
     (tmp_path / "out").mkdir()
     stopped = script(tmp_path, "2", "interrupt")

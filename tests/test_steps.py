@@ -362,11 +362,31 @@ def test_what_is_rewound_in_each_step_decides_the_next(digits):
     )
 
 
-def test_values_of_another_network_cannot_be_rewound_to():
-    with pytest.raises(TopiaristError, match="before training"):
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda state: state | {"weight": torch.zeros(1)}, "the network has no 'weight'"),
+        (lambda state: dict(list(state.items())[1:]), "initial has no 'conv1.weight'"),
+        (lambda state: {name: value.long() for name, value in state.items()}, "is whole of shape .* and not floating"),
+        (lambda state: {name: value[..., :1] for name, value in state.items() if value.ndim}, "of shape"),
+        (lambda state: dict.fromkeys(state, 1), "is int and not floating-point"),
+        (lambda state: {name: value.to("meta") for name, value in state.items()}, "no dense tensor"),
+        (list, "must be a state dict, but got list"),
+    ],
+)
+def test_values_of_another_network_cannot_be_rewound_to(change, told):
+    model = digitsnet()
+    with pytest.raises(TopiaristError, match=told) as refused:
         prune(
-            digitsnet(),
+            model,
             torch.zeros(2, 1, 8, 8),
             topiarist.Pruning.of("l1", 0.5, rewind=True),
-            initial={"weight": torch.zeros(1)},
+            initial=change(model.state_dict()),
         )
+    assert "before training" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_run_is_a_run():
+    with pytest.raises(TopiaristError, match=r"run must be a topiarist\.Run, but got \{'seed': 1\}"):
+        prune(digitsnet(), torch.zeros(2, 1, 8, 8), "l1", 0.5, run={"seed": 1})

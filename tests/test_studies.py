@@ -223,7 +223,6 @@ def test_a_study_with_nothing_done_can_still_be_told(tmp_path):
 # ---------------------------------------------------------------- the arms
 
 
-@pytest.mark.slow
 def test_a_small_study_from_end_to_end(tmp_path):
     study = Study.of(
         {

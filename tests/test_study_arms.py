@@ -128,7 +128,6 @@ BUDGETS: dict[str, dict[str, Any]] = {"wanda": {"n_of_m": "2:4"}}
 FIELDS: dict[str, dict[str, Any]] = {"l0": {"granularity": "weight"}}
 
 
-@pytest.mark.slow
 def test_what_sparse_methods_remove_stays_zero_in_every_arm(tmp_path: Path) -> None:
     entries = [
         {"method": {"name": name, **FIELDS.get(name, {})}, "budget": BUDGETS.get(name, {"ratio": 0.2})}

@@ -48,7 +48,10 @@ def pruning(**entry: Any) -> dict[str, Any]:
     (pruning(budget={"macs": 0.5}, method={"p": 1}), "without a name"),
     (pruning(budget={"macs": 0.5}, method=5), "a method is a name"),
     (pruning(budget={"macs": 0.5, "exclude": {"conv1": 0.5}}), "exclude of the budget must be a list"),
-    (pruning(budget={"macs": 0.5}, network=0), "prune '0'"),
+    (pruning(budget={"macs": 0.5}, network=0), "entry 1 of networks of the pruning by l1 must be text, but got 0"),
+    ({**SETTINGS, "network": None}, "entry 1 of networks of the study must be text, but got None"),
+    ({**SETTINGS, "network": {}}, "entry 1 of networks of the study must be text"),
+    ({**SETTINGS, "data": [3]}, "entry 1 of data of the study must be text, but got 3: put it in quotes"),
     ({**SETTINGS, "seeds": -3}, "from 1 on.* got -3"),
     ({**SETTINGS, "recipe": {"lr": 10**400}}, "lr of the recipe must be a finite number"),
 ])  # fmt: skip

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Literal, TypeGuard
+from typing import Literal
 
 from topiarist.budget.n_of_m import parse
 from topiarist.errors import TopiaristError
-from topiarist.files import suggestion
+from topiarist.files import check_fields, shown, suggestion
 
 Allocation = Literal["uniform", "global"]
 """How a budget is shared out: every group loses the same fraction, or the lowest scores of all groups are pruned."""
@@ -40,7 +39,7 @@ class Budget:
             ``N`` of highest score are kept. Tensors whose inputs ``M`` does not divide are not pruned.
 
     Raises:
-        TopiaristError: a number is out of range.
+        TopiaristError: a value is of a wrong type or out of its range.
     """
 
     macs: float | None = None
@@ -54,24 +53,21 @@ class Budget:
     n_of_m: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("macs", "params", "ratio"):
-            _check_fraction(name, getattr(self, name))
-        if not isinstance(self.ratios, Mapping):
-            raise TopiaristError(f"ratios must map glob patterns on group names to fractions, but got {self.ratios!r}")
-        for pattern, kept in self.ratios.items():
-            if kept is None:
-                raise TopiaristError(f"the ratio of {pattern!r} is missing: give the fraction kept, from 0 to 1")
-            _check_fraction(f"the ratio of {pattern!r}", kept)
-        if not isinstance(self.exclude, str | Sequence | Set):
-            raise TopiaristError(f"exclude must list glob patterns on group names, but got {self.exclude!r}")
-        patterns = (self.exclude,) if isinstance(self.exclude, str) else tuple(self.exclude)
-        if not all(isinstance(pattern, str) for pattern in (*patterns, *self.ratios)):
+        if isinstance(self.exclude, str):
+            object.__setattr__(self, "exclude", (self.exclude,))
+        elif isinstance(self.exclude, Set):
+            object.__setattr__(self, "exclude", tuple(self.exclude))
+        check_fields(self, "the budget")
+        ratios = {f"the ratio of {pattern!r}": kept for pattern, kept in self.ratios.items()}
+        for name, kept in {"macs": self.macs, "params": self.params, "ratio": self.ratio, **ratios}.items():
+            _check_fraction(name, kept)
+        if not self.floor > 0 or (self.floor > 1 and self.floor != int(self.floor)):
             raise TopiaristError(
-                f"exclude and ratios must name groups by glob patterns, but got {[*patterns, *self.ratios]!r}"
+                "floor must be a whole number of units (1, 2, ...) or a fraction between 0 and 1, "
+                f"but got {shown(self.floor)}"
             )
-        object.__setattr__(self, "exclude", patterns)
-        object.__setattr__(self, "ratios", dict(self.ratios))
-        _check_limits(self.floor, self.multiple, self.allocation)
+        if self.multiple < 1:
+            raise TopiaristError(f"multiple must be a whole number of at least 1, but got {shown(self.multiple)}")
         if self.n_of_m is not None:
             parse(self.n_of_m)
             if replace(self, exclude=(), n_of_m=None) != Budget():
@@ -104,24 +100,8 @@ def matching(pattern: str, names: Collection[str]) -> list[str]:
     return matches
 
 
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _check_fraction(name: str, value: object) -> None:
+def _check_fraction(name: str, value: float | None) -> None:
     """Refuses what is no fraction from 0 to 1; whoever writes 50 means per cent."""
-    if value is None or (_is_number(value) and 0 <= value <= 1):
-        return
-    hint = f": write {value / 100:g} to keep {value:g} %" if _is_number(value) and 1 < value <= 100 else ""
-    raise TopiaristError(f"{name} must be the fraction kept, a number from 0 to 1, but got {value!r}{hint}")
-
-
-def _check_limits(floor: object, multiple: object, allocation: object) -> None:
-    if not _is_number(floor) or not (0 < floor < math.inf) or (floor > 1 and floor != int(floor)):
-        raise TopiaristError(
-            f"floor must be a whole number of units (1, 2, ...) or a fraction between 0 and 1, but got {floor!r}"
-        )
-    if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
-        raise TopiaristError(f"multiple must be a whole number of at least 1, but got {multiple!r}")
-    if allocation not in (None, "uniform", "global"):
-        raise TopiaristError(f"allocation must be 'uniform' or 'global', but got {allocation!r}")
+    if value is not None and not 0 <= value <= 1:
+        hint = f": write {value / 100:g} to keep {value:g} %" if 1 < value <= 100 else ""
+        raise TopiaristError(f"{name} must be the fraction kept, a number from 0 to 1, but got {shown(value)}{hint}")

@@ -10,19 +10,20 @@ import torch
 from torch import Tensor
 
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.graph import Graph, Keep, Scores
 
 
-def parse(n_of_m: object) -> tuple[int, int]:
+def parse(n_of_m: str) -> tuple[int, int]:
     """Returns ``(2, 4)`` for ``"2:4"``.
 
     Raises:
         TopiaristError: it is not of this form, or N is not below M.
     """
-    match = re.fullmatch(r"(\d{1,4}):(\d{1,4})", n_of_m) if isinstance(n_of_m, str) else None
+    match = re.fullmatch(r"(\d{1,4}):(\d{1,4})", n_of_m)
     n, m = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 0 < n < m:
-        raise TopiaristError(f"n_of_m must be N:M, as 2:4 for two of each four weights, but got {n_of_m!r}")
+        raise TopiaristError(f"n_of_m must be N:M, as 2:4 for two of each four weights, but got {shown(n_of_m)}")
     return n, m
 
 

@@ -22,7 +22,7 @@ import yaml
 from topiarist import methods
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.files import from_yaml, read_yaml, suggestion
+from topiarist.files import from_plain, from_yaml, read_yaml, shown, suggestion
 from topiarist.pruning import Pruning, Steps
 
 Command = Callable[..., object]
@@ -59,7 +59,8 @@ def parse(name: str, command: Command, words: Sequence[str]) -> dict[str, Any]:
             config[key] = {field: config[key]}
     chosen = {key: _method_name(key, typed, config) for key, field in short.items() if field == "name"}
     for key, method in chosen.items():
-        if method is None and any(re.match(rf"--{key}\.(?!name$)", word) for word in typed):
+        fields = {*config.get(key, ())} - {"name"}
+        if method is None and (fields or any(re.match(rf"--{key}\.(?!name$)", word) for word in typed)):
             raise TopiaristError(f"--{key}.FIELD needs --{key} NAME as well: `topiarist methods` lists the names")
     if config:
         typed = ["--config", json.dumps(config), *typed]
@@ -244,7 +245,7 @@ _KINDS = {
     "float": "a number",
     "int": "a whole number",
     "bool": "true or false",
-    "str": "a word",
+    "str": "a word (a number in quotes)",
     "tuple": "values with commas between them",
     "Mapping": "a mapping of names to values",
 }
@@ -255,27 +256,35 @@ def _sentence(message: str, name: str, options: list[str]) -> str:
     """Makes one sentence of jsonargparse's several lines."""
     text = " ".join(message.split())
     see = f"`topiarist {name} --help` lists the options"
-    unknown = re.search(r"unrecognized arguments: (\S+)|does not accept (?:option|nested key) '([^']+)'", text)
+    inner = re.search(r"Group '([^']+)' does not accept option '([^']+)'", text)
+    unknown = inner or re.search(r"unrecognized arguments: (\S+)|(?:does not accept nested key|Option) '([^']+)'", text)
     if unknown:
-        option = unknown[1] or f"--{unknown[2]}"
+        option = f"--{inner[1]}.{inner[2]}" if inner else unknown[1] or f"--{unknown[2]}"
         word = option.partition("=")[0]
         fields = [each for each in options if each.endswith(f".{word.lstrip('-')}")]
         return f"`topiarist {name}` has no option {option}: {suggestion((fields or [word])[0], options, see)}"
     alone = re.match(r"argument (\S+): expected one argument", text)
     if alone:
         return f"{alone[1].replace('.name', '')} needs a value: {see}"
+    switch = re.match(r"argument (\S+): ignored explicit argument", text)
+    if switch:
+        return f"{switch[1]} takes no value: write {switch[1]} alone, or leave it out"
     missing = re.search(r"the following arguments are required: (.+)", text)
     if missing:
         keys = [key.removesuffix(".name") for key in missing[1].split(", ")]
         needed = " and ".join(f"--{key}" if f"--{key}" in [*options, "--method"] else key.upper() for key in keys)
         return f"`topiarist {name}` needs {needed}: {see}"
     key = re.match(r'Parser key "([^"]+)"', text)
+    several = [option for option in options if key and option.startswith(f"--{key[1]}.")]
+    if key and several:
+        return f"--{key[1]} takes no value of its own: give {', '.join(several[:-1])} or {several[-1]}"
     if key:
         value = re.search(r"Given value: (\S.*)", text) or re.search(r"Got value: (\S.*)", text)
         kinds = re.findall(r"Expected an? <class '(?:[\w.]+\.)?(\w+)'>", text)
         choices = re.findall(r"Literal\[([^\]]+)\]", text)
         wanted = [_KINDS[kind] for kind in dict.fromkeys(kinds) if kind in _KINDS]
         wanted += [f"{{name: {_KINDS[kind]}}}" for kind in re.findall(r"dict\[str, (\w+)\]", text) if kind in _KINDS]
+        wanted += ["a mapping of names to values, such as {epochs: 1}"] if "dict[str, typing.Any]" in text else []
         wanted += [f"one of {choice}" for choice in choices[:1]]
         given = value[1] if value else "this value"
         problem = f"must be {' or '.join(wanted)}, but got {given}" if wanted else f"cannot be {given}"
@@ -287,6 +296,8 @@ def _built(command: Command, values: Mapping[str, Any]) -> dict[str, Any]:
     """Builds dataclasses, the method and the request from the values of their options."""
     made = dict(values)
     for key, hint in get_type_hints(command).items():
+        if hint is bool and not isinstance(values.get(key, False), bool):
+            raise TopiaristError(f"--{key} must be true or false, but got {shown(values[key])}: correct it")
         if hint is Pruning:
             request = {name: made.pop(name) for name in REQUEST}
             if not request["repair"] or request["repair"]["name"] is None:
@@ -294,6 +305,6 @@ def _built(command: Command, values: Mapping[str, Any]) -> dict[str, Any]:
             made[key] = Pruning.from_json(request)
         elif key == "method" and isinstance(values.get(key), Mapping):
             made[key] = methods.make(values[key]) if values[key].get("name") else None
-        elif dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(values.get(key), Mapping):
-            made[key] = hint(**values[key])
+        elif dataclasses.is_dataclass(hint) and isinstance(hint, type) and key in values:
+            made[key] = from_plain(hint, values[key], f"--{key}")
     return made

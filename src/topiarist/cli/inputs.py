@@ -107,7 +107,7 @@ def writable_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
-        for name in ("result.json", "model.safetensors"):
+        for name in ("result.json", "model.safetensors", "architecture.json"):
             if (path / name).is_dir():
                 raise IsADirectoryError(0, f"its {name} is a folder")
     except OSError as error:

@@ -112,8 +112,9 @@ def put_weights(model: nn.Module, path: Path) -> None:
         if value.shape != own[key].shape:
             sizes = f"{key} is {tuple(value.shape)} in the file and {tuple(own[key].shape)} in the model"
             raise TopiaristError(f"{path} does not fit the model ({sizes}): give the options it was trained with")
-        if value.is_sparse or value.is_meta or value.dtype.is_floating_point != own[key].dtype.is_floating_point:
-            kind = f"{key} is a {'sparse ' if value.is_sparse else ''}tensor of {value.dtype}"
+        dense = value.layout == torch.strided
+        if not dense or value.is_meta or value.dtype.is_floating_point != own[key].dtype.is_floating_point:
+            kind = f"{key} is a {'' if dense else 'sparse '}tensor of {value.dtype}"
             raise TopiaristError(f"{path} does not fit the model ({kind}): save dense tensors of {own[key].dtype}")
         if value.is_floating_point() and not value.float().isfinite().all():
             raise TopiaristError(f"{path} has NaN or infinite values in {key}: train with a smaller learning rate")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,6 +13,9 @@ import yaml
 from topiarist.errors import TopiaristError
 from topiarist.files.atomic import write_text
 from topiarist.files.sentences import one_line
+
+MOST_VALUES = 100_000
+"""A YAML file holds no more values."""
 
 
 def read_json(path: Path, what: str, remedy: str) -> Any:
@@ -54,10 +58,12 @@ def from_yaml(text: str | IO[str]) -> Any:
     """Returns the value of a YAML text or open file.
 
     Raises:
-        yaml.YAMLError: it is not YAML, a key occurs twice, or JSON has no such value.
+        yaml.YAMLError: it is not YAML, a key occurs twice, it has too many values, or JSON has no such one.
     """
     value = yaml.load(text, _Loader)
-    _check_plain(value)
+    count = sum(1 for _ in islice(_values(value), MOST_VALUES + 1))
+    if count > MOST_VALUES:
+        raise yaml.YAMLError(f"with its aliases it holds more than {MOST_VALUES:,} values: write less")
     return value
 
 
@@ -94,13 +100,19 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def _check_plain(value: object) -> None:
+def _values(value: object) -> Iterator[object]:
+    """Yields a value and all values in it; aliases can make them countless.
+
+    Raises:
+        yaml.YAMLError: JSON has no such value.
+    """
+    yield value
     if isinstance(value, Mapping):
-        for key, each in value.items():
-            _check_plain(key)
-            _check_plain(each)
+        for pair in value.items():
+            for each in pair:
+                yield from _values(each)
     elif isinstance(value, list):
         for each in value:
-            _check_plain(each)
+            yield from _values(each)
     elif not isinstance(value, str | int | float | None):
         raise yaml.YAMLError(f"{value!r} is not text, number, boolean, list or mapping: put it in quotes")

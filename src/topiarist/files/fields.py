@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -20,6 +20,7 @@ _NAMES = {
     str: "text",
     tuple: "a list",
     Mapping: "a mapping of names to values",
+    Callable: "a function",
     type(None): "nothing",
 }
 
@@ -107,6 +108,8 @@ def _is(value: object, kind: Any) -> bool:
         return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
     if get_origin(kind) in (tuple, Mapping):
         return False
+    if get_origin(kind) is Callable:
+        return callable(value)
     return kind is Any or not isinstance(kind, type) or isinstance(value, kind)
 
 
@@ -121,6 +124,8 @@ def _name(kind: Any) -> str:
 
 
 def _hint(value: object, kinds: tuple[object, ...]) -> str:
-    """Returns a hint for numbers that came as text."""
+    """Returns a hint for numbers that came as text, and for text that came as a number."""
+    if str in kinds and isinstance(value, int | float):
+        return ": put it in quotes"
     number = isinstance(value, str) and value[:1].isdigit() and {int, float} & set(kinds)
     return ": leave the quotes out (and YAML takes 1e-3 for text: write 1.0e-3)" if number else ""

@@ -15,8 +15,9 @@ from torch import Tensor
 from topiarist.architecture import Architecture
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
+from topiarist.files import check_fields
 from topiarist.graph import Graph, Group, Keep
-from topiarist.guided.pattern import Pattern, groups_of, is_number
+from topiarist.guided.pattern import Pattern, groups_of
 
 ONE = "1"
 """The kernel of a linear layer: one weight for each pair of input and output."""
@@ -46,20 +47,15 @@ class KernelPattern(Pattern):
 
     kind = "kernels"
 
-    stages: Mapping[str, Mapping[str, Sequence[float]]]
+    stages: Mapping[str, Mapping[str, tuple[float, ...]]]
 
     def __post_init__(self) -> None:
-        if (
-            not isinstance(self.stages, Mapping)
-            or not self.stages
-            or not all(isinstance(kernels, Mapping) and kernels for kernels in self.stages.values())
-        ):
+        check_fields(self, "the pattern")
+        if not self.stages or not all(self.stages.values()):
             raise TopiaristError("a pattern needs at least one stage, and a size of kernel in each: give those")
         for stage, kernels in self.stages.items():
             for size, kept in kernels.items():
                 _check(stage, size, kept)
-        tidy = {stage: {size: tuple(kept) for size, kept in sizes.items()} for stage, sizes in self.stages.items()}
-        object.__setattr__(self, "stages", tidy)
 
     @classmethod
     def of(cls, *architectures: Architecture) -> Self:
@@ -171,15 +167,15 @@ def _positions(shape: Sequence[int], group: Group) -> int:
     return prod(_kernel(shape, group))
 
 
-def _check(stage: object, size: object, kept: object) -> None:
+def _check(stage: str, size: str, kept: tuple[float, ...]) -> None:
     """Refuses a size and probabilities that are not what a file or a user may give."""
-    if not isinstance(stage, str) or not isinstance(size, str) or not re.fullmatch(r"\d{1,4}(x\d{1,4}){0,3}", size):
+    if not re.fullmatch(r"\d{1,4}(x\d{1,4}){0,3}", size):
         raise TopiaristError(f"the pattern has {size!r} on {stage!r} where the size of a kernel belongs: write 3x3")
-    if not isinstance(kept, Sequence) or len(kept) != prod(map(int, size.split("x"))):
+    if len(kept) != prod(map(int, size.split("x"))):
         raise TopiaristError(
             f"the kernel {size} on {stage!r} needs one probability for each of its positions: give those"
         )
-    if not all(is_number(p) and 0 <= p <= 1 for p in kept) or not any(kept):
+    if not all(0 <= p <= 1 for p in kept) or not any(kept):
         raise TopiaristError(
             f"the kernel {size} on {stage!r} has no valid probabilities: give numbers from 0 to 1, and one above 0"
         )

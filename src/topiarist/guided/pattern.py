@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeGuard
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -103,10 +103,7 @@ class Pattern(ABC):
             )
         if value.get("kind") != cls.kind:
             raise TopiaristError(f"this is a pattern of {value.get('kind')!r}, not of {cls.kind!r}: give one of these")
-        stages = value.get("stages")
-        if not isinstance(stages, dict):
-            raise TopiaristError("the pattern is damaged, its stages are no mapping: write it again")
-        return cls(stages)  # type: ignore[call-arg]  # a dataclass of stages
+        return cls(value.get("stages"))  # type: ignore[call-arg]  # a dataclass of stages
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the JSON file.
@@ -133,11 +130,6 @@ def read(path: str | os.PathLike[str]) -> object:
         TopiaristError: there is no such file, or it is no JSON.
     """
     return read_json(Path(path), "the pattern", "give a file that a pattern's save wrote")
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    """Returns whether a value of a file is a number; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def groups_of(architectures: tuple[Architecture, ...]) -> Iterator[tuple[Architecture, Group, Tensor]]:

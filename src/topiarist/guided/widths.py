@@ -12,8 +12,9 @@ import torch
 from topiarist.architecture import Architecture
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
+from topiarist.files import check_fields
 from topiarist.graph import Graph, Group, Keep
-from topiarist.guided.pattern import Pattern, groups_of, is_number
+from topiarist.guided.pattern import Pattern, groups_of
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,14 @@ class WidthPattern(Pattern):
     stages: Mapping[str, float]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.stages, Mapping) or not self.stages:
+        check_fields(self, "the pattern")
+        if not self.stages:
             raise TopiaristError("a pattern needs at least one stage: give sizes of feature maps and fractions kept")
         for stage, kept in self.stages.items():
-            if not isinstance(stage, str) or not is_number(kept) or not 0 < kept <= 1:
+            if not 0 < kept <= 1:
                 raise TopiaristError(
                     f"the pattern keeps {kept!r} of the stage {stage!r}: give a fraction above 0 and at most 1"
                 )
-        object.__setattr__(self, "stages", dict(self.stages))
 
     @classmethod
     def of(cls, *architectures: Architecture) -> Self:

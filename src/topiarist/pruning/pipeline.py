@@ -71,6 +71,8 @@ def prune(
     request = _request(method, budget)
     run = Run() if run is None else run
     model = unwrapped(model)
+    if not isinstance(run, Run):
+        raise TopiaristError(f"run must be a topiarist.Run, but got {shown(run)}: write Run(seed=1)")
     _check_inputs(model, request, data, initial)
     graph = trace(model, example_inputs, more_inputs=more_inputs) if graph is None else graph
     if not isinstance(graph, Graph):
@@ -104,6 +106,8 @@ def _check_inputs(model: nn.Module, request: Pruning, data: Any, initial: Any) -
     if request.rewind != (initial is not None):
         missing = "initial=, the state dict before training" if request.rewind else "rewind=True in the request"
         raise TopiaristError(f"rewinding takes both a request that asks for it and the initial values: add {missing}")
+    if initial is not None:
+        _check_initial(model, initial)
     if data is not None and not isinstance(data, Data):
         raise TopiaristError(
             "data must be a topiarist.Data, but got "
@@ -111,6 +115,31 @@ def _check_inputs(model: nn.Module, request: Pruning, data: Any, initial: Any) -
         )
     if data is not None and (trains or _needs(request) - {"weights", "training"}):
         check_fits(model, data)
+
+
+def _check_initial(model: nn.Module, initial: Any) -> None:
+    """Raises where values to rewind to are not of this network's names, shapes and types."""
+    remedy = "give a copy of model.state_dict() as it was before training"
+    if not isinstance(initial, Mapping):
+        raise TopiaristError(f"initial must be a state dict, but got {type(initial).__name__}: {remedy}")
+    own = model.state_dict()
+    for name in {**own, **initial}:
+        if name not in own or name not in initial:
+            place = "initial" if name in own else "the network"
+            raise TopiaristError(f"initial is of another network, {place} has no {shown(name)}: {remedy}")
+        here, there = (_form(values[name]) for values in (own, initial))
+        if here != there:
+            raise TopiaristError(f"initial is of another network, its {name} is {there} and not {here}: {remedy}")
+
+
+def _form(value: object) -> str:
+    """Returns what a value must have in common with the one that takes its place."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    if value.layout != torch.strided or value.is_meta:
+        return "no dense tensor"
+    kind = "floating-point" if value.is_floating_point() else "complex" if value.is_complex() else "whole"
+    return f"{kind} of shape {tuple(value.shape)}"
 
 
 def _needs(request: Pruning) -> frozenset[Any]:

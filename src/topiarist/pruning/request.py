@@ -224,7 +224,7 @@ class Run:
             get the same (see `topiarist.collect`); each trains for itself, and does all else for itself.
 
     Raises:
-        TopiaristError: seed or batch size are no whole numbers in range, or what is to be called cannot be called.
+        TopiaristError: a value is of a wrong type or out of its range.
     """
 
     seed: int = 0
@@ -234,15 +234,10 @@ class Run:
     distributed: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("seed", 0), ("batch_size", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise TopiaristError(f"{name} must be a whole number of at least {least}, but got {shown(value)}")
-        for name in ("progress", "on_step"):
-            if getattr(self, name) is not None and not callable(getattr(self, name)):
-                raise TopiaristError(f"{name} must be a function or None, but got {shown(getattr(self, name))}")
-        if not isinstance(self.distributed, bool):
-            raise TopiaristError(f"distributed must be True or False, but got {shown(self.distributed)}")
+        check_fields(self, "the run")
+        for name, value, least in (("seed", self.seed, 0), ("batch_size", self.batch_size, 1)):
+            if value < least:
+                raise TopiaristError(f"{name} of the run must be at least {least}, but got {shown(value)}")
 
 
 def trains_sparsely(method: Method) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.files import from_plain
+from topiarist.files import check_fields, from_plain
 from topiarist.pruning import Pruning
 from topiarist.train import Recipe
 
@@ -24,11 +24,17 @@ class StudyPruning:
         request: method, budget and all else.
         networks: those of the study that are pruned so; all of them where none is named.
         data: the data sets for which that holds; all of them where none is named.
+
+    Raises:
+        TopiaristError: a name is no text.
     """
 
     request: Pruning
     networks: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self, f"the pruning by {self.method}")
 
     def applies_to(self, network: str, data: str) -> bool:
         """Returns whether this network is pruned so on these data."""
@@ -134,7 +140,7 @@ def prunings(entry: Any, recipe: Mapping[str, Any], finetune: Mapping[str, Any])
     names, budgets = listed(given.pop("method", ())), listed(given.pop("budget", {}))
     if not names or not budgets:
         raise TopiaristError(f"the pruning {entry!r} has no method, or an empty list of methods or budgets: name one")
-    networks, data = (tuple(map(str, listed(given.pop(key, ())))) for key in ("network", "data"))
+    networks, data = (tuple(listed(given.pop(key, ()))) for key in ("network", "data"))
     steps = given.get("steps")
     if isinstance(steps, Mapping) and isinstance(steps.get("training"), Mapping):
         base = asdict(from_plain(Recipe, recipe if given.get("rewind") else finetune, "the recipe"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -11,16 +10,13 @@ from typing import Any
 
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.files import from_plain, read_json, read_yaml, suggestion
-from topiarist.studies import published
-from topiarist.studies.arms import ARMS, Case
+from topiarist.files import check_fields, from_plain, read_json, read_yaml, shown, suggestion
+from topiarist.studies.arms import ARMS, FINETUNE_RECIPE, Case, Terms
 from topiarist.studies.cells import Cell, Json
 from topiarist.studies.prunings import StudyPruning, listed, prunings
+from topiarist.studies.published import Entry
 from topiarist.studies.scales import at_scale
 from topiarist.train import Recipe, Speed
-
-FINETUNE: dict[str, Any] = {"epochs": 40, "lr": 0.001, "schedule": "constant"}
-"""How pruned networks are trained on where a study does not say it."""
 
 MOST_SEEDS = 10_000
 
@@ -37,7 +33,16 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Study:
+class _Source:
+    """What ``source`` of a study may say."""
+
+    network: str = ""
+    data: str = ""
+    budget: Budget = field(default_factory=Budget)
+
+
+@dataclass(frozen=True)
+class Study(Terms):
     """The comparison that a YAML file describes: networks × data × prunings × seeds, and the arms of each.
 
     Attributes:
@@ -53,7 +58,7 @@ class Study:
             where it is left out; by the row's method, with the study's seeds and recipes.
         selectors: names of networks that get channel selectors (`topiarist.add_selectors`).
         speed: how `topiarist.fit` computes: its ``precision``, ``channels_last``, ``compiled``.
-        published: published numbers to show beside ours (see `topiarist.studies.published`).
+        published: published numbers to show beside ours (see `topiarist.studies.published.Entry`).
         note: what a reader should know, shown with the results.
         title: heads the report.
     """
@@ -61,33 +66,22 @@ class Study:
     networks: tuple[str, ...]
     data: tuple[str, ...]
     prunings: tuple[StudyPruning, ...]
-    seeds: tuple[int, ...] = (0, 1, 2)
-    recipe: Json = field(default_factory=dict)
-    finetune: Json = field(default_factory=FINETUNE.copy)
     arms: tuple[str, ...] = ("finetune", "scratch_e", "scratch_b", "uniform")
-    cap: float | None = None
-    source: Json = field(default_factory=dict)
-    selectors: tuple[str, ...] = ()
-    speed: Json = field(default_factory=dict)
     published: tuple[Json, ...] = ()
     note: str = ""
     title: str = "Pruning study"
 
     def __post_init__(self) -> None:
+        check_fields(self, "the study")
         for name, values in (("network", self.networks), ("data", self.data), ("pruning", self.prunings)):
             if not values:
                 raise TopiaristError(f"the study has no {name}; name at least one")
-        legal = all(type(seed) is int and 0 <= seed < 2**62 for seed in self.seeds)
+        legal = all(0 <= seed < 2**62 for seed in self.seeds)
         if not legal or not 0 < len(set(self.seeds)) == len(self.seeds) <= MOST_SEEDS:
             raise TopiaristError(f"the seeds must be 1 to {MOST_SEEDS:,} different whole numbers from 0 to 2^62")
-        for name in ("title", "note"):
-            if not isinstance(getattr(self, name), str):
-                raise TopiaristError(f"the {name} must be a text, but got {getattr(self, name)!r}; put it in quotes")
-        for arm in self.arms:
-            if not isinstance(arm, str) or arm not in ARMS:
-                near = suggestion(arm, ARMS)
-                raise TopiaristError(f"there is no arm {arm!r}; {near}")
-        if self.cap is not None and not (type(self.cap) in (int, float) and 1 <= self.cap < math.inf):
+        if unknown := [arm for arm in self.arms if arm not in ARMS]:
+            raise TopiaristError(f"there is no arm {shown(unknown[0])}; {suggestion(unknown[0], ARMS)}")
+        if self.cap is not None and self.cap < 1:
             raise TopiaristError(f"the cap {self.cap} of Scratch-B must be at least 1, or absent for none")
         for recipe in (self.recipe, self.finetune):
             from_plain(Recipe, recipe, "the recipe")
@@ -99,11 +93,10 @@ class Study:
         if unknown := [name for name in self.selectors if name not in networks]:
             raise TopiaristError(f"the selectors are for {unknown[0]!r}, which is no network of the study; correct it")
         for entry in self.published:
-            published.check(entry, list(ARMS))
-            if not published.meets(entry, self.networks, self.data, self.prunings):
+            if not Entry.of(entry).meets(self.networks, self.data, self.prunings):
                 raise TopiaristError(
-                    f"the published entry of {entry['source']!r} is about no row of this study; correct its network, "
-                    "data, method, budget or fields, or leave it out"
+                    f"the published entry of {shown(entry['source'])} is about no row of this study; correct its "
+                    "network, data, method, budget or fields, or leave it out"
                 )
 
     def _check(self, pruning: StudyPruning) -> None:
@@ -116,16 +109,11 @@ class Study:
 
     def _check_source(self) -> None:
         """Raises where the source of a transferred pattern is missing or impossible."""
-        if not isinstance(self.source, Mapping) or not set(self.source) <= {"network", "data", "budget"}:
-            raise TopiaristError(f"the source has the keys network, data and budget, but got {self.source!r}")
-        for name in ("network", "data"):
-            if not isinstance(self.source.get(name, ""), str):
-                raise TopiaristError(f"the {name} of the source must be one name, but got {self.source[name]!r}")
+        from_plain(_Source, self.source, "the source")
         if "transferred" in self.arms and not {"network", "data"} & set(self.source):
             raise TopiaristError(
                 "the arm 'transferred' takes a pattern from elsewhere; add the key 'source' with a network or data"
             )
-        from_plain(Budget, self.source.get("budget", {}), "the budget")
 
     @staticmethod
     def of(settings: Json, scale: str | None = None) -> Study:
@@ -157,12 +145,12 @@ class Study:
         if type(seeds) is int and seeds < 1:
             raise TopiaristError(f"seeds is how many, from 1 on, or a list of them, but got {seeds}")
         return Study(
-            networks=tuple(str(name) for name in listed(settings["network"])),
-            data=tuple(str(name) for name in listed(settings["data"])),
+            networks=tuple(listed(settings["network"])),
+            data=tuple(listed(settings["data"])),
             prunings=tuple(
                 pruning
                 for entry in listed(settings["prunings"])
-                for pruning in prunings(entry, values.get("recipe", {}), values.get("finetune", FINETUNE))
+                for pruning in prunings(entry, values.get("recipe", {}), values.get("finetune", FINETUNE_RECIPE))
             ),
             seeds=tuple(range(min(seeds, MOST_SEEDS + 1))) if type(seeds) is int else tuple(listed(seeds)),
             **values,

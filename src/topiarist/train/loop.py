@@ -74,8 +74,8 @@ def fit(
         History: one row an epoch.
 
     Raises:
-        TopiaristError: the model does not fit the data, the graph is missing, the loss diverges, or the checkpoint is
-            of another run, damaged, or cannot be written.
+        TopiaristError: the model does not fit the data, the graph is missing, the loss diverges, the checkpoint is
+            of another run, damaged, or cannot be written, or several devices have one process.
         KeyboardInterrupt: the user stopped it; the checkpoint holds the last finished epoch.
     """
     recipe, speed = recipe or Recipe.paper(), speed or Speed()
@@ -291,12 +291,21 @@ def _fabric(speed: Speed) -> Fabric:
 
     try:
         fabric = Fabric(accelerator=speed.accelerator, devices=speed.devices, precision=speed.precision)  # type: ignore[arg-type]
-        fabric.launch()
+        processes = getattr(fabric.strategy, "cluster_environment", None)  # only with several devices
+        started = processes is None or processes.creates_processes_externally  # else Fabric would run the script again
+        if started:
+            fabric.launch()
     except Exception as error:
         raise TopiaristError(
             f"cannot train with accelerator={speed.accelerator!r}, devices={speed.devices!r}, "
             f"precision={speed.precision!r} ({one_line(error)}): choose what this machine has, or leave them out"
         ) from error
+    if not started:
+        count = fabric.world_size
+        raise TopiaristError(
+            f"training on {count} devices takes a process for each: start the script with `torchrun --nproc-per-node "
+            f"{count} SCRIPT`, or leave devices out"
+        )
     return fabric
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from topiarist.studies.arms.base import SCRATCH_SEED, Arm, Case
+from topiarist.studies.arms.base import FINETUNE_RECIPE, SCRATCH_SEED, Arm, Case, Terms
 
 
 def _arms() -> list[Arm]:
@@ -33,4 +33,4 @@ def phrase(arm: str) -> str:
     return ARMS[arm].phrase if arm in ARMS else arm
 
 
-__all__ = ["ARMS", "FROM_SCRATCH", "PAIRS", "SCRATCH_SEED", "Arm", "Case", "phrase"]
+__all__ = ["ARMS", "FINETUNE_RECIPE", "FROM_SCRATCH", "PAIRS", "SCRATCH_SEED", "Arm", "Case", "Terms", "phrase"]

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from topiarist.studies.cells import Cell, Json
 from topiarist.studies.job import Job, Result
 from topiarist.studies.prunings import StudyPruning
 
-if TYPE_CHECKING:
-    from topiarist.studies.study import Study
+FINETUNE_RECIPE: dict[str, Any] = {"epochs": 40, "lr": 0.001, "schedule": "constant"}
+"""How pruned networks are trained on where a study does not say it."""
 
 SCRATCH_SEED = 1_000_003
 """Added to the seed wherever a network starts anew: from the seed itself it would start from the trained network's own
 initial weights, which is another experiment (a lottery ticket's)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What all cells of a study have in common; `topiarist.studies.Study` explains the fields."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    recipe: Json = field(default_factory=dict)
+    finetune: Json = field(default_factory=FINETUNE_RECIPE.copy)
+    cap: float | None = None
+    source: Json = field(default_factory=dict)
+    selectors: tuple[str, ...] = ()
+    speed: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -23,14 +36,14 @@ class Case:
     """One pruning of one network on one data set at one seed of a study; every arm has a cell of it.
 
     Attributes:
-        study: has the recipes.
+        study: has the recipes and the seeds.
         network: the network's name.
         data: the data set's name.
         seed: one of the study's.
         pruning: method and budget; ``None`` for the unpruned network that all prunings share.
     """
 
-    study: Study
+    study: Terms
     network: str
     data: str
     seed: int
