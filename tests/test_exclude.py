@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import door
 import topiarist
 from networks import CASES, Net, conv
+from preactivated import small as preactivated
 from topiarist import Budget, Data, Pruning, Recipe, TopiaristError, fit, prune
 from topiarist.budget import allocate
 from topiarist.methods import make
@@ -98,19 +99,22 @@ def test_tied_tensors_are_known_by_each_of_their_names():
 
 def test_blocks_that_hold_what_is_named_stay():
     blocks = GRAPH.blocks()
-    scores = {"blocks": torch.zeros(len(blocks.groups[0].blocks))}
-    names = [block.name for block in blocks.groups[0].blocks]
-    for name in ("layer2", "layer2.1.conv1", "layer2.1.bn2.weight", "layer1.*", "blocks"):
-        stays = [each for each in names if name == "blocks" or each.startswith(name[:6])]
-        stays = ["layer2.1"] if name.startswith("layer2.1") else stays
-        keep = allocate(blocks, scores, Budget(macs=0.99 if name == "blocks" else 0.75, exclude=(name,))) if (
-            name != "blocks"
-        ) else blocks.full()  # fmt: skip
-        assert all(kept for each, kept in zip(names, keep["blocks"].tolist(), strict=True) if each in stays)
+    names = [block.name for block in blocks["blocks"].blocks]
+    scores = {"blocks": -torch.arange(float(len(names)))}  # the last ones go first
+    last = {name for name in names if name.startswith("layer3.")}
+    for name, stay in (
+        ("layer3", last), ("layer3.*", last), ("layer3.2.conv1", {"layer3.2"}), ("layer3.2.bn2.weight", {"layer3.2"}),
+        ("fc", set()),
+    ):  # fmt: skip
+        keep = allocate(blocks, scores, Budget(ratios={"blocks": 0.5}, exclude=(name,)))["blocks"].tolist()
+        kept = {name for name, stays in zip(names, keep, strict=True) if stays}
+        others = [name for name in names if name not in stay]
+        assert kept == stay | set(others[: len(names) // 2 - len(stay)])
     with pytest.raises(TopiaristError, match="leave at least"):
         allocate(blocks, scores, Budget(macs=0.2, exclude=("layer1", "layer2")))
     with pytest.raises(TopiaristError, match=r"cannot keep 0\.1 of its"):
         allocate(blocks, scores, Budget(ratios={"blocks": 0.1}, exclude=("layer1",)))
+    assert allocate(blocks, scores, Budget(ratios={"blocks": 0.1}, exclude=("blocks",)))["blocks"].all()
 
 
 def test_a_rule_of_the_method_is_followed_beside_what_is_excluded():
@@ -288,6 +292,21 @@ def test_a_loop_of_ones_own_sees_what_a_method_acts_on():
         assert [group.name for group in attached.units.groups] == ["b.0", "b.3"]
     with attach("sfp", model, optimizer, graph) as attached:
         assert attached.units is graph
+
+
+def test_a_norm_behind_which_a_selector_picks_is_left_alone_too():
+    model = topiarist.add_selectors(preactivated(), "auto", torch.randn(1, 1, 8, 8))
+    graph = topiarist.trace(model, torch.randn(1, 1, 8, 8))
+    (norm, *_) = graph.selectors
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for exclude in ((), norm, f"{norm}.weight", model.get_submodule(norm)):
+        with attach("slimming", model, optimizer, graph, exclude=exclude):
+            optimizer.zero_grad()
+            scale = model.get_parameter(f"{norm}.weight")
+            scale.grad = torch.zeros_like(scale)
+            before = scale.detach().clone()
+            optimizer.step()
+        assert torch.equal(before, scale) == (exclude != ())
 
 
 def test_a_network_of_a_study_leaves_alone_what_its_prunings_exclude():
