@@ -80,7 +80,7 @@ ALL = {"slimming": (0.4, 0.2, 0.1, 0.05), "magnitude": (0.2, 0.1, 0.05)}
 SOME = {"slimming": (0.2, 0.1), "magnitude": (0.05,)}
 MIDDLE = {"slimming": 0.2, "magnitude": 0.1}
 SOURCE = Target("VGG-11, mnist", "vgg11", "mnist", 10_000, ("guided",), ALL, {})
-HIDDEN = {"slimming": ("classifier*",)}
+HIDDEN = {"slimming": ("classifier*.bias",)}  # what the layer produces, and not what it reads
 TARGETS = (
     SOURCE,
     Target("VGG-11, emnist letters", "vgg11", "emnist_letters", 20_000, ("transferred",), SOME, {}),

@@ -27,6 +27,14 @@ class Groups:
     """What `allocate` asks of a graph."""
 
     groups: tuple[Group, ...]
+    solution = SimpleNamespace(record=SimpleNamespace(types={}))
+
+    @property
+    def shapes(self):
+        return {part.tensor: (group.units,) for group in self.groups for part in group.slices}
+
+    def scales(self, group):
+        return ()
 
     def __getitem__(self, name):
         return next(group for group in self.groups if group.name == name)
@@ -301,8 +309,8 @@ def test_budgets_check_themselves(wrong, message):
         (Budget(), "names no amount"),
         (Budget(floor=2, exclude=("g0",)), "names no amount"),
         (Budget(macs=0), "leave at least"),
-        (Budget(ratios={"conv": 0.5}), "'conv' matches no group: name some such as "),
-        (Budget(macs=0.5, exclude=("g0", "g7")), "'g7' matches no group: did you mean g"),
+        (Budget(ratios={"conv": 0.5}), "'conv' matches no group, module or parameter: name some such as "),
+        (Budget(macs=0.5, exclude=("g0", "g7")), "'g7' matches no group, module or parameter: did you mean g"),
         (Budget(ratio=0.5, exclude=("*",)), "the ratio applies to no group"),
         (Budget(macs=0.5, exclude=("*",)), "leave at least 1:"),
     ],

@@ -49,7 +49,7 @@ class Setting:
         extra: recipe of the extra epochs that methods with sparse training get.
         finetune: recipe after pruning.
         scratch: budget → how many seeds get the arms from scratch.
-        exclude: groups that neither side cuts.
+        exclude: norms whose channels neither side cuts.
     """
 
     title: str
@@ -113,7 +113,7 @@ def settings(images: int | None, mini: bool) -> tuple[Setting, ...]:
         finetune={"epochs": 2, **short},
         scratch={0.5: 1},
         # The residual streams, which Torch-Pruning cannot follow through this network's shortcuts.
-        exclude=("conv1", "layer2.0.conv2", "layer3.0.conv2"),
+        exclude=("bn1", "layer2.0.bn2", "layer3.0.bn2"),
     )
     return (vgg, resnet)
 

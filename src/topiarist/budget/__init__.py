@@ -1,8 +1,23 @@
 """Budgets, what a network costs, and how a budget is shared out over the groups of units."""
 
 from topiarist.budget.allocation import allocate, quota
-from topiarist.budget.budget import Allocation, Budget, matching
+from topiarist.budget.budget import Allocation, Budget, as_names, matching
 from topiarist.budget.costs import Cost, cost
 from topiarist.budget.n_of_m import not_n_of_m
+from topiarist.budget.names import GroupName, Name, spelled, units_of
 
-__all__ = ["Allocation", "Budget", "Cost", "allocate", "cost", "matching", "not_n_of_m", "quota"]
+__all__ = [
+    "Allocation",
+    "Budget",
+    "Cost",
+    "GroupName",
+    "Name",
+    "allocate",
+    "as_names",
+    "cost",
+    "matching",
+    "not_n_of_m",
+    "quota",
+    "spelled",
+    "units_of",
+]

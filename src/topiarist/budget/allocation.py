@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from topiarist.budget.budget import Allocation, Budget, matching
+from topiarist.budget.budget import Allocation, Budget
 from topiarist.budget.costs import Cost
 from topiarist.budget.costs import cost as cost_of
 from topiarist.budget.n_of_m import keep_n_of_m
@@ -51,21 +51,22 @@ def allocate(
 
     Raises:
         TopiaristError: the budget asks for nothing or for less than floor, exclusions and pins leave (the sentence
-            names the least), a pattern matches no group, or scores are missing, misshapen or NaN.
+            names the least), a name means nothing here, or scores are missing, misshapen or NaN.
     """
     if not budget.asks:
         raise TopiaristError("the budget names no amount: give macs, params, ratio or ratios, the fractions kept")
     _check_scores(graph, scores)
+    whole = budget.excluded(graph)
     if budget.n_of_m is not None:
-        return keep_n_of_m(graph, scores, budget.n_of_m, budget.excluded([group.name for group in graph.groups]))
-    shares = _shares(graph, scores, budget)
+        return keep_n_of_m(graph, scores, budget.n_of_m, whole)
+    shares = _shares(graph, scores, budget, {name for name, units in whole.items() if units.all()})
     keep = {group.name: torch.ones(group.units, dtype=torch.bool) for group in graph.groups if group.name in shares}
     free = []
     for group in graph.groups:
         ratio = shares.get(group.name)
         if group.name in shares and ratio is None:
             continue
-        ladder = _Ladder.of(group, scores[group.name], budget)
+        ladder = _Ladder.of(group, scores[group.name], budget, whole.get(group.name))
         if ratio is None:
             free.append(ladder)
         else:
@@ -117,13 +118,17 @@ class _Ladder:
     alike: bool
 
     @staticmethod
-    def of(group: Group, scores: Tensor, budget: Budget) -> _Ladder:
-        units = group.units
+    def of(group: Group, scores: Tensor, budget: Budget, whole: Tensor | None) -> _Ladder:
+        """Orders the removals; units that are excluded come last, behind the last step."""
+        units, held = group.units, 0 if whole is None else int(whole.sum())
         step = budget.multiple if units >= budget.multiple else 1
         low = math.ceil(budget.floor * units - _SLACK) if budget.floor < 1 else int(budget.floor)
         first = units - step * ((units - 1) // step)
-        steps = max(0, (units - first - max(low, 1)) // step + 1)
+        steps = max(0, (units - first - max(low, 1, held)) // step + 1)
         ranked, order = torch.sort(scores.detach().cpu(), stable=True)
+        if whole is not None:
+            last = torch.cat([(~whole[order]).nonzero(), whole[order].nonzero()]).flatten()
+            ranked, order = ranked[last], order[last]
         return _Ladder(group.name, units, order, ranked, first, step, steps, group.kind == "weight")
 
     def removed(self, taken: int) -> int:
@@ -300,13 +305,12 @@ def _check_scores(graph: Graph, scores: Scores) -> None:
         raise TopiaristError("no group has a score, so nothing can be pruned: use another method, or inspect the model")
 
 
-def _shares(graph: Graph, scores: Scores, budget: Budget) -> dict[str, float | None]:
+def _shares(graph: Graph, scores: Scores, budget: Budget, excluded: Collection[str]) -> dict[str, float | None]:
     """Returns the groups that do not take part in the search → their own ratio, ``None`` where they are not pruned."""
     names = [group.name for group in graph.groups]
     shares: dict[str, float | None] = {name: None for name in names if name not in scores}
-    for pattern, ratio in budget.ratios.items():
-        shares |= dict.fromkeys(matching(pattern, names), ratio)
-    shares |= dict.fromkeys(budget.excluded(names), None)
+    shares |= budget.own_ratios(graph)
+    shares |= dict.fromkeys(excluded, None)
     if budget.macs is None and budget.params is None and budget.ratio is None:
         shares |= {name: None for name in names if name not in shares}
     for name, share in shares.items():

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Set
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
+
+from torch import Tensor, nn
 
 from topiarist.budget.n_of_m import parse
+from topiarist.budget.names import Name, groups_made_by, plain, spelled, units_of
 from topiarist.errors import TopiaristError
 from topiarist.files import check_fields, shown, suggestion
+from topiarist.graph import Graph
 
 Allocation = Literal["uniform", "global"]
 """How a budget is shared out: every group loses the same fraction, or the lowest scores of all groups are pruned."""
@@ -19,18 +23,23 @@ Allocation = Literal["uniform", "global"]
 class Budget:
     """Says how much of the network is kept. Every number is the fraction **kept**, from 0 to 1.
 
-    Of ``macs``, ``params`` and ``ratio`` any may be given; all that are given hold. Groups that match ``ratios`` keep
-    exactly that fraction, whatever else is asked; groups that match ``exclude`` are not pruned. ``n_of_m`` is given
-    alone, or with ``exclude``.
+    Of ``macs``, ``params`` and ``ratio`` any may be given; all that are given hold. What ``ratios`` names keeps
+    exactly that fraction, whatever else is asked; what ``exclude`` names keeps its shape on every axis, and methods
+    that act in training leave it alone. ``n_of_m`` is given alone, or with ``exclude``. With ``exclude`` alone the
+    method's own rule says how much is kept, where it has one.
+
+    A name is that of a layer, of a module (with all that is in it), of a parameter or buffer, or of a group; a glob
+    pattern on any of these (``*`` matches dots too); or the module itself, as ``model.layer1``. `topiarist.prune` puts
+    the names of modules in their place; until then such a budget has no `to_json`.
 
     Attributes:
         macs: fraction kept of the network's multiply-accumulates, at most.
         params: fraction kept of the network's parameters, at most.
         ratio: fraction kept of the units, at most: of every group under uniform allocation, of all groups together
             under global; groups that are excluded or have a ratio of their own do not count.
-        ratios: glob pattern on group names → fraction kept of that group's units, rounded down to a number of units
-            and never less than one; the last pattern that matches a group counts.
-        exclude: glob patterns on the names of groups that are not pruned.
+        ratios: name → fraction kept of each group of units that is produced there; a group's name means it alone.
+            Rounded down to a number of units and never less than one; the last name that means a group counts.
+        exclude: names of what keeps its shape, on every axis: the groups that it produces and those that it reads stay.
         floor: the least that a group keeps: 1 and above in units, below 1 as a fraction of the group.
         multiple: every group that is pruned keeps a multiple of this many units, if it has that many (8 or 16 suit
             vector hardware).
@@ -45,19 +54,17 @@ class Budget:
     macs: float | None = None
     params: float | None = None
     ratio: float | None = None
-    ratios: Mapping[str, float] = field(default_factory=dict)
-    exclude: tuple[str, ...] = ()
+    ratios: Mapping[Any, float] = field(default_factory=dict)
+    exclude: tuple[Name, ...] = ()
     floor: float = 1
     multiple: int = 1
     allocation: Allocation | None = None
     n_of_m: str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.exclude, str):
-            object.__setattr__(self, "exclude", (self.exclude,))
-        elif isinstance(self.exclude, Set):
-            object.__setattr__(self, "exclude", tuple(self.exclude))
+        object.__setattr__(self, "exclude", as_names(self.exclude))
         check_fields(self, "the budget")
+        as_names(list(self.ratios), "ratios")
         ratios = {f"the ratio of {pattern!r}": kept for pattern, kept in self.ratios.items()}
         for name, kept in {"macs": self.macs, "params": self.params, "ratio": self.ratio, **ratios}.items():
             _check_fraction(name, kept)
@@ -78,13 +85,57 @@ class Budget:
         """Whether any amount is given."""
         return bool(self.ratios) or any(part is not None for part in (self.macs, self.params, self.ratio, self.n_of_m))
 
-    def excluded(self, names: Collection[str]) -> set[str]:
-        """Returns the names that ``exclude`` matches.
+    @property
+    def only_excludes(self) -> bool:
+        """Whether it says what stays whole, and nothing of how much is kept."""
+        return bool(self.exclude) and replace(self, exclude=()) == Budget()
+
+    def named_in(self, model: nn.Module) -> Budget:
+        """Returns the same budget with the names that modules have in a model.
 
         Raises:
-            TopiaristError: a pattern matches none.
+            TopiaristError: a module is not part of the model.
         """
-        return {name for pattern in self.exclude for name in matching(pattern, names)}
+        ratios = {name: kept for each, kept in self.ratios.items() for name in spelled([each], model)}
+        return replace(self, exclude=spelled(self.exclude, model), ratios=ratios)
+
+    def excluded(self, graph: Graph) -> dict[str, Tensor]:
+        """Returns what ``exclude`` means in a graph: group → bool ``(units,)``, True for the units that stay.
+
+        Raises:
+            TopiaristError: a name means nothing in the network, or is a module.
+        """
+        return units_of(self.exclude, graph)
+
+    def own_ratios(self, graph: Graph) -> dict[str, float]:
+        """Returns what ``ratios`` means in a graph: group → fraction kept.
+
+        Raises:
+            TopiaristError: a name means nothing in the network, or is a module.
+        """
+        return {group: kept for name, kept in self.ratios.items() for group in groups_made_by(name, graph)}
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain values for `json`.
+
+        Raises:
+            TopiaristError: it names modules themselves.
+        """
+        plain([*self.exclude, *self.ratios])
+        return asdict(self)
+
+
+def as_names(names: object, what: str = "exclude") -> tuple[Name, ...]:
+    """Returns the names that a user gave: one or several.
+
+    Raises:
+        TopiaristError: something else was given; ``what`` is its name.
+    """
+    if isinstance(names, str | nn.Module):
+        return (names,)
+    if not isinstance(names, Sequence | Set) or not all(isinstance(name, str | nn.Module) for name in names):
+        raise TopiaristError(f"{what} must hold names, glob patterns or modules, but got {shown(names)}")
+    return tuple(names)
 
 
 def matching(pattern: str, names: Collection[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from math import prod
 
 import torch
@@ -27,7 +27,7 @@ def parse(n_of_m: str) -> tuple[int, int]:
     return n, m
 
 
-def keep_n_of_m(graph: Graph, scores: Scores, n_of_m: str, excluded: set[str]) -> Keep:
+def keep_n_of_m(graph: Graph, scores: Scores, n_of_m: str, excluded: Collection[str]) -> Keep:
     """Returns what N:M sparsity keeps.
 
     Args:

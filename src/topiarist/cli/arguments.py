@@ -215,7 +215,10 @@ def _add_request(parser: Any, chosen: Mapping[str, str | None]) -> None:
     documented = _documented(inspect.getdoc(Pruning) or "")
     recipe = dict[str, Any] | None
     _add_method(parser, "method", chosen["method"], required=True)
-    parser.add_class_arguments(Budget, "budget")
+    parser.add_class_arguments(Budget, "budget", skip={"ratios", "exclude"})
+    in_budget = _documented(inspect.getdoc(Budget) or "")  # in Python, names may be modules too
+    parser.add_argument("--budget.ratios", type=Mapping[str, float], default={}, help=in_budget["ratios"])
+    parser.add_argument("--budget.exclude", type=tuple[str, ...], default=(), help=in_budget["exclude"])
     _add_method(parser, "repair", chosen["repair"], required=False)
     parser.add_class_arguments(Steps, "steps", skip={"training"})
     between = "fields of the recipe that trains between two cuts, as --steps.training.epochs 1"

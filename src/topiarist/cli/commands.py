@@ -15,7 +15,7 @@ from topiarist.cli.studies import report as report
 from topiarist.cli.studies import study as study
 from topiarist.errors import TopiaristError
 from topiarist.methods import Method
-from topiarist.pruning import RATIOS, Pruning
+from topiarist.pruning import RATIOS, Pruning, trains_sparsely
 from topiarist.train import Recipe
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def train(
     *,
     data: str,
     method: Method | None = None,
+    exclude: tuple[str, ...] = (),
     recipe: Recipe = Recipe.paper(),  # noqa: B008  a frozen value
     epochs: int | None = None,
     weights: Path | None = None,
@@ -107,6 +108,7 @@ def train(
         model: zoo:NAME, torchvision:NAME, timm:NAME or package.module:factory; options as in zoo:vgg11?width=0.25.
         data: digits, digits:28, npz:PATH, folder:PATH or torchvision:NAME.
         method: a method's name.
+        exclude: layers, modules, parameters or groups, or globs on them, that the method leaves to plain training.
         recipe: how to train.
         epochs: short for --recipe.epochs.
         weights: file of weights to start from instead of random ones.
@@ -117,9 +119,11 @@ def train(
     from topiarist.architecture import SHAPE_FILE, WEIGHTS_FILE, write_tensors
 
     writable_folder(out)
+    if exclude and (method is None or not trains_sparsely(method)):
+        raise TopiaristError("--exclude says what a method leaves alone in training: give --method of one that trains")
     source = make_source(model, data, weights, seed)
     network = source.model()
-    history = fit(source, network, _with_epochs(recipe, epochs), method, out, quiet=json)
+    history = fit(source, network, _with_epochs(recipe, epochs), method, exclude, out, quiet=json)
     write_tensors(network, out / WEIGHTS_FILE)
     (out / SHAPE_FILE).unlink(missing_ok=True)  # of a pruned network, which is overwritten
     result = {"model": model, "data": data, "accuracy": history.accuracy, "epochs": list(map(asdict, history.epochs))}

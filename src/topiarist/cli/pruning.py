@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from topiarist import files
+from topiarist.budget import Name
 from topiarist.cli import show
 from topiarist.cli.inputs import Source
 from topiarist.errors import TopiaristError
@@ -80,7 +82,8 @@ def run(plan: Plan, example: Tensor) -> tuple[Pruned, dict[str, Any]]:
     model = plan.model(example)
     if plan.source.weights is None:
         _prune(plan, plan.request.untrained, model, example)  # refuses before the training what cannot be pruned
-        fit(plan.source, model, plan.train, method, plan.out, quiet=plan.quiet)
+        exclude = () if plan.request.budget is None else plan.request.budget.exclude
+        fit(plan.source, model, plan.train, method, exclude, plan.out, quiet=plan.quiet)
         write_tensors(_without_selectors(plan, model), plan.out / "trained.safetensors")
     before = _accuracy(plan, model)
     done = _prune(plan, plan.request, model, example)
@@ -109,6 +112,7 @@ def _described(plan: Plan, done: Pruned) -> dict[str, Any]:
         "macs": {"before": done.before.macs, "after": done.after.macs},
         "params": {"before": done.before.params, "after": done.after.params},
         "proof": asdict(done.proof),
+        "kept_whole": {name: whole._asdict() for name, whole in done.kept_whole.items()},
         "pinned": [entry._asdict() for entry in done.graph.pinned],
     }
 
@@ -157,14 +161,23 @@ def _times(before: nn.Module, after: nn.Module, example: Tensor) -> dict[str, fl
     return {"before": min(first for first, _ in rounds), "after": min(second for _, second in rounds)}
 
 
-def fit(source: Source, model: nn.Module, recipe: Recipe, method: Method | None, out: Path, *, quiet: bool) -> History:
+def fit(
+    source: Source,
+    model: nn.Module,
+    recipe: Recipe,
+    method: Method | None,
+    exclude: Collection[Name],
+    out: Path,
+    *,
+    quiet: bool,
+) -> History:
     """Trains a network, with what the method does in training; continues from ``train.ckpt`` in a folder."""
     from topiarist.graph import trace
     from topiarist.train import fit as train
 
     assert source.data is not None, "the commands ask for data before they train"
     if method is not None and "training" not in method.needs:
-        method = None
+        method, exclude = None, ()
     graph = None if method is None else method.units(trace(model, source.data.example()))
     with show.training("training", quiet) as progress:
         return train(
@@ -174,6 +187,7 @@ def fit(source: Source, model: nn.Module, recipe: Recipe, method: Method | None,
             seed=source.seed,
             method=method,
             graph=graph,
+            exclude=exclude,
             checkpoint=out / TRAINING,
             progress=progress,
         )

@@ -117,6 +117,19 @@ class Graph:
         """Returns the keep that removes nothing."""
         return {group.name: torch.ones(group.units, dtype=torch.bool) for group in self.groups}
 
+    def without(self, units: Keep) -> Graph:
+        """Returns the same network with fewer units: those that are True here are none, and so stay as they are."""
+        groups = []
+        for group in self.groups:
+            rest = ~units.get(group.name, torch.zeros(group.units, dtype=torch.bool))
+            if not rest.all():
+                slices = tuple(replace(part, positions=part.positions[rest]) for part in group.slices)
+                blocks = tuple(block for block, stays in zip(group.blocks, rest.tolist(), strict=False) if stays)
+                group = replace(group, units=int(rest.sum()), slices=slices, blocks=blocks, find_sites=())
+            if group.units:
+                groups.append(group)
+        return replace(self, groups=tuple(groups))
+
     def kept(self, keep: Keep) -> KeptPositions:
         """Returns what a keep leaves of each axis that units sit on: (tensor, axis) → bool over its positions.
 

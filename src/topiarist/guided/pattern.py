@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from topiarist.architecture import Architecture
-from topiarist.budget import Budget, allocate, matching
+from topiarist.budget import Budget, allocate
 from topiarist.errors import TopiaristError
 from topiarist.files import read_json, write_json
 from topiarist.graph import Graph, Group, Keep
@@ -67,15 +67,14 @@ class Pattern(ABC):
         if budget.allocation == "uniform":
             raise TopiaristError("the pattern itself shares the budget out: leave allocation out, or use uniform()")
         names = [group.name for group in graph.groups]
-        excluded = budget.excluded(names)
-        fixed = {name for glob in budget.ratios for name in matching(glob, names)}
-        lacking = {g.name: self._lacks(graph, g) for g in graph.groups if g.name not in excluded | fixed}
+        excluded, fixed = budget.excluded(graph), budget.own_ratios(graph)
+        lacking = {g.name: self._lacks(graph, g) for g in graph.groups if g.name not in {*excluded, *fixed}}
         lacking = {name: what for name, what in lacking.items() if what}
         for name, what in list(lacking.items())[:1]:
             others = f" and {len(lacking) - 1} more groups are" if len(lacking) > 1 else " is"
             raise TopiaristError(
                 f"the pattern has no {what}, where {name}{others}: use pattern.on(graph) where maps have other "
-                "sizes, or exclude these groups in the budget"
+                "sizes, or give them a ratio in the budget"
             )
         scores = {name: -thresholds[name] for name in names if name not in excluded}
         return allocate(graph, scores, budget, "global")

@@ -143,7 +143,7 @@ class OBS(Method):
         if budget is None:
             raise TopiaristError("obs needs a budget: give macs, params or ratio, the fraction kept")
         weights = self._weights(graph, stats)
-        excluded = budget.excluded([group.name for group in graph.groups])
+        excluded = budget.excluded(graph)
         free = {name: w for name, w in weights.items() if name not in excluded}
 
         def within_budget(costs: Mapping[str, Tensor]) -> Keep:

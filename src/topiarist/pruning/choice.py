@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from topiarist.budget import Budget, Cost, allocate
 from topiarist.errors import TopiaristError
@@ -51,22 +51,26 @@ def make_choice(
         method: plays `Selector` or `Criterion`, and perhaps `Rule`.
         graph: the groups that it works on (``graph.weights()`` for methods of granularity ``"weight"``).
         stats: what it needs measured.
-        budget: how much is kept, or a function from the names of the groups that take part to that; ``None`` where
-            the method brings its own rule.
+        budget: how much is kept, or a function from the names of the groups that take part to that; ``None``, or one
+            that only excludes, where the method brings its own rule.
         cost: as in `allocate`.
 
     Raises:
         TopiaristError: there is no budget, there are two, or `allocate` refuses it.
     """
     rule = method.budget(graph) if isinstance(method, Rule) else None
+    if rule is not None and isinstance(budget, Budget) and budget.only_excludes:
+        rule, budget = replace(rule, exclude=budget.exclude), None
     if rule is not None and budget is not None:
         raise TopiaristError(f"{method.name} brings a budget of its own with these fields; leave out one of the two")
     budget = budget if rule is None else rule
     if isinstance(method, Selector):
-        names = [group.name for group in graph.groups]
-        keep = method.select(graph, stats, budget(names) if callable(budget) else budget)
+        asked = budget([group.name for group in graph.groups]) if callable(budget) else budget
+        own = asked is not None and asked.only_excludes
+        keep = method.select(graph, stats, None if own else asked)
         if keep is not None:
-            return Choice(keep, {})
+            whole = {} if asked is None else asked.excluded(graph)
+            return Choice({name: kept | whole[name] if name in whole else kept for name, kept in keep.items()}, {})
     if not isinstance(method, Criterion):
         raise TopiaristError(f"{method.name} neither scores units nor selects them: choose a method that does")
     if budget is None:

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from topiarist.budget import Allocation, Budget, cost, matching
+from topiarist.budget import Allocation, Budget, GroupName, cost
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, broadcast_kept, named_tensors
 from topiarist.methods import SCHEDULES, Method, Schedule
@@ -36,8 +36,8 @@ class Work(Protocol):
     def rewind(self, model: nn.Module, keep: Keep) -> nn.Module:
         """Returns the smaller network with its initial values; itself where it is not rewound."""
 
-    def retrain(self, model: nn.Module, graph: Graph, keep: Keep, step: int) -> nn.Module:
-        """Trains the smaller network before the next step."""
+    def retrain(self, model: nn.Module, graph: Graph, keep: Keep, share: Share | None, step: int) -> nn.Module:
+        """Trains the smaller network before the next step, which gets this share."""
 
     def trace(self, model: nn.Module, graph: Graph) -> Graph:
         """Traces the smaller network as the original one was."""
@@ -96,10 +96,13 @@ def prune_in_steps(
     allocation, steps = request.method.allocation, request.steps.count
     keep = graph.full()
     small, remaining = model, Remaining(graph, {group.name: group.name for group in graph.groups})
-    for step in range(1, steps + 1):
+
+    def share(step: int) -> Share | None:
         budget = request.budget
-        share = None if budget is None else Share(budget, allocation, partial(kept, step), graph, keep, remaining)
-        small, cut_graph, chosen = work.step(small, remaining.graph, keep, share, step)
+        return None if budget is None else Share(budget, allocation, partial(kept, step), graph, keep, remaining)
+
+    for step in range(1, steps + 1):
+        small, cut_graph, chosen = work.step(small, remaining.graph, keep, share(step), step)
         if step == 1:
             graph, keep = cut_graph, dict(chosen)  # what could not be proved is pinned by now
         else:
@@ -110,7 +113,7 @@ def prune_in_steps(
         remaining = Remaining.of(graph, keep, small, work)
         if not remaining.graph.groups:
             break  # every group is down to one unit
-        small = work.retrain(small, remaining.graph, keep, step)
+        small = work.retrain(small, remaining.graph, keep, share(step + 1), step)
     return with_kept_values(model, small, graph, keep), keep
 
 
@@ -187,11 +190,10 @@ class Share:
 
     def __call__(self, names: Collection[str]) -> Budget:
         """Returns the budget of this step, for the groups of these names."""
-        budget, all_names = self.budget, [group.name for group in self.graph.groups]
-        origin = self.remaining.origin
-        here = {g.name: origin[g.name] for g in self.remaining.graph.groups if g.name in origin}
-        own = {name: ratio for pattern, ratio in budget.ratios.items() for name in matching(pattern, all_names)}
-        excluded = {name for pattern in budget.exclude for name in matching(pattern, all_names)}
+        budget, origin, here = self.budget, self.remaining.origin, self.here
+        if budget.only_excludes and not self.exclude:
+            return budget  # no units lie on what it names
+        own, excluded = budget.own_ratios(self.graph), budget.excluded(self.graph)
         ratios = {name: self.kept(ratio) for name, ratio in own.items() if name not in excluded}
         shared = [name for name, o in here.items() if name in names and o not in own and o not in excluded]
         uniform = (budget.allocation or self.allocation) == "uniform"
@@ -202,11 +204,23 @@ class Share:
         return replace(
             budget,
             ratios={escape(n): self._of_group(o, ratios[o]) for n, o in here.items() if o in ratios},
-            exclude=tuple(escape(n) for n, o in here.items() if o in excluded),
+            exclude=self.exclude,
             macs=self._of_network("macs"),
             params=self._of_network("params"),
             ratio=None if ratio is None else self._of_units(ratio, shared, {*own, *excluded}),
         )
+
+    @property
+    def here(self) -> dict[str, str]:
+        """Returns the groups of this step → those of the original network."""
+        origin = self.remaining.origin
+        return {group.name: origin[group.name] for group in self.remaining.graph.groups if group.name in origin}
+
+    @property
+    def exclude(self) -> tuple[GroupName, ...]:
+        """Returns the groups of this step that stay whole."""
+        excluded = self.budget.excluded(self.graph)
+        return tuple(GroupName(name) for name, origin in self.here.items() if origin in excluded)
 
     def on(self, graph: Graph) -> Share:
         """Returns the same share for the step's graph after some of its units were pinned."""

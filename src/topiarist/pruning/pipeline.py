@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.architecture import Architecture
-from topiarist.budget import Budget, allocate, cost, matching
+from topiarist.budget import Budget, allocate, cost
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
 from topiarist.files import shown
@@ -74,6 +74,8 @@ def prune(
     if not isinstance(run, Run):
         raise TopiaristError(f"run must be a topiarist.Run, but got {shown(run)}: write Run(seed=1)")
     _check_inputs(model, request, data, initial)
+    if request.budget is not None:
+        request = replace(request, budget=request.budget.named_in(model))
     graph = trace(model, example_inputs, more_inputs=more_inputs) if graph is None else graph
     if not isinstance(graph, Graph):
         raise TopiaristError(f"graph must be what trace(model, example_inputs) returns, but got {shown(graph)}")
@@ -163,11 +165,10 @@ def _check_units(request: Pruning, units: Graph) -> None:
 
 
 def _check_reachable(method: Method, units: Graph, budget: Budget, steps: int) -> None:
-    """Raises where a budget cannot be met, or names groups that do not exist."""
-    if method.granularity == "weight" or isinstance(method, Selector):
-        names = dict.fromkeys(group.name for group in units.groups)
-        for pattern in (*budget.ratios, *budget.exclude):
-            matching(pattern, names)
+    """Raises where a budget cannot be met, or names what does not exist."""
+    budget.excluded(units)
+    budget.own_ratios(units)
+    if method.granularity == "weight" or isinstance(method, Selector) or budget.only_excludes:
         return
     floor = budget.floor if budget.floor >= 1 else budget.floor**steps
     scores = {group.name: torch.ones(group.units) for group in units.groups}
@@ -213,7 +214,7 @@ class _Work:
 
     def in_one_cut(self, model: nn.Module) -> Pruned:
         """Prunes in one cut."""
-        trained = self.train(model, self.units, self.units.full(), 1)
+        trained = self.train(model, self.units, self.units.full(), self.request.budget, 1)
         self.units, keep, proof, smaller = self._cut(trained, self.units, self.request.budget)
         return self._result(self.rewind(smaller, keep), trained, keep, proof)
 
@@ -270,7 +271,7 @@ class _Work:
         self, model: nn.Module, graph: Graph, keep: Keep, share: Share | None, step: int
     ) -> tuple[nn.Module, Graph, Keep]:
         """Trains the method's way, then cuts once."""
-        graph, chosen, _, smaller = self._cut(self.train(model, graph, keep, step), graph, share)
+        graph, chosen, _, smaller = self._cut(self.train(model, graph, keep, share, step), graph, share)
         if step == 1:
             self.units = graph
         return smaller, graph, chosen
@@ -279,32 +280,48 @@ class _Work:
         """Traces the smaller network as the original one was."""
         return trace(model, self.example_inputs, more_inputs=self.more_inputs, rectangles=graph.solution.rectangles)
 
-    def train(self, model: nn.Module, graph: Graph, keep: Keep, step: int) -> nn.Module:
+    def train(self, model: nn.Module, graph: Graph, keep: Keep, budget: Budget | Share | None, step: int) -> nn.Module:
         """Returns a copy that was trained the method's way, where the request says how; else the network itself."""
-        recipe = self.request.sparse_training
-        return model if recipe is None else self._fit(copied(model), graph, keep, step, recipe, self.request.method)
+        recipe, method = self.request.sparse_training, self.request.method
+        return model if recipe is None else self._fit(copied(model), graph, keep, budget, step, recipe, method)
 
     def rewind(self, model: nn.Module, keep: Keep) -> nn.Module:
         """Returns the smaller network with its initial values, where the request rewinds; else itself."""
         return model if self.start is None else cut(self.start, self.units, keep)
 
-    def retrain(self, model: nn.Module, graph: Graph, keep: Keep, step: int) -> nn.Module:
+    def retrain(self, model: nn.Module, graph: Graph, keep: Keep, share: Share | None, step: int) -> nn.Module:
         """Trains the smaller network before the next step: the method's way, if it does not train before."""
         recipe, method = self.request.steps.training, self.request.method
         if recipe is None:
             return model
         sparsely = self.request.sparse_training is None and trains_sparsely(method)
-        return self._fit(model, graph, keep, step, recipe, method if sparsely else None)
+        return self._fit(model, graph, keep, share, step, recipe, method if sparsely else None)
 
     def _fit(
-        self, model: nn.Module, graph: Graph, keep: Keep, step: int, recipe: Recipe, method: Method | None
+        self,
+        model: nn.Module,
+        graph: Graph,
+        keep: Keep,
+        budget: Budget | Share | None,
+        step: int,
+        recipe: Recipe,
+        method: Method | None,
     ) -> nn.Module:
         """Trains in place; pruned weights stay zero, and pruned units are not there."""
         assert self.data is not None, "the inputs were checked"
         sparse = self.request.method.granularity == "weight"
         graph, held = (self.units, keep) if sparse else (graph, None)
-        seed = self.run.seed + step - 1
-        fit(model, self.data, recipe, seed=seed, method=method, graph=graph, keep=held, progress=self.epochs)
+        fit(
+            model,
+            self.data,
+            recipe,
+            seed=self.run.seed + step - 1,
+            method=method,
+            graph=graph,
+            keep=held,
+            exclude=() if budget is None else budget.exclude,
+            progress=self.epochs,
+        )
         return model
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from torch import nn
+
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
 from topiarist.files import check_fields, from_plain, shown, suggestion
@@ -143,7 +145,7 @@ class Pruning:
         chosen = make(method)
         if isinstance(budget, int | float) and not isinstance(budget, bool):
             budget = {"ratio" if chosen.granularity == "weight" else "macs": budget}
-        if isinstance(budget, Mapping) and isinstance(budget.get("exclude"), str):
+        if isinstance(budget, Mapping) and isinstance(budget.get("exclude"), str | nn.Module):
             budget = {**budget, "exclude": [budget["exclude"]]}
         amount = from_plain(Budget, {} if budget is None else budget, "the budget")
         recipe = _recipe(sparse_training, Recipe.paper())
@@ -174,10 +176,14 @@ class Pruning:
         return cls.of(**value)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the request as plain values for `json`; `allow_blind` where it is set, so that keys of cells stay."""
+        """Returns the request as plain values for `json`; `allow_blind` where it is set, so that keys of cells stay.
+
+        Raises:
+            TopiaristError: the budget names modules themselves.
+        """
         plain = {
             "method": _plain_method(self.method),
-            "budget": None if self.budget is None else asdict(self.budget),
+            "budget": None if self.budget is None else self.budget.to_json(),
             "repair": None if self.repair is None else _plain_method(self.repair),
             "steps": asdict(self.steps),
             "sparse_training": None if self.sparse_training is None else asdict(self.sparse_training),
@@ -247,9 +253,9 @@ def trains_sparsely(method: Method) -> bool:
 
 def _check_budget(method: Method, budget: Budget | None, steps: Steps) -> None:
     """Raises where a method needs a budget, or cannot meet this one, whatever the network."""
+    if (budget is None or budget.only_excludes) and not isinstance(method, Rule | Selector):
+        raise TopiaristError(f"{method.name} needs a budget: give macs, params or ratio, the fraction that is kept")
     if budget is None:
-        if not isinstance(method, Rule | Selector):
-            raise TopiaristError(f"{method.name} needs a budget: give macs, params or ratio, the fraction that is kept")
         return
     if budget.n_of_m is not None and method.granularity != "weight":
         raise TopiaristError(f"N:M sparsity is unstructured, and {method.name} prunes structures: leave it out")

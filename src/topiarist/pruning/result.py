@@ -5,18 +5,32 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from topiarist.architecture import Architecture
-from topiarist.budget import Cost, not_n_of_m
-from topiarist.graph import Graph, removed_blocks
+from topiarist.budget import Cost, not_n_of_m, units_of
+from topiarist.graph import Graph, Keep, Kind, removed_blocks
 from topiarist.methods import Method
 from topiarist.pruning.choice import Choice
 from topiarist.pruning.request import Pruning
 from topiarist.surgery import Proof
+
+
+class Whole(NamedTuple):
+    """What stays as it is since one name was excluded.
+
+    Attributes:
+        groups: that keep every unit; in a graph of blocks, the blocks that stay.
+        layers: that keep all of their outputs by that.
+    """
+
+    groups: tuple[str, ...]
+    layers: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,13 +80,39 @@ class Pruned:
         if self.graph.kind == "weight":
             return self._full_tensors([name for (name, _), is_full in full.items() if is_full])
         reasons = {(pin.tensor, pin.axis): pin.reason for pin in self.graph.pinned}
+        asked = {layer for whole in self.kept_whole.values() for layer in whole.layers}
         unchanged: dict[str, str] = {}
         for name in self.graph.parameters:
             shape = self.graph.shapes[name]
             first = next((axis for axis, size in enumerate(shape) if size > 1), None)
             if len(shape) > 1 and first is not None and full.get((name, first), True):
-                unchanged[name.removesuffix(".weight")] = reasons.get((name, first), "keeps every unit")
+                layer = name.removesuffix(".weight")
+                freely = "kept whole as asked" if layer in asked else "keeps every unit"
+                unchanged[layer] = reasons.get((name, first), freely)
         return unchanged
+
+    @property
+    def kept_whole(self) -> dict[str, Whole]:
+        """Returns what each name that the budget excludes keeps as it is."""
+        budget = self.request.budget
+        names = () if budget is None else budget.exclude
+        return {str(name): self._whole(units_of([name], self.graph)) for name in names}
+
+    def _whole(self, units: Keep) -> Whole:
+        """Returns the groups and layers that some units belong to."""
+        groups = [group for group in self.graph.groups if group.name in units]
+        if self.graph.kind == "block":
+            stay = [b.name for g in groups for b, whole in zip(g.blocks, units[g.name].tolist(), strict=True) if whole]
+            return Whole(tuple(stay), ())
+        others = {g.name: torch.zeros(g.units, dtype=torch.bool) for g in self.graph.groups if g.name not in units}
+        kept = self.graph.kept(others)
+        made = (part for group in groups for part in group.slices if part.role != "input")
+        layers = dict.fromkeys(
+            part.tensor.removesuffix(".weight")
+            for part in made
+            if len(self.graph.shapes[part.tensor]) > 1 and kept[part.tensor, part.axis].all()
+        )
+        return Whole(tuple(group.name for group in groups), tuple(layers))
 
     def _full_tensors(self, names: Sequence[str]) -> dict[str, str]:
         """Returns why weight tensors keep every weight."""
@@ -105,6 +145,9 @@ class Pruned:
         if all(bool(kept.all()) for kept in self.keep.values()):
             trains = "train the network with it for longer or with a stronger penalty, or "
             yield f"No units were pruned: {trains if 'training' in self.method.needs else ''}give a smaller budget"
+        if whole := self.kept_whole:
+            told = [f"{name} ({_counted(each, self.graph.kind)})" for name, each in whole.items()]
+            yield f"kept whole as asked: {', '.join(told)}"
         if unchanged := self.left_alone:
             yield "Layers left alone:"
             yield from (f"  {layer}: {reason}" for layer, reason in unchanged.items())
@@ -124,3 +167,9 @@ class Pruned:
             yield f"checked: {verdict}"
         else:
             yield f"proof: {verdict}; largest relative difference {self.proof.max_rel_diff:.1e} in float64"
+
+
+def _counted(whole: Whole, kind: Kind) -> str:
+    """Returns for example ``"5 groups, 12 layers"``."""
+    counts = {"block" if kind == "block" else "group": len(whole.groups), "layer": len(whole.layers)}
+    return ", ".join(f"{n} {noun}{'s' * (n != 1)}" for noun, n in counts.items() if n) or "nothing there can be pruned"

@@ -131,7 +131,7 @@ class Job:
             architecture: its shape.
             recipe: how.
             size: what is known of the shape: MACs, parameters, widths.
-            role: method, graph and keep, as `topiarist.fit` takes them.
+            role: method, graph, keep and exclude, as `topiarist.fit` takes them.
         """
         checkpoint = self.folder / "checkpoint.pt"
         speed = Speed(**{**self.cell.settings.get("speed", {}), "evaluate_every": 0})

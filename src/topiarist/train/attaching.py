@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from topiarist.budget import Name, as_names, spelled, units_of
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, broadcast_kept, kept_positions, unwrapped
 from topiarist.methods import Gate, Method, Penalty, Proximal, Soft, make
@@ -28,10 +29,12 @@ class Attached:
     Attributes:
         parameters: the gates' own parameters, which the optimiser trains as its last group, without weight decay.
         removed: parameter name → bool tensor of its shape, True where the entry is held at zero.
+        units: what the method acts on: the graph without what is excluded; ``None`` where no graph was given.
     """
 
     parameters: tuple[nn.Parameter, ...]
     removed: Mapping[str, Tensor]
+    units: Graph | None
 
 
 def removed_entries(model: nn.Module, graph: Graph, keep: Keep) -> dict[str, Tensor]:
@@ -86,6 +89,31 @@ def as_method(method: object) -> Method | None:
     return make(cast("Method", method))  # which explains what a method is to whoever gave none
 
 
+def _acted_on(
+    method: Method | None, model: nn.Module, graph: Graph | None, exclude: Name | Collection[Name]
+) -> Graph | None:
+    """Returns what a method acts on in training: the graph, without the units of what is excluded.
+
+    Args:
+        method: whose units they are; a value with a training-time role alone takes the graph as it is.
+        model: the network.
+        graph: its graph, if it is known.
+        exclude: names, or modules of the model.
+
+    Raises:
+        TopiaristError: there is no graph to exclude from, a name means nothing in it, or a module is not of the model.
+    """
+    names = as_names(exclude)
+    if not names:
+        return graph
+    if graph is None:
+        raise TopiaristError(
+            "excluding from a training needs the model's graph: pass graph=topiarist.trace(model, example_inputs)"
+        )
+    units = method.units(graph) if isinstance(method, Method) else graph
+    return units.without(units_of(spelled(names, model), units))
+
+
 def _kind(kept: object) -> str:
     return f"{kept.dtype} {tuple(kept.shape)}" if isinstance(kept, Tensor) else type(kept).__name__
 
@@ -97,6 +125,8 @@ def attach(
     optimizer: Optimizer,
     graph: Graph | None = None,
     keep: Keep | None = None,
+    *,
+    exclude: Name | Collection[Name] = (),
 ) -> Iterator[Attached]:
     """Attaches what a method does while a network trains to the training loop that runs in this context.
 
@@ -107,7 +137,8 @@ def attach(
 
     Args:
         method: a method, its registered name, or ``None`` to apply a keep alone. Roles that it lacks do nothing. An
-            optimiser knows no epochs: in a loop of your own call `soften` of soft pruning between them.
+            optimiser knows no epochs: in a loop of your own call `soften` of soft pruning between them, on the units
+            of what this yields.
         model: the model that trains.
         optimizer: any optimiser over its parameters. Learning-rate schedulers belong inside the context, since gates
             add a parameter group. The proximal step sees the learning rate of the first parameter group.
@@ -115,12 +146,15 @@ def attach(
         keep: group name → bool ``(units,)``, usually of ``graph.weights()``. With units that are not weights the
             parameters are held at zero all the same, but normalisations over channels still count the removed ones:
             cut the model instead where that matters.
+        exclude: what the method leaves alone, named as in `topiarist.Budget`: it gets no penalty, no gates, no
+            proximal step, and neither do units that are tied to it.
 
     Yields:
-        Attached: the gates' parameters and the masks in use.
+        Attached: the gates' parameters, the masks in use, and the units that the method acts on.
 
     Raises:
-        TopiaristError: the graph is missing, the keep does not fit it, or the optimiser holds other parameters.
+        TopiaristError: the graph is missing, the keep does not fit it, a name means nothing in it, or the optimiser
+            holds other parameters.
 
     Examples:
         >>> with attach("slimming", model, optimizer, graph):  # doctest: +SKIP
@@ -133,10 +167,11 @@ def attach(
     if keep is not None and isinstance(graph, Graph):
         check_shapes(model, graph.shapes)
     _check(method, model, optimizer, graph, keep)
+    units = _acted_on(method, model, graph, exclude)
     with ExitStack() as stack:
         gates: tuple[nn.Parameter, ...] = ()
-        if isinstance(method, Gate) and graph is not None:
-            module = stack.enter_context(method.gates(model, graph))
+        if isinstance(method, Gate) and units is not None:
+            module = stack.enter_context(method.gates(model, units))
             gates = tuple(parameter for parameter in module.parameters() if parameter.requires_grad)
         if gates:
             _add_group(optimizer, gates, stack)
@@ -144,15 +179,15 @@ def attach(
         masks = [(model.get_parameter(name), entries) for name, entries in removed.items()]
         _clear(masks, optimizer)
         penalty = proximal = None
-        if isinstance(method, Penalty) and graph is not None:
-            penalty = partial(method.penalty, model, graph)
-        if isinstance(method, Proximal) and graph is not None:
-            proximal = partial(method.proximal, model, graph)
+        if isinstance(method, Penalty) and units is not None:
+            penalty = partial(method.penalty, model, units)
+        if isinstance(method, Proximal) and units is not None:
+            proximal = partial(method.proximal, model, units)
         if penalty or masks:
             stack.callback(optimizer.register_step_pre_hook(_BeforeStep(penalty, masks)).remove)
         if proximal or masks:
             stack.callback(optimizer.register_step_post_hook(_AfterStep(proximal, masks)).remove)
-        yield Attached(gates, removed)
+        yield Attached(gates, removed, units)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from topiarist.budget import Name, as_names, spelled
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
 from topiarist.files import one_line
@@ -44,6 +45,7 @@ def fit(
     method: Method | str | None = None,
     graph: Graph | None = None,
     keep: Keep | None = None,
+    exclude: Name | Collection[Name] = (),
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
     speed: Speed | None = None,
@@ -66,6 +68,7 @@ def fit(
         graph: the model's graph; needed with ``keep`` and with a method that acts in training.
         keep: group name → bool ``(units,)`` of ``graph.weights()``; what it removes stays zero, and dropout
             before layers with pruned weights is lowered (Han et al. 2015, see `corrected_dropout`).
+        exclude: what the method leaves to plain training, named as in `topiarist.Budget` (see `attach`).
         checkpoint: file to store the training in and to resume from.
         progress: called after each epoch as ``progress(epoch, epochs, row)``.
         speed: device, precision and so on; ``Speed()`` where none is given.
@@ -74,12 +77,14 @@ def fit(
         History: one row an epoch.
 
     Raises:
-        TopiaristError: the model does not fit the data, the graph is missing, the loss diverges, the checkpoint is
-            of another run, damaged, or cannot be written, or several devices have one process.
+        TopiaristError: the model does not fit the data, the graph is missing, a name means nothing in it, the loss
+            diverges, the checkpoint is of another run, damaged, or cannot be written, or several devices have one
+            process.
         KeyboardInterrupt: the user stopped it; the checkpoint holds the last finished epoch.
     """
     recipe, speed = recipe or Recipe.paper(), speed or Speed()
     method, model = as_method(method), unwrapped(model)
+    names = spelled(as_names(exclude), model)
     if isinstance(method, Method) and (examples := len(data.train_y)):
         method = method.in_training(examples, recipe.epochs * -(-examples // recipe.batch_size))
     fabric = _fabric(speed)
@@ -94,15 +99,17 @@ def fit(
             torch.manual_seed(seed)
             example = data.example().to(fabric.device)
             with (
-                attach(method, model, optimizer, graph, keep) as attached,
+                attach(method, model, optimizer, graph, keep, exclude=names) as attached,
                 corrected_dropout(model, example, attached.removed),
             ):
                 step = _compiled(model, fabric.device) if speed.compiled else model
                 module, wrapped = fabric.setup(step, optimizer)  # after the gates, so that it sees their parameters
                 generator = torch.Generator().manual_seed(seed)
                 run = _Run(fabric, module, wrapped, model, optimizer, generator, data, recipe, speed)
-                file = _File(None if checkpoint is None else Path(checkpoint), _settings(run, seed, method, keep))
-                soften = _softening(method, model, graph, recipe.epochs)
+                file = _File(
+                    None if checkpoint is None else Path(checkpoint), _settings(run, seed, method, keep, names)
+                )
+                soften = _softening(method, model, attached.units, recipe.epochs)
                 with _compiling(speed.compiled):
                     return _train(run, file, progress, soften)
     finally:
@@ -332,10 +339,18 @@ def _cuda(fabric: Fabric) -> list[int]:
     return [fabric.device.index or 0] if fabric.device.type == "cuda" else []
 
 
-def _settings(run: _Run, seed: int, method: Method | None, keep: Keep | None) -> State:
+def _settings(run: _Run, seed: int, method: Method | None, keep: Keep | None, exclude: tuple[str, ...]) -> State:
     """Returns what must be equal for a checkpoint to be of the same run, as plain values."""
     digest = hashlib.sha256()
     for name in sorted(keep or {}):
         digest.update(name.encode() + b"\0" + bytes((keep or {})[name].to("cpu", torch.uint8).tolist()))
     data = [run.data.name, len(run.data.train_y), *run.data.train_x.shape[1:]]
-    return {**asdict(run.recipe), "seed": seed, "method": repr(method), "data": data, "keep": digest.hexdigest()}
+    told = {"exclude": list(exclude)} if exclude else {}  # none in checkpoints of older releases
+    return {
+        **asdict(run.recipe),
+        "seed": seed,
+        "method": repr(method),
+        "data": data,
+        "keep": digest.hexdigest(),
+        **told,
+    }

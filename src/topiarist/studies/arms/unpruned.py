@@ -15,13 +15,17 @@ def train_unpruned(job: Job) -> Result:
     total, architecture = cost(graph), Architecture.of(graph, graph.full())
     model = job.initial(job.cell.settings["seed"])
     size = {"macs": total.macs, "params": total.params}
-    return job.train(model, architecture, job.recipe, size, method=job.method, graph=graph)
+    role = {"method": job.method, "graph": graph, "exclude": job.cell.settings.get("exclude", ())}
+    return job.train(model, architecture, job.recipe, size, **role)
 
 
 def settings(case: Case) -> Json:
-    """Returns the method with its fields, if it takes part in training."""
-    trained = case.pruning is not None and case.pruning.trained
-    return {"method": case.pruned_by.request.to_json()["method"]} if trained else {}
+    """Returns the method with its fields, and what it leaves alone, if it takes part in training."""
+    if case.pruning is None or not case.pruning.trained:
+        return {}
+    request = case.pruning.request.to_json()
+    exclude = (request["budget"] or {}).get("exclude")
+    return {"method": request["method"], **({"exclude": list(exclude)} if exclude else {})}
 
 
 UNPRUNED = Arm(

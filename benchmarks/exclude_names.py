@@ -1,0 +1,127 @@
+"""What is excluded by name keeps its shape: ten networks, five ways of naming.
+
+    python benchmarks/exclude_names.py [NAME …] [--out benchmarks/exclude_names.md]
+
+For each network a layer in its middle that may be cut is excluded: by its name, by the name of the module around it, by
+a glob, by the name of one of its parameters, and as the module itself. Every other group keeps half of its units, drawn
+at random. Then all parameters and buffers that were named must have the shapes, and the bits, that they had. Prints a
+Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import platform
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import topiarist
+from topiarist.models import load_model
+
+NETWORKS = (
+    "torchvision:vgg16_bn",
+    "torchvision:resnet18",
+    "torchvision:densenet121",
+    "torchvision:googlenet",
+    "torchvision:mobilenet_v2",
+    "torchvision:shufflenet_v2_x1_0",
+    "torchvision:convnext_tiny",
+    "torchvision:vit_b_16",
+    "torchvision:segmentation.lraspp_mobilenet_v3_large",
+    "timm:hrnet_w18_small",
+)
+SIDE = 64
+"""Of the images where a network takes any; the transformer has positions for 224 only."""
+
+
+def middle(model: nn.Module, graph: topiarist.Graph) -> str:
+    """The layer in the middle of those that lie within a module and can be cut."""
+    cut = {part.tensor for group in graph.groups for part in group.slices}
+    kinds = (nn.Conv2d, nn.Linear)
+    layers = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, kinds) and "." in name and f"{name}.weight" in cut
+    ]
+    return layers[len(layers) // 2]
+
+
+def ways(model: nn.Module, layer: str) -> dict[str, tuple[str | nn.Module, str]]:
+    """Way → what is excluded, and a glob on the tensors that it means."""
+    around = layer.rpartition(".")[0]
+    return {
+        "layer": (layer, f"{layer}.*"),
+        "module": (around, f"{around}.*"),
+        "glob": (f"{around}.*", f"{around}.*"),
+        "parameter": (f"{layer}.weight", f"{layer}.weight"),
+        "module object": (model.get_submodule(around), f"{around}.*"),
+    }
+
+
+def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def row(name: str) -> dict[str, str]:
+    torch.manual_seed(0)
+    model = load_model(name).eval()
+    side = 224 if "vit" in name else SIDE
+    example = torch.randn(1, 3, side, side)
+    graph, before = topiarist.trace(model, example), tensors(model)
+    layer = middle(model, graph)
+    found = {"network": name, "excluded": layer}
+    for way, (excluded, meant) in ways(model, layer).items():
+        budget = topiarist.Budget(ratio=0.5, exclude=(excluded,))
+        small = topiarist.prune(model, example, "random", budget, graph=graph)
+        after, named = tensors(small.model), fnmatch.filter(before, meant)
+        whole = named and all(torch.equal(after[tensor], before[tensor]) for tensor in named)
+        (told,) = small.kept_whole.values()
+        kept = f"{len(named)} of {len(before)}, {len(told.groups)} of {len(graph.groups)}" if whole else "CUT"
+        found[way] = f"{kept}, {small.after.params / small.before.params:.0%}"
+    return found
+
+
+def markdown(rows: list[dict[str, str]], seconds: float) -> str:
+    heads = ("network", "layer", "layer's name", "module's name", "glob", "parameter's name", "module itself")
+    cells = [cell for each in rows for cell in list(each.values())[2:]]
+    whole = sum("CUT" not in cell for cell in cells)
+    lines = [
+        "# What is excluded keeps its shape",
+        "",
+        "A layer in the middle of each network is excluded in five ways: by its name, by the name of the module around "
+        "it, by a glob on what is in that module, by its weight's name, and as that module itself. All other groups "
+        f"keep half of their units, at random. In {whole} of {len(cells)} prunings all that was named kept its shapes "
+        "and its values, to the bit; `CUT` marks the others. A cell says how many tensors were named, how many groups "
+        "stay whole for that, and how many parameters are left in the network. "
+        f"Images of {SIDE} pixels (224 for ViT), random weights of seed 0, one thread of {platform.machine()}, "
+        f"{seconds / 60:.0f} minutes; topiarist {topiarist.__version__}, torch {torch.__version__}. "
+        "Rerun: `python benchmarks/exclude_names.py --out benchmarks/exclude_names.md`.",
+        "",
+        f"| {' | '.join(heads)} |",
+        f"|{'---|' * len(heads)}",
+    ]
+    return "\n".join([*lines, *(f"| {' | '.join(each.values())} |" for each in rows), ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", help="networks; ten of networks.txt without")
+    parser.add_argument("--out", type=Path, help="file of the table; else it is printed")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    begin, rows = time.perf_counter(), []
+    for name in options.names or NETWORKS:
+        rows.append(row(name))
+        print(*rows[-1].values(), sep="; ", flush=True)
+    table = markdown(rows, time.perf_counter() - begin)
+    print(table) if options.out is None else options.out.write_text(table)
+
+
+if __name__ == "__main__":
+    main()
