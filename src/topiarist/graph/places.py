@@ -222,17 +222,11 @@ def _is_torch(frame: FrameType) -> bool:
     return name == "torch" or name.startswith("torch.")
 
 
-def running_frame() -> FrameType | None:
-    """Returns the innermost frame of the network's code."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and (_is_ours(frame) or _is_torch(frame)):
-        frame = None if frame.f_code is call_model.__code__ else frame.f_back
-    return frame
-
-
 def line_of_code() -> str:
-    """Returns ``file:line`` of the network's code that is running."""
-    frame = running_frame()
+    """Returns ``file:line`` of the network's code that is running, torch's own modules left out."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and (_is_ours(frame) or frame.f_globals.get("__name__", "").partition(".")[0] == "torch"):
+        frame = None if frame.f_code is call_model.__code__ else frame.f_back
     return f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno}" if frame is not None else ""
 
 
@@ -423,8 +417,10 @@ def compiled(function: Written, node: FunctionNode, code: CodeType, added: Seque
         made = compile(outer, function.filename, "exec", flags=flags, dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError):
         return None
-    result = _inner(made, code.co_name)
-    if result is not None and added:
+    if (found := _inner(made, code.co_name)) is None:
+        return None
+    result = found.replace(co_qualname=code.co_qualname)
+    if added:
         _EDITED.update(_all_code(result))
     return result
 

@@ -23,7 +23,7 @@ from topiarist.graph.labels import Labels, Origin, Vector, labelled
 from topiarist.graph.lines import Added, Classes, Rectangles
 from topiarist.graph.places import Place, Site
 from topiarist.graph.record import Record
-from topiarist.graph.sizes import Attribute, Equation, Length, evaluate, holds_constant, kept_length, leaves, solve
+from topiarist.graph.sizes import Attribute, Equation, Length, evaluate, holds_plain_length, kept_length, leaves, solve
 
 
 class Ratio(NamedTuple):
@@ -189,7 +189,7 @@ class Solution:
         """Returns whether an expression holds what may change with the input: a plain length, or one that is pinned."""
         pinned = self.classes.pinned
         lengths = [self.record.vectors[leaf.vector] for leaf in leaves(e.expression) if isinstance(leaf, Length)]
-        return holds_constant(e.expression) or any((self.classes.of[v] == pinned).all() for v in lengths)
+        return holds_plain_length(e.expression) or any((self.classes.of[v] == pinned).all() for v in lengths)
 
     def disagreeing(self, dead: np.ndarray) -> list[list[Equation]]:
         """Returns the equations of each site that no one correction puts right."""
