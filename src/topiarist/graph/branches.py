@@ -29,6 +29,10 @@ ROOTS = {"sqrt", "rsqrt", "float", "pow", "log", "log2", "exp", "tensor"}
 COMPILERS = {"is_scripting", "is_tracing", "is_exporting", "is_compiling", "is_in_onnx_export", "is_fx_tracing"}
 COMPILERS |= {"is_torchdynamo_compiling", "is_symbolic", "is_dynamo_compiling"}
 """What code asks to run in another way while it is compiled or exported."""
+UNSAFE, DIVIDES, IMPOSSIBLE = "*", "//", ""
+"""What is found beside the sizes that code gives."""
+ROUNDING = {"int", "ceil", "floor", "round"}
+"""Calls that make a size of a quotient."""
 DEPTH = 4
 """Functions that call each other are looked into this deep."""
 
@@ -40,15 +44,17 @@ class Branch(NamedTuple):
         module: in whose forward it is.
         place: where; the last step is the part itself.
         line: ``file:line``.
-        unsafe: it states sizes, computes a number from one, or runs a module that never ran.
-        sized: it computes sizes, which are right where the module needs no correction.
+        unsafe: it states widths, computes a number from a size, or runs a module that never ran.
+        divides: it divides sizes by others, which is right where the module needs no correction.
+        sizes: what it gives for sizes, as it is written: unsafe where the same had to be corrected elsewhere.
     """
 
     module: str
     place: Place
     line: str
     unsafe: bool
-    sized: bool
+    divides: bool
+    sizes: frozenset[str]
 
 
 Ran = dict[CodeType, set[int]]
@@ -116,7 +122,8 @@ def untaken(taken: Taken, model: nn.Module, ran: set[str]) -> tuple[Branch, ...]
             dangers = look.at(block.parts, root.function.node)
             place = (*steps, Step(name, root.function.source, block_span(root.function, block)))
             line = f"{root.function.filename.rpartition('/')[2]}:{block.parts[0].lineno}"
-            branches.append(Branch(module, place, line, "unsafe" in dangers, "sized" in dangers))
+            sizes = frozenset(dangers - {UNSAFE, DIVIDES})
+            branches.append(Branch(module, place, line, UNSAFE in dangers, DIVIDES in dangers, sizes))
     return tuple(branches)
 
 
@@ -193,41 +200,53 @@ class _Look:
     name: str
 
     def at(self, block: Sequence[ast.AST], function: ast.AST, depth: int = 0) -> set[str]:
-        """Returns ``"unsafe"`` and ``"sized"``, or one of them, or neither."""
+        """Returns the sizes that it gives, as they are written, and `UNSAFE` or `DIVIDES`, where it is or does so."""
         if all(isinstance(part, ast.Raise | ast.Pass) for part in block):
             return set()
         sizes = self._names_of_sizes(function)
+        nodes = [node for part in block for node in ast.walk(part)]
+        rounded = {
+            id(inner) for n in nodes if isinstance(n, ast.Call) and _name(n) in ROUNDING for inner in ast.walk(n)
+        }
         dangers: set[str] = set()
-        for part in block:
-            for node in ast.walk(part):
-                if isinstance(node, ast.Call):
-                    dangers |= self._of_call(node, sizes, depth)
-                elif (isinstance(node, ast.BinOp) and self._makes_a_number(node, sizes)) or (
-                    isinstance(node, ast.Subscript) and _picks_positions(node)
-                ):
-                    dangers.add("unsafe")
-        return dangers
+        for node in nodes:
+            if isinstance(node, ast.Call):
+                dangers |= self._of_call(node, sizes, depth)
+            elif id(node) not in rounded and (self._makes_a_number(node, sizes) or _picks_positions(node)):
+                dangers.add(UNSAFE)
+        return set() if IMPOSSIBLE in dangers else dangers
 
     def _of_call(self, node: ast.Call, sizes: set[str], depth: int) -> set[str]:
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        given = [*node.args, *(keyword.value for keyword in node.keywords)]
+        name, given = _name(node), [*node.args, *(keyword.value for keyword in node.keywords)]
         if name in RESIZING:
-            return {"unsafe"} if name != "pad" and any(map(_states_a_width, given)) else {"sized"}
+            return self._of_sizes(name, given)
         if name in PARTING:
-            return {"unsafe"}
+            return {UNSAFE}
         if name == "scaled_dot_product_attention":
-            return set() if any(keyword.arg == "scale" for keyword in node.keywords) else {"unsafe"}
+            return set() if any(keyword.arg == "scale" for keyword in node.keywords) else {UNSAFE}
         if name in ROOTS and any(self._is_size(argument, sizes) for argument in given):
-            return {"unsafe"}
-        called = self._called(node.func)
+            return {UNSAFE}
+        called, path = self._called(node.func), _path(node.func)
         if isinstance(called, nn.Module):
-            return set() if f"{self.name}.{_path(node.func)}".lstrip(".") in self.ran else {"unsafe"}
+            ran = f"{self.name}.{path}".lstrip(".") in self.ran
+            return set() if ran or not called.state_dict() else {UNSAFE}
+        if path and called is None and hasattr(self.module, path.partition(".")[0]):
+            return {IMPOSSIBLE}  # it would call None
         inner = written(called.__code__) if isinstance(called, FunctionType) and depth < DEPTH else None
         if inner is None or called.__module__.partition(".")[0] == "torch":
             return set()
         look = _Look(self.module, called.__globals__, self.ran, self.name)
         body = [inner.node.body] if isinstance(inner.node, ast.Lambda) else inner.node.body
         return look.at(body, inner.node, depth + 1)
+
+    def _of_sizes(self, name: str, given: Sequence[ast.expr]) -> set[str]:
+        """Returns what is found in the sizes that a call is given."""
+        if name != "pad" and any(map(_states_a_width, given)):
+            return {UNSAFE}
+        entries = [e for g in given for e in (g.elts if isinstance(g, ast.Tuple | ast.List) else [g])]
+        parts = [n.right for e in entries for n in ast.walk(e) if isinstance(n, ast.BinOp)]
+        divides = any(isinstance(p, ast.Attribute) or _states_a_width(p) for p in parts)
+        return {ast.unparse(e) for e in entries if not isinstance(e, ast.Constant)} | ({DIVIDES} if divides else set())
 
     def _called(self, func: ast.expr) -> Any:
         """Returns what a name or an attribute of the module stands for."""
@@ -256,7 +275,7 @@ class _Look:
         if isinstance(node, ast.Name):
             return node.id in names
         if isinstance(node, ast.Call):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            name = _name(node)
             inner = any(self._is_size(argument, names) for argument in node.args)
             return name in {"size", "numel", "len"} or (name in {"int", "max", "min", "sum", *ROOTS} and inner)
         if isinstance(node, ast.BinOp):
@@ -266,13 +285,20 @@ class _Look:
             return self._is_size(node.value, names)
         return isinstance(node, ast.Tuple) and any(self._is_size(part, names) for part in node.elts)
 
-    def _makes_a_number(self, node: ast.BinOp, sizes: set[str]) -> bool:
-        """Returns whether arithmetic makes a number of a size: a power, a quotient, a product with something else."""
+    def _makes_a_number(self, node: ast.AST, sizes: set[str]) -> bool:
+        """Returns whether this is arithmetic that makes a number of a size: a power, a quotient, a mixed product."""
+        if not isinstance(node, ast.BinOp):
+            return False
         left, right = self._is_size(node.left, sizes), self._is_size(node.right, sizes)
         if isinstance(node.op, ast.Pow | ast.Div):
             return left or right
         other = node.right if left else node.left
         return isinstance(node.op, ast.Mult) and left != right and not isinstance(other, ast.Constant)
+
+
+def _name(call: ast.Call) -> str:
+    func = call.func
+    return func.attr if isinstance(func, ast.Attribute) else func.id if isinstance(func, ast.Name) else ""
 
 
 def _path(func: ast.expr) -> str:
@@ -289,7 +315,7 @@ def _states_a_width(node: ast.expr) -> bool:
     return any(isinstance(n, ast.Constant) and type(n.value) is int and n.value > 1 for n in ast.walk(node))
 
 
-def _picks_positions(node: ast.Subscript) -> bool:
-    """Returns whether an index of several axes picks positions by literal numbers that are not the first or last."""
-    entries = node.slice.elts if isinstance(node.slice, ast.Tuple) else []
+def _picks_positions(node: ast.AST) -> bool:
+    """Returns whether this is an index of several axes that picks positions by literal numbers above 1."""
+    entries = node.slice.elts if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple) else []
     return any(_states_a_width(entry) for entry in entries)

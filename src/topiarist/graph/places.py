@@ -61,6 +61,7 @@ class Site(NamedTuple):
         kind: ``"sizes"``: entry `slot` of the sizes that a call is given from argument `at` on; ``"number"``: operand
             or argument `slot`; ``"scale"``: attention's scale.
         infers: whether torch could work the size out, for which the call gives all of them.
+        text: the size as it is written, where the call gives it by itself.
     """
 
     place: Place
@@ -68,6 +69,7 @@ class Site(NamedTuple):
     slot: int = 0
     at: int = 0
     infers: bool = False
+    text: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,8 +255,10 @@ class Here:
             at: the positional argument where they begin, of those that begin with the tensor.
             infers: whether torch could work it out.
         """
-        call = self.call
-        return Site(self.place, "sizes", slot, at - self._bound(call), infers) if call is not None else None
+        if (call := self.call) is None:
+            return None
+        at -= self._bound(call)
+        return Site(self.place, "sizes", slot, at, infers, _text(call, at, slot))
 
     def operand(self, side: int) -> Site | None:
         """Returns the site of one side of the arithmetic that is running: 0 or 1."""
@@ -291,6 +295,15 @@ class Here:
             root = root.value
         of_module = isinstance(root, ast.Name) and isinstance(self.names.get(root.id), types.ModuleType)
         return int(isinstance(call.func, ast.Attribute) and not of_module)
+
+
+def _text(call: ast.Call, at: int, slot: int) -> str:
+    """Returns a size as a call gives it; empty where it is in a value with others."""
+    given: Sequence[ast.expr] = call.args[at:]
+    if len(given) == 1 and isinstance(given[0], ast.Tuple | ast.List):
+        given = given[0].elts
+    plain = slot < len(given) and not any(isinstance(size, ast.Starred) for size in given[: slot + 1])
+    return ast.unparse(given[slot]) if plain else ""
 
 
 def place_here(*, direct: bool = False) -> Here | None:

@@ -136,7 +136,8 @@ class Solution:
         corrections: dict[str, list[Correction]] = {}
         guards: dict[str, list[Correction]] = {}
         grouped: dict[tuple[str, Place, str, int], dict[int, Ratio | float]] = {}
-        for module, sites in self._stated(dead)[0].items():
+        stated, _ = self._stated(dead)
+        for module, sites in stated.items():
             for site, value in sites.items():
                 grouped.setdefault((module, site.place, site.kind, site.at), {})[site.slot] = value
         for (module, place, kind, at), values in grouped.items():
@@ -146,7 +147,8 @@ class Solution:
                 squeezed = Correction(place, "squeeze", 0, dict(enumerate(dims)))
                 corrections.setdefault(module, []).append(squeezed)
         for branch in self.record.branches:
-            corrected = branch.sized and branch.module in corrections
+            here = stated.get(branch.module, {})
+            corrected = branch.sizes.intersection(site.text for site in here) or (branch.divides and here)
             if (branch.unsafe or corrected) and self._loses(branch.module, dead):
                 guards.setdefault(branch.module, []).append(Correction(branch.place, GUARD, 0, {}))
         for module, guarding in guards.items():

@@ -112,7 +112,7 @@ def _listen(
                 with _aside(record):
                     _run(tracer, model, inputs, deadline)
             _run_in_training(tracer, model, example_inputs, deadline)
-            record.branches = untaken(tracer.taken, model, tracer.ran)
+            record.branches = untaken(tracer.taken, model, tracer.ran | _used(record))
     finally:
         with torch.no_grad():
             for name, buffer in model.named_buffers():
@@ -214,6 +214,11 @@ def _run_in_training(tracer: Tracer, model: nn.Module, example_inputs: Inputs, d
         pass  # a branch that cannot run on these inputs leaves its parameters unused, hence pinned
     finally:
         model.eval()
+
+
+def _used(record: Record) -> set[str]:
+    """Returns the names of the modules whose own tensors some operator used."""
+    return {name.rpartition(".")[0] for name in record.touched}
 
 
 @contextmanager
