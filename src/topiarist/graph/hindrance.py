@@ -33,4 +33,7 @@ def hindrance(graph: Graph) -> str:
         return f"{nothing}: it has no {lacking}; give another network or method"
     (often, _), *_ = Counter(reason.partition(" (")[0] for reason in telling).most_common(1)
     first = next(reason for reason in telling if reason.startswith(often))
-    return f"{nothing}, and the most frequent reason is: {first}; `topiarist inspect` says what pins each layer"
+    help_ = "`topiarist inspect` says what pins each layer"
+    if any("<" in reason for reason in telling):  # <stdin>, <string>
+        help_ = "write the network in a file: without its source, the sizes in its code cannot be corrected"
+    return f"{nothing}, and the most frequent reason is: {first}; {help_}"
