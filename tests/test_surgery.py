@@ -162,7 +162,7 @@ def fused(net, x):
     return net.down(x.reshape(batch, length, 2, 4).relu().reshape(batch, length, 8))
 
 
-def shimmed():
+def corrected():
     return shaken(Net(fused, **qkv_parts(up=nn.Linear(12, 8), down=nn.Linear(8, 3))))
 
 
@@ -172,7 +172,7 @@ TWICE += ["attention", "literal attention", "sdpa", "bmm", "multi-head", "encode
 
 @pytest.mark.parametrize("name", [*TWICE, "fused"])
 def test_two_cuts_in_turn_are_one_cut(name):
-    model, inputs = (shimmed(), tokens(2)) if name == "fused" else (CASES[name].model(), CASES[name].inputs)
+    model, inputs = (corrected(), tokens(2)) if name == "fused" else (CASES[name].model(), CASES[name].inputs)
     model, inputs = model.double(), real(inputs)
     graph = trace(model, inputs)
     for seed in range(4 if NIGHT else 1):

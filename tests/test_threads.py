@@ -33,7 +33,7 @@ def encoder(seed):
     return nn.TransformerEncoder(nn.TransformerEncoderLayer(12, 2, 16, batch_first=True), 1).eval()
 
 
-def shimmed():
+def corrected():
     torch.manual_seed(0)
     model, x = shaken(nn.Sequential(*(Net(literal, **qkv_parts()) for _ in range(3)))), tokens(1)
     graph = check(model, trace(model, x), tokens(2, 7))
@@ -94,7 +94,7 @@ def test_measuring_in_threads_is_measuring_alone():
 
 
 def test_one_pruned_network_runs_in_many_threads():
-    model, inputs = shimmed(), [tokens(2, 5 + k, seed=k) for k in range(THREADS)]
+    model, inputs = corrected(), [tokens(2, 5 + k, seed=k) for k in range(THREADS)]
 
     def work(thread):
         with torch.no_grad():
