@@ -35,7 +35,7 @@ from topiarist.budget import cost
 from topiarist.files import one_line
 from topiarist.graph import call_model, fast_path_off
 from topiarist.models import import_torchvision
-from topiarist.surgery import copied, decisions, non_degenerate, paths
+from topiarist.surgery import Answer, copied, decisions, difference, non_degenerate, paths
 
 TOLERANCE = 1e-10
 SINGLE = 1e-4
@@ -43,8 +43,16 @@ SINGLE = 1e-4
 NEW_TOKENS = 12
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "onnx", "onnxruntime")
 
-Way = Callable[[nn.Module], Any]
+Run = Callable[[nn.Module], Any]
 """Runs a network on a path, and returns what it computes."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the cut network is run on a path, and how the masked one, where that is not alike."""
+
+    run: Run
+    reference: Run | None = None
 
 
 @dataclass
@@ -60,29 +68,48 @@ class Case:
 
 def on(inputs: Any) -> Way:
     """Calls the network."""
-    return lambda model: call_model(model, inputs)
+    return Way(lambda model: call_model(model, inputs))
 
 
 def trained(inputs: Any) -> Way:
     """Calls the network in training mode: the seed drops the same samples, dropout is off."""
 
-    def way(model: nn.Module) -> Any:
+    def run(model: nn.Module) -> Any:
         with paths.Path("", inputs, training=True).entered(model):
             torch.manual_seed(0)
             return call_model(model, inputs)
 
-    return way
+    return Way(run)
 
 
 def scripted(inputs: Any) -> Way:
-    """Runs what torch.jit.trace makes of the network; no test of its own, since that is what is tested here."""
-    return lambda model: torch.jit.trace(model, inputs, check_trace=False)(inputs)
+    """Runs what torch.jit.trace makes of the network, which traces the code but not what a mask does beside it."""
+    return Way(lambda model: torch.jit.trace(model, inputs, check_trace=False)(inputs), on(inputs).run)
+
+
+def symbolic(inputs: Any) -> Way:
+    return Way(lambda model: torch.fx.symbolic_trace(model)(inputs), on(inputs).run)
+
+
+def program(inputs: Any, *, strict: bool) -> Way:
+    """Runs what torch.export makes of the network."""
+    return Way(lambda model: torch.export.export(model, (inputs,), strict=strict).module()(inputs), on(inputs).run)
+
+
+def compiled(inputs: Any) -> Way:
+    """Runs the graph that torch.compile finds, without a compiler for it."""
+
+    def run(model: nn.Module) -> Any:
+        torch.compiler.reset()
+        return torch.compile(model, backend="aot_eager", fullgraph=True)(inputs)
+
+    return Way(run, on(inputs).run)
 
 
 def generated(ids: Tensor, **options: Any) -> Way:
     """Generates tokens; returns them, and the logits of each step, taken before they are rounded to float32."""
 
-    def way(model: nn.Module) -> Any:
+    def run(model: nn.Module) -> Any:
         logits: list[Tensor] = []
         hook = model.get_output_embeddings().register_forward_hook(lambda *call: logits.append(call[-1][:, -1]))
         lengths = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
@@ -92,13 +119,13 @@ def generated(ids: Tensor, **options: Any) -> Way:
             hook.remove()
         return tokens, logits
 
-    return way
+    return Way(run)
 
 
 def exported(example: Tensor, *, dynamo: bool) -> Way:
     """Runs the ONNX file of the network, in float32."""
 
-    def way(model: nn.Module) -> Any:
+    def run(model: nn.Module) -> Any:
         import onnxruntime
 
         model = copied(model).float()
@@ -109,7 +136,7 @@ def exported(example: Tensor, *, dynamo: bool) -> Way:
             outputs = session.run(None, {session.get_inputs()[0].name: example.float().numpy()})
         return [torch.from_numpy(output) for output in outputs]
 
-    return way
+    return Way(run, on(example).run)
 
 
 # ------------------------------------------------------------------------------------------------------------ networks
@@ -220,7 +247,7 @@ def swin(name: str, **options: Any) -> Case:
     model = topiarist.load_model(f"torchvision:{name}", **options)
     ways = {f"{side} × {side}": on(image(side, side)) for side in (192, 256, 150)}
     ways |= {"168 × 250, batch of 2": on(image(168, 250, batch=2)), "training": trained(image(192, 192, batch=2))}
-    return Case(model, image(224, 224), ways | {"torch.jit.trace": scripted(image(224, 224))})
+    return Case(model, image(224, 224), ways)
 
 
 def swin3d() -> Case:
@@ -257,11 +284,14 @@ def retinanet() -> Case:
     return Case(model, (picture,), ways, selects=True)
 
 
-def to_file(name: str, side: int = 224, kind: str = "timm", **options: Any) -> Case:
+def to_file(name: str, side: int = 224, kind: str = "timm", fx: bool = False, **options: Any) -> Case:
     model = topiarist.load_model(f"{kind}:{name}", **options)
     example = image(side, side)
     ways = {"ONNX, TorchScript": exported(example, dynamo=False), "ONNX, torch.export": exported(example, dynamo=True)}
-    ways["torch.jit.trace"] = scripted(example)
+    ways |= {"torch.jit.trace": scripted(example), "torch.compile": compiled(example)}
+    ways |= {"torch.export": program(example, strict=False), "torch.export, strict": program(example, strict=True)}
+    if fx:
+        ways["torch.fx"] = symbolic(example)
     return Case(model, example, ways)
 
 
@@ -299,7 +329,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "timm coat_lite_tiny, files": partial(to_file, "coat_lite_tiny"),
     "timm deit_tiny, files": partial(to_file, "deit_tiny_patch16_224"),
     "timm swin_tiny, files": partial(to_file, "swin_tiny_patch4_window7_224"),
-    "torchvision swin_t, files": partial(to_file, "swin_t", kind="torchvision"),
+    "torchvision swin_t, files": partial(to_file, "swin_t", kind="torchvision", fx=True),
 }
 
 
@@ -316,6 +346,16 @@ def nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     return torch.stack(kept) if kept else scores.new_empty(0, dtype=torch.long)
 
 
+def give_torchvision_its_nms() -> None:
+    """Defines the operator where torchvision's compiled part is missing."""
+    from torchvision import extension
+    from torchvision.ops import boxes
+
+    if not extension._has_ops():
+        torch.library.impl("torchvision::nms", "cpu")(nms)
+        boxes._assert_has_ops = lambda: None
+
+
 # ---------------------------------------------------------------------------------------------------------- comparison
 
 
@@ -330,34 +370,34 @@ def uneven(graph: topiarist.Graph, seed: int) -> dict[str, Tensor]:
     return keep
 
 
-def run(way: Way, model: nn.Module, beside: decisions.Answer | None = None, *, selects: bool) -> decisions.Answer:
+def answered(run: Run, model: nn.Module, beside: Answer | None = None, *, selects: bool) -> Answer:
     """Runs a network on a path; one that selects by data takes the selection of another one where both tie."""
     with torch.no_grad(), fast_path_off():
-        return decisions.answer(_OnPath(way, model), (), beside) if selects else decisions.Answer(way(model))
+        return decisions.answer(_OnPath(run, model), (), beside) if selects else Answer(run(model))
 
 
 class _OnPath(nn.Module):
     """A network whose call is a path."""
 
-    def __init__(self, way: Way, model: nn.Module) -> None:
+    def __init__(self, run: Run, model: nn.Module) -> None:
         super().__init__()
-        self.way, self.model = way, model
+        self.run, self.model = run, model
 
     def forward(self) -> Any:
-        return self.way(self.model)
+        return self.run(self.model)
 
 
 def compared(case: Case, way: Way, pairs: list[tuple[nn.Module, nn.Module]]) -> dict[str, Any]:
     """Compares cuts and masked networks on a path."""
-    worst, change, followed = 0.0, math.inf, False
+    worst, change, followed, reference = 0.0, math.inf, False, way.reference or way.run
     for small, masked in pairs:
-        expected = run(way, masked, selects=case.selects)
-        found = run(way, small, expected, selects=case.selects)
+        expected = answered(reference, masked, selects=case.selects)
+        found = answered(way.run, small, expected, selects=case.selects)
         before = decisions.difference_before_decisions(found, expected)
-        worst = max(worst, before, decisions.difference(found.outputs, expected.outputs))
+        worst = max(worst, before, difference(found.outputs, expected.outputs))
         followed |= found.followed
-        original = run(way, case.model, selects=case.selects)
-        change = min(change, decisions.difference(expected.outputs, original.outputs))
+        original = answered(reference, case.model, selects=case.selects)
+        change = min(change, difference(expected.outputs, original.outputs))
     return {"difference": worst, "change": change, "followed": followed}
 
 
@@ -436,7 +476,7 @@ def main() -> None:
     import transformers
 
     transformers.logging.set_verbosity_error()
-    torch.library.impl("torchvision::nms", "cpu")(nms)
+    give_torchvision_its_nms()
     names = [name for name in CASES if not options.names or name.startswith(tuple(options.names))]
     file = options.out and options.out.with_suffix(".jsonl")
     found = [json.loads(line) for line in file.read_text().splitlines()] if file and file.exists() else []
