@@ -177,8 +177,9 @@ def causal(name: str, attention: str, **options: Any) -> Case:
     example = {"input_ids": tokens(2, 16), "use_cache": False}
     ways = {
         "forward, shorter, other batch": on({"input_ids": tokens(3, 9), "use_cache": False}),
+        "forward, longer": on({"input_ids": tokens(2, 40), "use_cache": False}),
         "forward with cache": on({"input_ids": tokens(2, 16)}),
-        "generate with cache": generated(tokens(2, 4), use_cache=True),
+        "generate with cache": generated(tokens(2, 8), use_cache=True),
         "generate without cache": generated(tokens(3, 3), use_cache=False),
     }
     return Case(model, example, ways)
@@ -198,6 +199,7 @@ def bert(kind: str, attention: str, *, masked: bool = False, embedded: bool = Fa
         "mask with padding": on({"input_ids": ids, "attention_mask": holes}),
         "shorter, other batch, without mask": on({"input_ids": tokens(3, 6)}),
         "shorter, other batch, with mask": on({"input_ids": tokens(3, 6), "attention_mask": short}),
+        "longer": on({"input_ids": tokens(2, 40)}),
         "token types": on({"input_ids": ids, "token_type_ids": ones}),
         "training": trained({"input_ids": ids}),
     }
@@ -250,14 +252,15 @@ def swin(name: str, **options: Any) -> Case:
     return Case(model, image(224, 224), ways)
 
 
-def swin3d() -> Case:
+def swin3d(traced: int) -> Case:
+    """A small network, traced on one of these sizes and run on all."""
     from torchvision.models.video.swin_transformer import SwinTransformer3d
 
     window = {"patch_size": [2, 4, 4], "window_size": [8, 7, 7]}
     model = SwinTransformer3d(embed_dim=24, depths=[2, 2, 2], num_heads=[2, 4, 8], num_classes=10, **window)
     sizes = [(16, 112, 112), (8, 96, 96), (7, 75, 61), (18, 128, 96), (4, 28, 28)]
     ways = {" × ".join(map(str, size)): on(image(*size)) for size in sizes}
-    return Case(model, image(*sizes[0]), ways | {"training": trained(image(8, 64, 64, batch=2))})
+    return Case(model, image(*sizes[traced]), ways | {"training": trained(image(8, 64, 64, batch=2))})
 
 
 def dropping(name: str, **options: Any) -> Case:
@@ -321,7 +324,8 @@ CASES: dict[str, Callable[[], Case]] = {
     },
     "torchvision swin_t": partial(swin, "swin_t"),
     "torchvision swin_v2_t": partial(swin, "swin_v2_t"),
-    "torchvision swin3d, small": swin3d,
+    "torchvision swin3d, small": partial(swin3d, 0),
+    "torchvision swin3d, small, traced on 4 × 28 × 28": partial(swin3d, -1),
     "timm swin_tiny, drop path": partial(dropping, "swin_tiny_patch4_window7_224", drop_path_rate=0.3),
     "timm convnext_atto, drop path": partial(dropping, "convnext_atto", drop_path_rate=0.3),
     "timm deit_tiny, drop path": partial(dropping, "deit_tiny_patch16_224", drop_path_rate=0.3),

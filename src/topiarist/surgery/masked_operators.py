@@ -130,7 +130,7 @@ class MaskedForward:
         Raises:
             TopiaristError: the network is traced or exported, where this would be lost.
         """
-        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():  # type: ignore[attr-defined]
             raise TopiaristError(
                 "a masked network cannot be traced or exported; export the cut one, which computes the same"
             )

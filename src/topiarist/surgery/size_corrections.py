@@ -13,6 +13,7 @@ import copy
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
@@ -90,11 +91,12 @@ class _Callee:
     def __call__(self, callee: Any) -> Any:
         """Returns the corrected copy of a function, a method or a callable object; others as they are."""
         if isinstance(callee, MethodType):
-            return MethodType(self(callee.__func__), callee.__self__)
+            made = self(callee.__func__)  # bound by partial, since torch.compile knows no other way
+            return callee if made is callee.__func__ else partial(made, callee.__self__)
         if isinstance(callee, FunctionType):
             return self.made[callee] if callee in self.made else self._copy(callee)
         own = type(callee).__dict__.get("__call__")
-        return MethodType(self(own), callee) if isinstance(own, FunctionType) else callee
+        return partial(self(own), callee) if isinstance(own, FunctionType) else callee
 
     def _copy(self, callee: FunctionType) -> FunctionType:
         """Makes the corrected copy of a function, also within a decorator of torch, which no place tells of."""
@@ -299,8 +301,9 @@ class CorrectedForward:
 
     def _made(self) -> Any:
         """Returns the corrected forward, bound to the module."""
-        made = _Callee(self.corrections)(self.__wrapped__)
-        if made is self.__wrapped__ or getattr(made, "__func__", made) is getattr(self.__wrapped__, "__func__", None):
+        own = self.__wrapped__
+        made = _Callee(self.corrections)(own)
+        if made is own:
             raise TopiaristError(
                 f"the forward of {type(self.module).__name__} is not the one that was traced, "
                 f"{self.corrections[0].place[0].function}; give the model that was pruned"
