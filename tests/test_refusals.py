@@ -183,7 +183,7 @@ def test_arguments_of_a_wrong_type_are_told(digits):
     with pytest.raises(TopiaristError, match="graph must be"):
         prune(net(), digits.example(), "l1", 0.5, digits, graph=5)
     for name, value in (("batch_size", "4"), ("batch_size", 0), ("seed", 1.5)):
-        with pytest.raises(TopiaristError, match=f"{name} must be a whole number"):
+        with pytest.raises(TopiaristError, match=f"{name} of the run must be"):
             topiarist.Run(**{name: value})
     with pytest.raises(TopiaristError, match="glob patterns"):
         topiarist.Budget(macs=0.5, exclude=[5])

@@ -1,6 +1,7 @@
 """What can be removed together: run a network once, follow its labels, solve them into groups of units."""
 
 from topiarist.graph.blocks import Block, Part
+from topiarist.graph.branches import block_span, blocks_of
 from topiarist.graph.calls import (
     ALONE,
     SIZE_KEYWORDS,
@@ -41,13 +42,14 @@ from topiarist.graph.norms import Normed
 from topiarist.graph.places import Place, Span, Step, Trail, Written, compiled, name_of, trails_here, written
 from topiarist.graph.selector import SELECTOR, ChannelSelector, declare_selectors, is_norm
 from topiarist.graph.sizes import Attribute, assign_attributes
-from topiarist.graph.solution import CORRECTIONS, INFERRED, Correction, Corrections, Ratio
+from topiarist.graph.solution import CORRECTIONS, GUARD, INFERRED, Correction, Corrections, Ratio
 from topiarist.graph.tracing import check_finite, regroup, trace
 from topiarist.graph.wrappers import unwrapped, unwrapped_names
 
 __all__ = [
     "ALONE",
     "CORRECTIONS",
+    "GUARD",
     "INFERRED",
     "SELECTOR",
     "SIZE_KEYWORDS",
@@ -79,6 +81,8 @@ __all__ = [
     "Trail",
     "Written",
     "assign_attributes",
+    "block_span",
+    "blocks_of",
     "broadcast_kept",
     "call_model",
     "check_finite",

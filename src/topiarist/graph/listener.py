@@ -16,7 +16,7 @@ from topiarist.graph.inputs import Arguments, Keywords, tensors_in
 from topiarist.graph.labels import Free, Vector, labelled
 from topiarist.graph.places import Site, line_of_code, place_here
 from topiarist.graph.record import Squeeze
-from topiarist.graph.sizes import Length, Size
+from topiarist.graph.sizes import Length, Plain, Size, leaves
 from topiarist.graph.tracer import Tracer
 
 OPAQUE = (F.multi_head_attention_forward,)
@@ -96,8 +96,8 @@ class Listener(TorchFunctionMode):
             size: the size.
             side: its side of the arithmetic; None where a call takes it, such as ``math.sqrt(size)``.
         """
-        if self.inside:
-            return  # torch converts what it was given, which was noted
+        if self.inside or not any(True for _ in leaves(size.expression)):
+            return  # torch converts what it was given, which was noted; or a cut does not change it
         here = place_here(direct=True)
         site = None if here is None else here.only_argument() if side is None else here.operand(side)
         if site is not None:
@@ -141,7 +141,7 @@ class Listener(TorchFunctionMode):
         if given is None:
             with torch._C.DisableTorchFunction():
                 width = self._size(int(args[0].shape[-1]), self.tracer.vectors_of(args[0])[-1])
-            sizes: tuple[Size, ...] = (width,) if isinstance(width, Size) else ()
+            sizes: tuple[Size, ...] = (width,)
             given = float(int(width)) ** -0.5
         else:
             sizes = self._sources(given)
@@ -157,9 +157,9 @@ class Listener(TorchFunctionMode):
 
     # shapes that are read
 
-    def _size(self, length: int, vector: Vector) -> int:
+    def _size(self, length: int, vector: Vector) -> Size:
         if not labelled(vector):
-            return int(length)
+            return Size(int(length), Plain(int(length)))
         size = Size(length, Length(self.tracer.index_of(vector)))
         self.seen[self.tracer.stack.top].setdefault(length, size)
         return size
@@ -170,8 +170,6 @@ class Listener(TorchFunctionMode):
         vectors = self.tracer.vectors_of(tensor)
         free = [v for v in vectors if isinstance(v, Free)]  # what these meet is not known yet, so no size remembers it
         self.tracer.algebra.pin_all(free, "its size is read where it was expanded from one position")
-        if not any(labelled(v) for v in vectors):
-            return plain
         with torch._C.DisableTorchFunction():
             shape = tuple(tensor.shape)
         if isinstance(plain, int):

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import CodeType, FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch.nn.modules import module as torch_module
 
@@ -28,6 +28,8 @@ NESTED = {"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"}
 MACHINERY = torch_module.__file__
 """The file in which torch calls a module's forward."""
 DROPINS = "topiarist.graph.dropins"
+LIBRARIES = {"torch", "numpy", "scipy", "typing", "collections", "functools", "contextlib", "weakref", "re", "enum"}
+"""Whose code is no network's."""
 
 
 class Span(NamedTuple):
@@ -163,7 +165,7 @@ def _first_line(node: FunctionNode) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _spans(code: CodeType) -> tuple[tuple[int, int, int, int] | None, ...]:
+def spans_of(code: CodeType) -> tuple[tuple[int, int, int, int] | None, ...]:
     """Returns the position of every instruction."""
     spans = []
     for line, end_line, column, end_column in code.co_positions():
@@ -180,7 +182,7 @@ def written(code: CodeType) -> Written | None:
 @lru_cache(maxsize=4096)
 def _written(code: CodeType, filename: str) -> Written | None:
     lines = linecache.getlines(filename)
-    spans = [span for span in _spans(code) if span is not None and span[:2] != span[2:]]
+    spans = [span for span in spans_of(code) if span is not None and span[:2] != span[2:]]
     if not lines or not spans:
         return None
     file = _file(filename, "".join(lines))
@@ -222,17 +224,11 @@ def _is_torch(frame: FrameType) -> bool:
     return name == "torch" or name.startswith("torch.")
 
 
-def running_frame() -> FrameType | None:
-    """Returns the innermost frame of the network's code."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and (_is_ours(frame) or _is_torch(frame)):
-        frame = None if frame.f_code is call_model.__code__ else frame.f_back
-    return frame
-
-
 def line_of_code() -> str:
-    """Returns ``file:line`` of the network's code that is running."""
-    frame = running_frame()
+    """Returns ``file:line`` of the network's code that is running, torch's own modules left out."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and (_is_ours(frame) or frame.f_globals.get("__name__", "").partition(".")[0] == "torch"):
+        frame = None if frame.f_code is call_model.__code__ else frame.f_back
     return f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno}" if frame is not None else ""
 
 
@@ -315,6 +311,45 @@ def place_here(*, direct: bool = False) -> Here | None:
     return _place(frames) if frame is not None and frames else None
 
 
+class Root(NamedTuple):
+    """A function of the network's code, or a forward: the steps that lead to it, and the names that it knows."""
+
+    steps: Place
+    function: Written
+    name: str
+    names: dict[str, Any]
+
+
+def root_of(frame: FrameType) -> Root | None:
+    """Returns the function that a frame is in; ``None`` where it is no code of the network's, or outside a forward.
+
+    A function that is written inside one that is running, such as a comprehension, is a part of it.
+    """
+    module = frame.f_globals.get("__name__", "")
+    if module == DROPINS or module.partition(".")[0] in LIBRARIES or _is_ours(frame):
+        return None
+    frames = [frame]
+    outer = frame.f_back
+    while outer is not None and outer.f_code.co_filename != MACHINERY:
+        if not _is_ours(outer):
+            frames.append(outer)
+        elif outer.f_globals.get("__name__", "").startswith("topiarist.graph."):
+            return None  # called by what watches the network
+        outer = outer.f_back
+    if outer is None or (own := written(frame.f_code)) is None:
+        return None
+    at = max(k for k, f in enumerate(frames) if k == 0 or ((w := written(f.f_code)) is not None and w.holds(own)))
+    root = frames[at]
+    function = written(root.f_code)
+    if function is None or root.f_code.co_name in NESTED:
+        return None
+    name = name_of(root.f_code, root.f_globals.get("__name__", ""))
+    if at + 1 == len(frames):
+        return Root((), function, name, root.f_globals)
+    here = _place(frames[at + 1 :])
+    return None if here is None or here.call is None else Root(here.place, function, name, root.f_globals)
+
+
 Trail = tuple[tuple[CodeType, int], ...]
 """Instructions of the network's code that call each other, given from the inside."""
 
@@ -348,7 +383,7 @@ def _place(frames: Sequence[FrameType]) -> Here | None:
     innermost: Written | None = None
     k = 0
     while k < len(frames):
-        inner, spans, at = functions[k], _spans(frames[k].f_code), frames[k].f_lasti // 2
+        inner, spans, at = functions[k], spans_of(frames[k].f_code), frames[k].f_lasti // 2
         span = spans[at] if at < len(spans) else None
         if inner is None or span is None:
             return None
@@ -423,8 +458,10 @@ def compiled(function: Written, node: FunctionNode, code: CodeType, added: Seque
         made = compile(outer, function.filename, "exec", flags=flags, dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError):
         return None
-    result = _inner(made, code.co_name)
-    if result is not None and added:
+    if (found := _inner(made, code.co_name)) is None:
+        return None
+    result = found.replace(co_qualname=code.co_qualname)
+    if added:
         _EDITED.update(_all_code(result))
     return result
 

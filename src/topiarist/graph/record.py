@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from topiarist.graph.blocks import Block
+from topiarist.graph.branches import Branch
 from topiarist.graph.labels import LabelAlgebra, Labels, Vector
 from topiarist.graph.norms import Normed
 from topiarist.graph.places import Place, Trails
@@ -119,6 +120,7 @@ class Record:
         touched: names of the tensors that an operator used.
         left_out: positions of parameters and buffers that a slice left out, by the tensor.
         numbering: names of the buffers that hold whole numbers or truth values.
+        branches: parts of the code that no example took.
         normed: layers whose outputs a batch norm alone reads.
         blocks: residual blocks that can be removed.
         irremovable: module → why the branch that it adds cannot be removed.
@@ -145,6 +147,7 @@ class Record:
     touched: set[str] = field(default_factory=set)
     left_out: list[tuple[str, Labels]] = field(default_factory=list)
     numbering: set[str] = field(default_factory=set)
+    branches: tuple[Branch, ...] = ()
     normed: tuple[Normed, ...] = ()
     blocks: tuple[Block, ...] = ()
     irremovable: Mapping[str, str] = field(default_factory=dict)

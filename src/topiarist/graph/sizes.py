@@ -35,6 +35,12 @@ class Length(NamedTuple):
     vector: int
 
 
+class Plain(NamedTuple):
+    """The length of an axis that no unit sits on, such as the batch; another input may have another one."""
+
+    value: int
+
+
 class Term(NamedTuple):
     """``left (operation) right``."""
 
@@ -43,7 +49,7 @@ class Term(NamedTuple):
     right: Expression
 
 
-Expression = int | Attribute | Length | Term
+Expression = int | Plain | Attribute | Length | Term
 OPERATIONS: dict[str, Callable[[Any, Any], int]] = {
     "add": operator.add,
     "sub": operator.sub,
@@ -142,17 +148,15 @@ def leaves(expression: Expression) -> Iterator[Attribute | Length]:
     if isinstance(expression, Term):
         yield from leaves(expression.left)
         yield from leaves(expression.right)
-    elif not isinstance(expression, int):
+    elif isinstance(expression, Attribute | Length):
         yield expression
 
 
-def holds_constant(expression: Expression) -> bool:
-    """Returns whether a constant is multiplied in or added, which may be the size of the batch."""
-    if not isinstance(expression, Term):
-        return False
-    sides = (expression.left, expression.right)
-    here = expression.operation in ("mul", "add", "sub") and any(isinstance(side, int) for side in sides)
-    return here or any(holds_constant(side) for side in sides)
+def holds_plain_length(expression: Expression) -> bool:
+    """Returns whether an expression holds a length that changes with the input."""
+    if isinstance(expression, Term):
+        return holds_plain_length(expression.left) or holds_plain_length(expression.right)
+    return isinstance(expression, Plain)
 
 
 def evaluate(
@@ -169,7 +173,7 @@ def evaluate(
         if left is None or right is None or (right == 0 and expression.operation in ("floordiv", "mod")):
             return None
         return OPERATIONS[expression.operation](left, right)
-    return expression
+    return expression.value if isinstance(expression, Plain) else expression
 
 
 def solve(

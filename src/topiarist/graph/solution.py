@@ -23,7 +23,7 @@ from topiarist.graph.labels import Labels, Origin, Vector, labelled
 from topiarist.graph.lines import Added, Classes, Rectangles
 from topiarist.graph.places import Place, Site
 from topiarist.graph.record import Record
-from topiarist.graph.sizes import Attribute, Equation, Length, evaluate, holds_constant, kept_length, leaves, solve
+from topiarist.graph.sizes import Attribute, Equation, Length, evaluate, holds_plain_length, kept_length, leaves, solve
 
 
 class Ratio(NamedTuple):
@@ -53,7 +53,9 @@ class Correction(NamedTuple):
     values: Mapping[int, Ratio | float]
 
 
-CORRECTIONS = ("sizes", "number", "scale", "squeeze")
+GUARD = "guard"
+"""A branch that no example took, and that a cut makes unsafe: it raises in the place of a wrong number."""
+CORRECTIONS = ("sizes", "number", "scale", "squeeze", GUARD)
 Corrections = Mapping[str, tuple[Correction, ...]]
 """Module → what is corrected in its forward."""
 
@@ -132,6 +134,7 @@ class Solution:
     def corrections(self, dead: np.ndarray) -> dict[str, tuple[Correction, ...]]:
         """Returns what must be put right after a cut, by module: what the attributes do not."""
         corrections: dict[str, list[Correction]] = {}
+        guards: dict[str, list[Correction]] = {}
         grouped: dict[tuple[str, Place, str, int], dict[int, Ratio | float]] = {}
         for module, sites in self._stated(dead)[0].items():
             for site, value in sites.items():
@@ -142,7 +145,18 @@ class Solution:
             if any(kept_length(dead, self.classes.of[vector]) == 1 for vector in vectors):
                 squeezed = Correction(place, "squeeze", 0, dict(enumerate(dims)))
                 corrections.setdefault(module, []).append(squeezed)
+        for branch in self.record.branches:
+            corrected = branch.sized and branch.module in corrections
+            if (branch.unsafe or corrected) and self._loses(branch.module, dead):
+                guards.setdefault(branch.module, []).append(Correction(branch.place, GUARD, 0, {}))
+        for module, guarding in guards.items():
+            corrections.setdefault(module, []).extend(guarding)
         return {module: tuple(sorted(made, key=lambda c: c[:3])) for module, made in sorted(corrections.items())}
+
+    def _loses(self, module: str, dead: np.ndarray) -> bool:
+        """Returns whether a cut takes something from what a module computes with."""
+        own = [labels for name, _, labels in self.record.sources if name.rpartition(".")[0] == module]
+        return any(bool(dead[self.classes.of[labels]].any()) for labels in (*own, *self.record.held.get(module, ())))
 
     def _stated(self, dead: np.ndarray) -> tuple[dict[str, dict[Site, Ratio | float]], list[list[Equation]]]:
         """Returns by module and site what must stand there after a cut, and the equations that no one value satisfies.
@@ -189,7 +203,7 @@ class Solution:
         """Returns whether an expression holds what may change with the input: a plain length, or one that is pinned."""
         pinned = self.classes.pinned
         lengths = [self.record.vectors[leaf.vector] for leaf in leaves(e.expression) if isinstance(leaf, Length)]
-        return holds_constant(e.expression) or any((self.classes.of[v] == pinned).all() for v in lengths)
+        return holds_plain_length(e.expression) or any((self.classes.of[v] == pinned).all() for v in lengths)
 
     def disagreeing(self, dead: np.ndarray) -> list[list[Equation]]:
         """Returns the equations of each site that no one correction puts right."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from topiarist.graph.blocks import Descent
+from topiarist.graph.branches import Taken
 from topiarist.graph.calls import ModuleStack
 from topiarist.graph.dropins import DESCRIBED
 from topiarist.graph.inputs import call_model, tensors_in
@@ -37,6 +38,8 @@ class Tracer:
         memory: the integers of the modules, which remember where they came from.
         call: the integers that the call of the program, below which an operator runs, was given.
         caller: name of that call.
+        taken: which of the network's code ran.
+        ran: names of the modules that ran.
     """
 
     def __init__(self, model: nn.Module, limit: int) -> None:
@@ -49,8 +52,10 @@ class Tracer:
         self.norms: Norms
         self.stack: ModuleStack
         self.memory: remembering
+        self.taken = Taken(lambda: self.stack.top)
         self._mixed: tuple[Vector, ...] = ()
         self._runs = 0
+        self.ran: set[str] = set()
         self._traced: Any = WeakTensorKeyDictionary()
         self._index: dict[int, int] = {}
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -208,6 +213,7 @@ class Tracer:
     # hooks of modules
 
     def _entered(self, name: str, call: int, args: object) -> None:
+        self.ran.add(name)
         self.descent.enter(name)
 
     def _left(self, name: str, call: int, output: object) -> None:

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from topiarist.errors import TopiaristError
 from topiarist.files import one_line
+from topiarist.graph.branches import untaken
 from topiarist.graph.calls import ALONE, fast_path_off, modes_restored
 from topiarist.graph.dropins import RECURRENT, with_dropins
 from topiarist.graph.graph import Graph
@@ -111,6 +112,7 @@ def _listen(
                 with _aside(record):
                     _run(tracer, model, inputs, deadline)
             _run_in_training(tracer, model, example_inputs, deadline)
+            record.branches = untaken(tracer.taken, model, tracer.ran)
     finally:
         with torch.no_grad():
             for name, buffer in model.named_buffers():
@@ -172,6 +174,7 @@ def _run(tracer: Tracer, model: nn.Module, example_inputs: Inputs, deadline: flo
             tracer.memory,
             OperatorMode(tracer, deadline),
             listener,
+            tracer.taken,
         ):
             output = call_model(model, example_inputs)
     except (TopiaristError, KeyboardInterrupt):

@@ -16,7 +16,7 @@ from topiarist.budget import Budget, allocate, cost
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
 from topiarist.files import shown
-from topiarist.graph import Graph, Keep, check_finite, hindrance, trace, unwrapped
+from topiarist.graph import Graph, Keep, check_finite, hindrance, trace, unwrapped, unwrapped_names
 from topiarist.measure import Stats, check_fits, collect
 from topiarist.methods import Method, Repair, Rule, Selector
 from topiarist.pruning.choice import Choice, make_choice
@@ -125,6 +125,7 @@ def _check_initial(model: nn.Module, initial: Any) -> None:
     if not isinstance(initial, Mapping):
         raise TopiaristError(f"initial must be a state dict, but got {type(initial).__name__}: {remedy}")
     own = model.state_dict()
+    initial = unwrapped_names(initial, own)
     for name in {**own, **initial}:
         if name not in own or name not in initial:
             place = "initial" if name in own else "the network"

@@ -22,6 +22,8 @@ EXAMPLE, TWICE, TRAINING = "the example input", "twice the batch", "training mod
 
 DROPOUTS: set[Any] = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
 DROPOUTS |= {torch.dropout, torch.alpha_dropout, torch.feature_dropout, torch.feature_alpha_dropout}
+ATTENTION: dict[Any, int] = {F.scaled_dot_product_attention: 4, F.multi_head_attention_forward: 10}
+"""Functions with a dropout of their own, and the position of its rate."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,13 +42,18 @@ class Path:
     training: bool = False
     given: bool = False
 
+    def seed(self) -> None:
+        """Seeds the random numbers of training, so that every network draws the same."""
+        if self.training:
+            torch.manual_seed(0)
+
     @contextmanager
     def entered(self, *models: nn.Module) -> Iterator[None]:
-        """Puts models into the path's mode; random numbers are seeded, and dropout is off."""
+        """Puts models into the path's mode; in training dropout is off, and random numbers are left as they were."""
         for model in models:
             model.train(self.training)
         try:
-            with torch.random.fork_rng(devices=[]), _DropoutOff():
+            with torch.random.fork_rng(devices=[], enabled=self.training), _DropoutOff(self.training):
                 yield
         finally:
             for model in models:
@@ -62,14 +69,21 @@ def paths(example_inputs: Inputs, more_inputs: Sequence[Inputs]) -> list[Path]:
 
 
 class _DropoutOff(TorchFunctionMode):
-    """Lets everything pass dropout, which draws other numbers for other shapes."""
+    """Lets everything pass dropout in training, which draws other numbers for other shapes."""
+
+    def __init__(self, training: bool) -> None:
+        super().__init__()
+        self.training = training
 
     def __torch_function__(self, func: Any, types: Any, args: Arguments = (), kwargs: Keywords | None = None) -> Any:
         kwargs = kwargs or {}
+        if not self.training:
+            return func(*args, **kwargs)
         if func in DROPOUTS:
             return args[0] if args else kwargs["input"]
-        if func is F.scaled_dot_product_attention:
-            args, kwargs = (*args[:4], *([0.0] if len(args) > 4 else []), *args[5:]), {**kwargs}
-            if len(args) <= 4:
-                kwargs["dropout_p"] = 0.0
+        at = ATTENTION.get(func)
+        if at is not None and len(args) > at:
+            args = (*args[:at], 0.0, *args[at + 1 :])
+        elif at is not None:
+            kwargs = {**kwargs, "dropout_p": 0.0}
         return func(*args, **kwargs)

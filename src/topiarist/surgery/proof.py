@@ -123,15 +123,11 @@ def _proof_of_weights(model: nn.Module, double: nn.Module, graph: Graph, keep: K
 def _proof_of_cut(double: nn.Module, graph: Graph, keep: Keep, ways: Sequence[Path]) -> Proof:
     expected, smaller = mask(double, graph, keep), cut(double, graph, keep)
     removed = not all(kept.all() for kept in keep.values())
-    inputs = ways[0].inputs
-    with ways[0].entered(double, expected, smaller):
-        proof = _proof_on(inputs, double, expected, smaller, removed=removed)
+    proof = _proof_on(ways[0], double, expected, smaller, removed=removed)
     if proof.blind:
-        proof = _seen_by_noise(proof, double, graph, keep, inputs, expected, smaller)
+        proof = _seen_by_noise(proof, ways[0], double, expected, smaller, _with_noise(double, graph, keep))
     for path in ways[1:]:
-        if not proof.ok and not proof.blind:
-            break
-        with path.entered(double, expected, smaller):
+        if proof.ok or proof.blind:
             proof = _also_on(path, proof, double, expected, smaller)
     return proof
 
@@ -139,7 +135,7 @@ def _proof_of_cut(double: nn.Module, graph: Graph, keep: Keep, ways: Sequence[Pa
 def _also_on(path: Path, proof: Proof, double: nn.Module, expected: nn.Module, smaller: nn.Module) -> Proof:
     """Returns the proof, extended to a further path; a path of ours that the network does not take is left out."""
     try:
-        further = _proof_on(path.inputs, double, expected, smaller, removed=False)
+        further = _proof_on(path, double, expected, smaller, removed=False)
     except TopiaristError:
         if path.given:
             raise
@@ -154,17 +150,25 @@ def _also_on(path: Path, proof: Proof, double: nn.Module, expected: nn.Module, s
 
 
 def _seen_by_noise(
-    proof: Proof, double: nn.Module, graph: Graph, keep: Keep, inputs: Any, expected: nn.Module, smaller: nn.Module
+    proof: Proof, path: Path, double: nn.Module, expected: nn.Module, smaller: nn.Module, noisy: nn.Module
 ) -> Proof:
-    """Returns a proof on noise that sees what was removed, where the example does not; else the one on the example."""
+    """Returns a proof on noise that sees what was removed, where the example does not; else the one on the example.
+
+    Args:
+        proof: on the example.
+        path: the example.
+        double: the original network.
+        expected: the masked one.
+        smaller: the cut one.
+        noisy: the original one, with noise in what was removed.
+    """
     # The example shows no unit that was removed: they are off there, or were zero before. Noise in the input, and
     # noise in place of the zeros, tell whether the network sees them, and whether it depends on anything at all.
-    others = _others(inputs)
-    if any(_changes(expected, inputs, other) for other in others):
-        noisy = _with_noise(double, graph, keep)
-        for original, x in [(double, x) for x in others] + [(noisy, x) for x in (inputs, *others)]:
+    others = _others(path.inputs)
+    if any(_changes(expected, path.inputs, other) for other in others):
+        for original, x in [(double, x) for x in others] + [(noisy, x) for x in (path.inputs, *others)]:
             try:
-                tried = _proof_on(x, original, expected, smaller, removed=True)
+                tried = _proof_on(replace(path, inputs=x), original, expected, smaller, removed=True)
             except TopiaristError:  # the model does not accept this noise
                 continue
             if not tried.blind and tried.reason != NOT_FINITE:
@@ -172,15 +176,21 @@ def _seen_by_noise(
     return proof
 
 
-def _proof_on(inputs: Inputs, original: nn.Module, expected: nn.Module, smaller: nn.Module, *, removed: bool) -> Proof:
-    """Runs the original, the masked and the cut network on one input, and compares."""
-    torch.manual_seed(0)
-    full = _answer(original, inputs)
-    torch.manual_seed(0)
-    reference = _answer(expected, inputs, full)  # beside it, so that rounding is no effect of the mask
-    torch.manual_seed(0)
+def _proof_on(path: Path, original: nn.Module, expected: nn.Module, smaller: nn.Module, *, removed: bool) -> Proof:
+    """Runs the original, the masked and the cut network on one path, and compares."""
+    with path.entered(original, expected, smaller):
+        path.seed()
+        full = _answer(original, path.inputs)
+        path.seed()
+        reference = _answer(expected, path.inputs, full)  # beside it, so that rounding is no effect of the mask
+        path.seed()
+        return _compared_with(smaller, path, reference, full, removed=removed)
+
+
+def _compared_with(smaller: nn.Module, path: Path, reference: Answer, full: Answer, *, removed: bool) -> Proof:
+    """Runs the cut network, and compares it with what the masked and the original one answered."""
     try:
-        found = answer(smaller, inputs, reference)
+        found = answer(smaller, path.inputs, reference)
     except TopiaristError:
         raise
     except Exception as error:  # whatever the user's code raises on a wrong shape

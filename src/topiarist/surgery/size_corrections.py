@@ -21,6 +21,7 @@ from torch import nn
 
 from topiarist.errors import TopiaristError
 from topiarist.graph import (
+    GUARD,
     SIZE_KEYWORDS,
     Correction,
     Corrections,
@@ -28,6 +29,8 @@ from topiarist.graph import (
     Span,
     Step,
     Written,
+    block_span,
+    blocks_of,
     compiled,
     name_of,
     written,
@@ -145,6 +148,20 @@ def _as(function: FunctionType, made: FunctionType) -> FunctionType:
     return made
 
 
+@dataclass(frozen=True, eq=False)
+class _Guard:
+    """Raises where code runs that no example took, and whose sizes a cut made wrong."""
+
+    step: Step
+
+    def __call__(self) -> None:
+        function, line = self.step.function.rpartition(":")[2], self.step.span.line + 1
+        raise TopiaristError(
+            f"no example took the branch at line {line} of {function}, which computes with sizes that the cut changed; "
+            "prune again with an input that takes it among more_inputs"
+        )
+
+
 def _name(function: FunctionType) -> str:
     return name_of(function.__code__, function.__globals__.get("__name__", ""))
 
@@ -186,15 +203,26 @@ class _Editor(ast.NodeTransformer):
         edits = self.edits.get(node, [])
         super().generic_visit(node)
         for edit in edits:
-            edit(node)
+            node = edit(node) or node
         return node
+
+    def guard(self, part: ast.stmt | ast.expr, holder: list[ast.stmt] | None, step: Step) -> None:
+        """Makes the statements of a list from one on, or an expression, raise."""
+        raising = ast.Call(self.calling(_Guard(step), ast.Constant(None)).func, [], [])
+        if holder is None:
+            self.edits[part] = [lambda node: ast.copy_location(raising, node)]
+        else:
+            at = next(k for k, statement in enumerate(holder) if statement is part)
+            holder.insert(at, ast.copy_location(ast.Expr(raising), part))
 
 
 def _edited(function: FunctionType, corrections: Sequence[Correction]) -> FunctionType:
     """Returns a copy of a function with corrected expressions."""
     code, source = function.__code__, written(function.__code__)
     assert source is not None
-    node, places = _copied(source, [correction.place[0] for correction in corrections])
+    guards = [c.place[0] for c in corrections if len(c.place) == 1 and c.kind == GUARD]
+    corrections = [c for c in corrections if len(c.place) > 1 or c.kind != GUARD]
+    node, places, blocks = _copied(source, [correction.place[0] for correction in corrections], guards)
     editor = _Editor()
     inner: dict[Span, list[Correction]] = {}
     for correction in corrections:
@@ -207,6 +235,8 @@ def _edited(function: FunctionType, corrections: Sequence[Correction]) -> Functi
     for span, deeper_ones in inner.items():
         for group in _by_function(deeper_ones):
             editor.edits.setdefault(places[span], []).append(_callee_edit(editor, group))
+    for step, (part, holder) in zip(guards, blocks, strict=True):
+        editor.guard(part, holder, step)
     changed = editor.visit(node)
     made = compiled(source, changed, code, tuple(editor.held))
     if made is None:
@@ -224,8 +254,10 @@ def _by_function(corrections: Sequence[Correction]) -> list[tuple[Correction, ..
     return [tuple(group) for group in groups.values()]
 
 
-def _copied(source: Written, steps: Sequence[Step]) -> tuple[Any, dict[Span, ast.AST]]:
-    """Returns a copy of a function's syntax, and its node at each step.
+def _copied(
+    source: Written, steps: Sequence[Step], guards: Sequence[Step]
+) -> tuple[Any, dict[Span, ast.AST], list[tuple[Any, Any]]]:
+    """Returns a copy of a function's syntax, its node at each step, and the first part and the list of what to guard.
 
     Raises:
         TopiaristError: there is no such expression.
@@ -241,7 +273,14 @@ def _copied(source: Written, steps: Sequence[Step]) -> tuple[Any, dict[Span, ast
                 "damaged: write it again with prune()"
             )
         places[step.span] = memo[id(at)]
-    return node, places
+    blocks = {block_span(source, block): block for n in ast.walk(source.node) for block in blocks_of(n)}
+    if missing := [step for step in guards if step.span not in blocks]:
+        raise TopiaristError(
+            f"there is no branch at line {missing[0].span.line + 1} of {missing[0].function}; the architecture is "
+            "damaged: write it again with prune()"
+        )
+    guarded = [blocks[step.span] for step in guards]
+    return node, places, [(memo[id(b.parts[0])], None if b.holder is None else memo[id(b.holder)]) for b in guarded]
 
 
 def _edit(editor: _Editor, correction: Correction) -> Callable[[Any], None]:

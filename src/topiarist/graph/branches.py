@@ -1,0 +1,295 @@
+"""Branches: parts of a network's code that no example took, and which of them a cut makes unsafe.
+
+Sizes and numbers are corrected where an example showed them. Code that never ran may compute sizes of its own: with
+literals that a cut makes wrong, or with a scale from a width. Such a branch gets one clear error in a cut network, in
+the place of a wrong number; every other branch stays as it is.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import CodeType, FrameType, FunctionType
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from topiarist.graph.calls import SIZED
+from topiarist.graph.places import Place, Root, Span, Step, Written, root_of, spans_of, written
+
+RESIZING = SIZED | {"repeat", "tile", "narrow", "unfold", "new_zeros", "new_ones", "new_full", "new_empty", "zeros"}
+RESIZING |= {"ones", "full", "empty", "rand", "randn", "arange", "linspace", "eye"}
+"""Calls that are given sizes."""
+PARTING = {"chunk", "tensor_split", "hsplit", "vsplit", "dsplit"}
+"""Calls that part an axis into equal parts, which a cut may leave unequal."""
+ROOTS = {"sqrt", "rsqrt", "float", "pow", "log", "log2", "exp", "tensor"}
+"""Calls that make a number of a size."""
+COMPILERS = {"is_scripting", "is_tracing", "is_exporting", "is_compiling", "is_in_onnx_export", "is_fx_tracing"}
+COMPILERS |= {"is_torchdynamo_compiling", "is_symbolic", "is_dynamo_compiling"}
+"""What code asks to run in another way while it is compiled or exported."""
+DEPTH = 4
+"""Functions that call each other are looked into this deep."""
+
+
+class Branch(NamedTuple):
+    """A part of the code that no example took.
+
+    Attributes:
+        module: in whose forward it is.
+        place: where; the last step is the part itself.
+        line: ``file:line``.
+        unsafe: it states sizes, computes a number from one, or runs a module that never ran.
+        sized: it computes sizes, which are right where the module needs no correction.
+    """
+
+    module: str
+    place: Place
+    line: str
+    unsafe: bool
+    sized: bool
+
+
+Ran = dict[CodeType, set[int]]
+"""The instructions of each code that ran."""
+
+
+@dataclass(eq=False)
+class Taken:
+    """Records which instructions of the network's code run; a context, beside any tracer that is at work.
+
+    Attributes:
+        top: returns the name of the running module.
+        seen: by module and function, with the steps that lead to it, what ran.
+    """
+
+    top: Callable[[], str]
+    seen: dict[tuple[str, Place, str, str], tuple[Root, Ran]] = field(default_factory=dict)
+
+    def __enter__(self) -> Taken:
+        self._before: Any = sys.gettrace()
+        sys.settrace(self._called)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        sys.settrace(self._before)
+
+    def _called(self, frame: FrameType, event: str, arg: object) -> Any:
+        outer = self._before(frame, event, arg) if self._before is not None else None
+        if (root := root_of(frame)) is None:
+            return outer
+        _, codes = self.seen.setdefault((self.top(), root.steps, root.name, root.function.source), (root, {}))
+        ran = codes.setdefault(frame.f_code, set())
+        frame.f_trace_opcodes, frame.f_trace_lines = True, outer is not None
+
+        def ran_here(frame: FrameType, event: str, arg: object) -> Any:
+            nonlocal outer
+            if event == "opcode":
+                ran.add(frame.f_lasti // 2)
+            elif outer is not None:
+                outer = outer(frame, event, arg)
+            return ran_here
+
+        return ran_here
+
+
+def untaken(taken: Taken, model: nn.Module, ran: set[str]) -> tuple[Branch, ...]:
+    """Returns the branches that were not taken, in functions that ran.
+
+    Args:
+        taken: the instructions that ran.
+        model: the network.
+        ran: names of the modules that ran.
+    """
+    modules = dict(model.named_modules())
+    branches = []
+    for (module, steps, name, _), (root, codes) in taken.seen.items():
+        at = [
+            span
+            for code, instructions in codes.items()
+            for k in instructions
+            if k < len(spans := spans_of(code)) and (span := spans[k]) is not None
+        ]
+        look = _Look(modules.get(module), root.names, ran, module)
+        for block in _untaken_blocks(root.function.node, at):
+            dangers = look.at(block.parts, root.function.node)
+            place = (*steps, Step(name, root.function.source, block_span(root.function, block)))
+            line = f"{root.function.filename.rpartition('/')[2]}:{block.parts[0].lineno}"
+            branches.append(Branch(module, place, line, "unsafe" in dangers, "sized" in dangers))
+    return tuple(branches)
+
+
+class Block(NamedTuple):
+    """A part of a function that a run may leave out: the statements of a list from one on, or an expression."""
+
+    parts: Sequence[ast.stmt] | Sequence[ast.expr]
+    holder: list[ast.stmt] | None
+    at: int
+
+
+def blocks_of(node: ast.AST) -> Iterator[Block]:
+    """Returns the parts of a statement or expression that a run may leave out, the largest first."""
+    if isinstance(node, ast.IfExp):
+        yield from (Block([part], None, 0) for part in (node.body, node.orelse))
+    elif isinstance(node, ast.BoolOp):
+        yield from (Block([value], None, 0) for value in node.values[1:])
+    elif not _asks_a_compiler(node):
+        for held in (getattr(node, key, None) for key in ("body", "orelse", "finalbody")):
+            if isinstance(held, list):
+                yield from (Block(held[at:], held, at) for at in range(len(held)))
+
+
+def block_span(function: Written, block: Block) -> Span:
+    """Returns the position of a block."""
+    first, last = function.span(block.parts[0]), function.span(block.parts[-1])
+    return Span(*first[:2], *last[2:])
+
+
+def _asks_a_compiler(node: ast.AST) -> bool:
+    test = getattr(node, "test", None)
+    names = (getattr(n, "attr", getattr(n, "id", "")) for n in ast.walk(test)) if test is not None else ()
+    return bool(COMPILERS.intersection(names))
+
+
+def _untaken_blocks(node: ast.AST, spans: Sequence[tuple[int, int, int, int]]) -> list[Block]:
+    """Returns the largest blocks of a function in which nothing ran."""
+    found: list[Block] = []
+
+    def walk(node: ast.AST) -> None:
+        skipped: set[int] = set()
+        for block in blocks_of(node):
+            new = not skipped.intersection(map(id, block.parts))
+            if new and not any(_within(span, block.parts) for span in spans):
+                found.append(block)
+                skipped.update(map(id, block.parts))
+        for child in ast.iter_child_nodes(node):
+            if id(child) not in skipped:
+                walk(child)
+
+    walk(node)
+    return found
+
+
+def _within(span: tuple[int, int, int, int], parts: Sequence[ast.stmt] | Sequence[ast.expr]) -> bool:
+    begin, end = (parts[0].lineno, parts[0].col_offset), (parts[-1].end_lineno, parts[-1].end_col_offset)
+    return begin <= span[:2] and span[2:] <= end
+
+
+@dataclass(eq=False)
+class _Look:
+    """Looks at a block for what a cut may make wrong.
+
+    Attributes:
+        module: whose forward it is in.
+        globals: the names that the function knows.
+        ran: names of the modules that ran.
+        name: of the module.
+    """
+
+    module: nn.Module | None
+    globals: Mapping[str, Any]
+    ran: set[str]
+    name: str
+
+    def at(self, block: Sequence[ast.AST], function: ast.AST, depth: int = 0) -> set[str]:
+        """Returns ``"unsafe"`` and ``"sized"``, or one of them, or neither."""
+        if all(isinstance(part, ast.Raise | ast.Pass) for part in block):
+            return set()
+        sizes = self._names_of_sizes(function)
+        dangers: set[str] = set()
+        for part in block:
+            for node in ast.walk(part):
+                if isinstance(node, ast.Call):
+                    dangers |= self._of_call(node, sizes, depth)
+                elif (isinstance(node, ast.BinOp) and self._makes_a_number(node, sizes)) or (
+                    isinstance(node, ast.Subscript) and _picks_positions(node)
+                ):
+                    dangers.add("unsafe")
+        return dangers
+
+    def _of_call(self, node: ast.Call, sizes: set[str], depth: int) -> set[str]:
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        given = [*node.args, *(keyword.value for keyword in node.keywords)]
+        if name in RESIZING:
+            return {"unsafe"} if name != "pad" and any(map(_states_a_width, given)) else {"sized"}
+        if name in PARTING:
+            return {"unsafe"}
+        if name == "scaled_dot_product_attention":
+            return set() if any(keyword.arg == "scale" for keyword in node.keywords) else {"unsafe"}
+        if name in ROOTS and any(self._is_size(argument, sizes) for argument in given):
+            return {"unsafe"}
+        called = self._called(node.func)
+        if isinstance(called, nn.Module):
+            return set() if f"{self.name}.{_path(node.func)}".lstrip(".") in self.ran else {"unsafe"}
+        inner = written(called.__code__) if isinstance(called, FunctionType) and depth < DEPTH else None
+        if inner is None or called.__module__.partition(".")[0] == "torch":
+            return set()
+        look = _Look(self.module, called.__globals__, self.ran, self.name)
+        body = [inner.node.body] if isinstance(inner.node, ast.Lambda) else inner.node.body
+        return look.at(body, inner.node, depth + 1)
+
+    def _called(self, func: ast.expr) -> Any:
+        """Returns what a name or an attribute of the module stands for."""
+        if isinstance(func, ast.Name):
+            return self.globals.get(func.id)
+        path = _path(func)
+        found: Any = self.module if path else None
+        for key in path.split("."):
+            found = getattr(found, key, None)
+        return getattr(found, "__func__", found)
+
+    def _names_of_sizes(self, function: ast.AST) -> set[str]:
+        """Returns the local names that a function gives to sizes, and to what it computes from them."""
+        names: set[str] = set()
+        for _ in range(3):
+            for node in ast.walk(function):
+                if isinstance(node, ast.Assign | ast.AugAssign | ast.NamedExpr) and self._is_size(node.value, names):
+                    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                    names |= {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
+        return names
+
+    def _is_size(self, node: ast.AST, names: set[str]) -> bool:
+        """Returns whether an expression is computed from sizes alone."""
+        if isinstance(node, ast.Attribute):
+            return node.attr == "shape" or (type(self._called(node)) is int)
+        if isinstance(node, ast.Name):
+            return node.id in names
+        if isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            inner = any(self._is_size(argument, names) for argument in node.args)
+            return name in {"size", "numel", "len"} or (name in {"int", "max", "min", "sum", *ROOTS} and inner)
+        if isinstance(node, ast.BinOp):
+            sides = [s for s in (node.left, node.right) if not isinstance(s, ast.Constant | ast.UnaryOp)]
+            return bool(sides) and all(self._is_size(side, names) for side in sides)
+        if isinstance(node, ast.Subscript | ast.Starred):
+            return self._is_size(node.value, names)
+        return isinstance(node, ast.Tuple) and any(self._is_size(part, names) for part in node.elts)
+
+    def _makes_a_number(self, node: ast.BinOp, sizes: set[str]) -> bool:
+        """Returns whether arithmetic makes a number of a size: a power, a quotient, a product with something else."""
+        left, right = self._is_size(node.left, sizes), self._is_size(node.right, sizes)
+        if isinstance(node.op, ast.Pow | ast.Div):
+            return left or right
+        other = node.right if left else node.left
+        return isinstance(node.op, ast.Mult) and left != right and not isinstance(other, ast.Constant)
+
+
+def _path(func: ast.expr) -> str:
+    """Returns the attribute path behind ``self``, as ``"block.conv"``; empty where it is none."""
+    parts: list[str] = []
+    while isinstance(func, ast.Attribute):
+        parts.append(func.attr)
+        func = func.value
+    return ".".join(reversed(parts)) if parts and isinstance(func, ast.Name) and func.id == "self" else ""
+
+
+def _states_a_width(node: ast.expr) -> bool:
+    """Returns whether an argument holds a literal number that may be a width."""
+    return any(isinstance(n, ast.Constant) and type(n.value) is int and n.value > 1 for n in ast.walk(node))
+
+
+def _picks_positions(node: ast.Subscript) -> bool:
+    """Returns whether an index of several axes picks positions by literal numbers that are not the first or last."""
+    entries = node.slice.elts if isinstance(node.slice, ast.Tuple) else []
+    return any(_states_a_width(entry) for entry in entries)
