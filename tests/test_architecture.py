@@ -161,7 +161,7 @@ def test_models_of_another_shape_are_refused():
 
 
 @pytest.mark.parametrize("value", [
-    None, 3, [], {}, "text", {"format": "other"}, {**JSON, "version": 3}, {**JSON, "version": "1"},
+    None, 3, [], {}, "text", {"format": "other"}, {**JSON, "version": 4}, {**JSON, "version": 1}, {**JSON, "version": "1"},
     {k: v for k, v in JSON.items() if k != "groups"}, {**JSON, "groups": {}}, {**JSON, "groups": 3},
     {**JSON, "groups": [JSON["groups"][0]] * 2}, {**JSON, "shapes": []}, {**JSON, "corrections": None},
 ])  # fmt: skip

@@ -38,8 +38,8 @@ from topiarist.graph import (
 )
 
 FORMAT = "topiarist.architecture"
-VERSION, WITH_BLOCKS = 1, 2
-"""Files without blocks stay readable for releases that do not know these."""
+VERSION, WITH_BLOCKS, WITH_PLACES = 1, 2, 3
+"""Files without blocks, or without corrected places, stay readable for releases that do not know these."""
 LARGEST = 1 << 40
 """No tensor of a network has more elements, no attribute a larger value."""
 POSITIONS = 1 << 28
@@ -67,7 +67,7 @@ def encode(shape: Shape) -> dict[str, Any]:
     """Returns plain values for `json`; masks as packed bits, positions as runs of (start, count, step)."""
     value: dict[str, Any] = {
         "format": FORMAT,
-        "version": WITH_BLOCKS if any(g.blocks for g in shape.groups) else VERSION,
+        "version": _version(shape),
         "groups": [
             {
                 "name": g.name,
@@ -100,6 +100,12 @@ def encode(shape: Shape) -> dict[str, Any]:
     return {**value, "sha256": digest(value)}
 
 
+def _version(shape: Shape) -> int:
+    if shape.corrections:
+        return WITH_PLACES
+    return WITH_BLOCKS if any(group.blocks for group in shape.groups) else VERSION
+
+
 def _plain(block: Block) -> list[Any]:
     return [block.name, [list(part) for part in block.parts], list(block.tips)]
 
@@ -118,10 +124,16 @@ def decode(value: Any) -> Shape:
     """
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise TopiaristError("this is not an architecture of topiarist; give the JSON file that prune() wrote")
-    if value.get("version") not in (VERSION, WITH_BLOCKS):
+    version = value.get("version")
+    if version not in (VERSION, WITH_BLOCKS, WITH_PLACES):
         raise TopiaristError(
-            f"the architecture has version {value.get('version')!r}, this release reads {VERSION} and {WITH_BLOCKS}; "
+            f"the architecture has version {version!r}, this release reads {VERSION} to {WITH_PLACES}; "
             "upgrade topiarist"
+        )
+    if version != WITH_PLACES and value.get("corrections"):
+        raise TopiaristError(
+            "the architecture corrects calls by their number, as the first release did, which is wrong on other "
+            "branches of the code; prune the network again"
         )
     try:
         if value["sha256"] != digest(value):

@@ -112,6 +112,7 @@ def _described(plan: Plan, done: Pruned) -> dict[str, Any]:
         "macs": {"before": done.before.macs, "after": done.after.macs},
         "params": {"before": done.before.params, "after": done.after.params},
         "proof": asdict(done.proof),
+        "untaken": done.untaken,
         "kept_whole": {name: whole._asdict() for name, whole in done.kept_whole.items()},
         "pinned": [entry._asdict() for entry in done.graph.pinned],
     }

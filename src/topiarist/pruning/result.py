@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from topiarist.architecture import Architecture
 from topiarist.budget import Cost, not_n_of_m, units_of
-from topiarist.graph import Graph, Keep, Kind, removed_blocks
+from topiarist.graph import GUARD, Graph, Keep, Kind, removed_blocks
 from topiarist.methods import Method
 from topiarist.pruning.choice import Choice
 from topiarist.pruning.request import Pruning
@@ -98,6 +98,24 @@ class Pruned:
         names = () if budget is None else budget.exclude
         return {str(name): self._whole(units_of([name], self.graph)) for name in names}
 
+    @property
+    def untaken(self) -> dict[str, bool]:
+        """Returns the branches that no example took: ``file:line`` → whether the pruned network raises there.
+
+        It raises where the branch computes with sizes that the cut changed. Inputs that take a branch are given as
+        ``more_inputs``.
+        """
+        guarded = {
+            (module, correction.place)
+            for module, made in self.architecture.corrections.items()
+            for correction in made
+            if correction.kind == GUARD
+        }
+        lines: dict[str, bool] = {}
+        for branch in self.graph.solution.record.branches:
+            lines[branch.line] = lines.get(branch.line, False) or (branch.module, branch.place) in guarded
+        return lines
+
     def _whole(self, units: Keep) -> Whole:
         """Returns the groups and layers that some units belong to."""
         groups = [group for group in self.graph.groups if group.name in units]
@@ -162,7 +180,9 @@ class Pruned:
             yield "pruned weights are zero, tensors keep their size: MACs and parameters count nonzeros"
         if self.repair is not None and self.repair != self.method:
             yield f"the kept weights were repaired by {self.repair.name}"
-        verdict = self.proof.reason or self.proof.checked
+        if raising := [line for line, raises in self.untaken.items() if raises]:
+            yield f"branches that no example took, where the pruned network raises: {', '.join(raising)}"
+        verdict = self.proof.reason or f"{self.proof.checked} ({', '.join(self.proof.paths)})"
         if self.graph.kind == "weight":
             yield f"checked: {verdict}"
         else:

@@ -128,19 +128,23 @@ def _proof_of_cut(double: nn.Module, graph: Graph, keep: Keep, ways: Sequence[Pa
         proof = _seen_by_noise(proof, ways[0], double, expected, smaller, _with_noise(double, graph, keep))
     for path in ways[1:]:
         if proof.ok or proof.blind:
-            proof = _also_on(path, proof, double, expected, smaller)
+            proof = _also_on(path, proof, expected, smaller)
     return proof
 
 
-def _also_on(path: Path, proof: Proof, double: nn.Module, expected: nn.Module, smaller: nn.Module) -> Proof:
+def _also_on(path: Path, proof: Proof, expected: nn.Module, smaller: nn.Module) -> Proof:
     """Returns the proof, extended to a further path; a path of ours that the network does not take is left out."""
-    try:
-        further = _proof_on(path, double, expected, smaller, removed=False)
-    except TopiaristError:
-        if path.given:
-            raise
-        return proof
-    if math.isnan(further.change):
+    with path.entered(expected, smaller):
+        path.seed()
+        try:
+            reference = _answer(expected, path.inputs)
+        except TopiaristError:
+            if path.given:
+                raise
+            return proof
+        path.seed()
+        further = _compared_with(smaller, path, reference, reference, removed=False)
+    if math.isnan(further.change) and not path.given:
         return proof
     diff, names = max(proof.max_rel_diff, further.max_rel_diff), (*proof.paths, path.name)
     if further.ok:
