@@ -271,6 +271,7 @@ NUMBERS = {
     "added": lambda n, x: n.b(n.a(x) + n.a(x).shape[1]),
     "alpha": lambda n, x: n.b(torch.add(n.a(x), n.a(x), alpha=n.a(x).shape[1] ** -0.5)),
     "clamped": lambda n, x: n.b(n.a(x).clamp(max=n.a(x).shape[1] * 0.1)),
+    "smallest": lambda n, x: n.b(n.a(x).clamp(min=torch.finfo(torch.float64).tiny)),
 }
 
 

@@ -113,7 +113,7 @@ class Listener(TorchFunctionMode):
         if isinstance(value, Size):
             return (value,)
         top = self.tracer.stack.top
-        if not isinstance(value, float) or value <= 0 or value in self.tracer.memory.floats[top]:
+        if not isinstance(value, float) or not 1e-9 < value < 1e9 or value in self.tracer.memory.floats[top]:
             return ()  # what the module stores is a constant
         near = [n for n in (value**-4, value**-2, 1 / value, value, value**2, value**4) if n < 1e9]
         integers = {round(n) for n in near if n > 1.5 and abs(n - round(n)) <= 1e-9 * n} - self.settled[top]

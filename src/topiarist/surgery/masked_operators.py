@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from topiarist.errors import TopiaristError
 from topiarist.graph import Arguments, Graph, Keep, Keywords, Trail, mixing_kind, trails_here, use_dropins
 
 Kept = dict[int, Tensor]
@@ -124,7 +125,15 @@ class MaskedForward:
             self.inner = self.inner.inner
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the module's forward; dead positions take no part in what mixes positions."""
+        """Runs the module's forward; dead positions take no part in what mixes positions.
+
+        Raises:
+            TopiaristError: the network is traced or exported, where this would be lost.
+        """
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():  # type: ignore[attr-defined]
+            raise TopiaristError(
+                "a masked network cannot be traced or exported; export the cut one, which computes the same"
+            )
         with _OverKept(self.table, self.calls):
             self.calls += 1
             forward = self.inner or type(self.module).forward.__get__(self.module)

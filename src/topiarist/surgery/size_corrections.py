@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import ast
 import copy
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
@@ -75,20 +77,75 @@ class _Sizes:
         return (*before, *self(sizes))
 
 
-@dataclass(frozen=True, eq=False)
 class _Callee:
-    """Stands for what a call calls: where that is the function to correct, its corrected copy."""
+    """Stands for what a call calls: where that is the function to correct, its corrected copy.
 
-    corrections: tuple[Correction, ...]
+    Copies are made once, those of functions that their names lead to already here, so that `torch.compile` and
+    `torch.export` see no compiler at work.
+    """
+
+    def __init__(self, corrections: Sequence[Correction]) -> None:
+        self.corrections = tuple(corrections)
+        self.made: dict[FunctionType, FunctionType] = {}
+        named = _function_named(self.corrections[0].place[0].function)
+        if named is not None:
+            self(named)
 
     def __call__(self, callee: Any) -> Any:
         """Returns the corrected copy of a function, a method or a callable object; others as they are."""
         if isinstance(callee, MethodType):
-            return MethodType(self(callee.__func__), callee.__self__)
+            made = self(callee.__func__)  # bound by partial, since torch.compile knows no other way
+            return callee if made is callee.__func__ else partial(made, callee.__self__)
         if isinstance(callee, FunctionType):
-            return _edited(callee, self.corrections) if _is_at(callee, self.corrections[0].place[0]) else callee
+            return self.made[callee] if callee in self.made else self._copy(callee)
         own = type(callee).__dict__.get("__call__")
-        return MethodType(self(own), callee) if isinstance(own, FunctionType) else callee
+        return partial(self(own), callee) if isinstance(own, FunctionType) else callee
+
+    def _copy(self, callee: FunctionType) -> FunctionType:
+        """Makes the corrected copy of a function, also within a decorator of torch, which no place tells of."""
+        inner = callee.__dict__.get("__wrapped__")
+        if _is_at(callee, self.corrections[0].place[0]):
+            made = _edited(callee, self.corrections)
+        elif isinstance(inner, FunctionType) and (right := self(inner)) is not inner:
+            made = _decorated(callee, inner, right)
+        else:
+            return callee
+        if len(self.made) >= COPIES:
+            self.made.clear()
+        self.made[callee] = made
+        return made
+
+
+COPIES = 64
+"""Functions whose copies a call remembers: code may make new ones each time it runs."""
+
+
+def _function_named(name: str) -> FunctionType | None:
+    """Returns the function that a step names, where its module holds it."""
+    module, _, path = name.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, FunctionType) else None
+
+
+def _decorated(wrapper: FunctionType, inner: FunctionType, right: FunctionType) -> FunctionType:
+    """Returns a copy of a decorated function that calls another one inside, as `torch.no_grad` and `torch.fx.wrap`."""
+    closure = tuple(CellType(right) if cell.cell_contents is inner else cell for cell in wrapper.__closure__ or ())
+    return _as(wrapper, FunctionType(wrapper.__code__, wrapper.__globals__, closure=closure))
+
+
+def _as(function: FunctionType, made: FunctionType) -> FunctionType:
+    """Gives a copy of a function what else it has."""
+    made.__name__, made.__defaults__, made.__kwdefaults__ = (
+        function.__name__,
+        function.__defaults__,
+        function.__kwdefaults__,
+    )
+    made.__qualname__, made.__module__ = function.__qualname__, function.__module__
+    made.__doc__, made.__annotations__ = function.__doc__, function.__annotations__
+    made.__dict__.update(function.__dict__)
+    return made
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,12 +244,7 @@ def _edited(function: FunctionType, corrections: Sequence[Correction]) -> Functi
     cells = {**dict(zip(code.co_freevars, function.__closure__ or (), strict=True))}
     cells |= {held: CellType(value) for held, value in editor.held.items()}
     closure = tuple(cells[free] for free in made.co_freevars)
-    result = FunctionType(made, function.__globals__, function.__name__, function.__defaults__, closure)
-    result.__kwdefaults__ = function.__kwdefaults__
-    result.__qualname__, result.__module__ = function.__qualname__, function.__module__
-    result.__doc__, result.__annotations__ = function.__doc__, function.__annotations__
-    result.__dict__.update(function.__dict__)
-    return result
+    return _as(function, FunctionType(made, function.__globals__, closure=closure))
 
 
 def _by_function(corrections: Sequence[Correction]) -> list[tuple[Correction, ...]]:
@@ -288,8 +340,9 @@ class CorrectedForward:
 
     def _made(self) -> Any:
         """Returns the corrected forward, bound to the module."""
-        made = _Callee(self.corrections)(self.__wrapped__)
-        if made is self.__wrapped__ or getattr(made, "__func__", made) is getattr(self.__wrapped__, "__func__", None):
+        own = self.__wrapped__
+        made = _Callee(self.corrections)(own)
+        if made is own:
             raise TopiaristError(
                 f"the forward of {type(self.module).__name__} is not the one that was traced, "
                 f"{self.corrections[0].place[0].function}; give the model that was pruned"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from math import prod
 
 from torch import Tensor
@@ -139,7 +140,10 @@ def attention(t: Tracer, c: Call) -> None:
     query, key, value = c["query"], c["key"], c["value"]
     q, k, v = t.vectors_of(query), t.vectors_of(key), t.vectors_of(value)
     width = summed(t, q[-1], k[-1], query, key)
-    outer = [t.algebra.unify(t.algebra.unify(q[d], k[d]), v[d]) for d in range(query.ndim - 2)]
+    outer: list[Vector] = []
+    for d in range(query.ndim - 2):
+        theirs = (_shared(t, vectors[d], x.shape[d], query.shape[d]) for vectors, x in ((k, key), (v, value)))
+        outer.append(reduce(t.algebra.unify, theirs, q[d]))
     bias = c.get("attn_mask", c.get("attn_bias"))
     sequence = [q[-2], k[-2], v[-2]]
     if isinstance(bias, Tensor):
@@ -155,3 +159,8 @@ def attention(t: Tracer, c: Call) -> None:
     for out in c.outputs[1:]:
         t.put(out, [None] * out.ndim)
     t.put(c.outputs[0], [*outer, None, v[-1]], t.of(value).zero)
+
+
+def _shared(t: Tracer, vector: Vector, heads: int, queries: int) -> Vector:
+    """Returns heads of keys or values as the queries meet them: neighbours share one (`enable_gqa`)."""
+    return vector if heads == queries else t.algebra.merge([vector, None], [heads, queries // heads])
