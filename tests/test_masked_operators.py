@@ -99,3 +99,29 @@ def test_a_variance_of_a_single_value_is_never_asked_for():
         model = Net(lambda n, x, u=unbiased: n.last(n.b(n.a(x) * n.a(x).var(1, u, keepdim=True))), **convs())
         graph = trace(shaken(model), X)
         assert {group.name: group.units for group in graph.groups} == groups
+
+
+def grouped_sums(net, x, turned=None):
+    """Twice the same code, in which a further argument swaps the groups of channels that it adds to."""
+    x = net.a(x)
+    for _ in range(2):
+        y = x.unflatten(1, (2, 4))
+        y = y + y.mean(1, keepdim=True)
+        x = (y if turned is None else y.flip(1)).flatten(1, 2)
+    return net.b(x)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 1, 0, 2), (2, 1, 0, 0)])
+def test_an_operator_keeps_what_it_keeps_in_the_run_that_a_call_is_like(order):
+    """In whatever order the paths are taken."""
+    model = shaken(Net(grouped_sums, **convs())).double()
+    x, other = X.double(), OTHER.double()
+    graph = trace(model, x, more_inputs=[(x, torch.ones(1))])
+    paths = [lambda net: net(x), lambda net: net(other, torch.ones(1)), lambda net: net.train()(other)]
+    for seed in range(4):
+        keep = random_keep(graph, seed)
+        masked, smaller = mask(model, graph, keep), cut(model, graph, keep)
+        for k in order:
+            assert distance(paths[k](smaller), paths[k](masked)) <= 1e-10
+            for net in (masked, smaller):
+                net.eval()

@@ -29,10 +29,12 @@ from topiarist.graph.groups import (
 from topiarist.graph.hindrance import hindrance
 from topiarist.graph.inputs import (
     Arguments,
+    Form,
     Inputs,
     Keywords,
     call_model,
     converted,
+    form_of,
     map_floats,
     named_tensors,
     tensors_in,
@@ -60,6 +62,7 @@ __all__ = [
     "ChannelSelector",
     "Correction",
     "Corrections",
+    "Form",
     "Graph",
     "Group",
     "Inputs",
@@ -91,6 +94,7 @@ __all__ = [
     "converted",
     "declare_selectors",
     "fast_path_off",
+    "form_of",
     "hindrance",
     "is_norm",
     "kept_positions",

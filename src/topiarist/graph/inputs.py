@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,11 +21,69 @@ Keywords = Mapping[str, Any]
 
 def call_model(model: nn.Module, inputs: Inputs) -> Any:
     """Calls a model with one tensor, with the entries of a tuple or list, or with a dict of keyword arguments."""
+    args, kwargs = arguments_of(inputs)
+    return model(*args, **kwargs)
+
+
+def arguments_of(inputs: Inputs) -> tuple[Arguments, Keywords]:
+    """Returns the positional and the keyword arguments that inputs are."""
     if isinstance(inputs, dict):
-        return model(**inputs)
-    if isinstance(inputs, (tuple, list)):
-        return model(*inputs)
-    return model(inputs)
+        return (), inputs
+    return (inputs if isinstance(inputs, (tuple, list)) else (inputs,)), {}
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """What a call of a network is like: its mode, and its arguments without the values of tensors.
+
+    Attributes:
+        training: whether the network is in training mode.
+        arguments: by name, a tensor's shape, a plain value, or the type of another one; what is None is left out.
+    """
+
+    training: bool
+    arguments: Mapping[str, object]
+
+    def likeness(self, other: Form) -> tuple[bool, ...]:
+        """Returns how alike two calls are: the larger, the more so."""
+        mine, theirs = self.arguments, other.arguments
+        return (
+            self.training == other.training,
+            mine.keys() == theirs.keys(),
+            _plain(mine) == _plain(theirs),
+            _behind_batch(mine) == _behind_batch(theirs),
+            mine == theirs,
+        )
+
+
+def _plain(arguments: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in arguments.items() if not isinstance(value, torch.Size)}
+
+
+def _behind_batch(arguments: Mapping[str, object]) -> dict[str, object]:
+    return {name: shape[1:] for name, shape in arguments.items() if isinstance(shape, torch.Size)}
+
+
+def form_of(forward: Callable[..., Any], args: Arguments, kwargs: Keywords, *, training: bool) -> Form:
+    """Returns what a call of a network's forward is like, however its arguments are passed."""
+    try:
+        bound = inspect.signature(forward).bind(*args, **kwargs)
+        bound.apply_defaults()
+        given: Mapping[str, object] = bound.arguments
+    except (TypeError, ValueError):  # built in, or called as it cannot be
+        given = {**{str(k): value for k, value in enumerate(args)}, **kwargs}
+    return Form(training, dict(_forms("", given)))
+
+
+def _forms(name: str, value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, Tensor):
+        yield name, value.shape
+    elif isinstance(value, (dict, tuple, list)):
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, entry in entries:
+            yield from _forms(f"{name}.{key}", entry)
+    elif value is not None:
+        yield name, value if isinstance(value, (bool, int, float, str)) else type(value)
 
 
 def tensors_in(value: object) -> list[Tensor]:

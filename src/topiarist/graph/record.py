@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from topiarist.graph.blocks import Block
 from topiarist.graph.branches import Branch
+from topiarist.graph.inputs import Form
 from topiarist.graph.labels import LabelAlgebra, Labels, Vector
 from topiarist.graph.norms import Normed
 from topiarist.graph.places import Place, Trails
@@ -106,6 +107,7 @@ class Record:
         batch: length of the batch that was traced.
         contractions: products, for the costs.
         statistics: operators that mix positions, in the order of execution.
+        runs: what each run of the network was called with; statistics count them from 1.
         outputs: what each module's outputs carry, by (module, call).
         aside: the same of the further runs: one for each further example, and the one in training mode.
         vectors: those that equations speak of, by their index.
@@ -133,6 +135,7 @@ class Record:
     batch: int = 1
     contractions: list[Contraction] = field(default_factory=list)
     statistics: list[Statistic] = field(default_factory=list)
+    runs: list[Form] = field(default_factory=list)
     outputs: dict[tuple[str, int], list[Traced]] = field(default_factory=dict)
     aside: list[dict[tuple[str, int], list[Traced]]] = field(default_factory=list)
     vectors: list[Labels] = field(default_factory=list)

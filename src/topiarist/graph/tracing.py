@@ -22,7 +22,15 @@ from topiarist.graph.dropins import RECURRENT, with_dropins
 from topiarist.graph.graph import Graph
 from topiarist.graph.grouping import emptiable, group_units, only_numbering
 from topiarist.graph.groups import Group
-from topiarist.graph.inputs import Inputs, call_model, named_tensors, tensors_in, twice_the_batch
+from topiarist.graph.inputs import (
+    Inputs,
+    arguments_of,
+    call_model,
+    form_of,
+    named_tensors,
+    tensors_in,
+    twice_the_batch,
+)
 from topiarist.graph.lines import Rectangles, solve_lines
 from topiarist.graph.listener import Listener
 from topiarist.graph.operators import OperatorMode
@@ -164,6 +172,7 @@ def _pin_recurrent(tracer: Tracer, model: nn.Module) -> None:
 def _run(tracer: Tracer, model: nn.Module, example_inputs: Inputs, deadline: float) -> None:
     given = tensors_in(example_inputs)
     tracer.begin(model, given)
+    tracer.record.runs.append(form_of(model.forward, *arguments_of(example_inputs), training=model.training))
     listener = Listener(tracer)
     Size.on_number = listener.became_number
     try:

@@ -8,6 +8,7 @@ positions only.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,18 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from topiarist.errors import TopiaristError
-from topiarist.graph import Arguments, Graph, Keep, Keywords, Trail, mixing_kind, trails_here, use_dropins
+from topiarist.graph import (
+    Arguments,
+    Form,
+    Graph,
+    Keep,
+    Keywords,
+    Trail,
+    form_of,
+    mixing_kind,
+    trails_here,
+    use_dropins,
+)
 
 Kept = dict[int, Tensor]
 """Axis of an operator's input → kept indices."""
@@ -33,12 +45,32 @@ Table = dict[tuple[str, Trail], list[Entry]]
 """(kind, where in the module's code) → what it keeps, in the order of execution."""
 
 
+class Likeness:
+    """Which of the traced runs the masked network's present call is like: an operator may keep other positions in each.
+
+    Attributes:
+        runs: what the traced runs were called with.
+        run: the number of the one that is most alike, from 1; 0 where no call of the whole network has begun.
+        calls: how often each module was called since.
+    """
+
+    def __init__(self, runs: Sequence[Form]) -> None:
+        self.runs = runs
+        self.run = 0
+        self.calls = Counter[str]()
+
+    def begin(self, form: Form) -> None:
+        """Notes that a call of the network begins."""
+        self.run = 1 + max(range(len(self.runs)), key=lambda k: (self.runs[k].likeness(form), -k))
+        self.calls.clear()
+
+
 class _OverKept(TorchDispatchMode):
     """Replaces the operators that mix positions in one call of a module."""
 
-    def __init__(self, table: Table, call: int) -> None:
+    def __init__(self, table: Table, run: int, call: int) -> None:
         super().__init__()
-        self.table, self.call, self.seen = table, call, Counter[tuple[str, Trail]]()
+        self.table, self.run, self.call, self.seen = table, run, call, Counter[tuple[str, Trail]]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Arguments = (), kwargs: Keywords | None = None) -> Any:
         kwargs = kwargs or {}
@@ -54,6 +86,7 @@ class _OverKept(TorchDispatchMode):
         number, self.seen[key] = self.seen[key], self.seen[key] + 1
         if not entries or all(_equal(entry.kept, entries[0].kept) for entry in entries[1:]):
             return entries[0].kept if entries else {}
+        entries = [e for e in entries if e.call[0] == self.run] or entries
         entries = [e for e in entries if e.outer == trails.outer[: len(e.outer)]] or entries
         calls = sorted({entry.call for entry in entries})
         mine = [entry for entry in entries if entry.call == calls[self.call % len(calls)]]
@@ -117,8 +150,8 @@ def normalise(func: Any, args: Arguments, kwargs: Keywords, kind: str, kept: Kep
 class MaskedForward:
     """A forward in which the module's own operators see kept positions only."""
 
-    def __init__(self, module: nn.Module, table: Table) -> None:
-        self.module, self.table, self.calls = module, table, 0
+    def __init__(self, module: nn.Module, name: str, table: Table, likeness: Likeness) -> None:
+        self.module, self.name, self.table, self.likeness = module, name, table, likeness
         self.inner = module.__dict__.get("forward")  # a corrected forward, or the instance's own
         if isinstance(self.inner, MaskedForward):  # masked before: what both masks keep
             self.table = _both(table, self.inner.table)
@@ -130,13 +163,16 @@ class MaskedForward:
         Raises:
             TopiaristError: the network is traced or exported, where this would be lost.
         """
-        if torch.jit.is_tracing() or torch.compiler.is_exporting():  # type: ignore[attr-defined]
+        if torch.jit.is_tracing() or getattr(torch.compiler, "is_exporting", bool)():  # torch 2.6 lacks it
             raise TopiaristError(
                 "a masked network cannot be traced or exported; export the cut one, which computes the same"
             )
-        with _OverKept(self.table, self.calls):
-            self.calls += 1
-            forward = self.inner or type(self.module).forward.__get__(self.module)
+        forward = self.inner or type(self.module).forward.__get__(self.module)
+        if not self.name:  # the whole network
+            self.likeness.begin(form_of(forward, args, kwargs, training=self.module.training))
+        calls = self.likeness.calls
+        calls[self.name] += 1
+        with _OverKept(self.table, self.likeness.run, calls[self.name] - 1):
             return forward(*args, **kwargs)
 
 
@@ -159,12 +195,13 @@ def install_masked_forwards(model: nn.Module, graph: Graph, keep: Keep) -> None:
     """Gives modules whose operators would mix in dead positions a forward that leaves those out."""
     use_dropins(model)
     dead = graph.dead(keep)
-    tables: dict[str, Table] = {}
-    needed: set[str] = set()
+    tables: dict[str, Table] = {"": {}}
+    needed = {""}
     for kind, vectors, module, call, trails in graph.solution.record.statistics:
         kept = {a: k for a, v in enumerate(vectors) if (k := graph.solution.kept(v, dead)) is not None}
         tables.setdefault(module, {}).setdefault((kind, trails.inner), []).append(Entry(trails.outer, call, kept))
         needed.update([module] if kept else [])
-    for name in sorted(needed):
+    likeness = Likeness(graph.solution.record.runs)
+    for name in sorted(needed) if len(needed) > 1 or tables[""] else ():
         owner = model.get_submodule(name)
-        owner.__dict__["forward"] = MaskedForward(owner, tables[name])
+        owner.__dict__["forward"] = MaskedForward(owner, name, tables[name], likeness)
