@@ -163,17 +163,27 @@ class MaskedForward:
         Raises:
             TopiaristError: the network is traced or exported, where this would be lost.
         """
-        if torch.jit.is_tracing() or getattr(torch.compiler, "is_exporting", bool)():  # torch 2.6 lacks it
+        if (
+            torch._C._get_tracing_state() is not None or getattr(torch.compiler, "is_exporting", bool)()
+        ):  # torch 2.6 lacks it
             raise TopiaristError(
                 "a masked network cannot be traced or exported; export the cut one, which computes the same"
             )
-        forward = self.inner or type(self.module).forward.__get__(self.module)
+        forward = self.__wrapped__
         if not self.name:  # the whole network
             self.likeness.begin(form_of(forward, args, kwargs, training=self.module.training))
         calls = self.likeness.calls
         calls[self.name] += 1
         with _OverKept(self.table, self.likeness.run, calls[self.name] - 1):
             return forward(*args, **kwargs)
+
+    @property
+    def __wrapped__(self) -> Any:  # what inspect.signature follows
+        return self.inner or type(self.module).forward.__get__(self.module)
+
+    @property
+    def __code__(self) -> Any:  # what torch.export looks at
+        return self.__wrapped__.__code__
 
 
 def _both(new: Table, old: Table) -> Table:
