@@ -470,7 +470,7 @@ def markdown(found: list[dict[str, Any]]) -> str:
         f"in float64 to {TOLERANCE:.0e}, ONNX files in float32 to {SINGLE:.0e}. Two cuts each, at random: every group "
         "keeps 50 % of its units, and every group a share of its own between 25 and 75 %. The difference is the larger "
         "one of both, relative to the largest output; MACs are those of the first; corrections are the modules "
-        f"whose code was corrected or guarded, in either cut. One thread of {platform.machine()}, {versions}, topiarist "
+        f"whose code was corrected or guarded, by cut. One thread of {platform.machine()}, {versions}, topiarist "
         f"{topiarist.__version__}; random weights of seed 0, cuts of seeds 0 and 1. "
         "Rerun: `python benchmarks/paths.py --out benchmarks/paths`.",
         "",
