@@ -41,6 +41,8 @@ TOLERANCE = 1e-10
 SINGLE = 1e-4
 """Tolerance of what runs in float32."""
 NEW_TOKENS = 12
+UNTAKEN = "no example took the branch"
+"""What a cut network says in code that no example took."""
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "onnx", "onnxruntime")
 
 Run = Callable[[nn.Module], Any]
@@ -168,13 +170,16 @@ def t5(attention: str, **options: Any) -> Case:
     return Case(T5ForConditionalGeneration(config), pair, ways)
 
 
-def causal(name: str, attention: str, **options: Any) -> Case:
+def causal(name: str, attention: str, *, padded: bool = False, **options: Any) -> Case:
+    """A decoder; perhaps traced on a padded batch, and on single tokens, as well."""
     import transformers
 
     sizes = {"vocab_size": 100, "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
     config = getattr(transformers, f"{name}Config")(**sizes, attn_implementation=attention, **options)
     model = getattr(transformers, {"GPT2": "GPT2LMHeadModel"}.get(name, f"{name}ForCausalLM"))(config)
     example = {"input_ids": tokens(2, 16), "use_cache": False}
+    masks = [torch.tensor([[0] * (length - 1) + [1], [1] * length]) for length in (16, 1)]
+    masked = [{"input_ids": tokens(2, m.shape[1]), "attention_mask": m, "use_cache": False} for m in masks]
     ways = {
         "forward, shorter, other batch": on({"input_ids": tokens(3, 9), "use_cache": False}),
         "forward, longer": on({"input_ids": tokens(2, 40), "use_cache": False}),
@@ -182,7 +187,7 @@ def causal(name: str, attention: str, **options: Any) -> Case:
         "generate with cache": generated(tokens(2, 8), use_cache=True),
         "generate without cache": generated(tokens(3, 3), use_cache=False),
     }
-    return Case(model, example, ways)
+    return Case(model, example, ways, masked if padded else [])
 
 
 def bert(kind: str, attention: str, *, masked: bool = False, embedded: bool = False) -> Case:
@@ -245,22 +250,28 @@ def image(*sides: int, batch: int = 1) -> Tensor:
     return torch.randn(batch, 3, *sides, dtype=torch.float64)
 
 
-def swin(name: str, **options: Any) -> Case:
-    model = topiarist.load_model(f"torchvision:{name}", **options)
+def swin(name: str, *more: int) -> Case:
+    """A network traced on 224 × 224, and perhaps on further sizes."""
+    model = topiarist.load_model(f"torchvision:{name}")
     ways = {f"{side} × {side}": on(image(side, side)) for side in (192, 256, 150)}
     ways |= {"168 × 250, batch of 2": on(image(168, 250, batch=2)), "training": trained(image(192, 192, batch=2))}
-    return Case(model, image(224, 224), ways)
+    return Case(model, image(224, 224), ways, [image(side, side) for side in more])
 
 
-def swin3d(traced: int) -> Case:
-    """A small network, traced on one of these sizes and run on all."""
+def swin3d(*traced: int) -> Case:
+    """A small network, traced on some of these sizes and run on all."""
     from torchvision.models.video.swin_transformer import SwinTransformer3d
 
     window = {"patch_size": [2, 4, 4], "window_size": [8, 7, 7]}
     model = SwinTransformer3d(embed_dim=24, depths=[2, 2, 2], num_heads=[2, 4, 8], num_classes=10, **window)
     sizes = [(16, 112, 112), (8, 96, 96), (7, 75, 61), (18, 128, 96), (4, 28, 28)]
     ways = {" × ".join(map(str, size)): on(image(*size)) for size in sizes}
-    return Case(model, image(*sizes[traced]), ways | {"training": trained(image(8, 64, 64, batch=2))})
+    return Case(
+        model,
+        image(*sizes[traced[0]]),
+        ways | {"training": trained(image(8, 64, 64, batch=2))},
+        [image(*sizes[k]) for k in traced[1:]],
+    )
 
 
 def dropping(name: str, **options: Any) -> Case:
@@ -305,6 +316,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "GPT-2, sdpa": partial(causal, "GPT2", "sdpa"),
     "GPT-2, eager": partial(causal, "GPT2", "eager"),
     "Llama (grouped queries), sdpa": partial(causal, "Llama", "sdpa", num_key_value_heads=2, intermediate_size=96),
+    "Llama (grouped queries), sdpa, traced on a padded batch and single tokens too": partial(
+        causal, "Llama", "sdpa", padded=True, num_key_value_heads=2, intermediate_size=96
+    ),
     "Llama (grouped queries), eager": partial(causal, "Llama", "eager", num_key_value_heads=2, intermediate_size=96),
     **{
         f"{kind}, {attention}, traced {'with' if masked else 'without'} mask": partial(
@@ -323,9 +337,12 @@ CASES: dict[str, Callable[[], Case]] = {
         for attention in ("eager", "sdpa")
     },
     "torchvision swin_t": partial(swin, "swin_t"),
+    "torchvision swin_t, traced on 256 × 256 too": partial(swin, "swin_t", 256),
     "torchvision swin_v2_t": partial(swin, "swin_v2_t"),
     "torchvision swin3d, small": partial(swin3d, 0),
-    "torchvision swin3d, small, traced on 4 × 28 × 28": partial(swin3d, -1),
+    "torchvision swin3d, small, traced on 18 × 128 × 96 too": partial(swin3d, 0, 3),
+    "torchvision swin3d, small, traced on 4 × 28 × 28": partial(swin3d, 4),
+    "torchvision swin3d, small, traced on 4 × 28 × 28 and 18 × 128 × 96": partial(swin3d, 4, 3),
     "timm swin_tiny, drop path": partial(dropping, "swin_tiny_patch4_window7_224", drop_path_rate=0.3),
     "timm convnext_atto, drop path": partial(dropping, "convnext_atto", drop_path_rate=0.3),
     "timm deit_tiny, drop path": partial(dropping, "deit_tiny_patch16_224", drop_path_rate=0.3),
@@ -432,6 +449,8 @@ def rows(name: str, *, only: str = "") -> Iterator[dict[str, Any]]:
 
 def verdict(found: dict[str, Any]) -> str:
     """Whether cut and mask are equal on a path; else what is wrong."""
+    if UNTAKEN in found.get("error", ""):
+        return "refused: no example took it"
     if "error" in found:
         return found["error"][:80]
     if not found["difference"] <= (SINGLE if "ONNX" in found["path"] else TOLERANCE):
@@ -451,7 +470,7 @@ def markdown(found: list[dict[str, Any]]) -> str:
         f"in float64 to {TOLERANCE:.0e}, ONNX files in float32 to {SINGLE:.0e}. Two cuts each, at random: every group "
         "keeps 50 % of its units, and every group a share of its own between 25 and 75 %. The difference is the larger "
         "one of both, relative to the largest output; MACs are those of the first; corrections are the modules "
-        f"whose code was corrected, in either cut. One thread of {platform.machine()}, {versions}, topiarist "
+        f"whose code was corrected or guarded, by cut. One thread of {platform.machine()}, {versions}, topiarist "
         f"{topiarist.__version__}; random weights of seed 0, cuts of seeds 0 and 1. "
         "Rerun: `python benchmarks/paths.py --out benchmarks/paths`.",
         "",
