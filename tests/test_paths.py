@@ -90,7 +90,7 @@ class References:
         """The answer on a path; None where no mask of a graph that knows it prunes the same."""
         masked = self.all
         if masked is None or way.training:
-            masked = self.masked(way.inputs, [])
+            masked = self.masked(way.inputs, [self.network.example, *self.network.more])
         return None if masked is None else way.run(masked)
 
 
