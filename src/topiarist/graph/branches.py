@@ -8,6 +8,7 @@ the place of a wrong number; every other branch stays as it is.
 from __future__ import annotations
 
 import ast
+import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -74,6 +75,7 @@ class Taken:
     seen: dict[tuple[str, Place, str, str], tuple[Root, Ran]] = field(default_factory=dict)
 
     def __enter__(self) -> Taken:
+        importlib.import_module("torch._dynamo")  # torch does at a first call: half a minute while every line is traced
         self._before: Any = sys.gettrace()
         sys.settrace(self._called)
         return self
