@@ -123,7 +123,6 @@ def test_a_cut_is_its_mask_on_every_path_that_an_example_shows(network: Drawn, s
         assert gap(way.run(smaller), way.run(masked)) <= TOLERANCE, way.name
 
 
-@pytest.mark.xfail(strict=False, reason="an attribute that only an untaken branch reads is not solved, nor guarded")
 @settings(max_examples=settings().max_examples if NIGHT else 4)
 @given(networks(), st.integers(0, 2**16), MOST)
 def test_on_any_other_path_a_cut_is_right_or_refused(network: Drawn, seed: int, most: int) -> None:
@@ -151,7 +150,6 @@ class Turned(nn.Module):
         return self.head(x)
 
 
-@pytest.mark.xfail(strict=False, reason="an attribute that only an untaken branch reads is not solved, nor guarded")
 def test_an_attribute_that_only_an_untaken_branch_reads() -> None:
     model, x = Turned().double().eval(), torch.randn(2, 4, 5).double()
     graph, known = topiarist.trace(model, x), topiarist.trace(model, x, more_inputs=[(x, x)])

@@ -30,8 +30,8 @@ ROOTS = {"sqrt", "rsqrt", "float", "pow", "log", "log2", "exp", "tensor"}
 COMPILERS = {"is_scripting", "is_tracing", "is_exporting", "is_compiling", "is_in_onnx_export", "is_fx_tracing"}
 COMPILERS |= {"is_torchdynamo_compiling", "is_symbolic", "is_dynamo_compiling"}
 """What code asks to run in another way while it is compiled or exported."""
-UNSAFE, DIVIDES, IMPOSSIBLE = "*", "//", ""
-"""What is found beside the sizes that code gives."""
+UNSAFE, DIVIDES, IMPOSSIBLE, OWN = "*", "//", "", "@"
+"""What is found beside the sizes that code gives; the last one before the name of an attribute."""
 ROUNDING = {"int", "ceil", "floor", "round"}
 """Calls that make a size of a quotient."""
 DEPTH = 4
@@ -48,6 +48,7 @@ class Branch(NamedTuple):
         unsafe: it states widths, computes a number from a size, or runs a module that never ran.
         divides: it divides sizes by others, which is right where the module needs no correction.
         sizes: what it gives for sizes, as it is written: unsafe where the same had to be corrected elsewhere.
+        attributes: integers of the module among these sizes: unsafe where no example showed what they are the size of.
     """
 
     module: str
@@ -56,6 +57,7 @@ class Branch(NamedTuple):
     unsafe: bool
     divides: bool
     sizes: frozenset[str]
+    attributes: frozenset[str]
 
 
 Ran = dict[CodeType, set[int]]
@@ -124,8 +126,9 @@ def untaken(taken: Taken, model: nn.Module, ran: set[str]) -> tuple[Branch, ...]
             dangers = look.at(block.parts, root.function.node)
             place = (*steps, Step(name, root.function.source, block_span(root.function, block)))
             line = f"{root.function.filename.rpartition('/')[2]}:{block.parts[0].lineno}"
-            sizes = frozenset(dangers - {UNSAFE, DIVIDES})
-            branches.append(Branch(module, place, line, UNSAFE in dangers, DIVIDES in dangers, sizes))
+            attributes = frozenset(each.removeprefix(OWN) for each in dangers if each.startswith(OWN))
+            sizes = frozenset(each for each in dangers - {UNSAFE, DIVIDES} if not each.startswith(OWN))
+            branches.append(Branch(module, place, line, UNSAFE in dangers, DIVIDES in dangers, sizes, attributes))
     return tuple(branches)
 
 
@@ -213,15 +216,15 @@ class _Look:
         dangers: set[str] = set()
         for node in nodes:
             if isinstance(node, ast.Call):
-                dangers |= self._of_call(node, sizes, depth)
+                dangers |= self._of_call(node, sizes, function, depth)
             elif id(node) not in rounded and (self._makes_a_number(node, sizes) or _picks_positions(node)):
                 dangers.add(UNSAFE)
         return set() if IMPOSSIBLE in dangers else dangers
 
-    def _of_call(self, node: ast.Call, sizes: set[str], depth: int) -> set[str]:
+    def _of_call(self, node: ast.Call, sizes: set[str], function: ast.AST, depth: int) -> set[str]:
         name, given = _name(node), [*node.args, *(keyword.value for keyword in node.keywords)]
         if name in RESIZING:
-            return self._of_sizes(name, given)
+            return self._of_sizes(name, given) | {f"{OWN}{each}" for each in self._attributes(given, function)}
         if name in PARTING:
             return {UNSAFE}
         if name == "scaled_dot_product_attention":
@@ -249,6 +252,22 @@ class _Look:
         parts = [n.right for e in entries for n in ast.walk(e) if isinstance(n, ast.BinOp)]
         divides = any(isinstance(p, ast.Attribute) or _states_a_width(p) for p in parts)
         return {ast.unparse(e) for e in entries if not isinstance(e, ast.Constant)} | ({DIVIDES} if divides else set())
+
+    def _attributes(self, given: Sequence[ast.AST], function: ast.AST) -> set[str]:
+        """Returns the integers of the module that sizes are computed from, also by local names."""
+        names = {node.id for each in given for node in ast.walk(each) if isinstance(node, ast.Name)}
+        assigned = [
+            node.value
+            for node in ast.walk(function)
+            if isinstance(node, ast.Assign)
+            and names.intersection(n.id for t in node.targets for n in ast.walk(t) if isinstance(n, ast.Name))
+        ]
+        return {
+            _path(node)
+            for each in (*given, *assigned)
+            for node in ast.walk(each)
+            if isinstance(node, ast.Attribute) and "." not in _path(node) and type(self._called(node)) is int
+        }
 
     def _called(self, func: ast.expr) -> Any:
         """Returns what a name or an attribute of the module stands for."""

@@ -149,11 +149,22 @@ class Solution:
         for branch in self.record.branches:
             here = stated.get(branch.module, {})
             corrected = branch.sizes.intersection(site.text for site in here) or (branch.divides and here)
-            if (branch.unsafe or corrected) and self._loses(branch.module, dead):
+            unknown = branch.attributes - self._known_attributes.get(branch.module, set())
+            if (branch.unsafe or corrected or unknown) and self._loses(branch.module, dead):
                 guards.setdefault(branch.module, []).append(Correction(branch.place, GUARD, 0, {}))
         for module, guarding in guards.items():
             corrections.setdefault(module, []).extend(guarding)
         return {module: tuple(sorted(made, key=lambda c: c[:3])) for module, made in sorted(corrections.items())}
+
+    @cached_property
+    def _known_attributes(self) -> dict[str, set[str]]:
+        """Returns by module the integers of which the run showed what they are the size of."""
+        known: dict[str, set[str]] = {}
+        for e in self.record.equations:
+            for leaf in leaves(e.expression):
+                if isinstance(leaf, Attribute):
+                    known.setdefault(leaf.module, set()).add(leaf.name)
+        return known
 
     def _loses(self, module: str, dead: np.ndarray) -> bool:
         """Returns whether a cut takes something from what a module computes with."""
