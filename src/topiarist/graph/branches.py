@@ -210,14 +210,18 @@ class _Look:
             return set()
         sizes = self._names_of_sizes(function)
         nodes = [node for part in block for node in ast.walk(part)]
-        rounded = {
-            id(inner) for n in nodes if isinstance(n, ast.Call) and _name(n) in ROUNDING for inner in ast.walk(n)
+        sized = {
+            id(inner)
+            for n in nodes
+            if isinstance(n, ast.Call) and _name(n) in ROUNDING | RESIZING
+            for argument in (*n.args, *n.keywords)
+            for inner in ast.walk(argument)
         }
         dangers: set[str] = set()
         for node in nodes:
             if isinstance(node, ast.Call):
                 dangers |= self._of_call(node, sizes, function, depth)
-            elif id(node) not in rounded and (self._makes_a_number(node, sizes) or _picks_positions(node)):
+            elif id(node) not in sized and (self._makes_a_number(node, sizes) or _picks_positions(node)):
                 dangers.add(UNSAFE)
         return set() if IMPOSSIBLE in dangers else dangers
 

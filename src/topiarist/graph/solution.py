@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import pairwise
 from math import gcd
 from typing import NamedTuple
@@ -137,6 +137,7 @@ class Solution:
         guards: dict[str, list[Correction]] = {}
         grouped: dict[tuple[str, Place, str, int], dict[int, Ratio | float]] = {}
         stated, _ = self._stated(dead)
+        loses = cache(partial(self._loses, dead=dead))
         for module, sites in stated.items():
             for site, value in sites.items():
                 grouped.setdefault((module, site.place, site.kind, site.at), {})[site.slot] = value
@@ -150,7 +151,7 @@ class Solution:
             here = stated.get(branch.module, {})
             corrected = branch.sizes.intersection(site.text for site in here) or (branch.divides and here)
             unknown = branch.attributes - self._known_attributes.get(branch.module, set())
-            if (branch.unsafe or corrected or unknown) and self._loses(branch.module, dead):
+            if (branch.unsafe or corrected or unknown) and loses(branch.module):
                 guards.setdefault(branch.module, []).append(Correction(branch.place, GUARD, 0, {}))
         for module, guarding in guards.items():
             corrections.setdefault(module, []).extend(guarding)
@@ -166,10 +167,12 @@ class Solution:
                     known.setdefault(leaf.module, set()).add(leaf.name)
         return known
 
-    def _loses(self, module: str, dead: np.ndarray) -> bool:
-        """Returns whether a cut takes something from what a module computes with."""
-        own = [labels for name, _, labels in self.record.sources if name.rpartition(".")[0] == module]
-        return any(bool(dead[self.classes.of[labels]].any()) for labels in (*own, *self.record.held.get(module, ())))
+    def _loses(self, module: str, *, dead: np.ndarray) -> bool:
+        """Returns whether a cut takes something from what a module, or one within it, computes with."""
+        within = f"{module}." if module else ""
+        tensors = [labels for name, _, labels in self.record.sources if name.startswith(within)]
+        carried = [v for name, vectors in self.record.held.items() if f"{name}.".startswith(within) for v in vectors]
+        return any(bool(dead[self.classes.of[labels]].any()) for labels in (*tensors, *carried))
 
     def _stated(self, dead: np.ndarray) -> tuple[dict[str, dict[Site, Ratio | float]], list[list[Equation]]]:
         """Returns by module and site what must stand there after a cut, and the equations that no one value satisfies.
