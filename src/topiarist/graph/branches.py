@@ -335,9 +335,13 @@ def _path(func: ast.expr) -> str:
     return ".".join(reversed(parts)) if parts and isinstance(func, ast.Name) and func.id == "self" else ""
 
 
-def _states_a_width(node: ast.expr) -> bool:
-    """Returns whether an argument holds a literal number that may be a width."""
-    return any(isinstance(n, ast.Constant) and type(n.value) is int and n.value > 1 for n in ast.walk(node))
+def _states_a_width(node: ast.AST) -> bool:
+    """Returns whether an argument holds a literal number that may be a width; an entry's number is none."""
+    if isinstance(node, ast.Subscript):
+        return _states_a_width(node.value)
+    if isinstance(node, ast.Constant):
+        return type(node.value) is int and node.value > 1
+    return any(map(_states_a_width, ast.iter_child_nodes(node)))
 
 
 def _picks_positions(node: ast.AST) -> bool:
