@@ -1,7 +1,6 @@
 """What can be removed together: run a network once, follow its labels, solve them into groups of units."""
 
 from topiarist.graph.blocks import Block, Part
-from topiarist.graph.branches import block_span, blocks_of
 from topiarist.graph.calls import (
     ALONE,
     SIZE_KEYWORDS,
@@ -11,6 +10,9 @@ from topiarist.graph.calls import (
     mixing_kind,
     modes_restored,
 )
+from topiarist.graph.code.branches import block_span, blocks_of
+from topiarist.graph.code.places import Place, Step, Trail, trails_here
+from topiarist.graph.code.source import Span, Written, compiled, name_of, written
 from topiarist.graph.dropins import update_descriptions, use_dropins, with_dropins
 from topiarist.graph.graph import Graph, checked_keep
 from topiarist.graph.groups import (
@@ -41,7 +43,6 @@ from topiarist.graph.inputs import (
     twice_the_batch,
 )
 from topiarist.graph.norms import Normed
-from topiarist.graph.places import Place, Span, Step, Trail, Written, compiled, name_of, trails_here, written
 from topiarist.graph.selector import SELECTOR, ChannelSelector, declare_selectors, is_norm
 from topiarist.graph.sizes import Attribute, assign_attributes
 from topiarist.graph.solution import CORRECTIONS, GUARD, INFERRED, Correction, Corrections, Ratio

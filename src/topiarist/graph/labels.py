@@ -18,7 +18,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from topiarist.errors import TopiaristError
-from topiarist.graph.places import Site
+from topiarist.graph.code.places import Site
 
 Labels = np.ndarray
 """int64 ``(length,)``: one label for each position on an axis."""

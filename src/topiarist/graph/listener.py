@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from topiarist.graph.calls import INFERRING, READS, kind_of, sized_call
+from topiarist.graph.code.places import Site, line_of_code, place_here
 from topiarist.graph.inputs import Arguments, Keywords, tensors_in
 from topiarist.graph.labels import Free, Vector, labelled
-from topiarist.graph.places import Site, line_of_code, place_here
 from topiarist.graph.record import Squeeze
 from topiarist.graph.sizes import Length, Plain, Size, leaves
 from topiarist.graph.tracer import Tracer

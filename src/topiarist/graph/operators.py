@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from topiarist.errors import TopiaristError
 from topiarist.graph.calls import mixing_kind
+from topiarist.graph.code.places import line_of_code
 from topiarist.graph.inputs import Arguments, Keywords, tensors_in
 from topiarist.graph.labels import labelled
-from topiarist.graph.places import line_of_code
 from topiarist.graph.rules import apply_rule
 from topiarist.graph.tracer import Tracer
 

@@ -10,11 +10,11 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from topiarist.graph.blocks import Block
-from topiarist.graph.branches import Branch
+from topiarist.graph.code.branches import Branch
+from topiarist.graph.code.places import Place, Trails
 from topiarist.graph.inputs import Form
 from topiarist.graph.labels import LabelAlgebra, Labels, Vector
 from topiarist.graph.norms import Normed
-from topiarist.graph.places import Place, Trails
 from topiarist.graph.sizes import Attribute, Equation
 
 

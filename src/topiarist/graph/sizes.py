@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from topiarist.errors import TopiaristError
-from topiarist.graph.places import Site
+from topiarist.graph.code.places import Site
 
 
 class Attribute(NamedTuple):

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from topiarist.errors import TopiaristError
 from topiarist.files import suggestion
+from topiarist.graph.code.places import Place, Site
 from topiarist.graph.groups import Group, Keep, Pinned
 from topiarist.graph.labels import Labels, Origin, Vector, labelled
 from topiarist.graph.lines import Added, Classes, Rectangles
-from topiarist.graph.places import Place, Site
 from topiarist.graph.record import Record
 from topiarist.graph.sizes import Attribute, Equation, Length, evaluate, holds_plain_length, kept_length, leaves, solve
 

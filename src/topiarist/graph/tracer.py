@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from topiarist.graph.blocks import Descent
-from topiarist.graph.branches import Taken
 from topiarist.graph.calls import ModuleStack
+from topiarist.graph.code.branches import Taken
+from topiarist.graph.code.places import Site, line_of_code, trails_here
 from topiarist.graph.dropins import DESCRIBED
 from topiarist.graph.inputs import call_model, tensors_in
 from topiarist.graph.labels import Free, LabelAlgebra, Labels, Request, Vector, labelled
 from topiarist.graph.norms import Norms
-from topiarist.graph.places import Site, line_of_code, trails_here
 from topiarist.graph.record import Contraction, Mark, Record, Source, Statistic, Traced
 from topiarist.graph.sizes import Attribute, Equation, Size, expression_of, leaves, remembering
 

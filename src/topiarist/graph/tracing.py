@@ -16,8 +16,8 @@ from torch.nn.parameter import is_lazy
 
 from topiarist.errors import TopiaristError
 from topiarist.files import one_line
-from topiarist.graph.branches import untaken
 from topiarist.graph.calls import ALONE, fast_path_off, modes_restored
+from topiarist.graph.code.branches import untaken
 from topiarist.graph.dropins import RECURRENT, with_dropins
 from topiarist.graph.graph import Graph
 from topiarist.graph.grouping import emptiable, group_units, only_numbering

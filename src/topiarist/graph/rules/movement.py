@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from topiarist.graph.code.places import line_of_code
 from topiarist.graph.labels import Free, Request, Vector, labelled
-from topiarist.graph.places import line_of_code
 from topiarist.graph.record import Gather
 from topiarist.graph.rules.registry import Call, rule
 from topiarist.graph.tracer import Tracer

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from topiarist.graph.calls import SIZED
-from topiarist.graph.places import Place, Root, Span, Step, Written, root_of, spans_of, written
+from topiarist.graph.code.places import Place, Root, Step, root_of
+from topiarist.graph.code.source import Span, Written, spans_of, written
 
 RESIZING = SIZED | {"repeat", "tile", "narrow", "unfold", "new_zeros", "new_ones", "new_full", "new_empty", "zeros"}
 RESIZING |= {"ones", "full", "empty", "rand", "randn", "arange", "linspace", "eye"}
