@@ -22,6 +22,7 @@ from torch import Tensor
 from topiarist.errors import TopiaristError
 from topiarist.graph import (
     CORRECTIONS,
+    GUARD,
     INFERRED,
     SELECTOR,
     Attribute,
@@ -46,6 +47,9 @@ POSITIONS = 1 << 28
 """No group has more positions on an axis (2 GiB of them)."""
 WEIGHTS = 1 << 31
 """No tensor has more individual weights that are pruned."""
+
+DEEPEST, SLOTS, CORRECTED = 64, 4096, 10_000
+"""Functions on the way to a place, arguments of a call, and corrections of a module, at most."""
 
 DAMAGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, zlib.error, binascii.Error)
 """What reading a damaged file raises."""
@@ -152,7 +156,7 @@ def decode(value: Any) -> Shape:
             Attribute(_text(module), _text(name), None if entry is None else _count(entry)): _count(new, 1)
             for module, name, entry, new in value["sizes"]
         }
-        corrections = {_text(m): tuple(map(_correction, made)) for m, made in value["corrections"].items()}
+        corrections = {_text(m): _corrections(made) for m, made in value["corrections"].items()}
         selectors = _selectors(value.get("selectors", []), shapes)  # older files have none
     except DAMAGE as error:
         raise TopiaristError(f"the architecture is damaged ({error}); write it again with prune()") from error
@@ -221,12 +225,40 @@ def _selectors(value: Any, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, 
     return tuple(value)
 
 
+def _corrections(value: Any) -> tuple[Correction, ...]:
+    if not isinstance(value, list) or not 0 < len(value) <= CORRECTED:
+        raise ValueError("a module without corrections, or with too many")
+    made = tuple(map(_correction, value))
+    if len({(c.place, c.kind, c.at) for c in made}) < len(made) or len({c.place[0][:2] for c in made}) > 1:
+        raise ValueError("two corrections of one place, or of two functions")
+    return made
+
+
 def _correction(value: Any) -> Correction:
     place = tuple(Step(_text(name), _text(source), _span(span)) for name, source, span in value["place"])
     if not place or value["kind"] not in CORRECTIONS:
         raise ValueError("a correction of an unknown kind")
-    values = {_count(slot): _right(right) for slot, right in value["values"]}
-    return Correction(place, value["kind"], _count(value["at"]), values)
+    values = {_slot(slot): _right(right) for slot, right in value["values"]}
+    if len(place) > DEEPEST or not _fits(value["kind"], list(values.values())):
+        raise ValueError(f"a correction of {value['kind']} by other values")
+    return Correction(place, value["kind"], _slot(value["at"]), values)
+
+
+def _slot(value: Any) -> int:
+    if _count(value) > SLOTS:
+        raise ValueError(f"{value!r} where the number of an argument belongs")
+    return int(value)
+
+
+def _fits(kind: str, values: list[Ratio | float]) -> bool:
+    """Returns whether values are those of a kind of correction."""
+    if kind == "sizes":
+        return bool(values) and all(isinstance(value, Ratio) for value in values)
+    if kind == "scale":
+        return len(values) == 1 and isinstance(values[0], float)
+    if kind == "squeeze":
+        return bool(values) and all(type(value) is int and 0 <= value < SLOTS for value in values)
+    return not values if kind == GUARD else len(values) in (1, 2)
 
 
 def _span(value: Any) -> Span:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from topiarist.graph.calls import INFERRING, READS, kind_of, sized_call
-from topiarist.graph.code.places import Site, line_of_code, place_here
+from topiarist.graph.code.places import Here, Site, line_of_code, place_here
 from topiarist.graph.inputs import Arguments, Keywords, tensors_in
 from topiarist.graph.labels import Free, Vector, labelled
 from topiarist.graph.record import Squeeze
@@ -104,30 +104,33 @@ class Listener(TorchFunctionMode):
             self.settled[self.tracer.stack.top].add(int(size))
         self.tracer.note_number(size, site)
 
-    def _sources(self, value: Any) -> tuple[Size, ...]:
+    def _sources(self, value: Any, here: Here | None = None) -> tuple[Size, ...]:
         """Returns the sizes that a number comes from, where that was not seen.
 
-        Python forgets them in ``1.0 / C``: a float that is a power of a size which the running module has seen is taken
-        to come from it. Where it does not, a correction holds a constant at its own value.
+        Python forgets them in ``1.0 / C``: a float that is one over a size which the running module has seen, and that
+        the code divides by, is taken to come from it. Where it does not, a correction holds a constant at its value.
         """
         if isinstance(value, Size):
             return (value,)
         top = self.tracer.stack.top
-        if not isinstance(value, float) or not 1e-9 < value < 1e9 or value in self.tracer.memory.floats[top]:
+        if not isinstance(value, float) or not 1e-9 < value < 1 or value in self.tracer.memory.floats[top]:
             return ()  # what the module stores is a constant
-        near = [n for n in (value**-4, value**-2, 1 / value, value, value**2, value**4) if n < 1e9]
-        integers = {round(n) for n in near if n > 1.5 and abs(n - round(n)) <= 1e-9 * n} - self.settled[top]
-        mine = [self.seen[top][n] for n in integers if n in self.seen[top]]
-        return tuple(mine) or tuple(size for n in integers for size in self.tracer.memory.sizes.get((top, n), ()))
+        divisor = round(1 / value)
+        if divisor in self.settled[top] or abs(1 / value - divisor) > 1e-9 * divisor:
+            return ()
+        if here is not None and not any(d is None or _is_cut_size(d, divisor) for d in here.divisors()):
+            return ()
+        mine = [self.seen[top][divisor]] if divisor in self.seen[top] else []
+        return tuple(mine or self.tracer.memory.sizes.get((top, divisor), ()))
 
     def _note_operands(self, name: str, args: Arguments) -> None:
         """Notes the numbers that a tensor is multiplied with or divided by."""
         for position, value in enumerate(args):
             if not isinstance(value, (int, float)) or isinstance(value, bool):
                 continue
-            if not (sizes := self._sources(value)):
-                continue
             here, site = place_here(), None
+            if not (sizes := self._sources(value, here)):
+                continue
             if here is not None and here.call is None:
                 site = here.operand(1 - position if name.startswith("__r") else position)  # 2 * x is x.__rmul__(2)
             elif here is not None:
@@ -137,15 +140,14 @@ class Listener(TorchFunctionMode):
 
     def _note_scale(self, args: Arguments, kwargs: Keywords) -> None:
         """Notes attention's scale, which is computed from the width of its heads where it is not given."""
-        given = kwargs.get("scale", args[6] if len(args) > 6 else None)
+        given, here = kwargs.get("scale", args[6] if len(args) > 6 else None), place_here()
         if given is None:
             with torch._C.DisableTorchFunction():
                 width = self._size(int(args[0].shape[-1]), self.tracer.vectors_of(args[0])[-1])
             sizes: tuple[Size, ...] = (width,)
             given = float(int(width)) ** -0.5
         else:
-            sizes = self._sources(given)
-        here = place_here()
+            sizes = self._sources(given, here)
         for size in sizes:
             self.tracer.note_number(size, here.scale() if here is not None else None, float(given))
 
@@ -223,6 +225,11 @@ class Listener(TorchFunctionMode):
             before = self.tracer.record.squeezes.get(key, Squeeze((), ()))
             both = tuple(sorted({*dims, *before.dims}))
             self.tracer.record.squeezes[key] = Squeeze(both, (*before.vectors, *vectors))
+
+
+def _is_cut_size(value: object, length: int) -> bool:
+    """Returns whether a value is a size of this length that a cut may change."""
+    return isinstance(value, Size) and value == length and any(True for _ in leaves(value.expression))
 
 
 def _leaves(value: Any) -> list[Any]:

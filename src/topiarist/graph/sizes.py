@@ -159,6 +159,14 @@ def holds_plain_length(expression: Expression) -> bool:
     return isinstance(expression, Plain)
 
 
+def adds_plain_length(expression: Expression) -> bool:
+    """Returns whether a length that changes with the input is added to something, so that no ratio holds."""
+    if not isinstance(expression, Term):
+        return False
+    here = expression.operation in ("add", "sub") and holds_plain_length(expression)
+    return here or adds_plain_length(expression.left) or adds_plain_length(expression.right)
+
+
 def evaluate(
     expression: Expression, attributes: Callable[[Attribute], int], read: Callable[[Length], int]
 ) -> int | None:

@@ -23,7 +23,17 @@ from topiarist.graph.groups import Group, Keep, Pinned
 from topiarist.graph.labels import Labels, Origin, Vector, labelled
 from topiarist.graph.lines import Added, Classes, Rectangles
 from topiarist.graph.record import Record
-from topiarist.graph.sizes import Attribute, Equation, Length, evaluate, holds_plain_length, kept_length, leaves, solve
+from topiarist.graph.sizes import (
+    Attribute,
+    Equation,
+    Length,
+    adds_plain_length,
+    evaluate,
+    holds_plain_length,
+    kept_length,
+    leaves,
+    solve,
+)
 
 
 class Ratio(NamedTuple):
@@ -210,6 +220,8 @@ class Solution:
         if e.constant is not None:
             return e.constant
         varies = self._varies(e)
+        if adds_plain_length(e.expression):
+            return None
         if asked == 0 or (e.number and not varies):
             return None if varies else Ratio(right, 0)
         common = gcd(right, asked)

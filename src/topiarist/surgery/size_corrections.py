@@ -125,7 +125,7 @@ def _function_named(name: str) -> FunctionType | None:
     module, _, path = name.partition(":")
     found: Any = sys.modules.get(module)
     for part in path.split("."):
-        found = getattr(found, part, None)
+        found = vars(found).get(part) if hasattr(found, "__dict__") else None  # runs no code, such as a lazy import
     return found if isinstance(found, FunctionType) else None
 
 

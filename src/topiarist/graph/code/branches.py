@@ -8,29 +8,34 @@ the place of a wrong number; every other branch stays as it is.
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import CodeType, FrameType, FunctionType
+from functools import partial
+from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from topiarist.graph.calls import SIZED
-from topiarist.graph.code.places import Place, Root, Step, root_of
-from topiarist.graph.code.source import Span, Written, spans_of, written
+from topiarist.graph.code.places import Place, Root, Step, callers, root_of
+from topiarist.graph.code.source import FunctionNode, Span, Written, spans_of, written
 
 RESIZING = SIZED | {"repeat", "tile", "narrow", "unfold", "new_zeros", "new_ones", "new_full", "new_empty", "zeros"}
 RESIZING |= {"ones", "full", "empty", "rand", "randn", "arange", "linspace", "eye"}
 """Calls that are given sizes."""
+ORDERED = {"flip", "roll", "sort", "argsort", "topk", "glu", "cumsum", "cumprod", "diff", "group_norm", "avg_pool1d"}
+ORDERED |= {"local_response_norm", "fft", "rfft", "fftn", "rfftn", "rot90"}
+"""Calls whose result depends on the order of positions, or on how many there are."""
 PARTING = {"chunk", "tensor_split", "hsplit", "vsplit", "dsplit"}
 """Calls that part an axis into equal parts, which a cut may leave unequal."""
-ROOTS = {"sqrt", "rsqrt", "float", "pow", "log", "log2", "exp", "tensor"}
+ROOTS = {"sqrt", "rsqrt", "float", "pow", "log", "log2", "exp", "tensor", "as_tensor", "new_tensor"}
 """Calls that make a number of a size."""
-COMPILERS = {"is_scripting", "is_tracing", "is_exporting", "is_compiling", "is_in_onnx_export", "is_fx_tracing"}
-COMPILERS |= {"is_torchdynamo_compiling", "is_symbolic", "is_dynamo_compiling"}
-"""What code asks to run in another way while it is compiled or exported."""
+ARITHMETIC = {"add", "add_", "sub", "sub_", "mul", "mul_", "multiply", "div", "div_", "divide", "true_divide"}
+"""Calls that compute with a tensor, and perhaps a size."""
 UNSAFE, DIVIDES, IMPOSSIBLE, OWN = "*", "//", "", "@"
 """What is found beside the sizes that code gives; the last one before the name of an attribute."""
 ROUNDING = {"int", "ceil", "floor", "round"}
@@ -72,10 +77,20 @@ class Taken:
     Attributes:
         top: returns the name of the running module.
         seen: by module and function, with the steps that lead to it, what ran.
+        known: by module, function and its callers, where its instructions are noted.
     """
 
     top: Callable[[], str]
     seen: dict[tuple[str, Place, str, str], tuple[Root, Ran]] = field(default_factory=dict)
+
+    known: dict[tuple[object, ...], set[int] | None] = field(default_factory=dict)
+
+    def _ran(self, frame: FrameType) -> set[int] | None:
+        """Returns where the instructions of a function are noted; ``None`` where it is none of the network's."""
+        if (root := root_of(frame)) is None:
+            return None
+        _, codes = self.seen.setdefault((self.top(), root.steps, root.name, root.function.source), (root, {}))
+        return codes.setdefault(frame.f_code, set())
 
     def __enter__(self) -> Taken:
         importlib.import_module("torch._dynamo")  # torch does at a first call: half a minute while every line is traced
@@ -88,10 +103,11 @@ class Taken:
 
     def _called(self, frame: FrameType, event: str, arg: object) -> Any:
         outer = self._before(frame, event, arg) if self._before is not None else None
-        if (root := root_of(frame)) is None:
+        key = (self.top(), frame.f_code, *callers(frame))
+        if key not in self.known:
+            self.known[key] = self._ran(frame)
+        if (ran := self.known[key]) is None:
             return outer
-        _, codes = self.seen.setdefault((self.top(), root.steps, root.name, root.function.source), (root, {}))
-        ran = codes.setdefault(frame.f_code, set())
         frame.f_trace_opcodes, frame.f_trace_lines = True, outer is not None
 
         def ran_here(frame: FrameType, event: str, arg: object) -> Any:
@@ -147,7 +163,9 @@ def blocks_of(node: ast.AST) -> Iterator[Block]:
         yield from (Block([part], None, 0) for part in (node.body, node.orelse))
     elif isinstance(node, ast.BoolOp):
         yield from (Block([value], None, 0) for value in node.values[1:])
-    elif not _asks_a_compiler(node):
+    elif isinstance(node, ast.ListComp | ast.SetComp | ast.GeneratorExp):
+        yield Block([node.elt], None, 0)
+    else:
         for held in (getattr(node, key, None) for key in ("body", "orelse", "finalbody")):
             if isinstance(held, list):
                 yield from (Block(held[at:], held, at) for at in range(len(held)))
@@ -157,12 +175,6 @@ def block_span(function: Written, block: Block) -> Span:
     """Returns the position of a block."""
     first, last = function.span(block.parts[0]), function.span(block.parts[-1])
     return Span(*first[:2], *last[2:])
-
-
-def _asks_a_compiler(node: ast.AST) -> bool:
-    test = getattr(node, "test", None)
-    names = (getattr(n, "attr", getattr(n, "id", "")) for n in ast.walk(test)) if test is not None else ()
-    return bool(COMPILERS.intersection(names))
 
 
 def _untaken_blocks(node: ast.AST, spans: Sequence[tuple[int, int, int, int]]) -> list[Block]:
@@ -177,11 +189,16 @@ def _untaken_blocks(node: ast.AST, spans: Sequence[tuple[int, int, int, int]]) -
                 found.append(block)
                 skipped.update(map(id, block.parts))
         for child in ast.iter_child_nodes(node):
-            if id(child) not in skipped:
+            uncalled = isinstance(child, FunctionNode) and not any(_within(span, _body(child)) for span in spans)
+            if id(child) not in skipped and not uncalled:  # it may run later, by itself
                 walk(child)
 
     walk(node)
     return found
+
+
+def _body(function: FunctionNode) -> Sequence[ast.stmt] | Sequence[ast.expr]:
+    return [function.body] if isinstance(function, ast.Lambda) else function.body
 
 
 def _within(span: tuple[int, int, int, int], parts: Sequence[ast.stmt] | Sequence[ast.expr]) -> bool:
@@ -198,12 +215,14 @@ class _Look:
         globals: the names that the function knows.
         ran: names of the modules that ran.
         name: of the module.
+        given: parameters of the function that are sizes.
     """
 
     module: nn.Module | None
     globals: Mapping[str, Any]
     ran: set[str]
     name: str
+    given: frozenset[str] = frozenset()
 
     def at(self, block: Sequence[ast.AST], function: ast.AST, depth: int = 0) -> set[str]:
         """Returns the sizes that it gives, as they are written, and `UNSAFE` or `DIVIDES`, where it is or does so."""
@@ -221,20 +240,23 @@ class _Look:
         dangers: set[str] = set()
         for node in nodes:
             if isinstance(node, ast.Call):
-                dangers |= self._of_call(node, sizes, function, depth)
+                dangers |= self._of_call(node, sizes, function, depth) - {IMPOSSIBLE}
             elif id(node) not in sized and (self._makes_a_number(node, sizes) or _picks_positions(node)):
                 dangers.add(UNSAFE)
-        return set() if IMPOSSIBLE in dangers else dangers
+        always = [part for part in block if not isinstance(part, ast.If | ast.For | ast.While | ast.Try | ast.With)]
+        calls = [node for part in always for node in ast.walk(part) if isinstance(node, ast.Call)]
+        impossible = any(IMPOSSIBLE in self._of_call(call, sizes, function, DEPTH) for call in calls)
+        return set() if impossible else dangers
 
     def _of_call(self, node: ast.Call, sizes: set[str], function: ast.AST, depth: int) -> set[str]:
         name, given = _name(node), [*node.args, *(keyword.value for keyword in node.keywords)]
         if name in RESIZING:
             return self._of_sizes(name, given) | {f"{OWN}{each}" for each in self._attributes(given, function)}
-        if name in PARTING:
+        if name in PARTING or name in ORDERED:
             return {UNSAFE}
         if name == "scaled_dot_product_attention":
             return set() if any(keyword.arg == "scale" for keyword in node.keywords) else {UNSAFE}
-        if name in ROOTS and any(self._is_size(argument, sizes) for argument in given):
+        if name in ROOTS | ARITHMETIC and any(self._is_size(argument, sizes) for argument in given):
             return {UNSAFE}
         called, path = self._called(node.func), _path(node.func)
         if isinstance(called, nn.Module):
@@ -242,12 +264,23 @@ class _Look:
             return set() if ran or not called.state_dict() else {UNSAFE}
         if path and called is None and hasattr(self.module, path.partition(".")[0]):
             return {IMPOSSIBLE}  # it would call None
+        if called is None and not isinstance(node.func, ast.Attribute) and not hasattr(builtins, name or "?"):
+            return {UNSAFE}  # nobody knows what it calls
+        return self._of_function(called, [self._is_size(argument, sizes) for argument in node.args], depth)
+
+    def _of_function(self, called: Any, sized: Sequence[bool], depth: int) -> set[str]:
+        """Returns what is found in a function that is called, some of whose arguments are sizes."""
+        while isinstance(called, partial):
+            called = called.func
+        called = inspect.unwrap(called) if callable(called) else called
         inner = written(called.__code__) if isinstance(called, FunctionType) and depth < DEPTH else None
         if inner is None or called.__module__.partition(".")[0] == "torch":
             return set()
         look = _Look(self.module, called.__globals__, self.ran, self.name)
-        body = [inner.node.body] if isinstance(inner.node, ast.Lambda) else inner.node.body
-        return look.at(body, inner.node, depth + 1)
+        names = [argument.arg for argument in inner.node.args.args]
+        names = names[len(names) > 0 and names[0] == "self" :]
+        look.given = frozenset(name for name, size in zip(names, sized, strict=False) if size)
+        return look.at(_body(inner.node), inner.node, depth + 1)
 
     def _of_sizes(self, name: str, given: Sequence[ast.expr]) -> set[str]:
         """Returns what is found in the sizes that a call is given."""
@@ -278,6 +311,14 @@ class _Look:
         """Returns what a name or an attribute of the module stands for."""
         if isinstance(func, ast.Name):
             return self.globals.get(func.id)
+        root = func
+        while isinstance(root, ast.Attribute):
+            root = root.value
+        if isinstance(root, ast.Name) and isinstance(of_module := self.globals.get(root.id), ModuleType):
+            held: Any = of_module
+            for key in ast.unparse(func).split(".")[1:]:
+                held = getattr(held, key, None)
+            return held
         path = _path(func)
         found: Any = self.module if path else None
         for key in path.split("."):
@@ -286,11 +327,13 @@ class _Look:
 
     def _names_of_sizes(self, function: ast.AST) -> set[str]:
         """Returns the local names that a function gives to sizes, and to what it computes from them."""
-        names: set[str] = set()
+        names = set(self.given)
         for _ in range(3):
             for node in ast.walk(function):
-                if isinstance(node, ast.Assign | ast.AugAssign | ast.NamedExpr) and self._is_size(node.value, names):
-                    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                value = node.iter if isinstance(node, ast.For | ast.comprehension) else getattr(node, "value", None)
+                targets = getattr(node, "targets", [getattr(node, "target", None)])
+                known = not isinstance(node, ast.AugAssign) or self._is_size(node.target, names)
+                if value is not None and targets[0] is not None and known and self._is_size(value, names):
                     names |= {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
         return names
 
@@ -313,6 +356,8 @@ class _Look:
 
     def _makes_a_number(self, node: ast.AST, sizes: set[str]) -> bool:
         """Returns whether this is arithmetic that makes a number of a size: a power, a quotient, a mixed product."""
+        if isinstance(node, ast.AugAssign):
+            return self._is_size(node.value, sizes) and not self._is_size(node.target, sizes)
         if not isinstance(node, ast.BinOp):
             return False
         left, right = self._is_size(node.left, sizes), self._is_size(node.right, sizes)

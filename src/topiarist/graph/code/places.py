@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
@@ -93,6 +93,28 @@ class Here:
         """Returns the call that is running."""
         return self.function.call(self.place[-1].span)
 
+    def divisors(self) -> list[Any]:
+        """Returns what the running expression, or what its names hold, divides by; None where that is not known."""
+        node = self.call or self.function.operation(self.place[-1].span)
+        parts = list(ast.walk(node)) if node is not None else []
+        names = {part.id for part in parts if isinstance(part, ast.Name)}
+        for each in ast.walk(self.function.node):
+            if isinstance(each, ast.Assign):
+                targets = {n.id for target in each.targets for n in ast.walk(target) if isinstance(n, ast.Name)}
+                parts += ast.walk(each.value) if names & targets else []
+        return [self._value(p.right) for p in parts if isinstance(p, ast.BinOp) and isinstance(p.op, ast.Div)]
+
+    def _value(self, node: ast.expr) -> Any:
+        """Returns what names and their products stand for; None where there is anything else."""
+        if isinstance(node, ast.Name):
+            return self.names.get(node.id)
+        if isinstance(node, ast.Constant):
+            return node.value
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+            left, right = self._value(node.left), self._value(node.right)
+            return left * right if isinstance(left, int) and isinstance(right, int) else None
+        return None
+
     def sizes(self, slot: int, at: int, *, infers: bool) -> Site | None:
         """Returns the site of a size that the running call is given.
 
@@ -167,7 +189,14 @@ def place_here(*, direct: bool = False) -> Here | None:
         if not inside and not _is_ours(frame):
             frames.append(frame)
         frame = frame.f_back
-    return _place(frames) if frame is not None and frames else None
+    return _place(frames) if frame is not None and frames and _is_forward(frames[-1], frame) else None
+
+
+def _is_forward(frame: FrameType, caller: FrameType) -> bool:
+    """Returns whether torch calls a module's forward there, and not a hook."""
+    module = caller.f_locals.get("self")
+    code = getattr(getattr(module, "forward", None), "__code__", None)
+    return code is None or code.co_qualname == frame.f_code.co_qualname
 
 
 class Root(NamedTuple):
@@ -177,6 +206,15 @@ class Root(NamedTuple):
     function: Written
     name: str
     names: dict[str, Any]
+
+
+def callers(frame: FrameType) -> Iterator[object]:
+    """Yields what calls a function, up to its module's forward."""
+    outer = frame.f_back
+    while outer is not None and outer.f_code.co_filename != MACHINERY:
+        yield outer.f_code
+        yield outer.f_lasti
+        outer = outer.f_back
 
 
 def root_of(frame: FrameType) -> Root | None:
@@ -195,7 +233,7 @@ def root_of(frame: FrameType) -> Root | None:
         elif outer.f_globals.get("__name__", "").startswith("topiarist.graph."):
             return None  # called by what watches the network
         outer = outer.f_back
-    if outer is None or (own := written(frame.f_code)) is None:
+    if outer is None or (own := written(frame.f_code)) is None or not _is_forward(frames[-1], outer):
         return None
     at = max(k for k, f in enumerate(frames) if k == 0 or ((w := written(f.f_code)) is not None and w.holds(own)))
     root = frames[at]
