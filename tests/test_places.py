@@ -15,6 +15,7 @@ from torch import nn
 
 import topiarist
 from topiarist import Architecture, Budget, TopiaristError, cut, mask, prune, trace
+from topiarist.architecture.encoding import digest
 
 X = torch.randn(2, 5, 6)
 
@@ -306,3 +307,79 @@ def test_a_cut_that_is_wrong_on_a_further_example_is_noticed():
     model = Fixed()
     assert [group.units for group in trace(model, X).groups] == [16]
     assert trace(model, X, more_inputs=[{"x": X, "fixed": 1}]).groups == ()
+
+
+class Pool(nn.Module):
+    """A mean by hand, and a gain: numbers that are one over the width by chance."""
+
+    def __init__(self):
+        super().__init__()
+        self.c, self.o = nn.Conv2d(3, 16, 1), nn.Linear(16, 4)
+
+    def forward(self, x, gain=0.0625):
+        y = self.c(x).relu()
+        b, c, h, w = y.shape
+        return self.o(y.flatten(2).sum(-1) * (1.0 / (h * w)) * gain)
+
+
+def test_a_number_that_equals_one_over_a_width_by_chance_stays_free():
+    torch.manual_seed(0)
+    model, x, larger = Pool().double(), torch.randn(1, 3, 4, 4).double(), torch.randn(2, 3, 8, 8).double()
+    result = prune(model, x, "random", Budget(ratio=0.5))
+    masked = mask(model, result.graph, result.keep)
+    assert off(result.model(larger), masked(larger)) <= 1e-12
+    assert off(result.model(x, 3.0), masked(x, 3.0)) <= 1e-12
+
+
+def test_a_hook_is_no_forward():
+    def rescaled(module, args, out):
+        return out * out.shape[-1] ** -0.5 if getattr(module, "rescale", False) else out.tanh()
+
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    model[0].register_forward_hook(rescaled)
+    assert prune(model, X, "random", Budget(ratio=0.5)).model[0].weight.shape[0] == 8
+
+
+# files that nobody vouches for
+
+
+def damaged(change):
+    """The file of a network with corrections of all kinds, in which one of them is another one."""
+    torch.manual_seed(0)
+    model = Branches()
+    value = Architecture.of(graph := trace(model, X), half(graph)).to_json()
+    (made,) = value["corrections"].values()
+    change(made)
+    return model, {**value, "sha256": digest(value)}
+
+
+def of_kind(made, kind):
+    return next(each for each in made if each["kind"] == kind)
+
+
+DAMAGES = {
+    "another kind": lambda made: of_kind(made, "number").update(kind="sizes"),
+    "a scale of arithmetic": lambda made: of_kind(made, "number").update(kind="scale", values=[[0, 0.5]]),
+    "a scale that is a ratio": lambda made: of_kind(made, "number").update(kind="scale", values=[[0, [1, 2]]]),
+    "another side": lambda made: of_kind(made, "number").update(values=[[9, [1, 2]]]),
+    "no values": lambda made: of_kind(made, "number").update(values=[]),
+    "a guard with values": lambda made: of_kind(made, "guard").update(values=[[0, 0.5]]),
+    "a guard of arithmetic": lambda made: of_kind(made, "guard").update(place=of_kind(made, "number")["place"]),
+    "twice the same": lambda made: made.append(made[0]),
+    "nothing": lambda made: made.clear(),
+    "a long way": lambda made: made[0].update(place=made[0]["place"] * 5000),
+    "many": lambda made: made.extend(made * 20_000),
+    "a large slot": lambda made: of_kind(made, "number").update(values=[[2**39, [1, 2]]]),
+    "another function": lambda made: made[0]["place"][0].__setitem__(0, "os:system"),
+    "another source": lambda made: made[0]["place"][0].__setitem__(1, "0" * 16),
+    "a line that is not there": lambda made: made[0]["place"][0][2].__setitem__(0, 10_000),
+    "text for numbers": lambda made: made[0].update(values="12"),
+    "not a number": lambda made: of_kind(made, "number").update(values=[[0, float("nan")]]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_corrections_are_refused(damage):
+    model, value = damaged(DAMAGES[damage])
+    with pytest.raises(TopiaristError):
+        Architecture.from_json(value).apply(model)

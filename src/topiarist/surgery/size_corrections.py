@@ -222,7 +222,7 @@ def _edited(function: FunctionType, corrections: Sequence[Correction]) -> Functi
     assert source is not None
     guards = [c.place[0] for c in corrections if len(c.place) == 1 and c.kind == GUARD]
     corrections = [c for c in corrections if len(c.place) > 1 or c.kind != GUARD]
-    node, places, blocks = _copied(source, [correction.place[0] for correction in corrections], guards)
+    node, places, blocks = _copied(source, corrections, guards)
     editor = _Editor()
     inner: dict[Span, list[Correction]] = {}
     for correction in corrections:
@@ -255,9 +255,9 @@ def _by_function(corrections: Sequence[Correction]) -> list[tuple[Correction, ..
 
 
 def _copied(
-    source: Written, steps: Sequence[Step], guards: Sequence[Step]
+    source: Written, corrections: Sequence[Correction], guards: Sequence[Step]
 ) -> tuple[Any, dict[Span, ast.AST], list[tuple[Any, Any]]]:
-    """Returns a copy of a function's syntax, its node at each step, and the first part and the list of what to guard.
+    """Returns a copy of a function's syntax, its node at each place, and the first part and the list of what to guard.
 
     Raises:
         TopiaristError: there is no such expression.
@@ -265,12 +265,13 @@ def _copied(
     memo: dict[int, Any] = {}
     node = copy.deepcopy(source.node, memo)
     places: dict[Span, ast.AST] = {}
-    for step in steps:
+    for correction in corrections:
+        step = correction.place[0]
         at = source.call(step.span) or source.operation(step.span)
-        if at is None:
+        if at is None or not _fits(correction, at):
             raise TopiaristError(
-                f"there is no call or arithmetic at line {step.span.line + 1} of {step.function}; the architecture is "
-                "damaged: write it again with prune()"
+                f"there is no such call or arithmetic at line {step.span.line + 1} of {step.function}; the "
+                "architecture is damaged: write it again with prune()"
             )
         places[step.span] = memo[id(at)]
     blocks = {block_span(source, block): block for n in ast.walk(source.node) for block in blocks_of(n)}
@@ -281,6 +282,16 @@ def _copied(
         )
     guarded = [blocks[step.span] for step in guards]
     return node, places, [(memo[id(b.parts[0])], None if b.holder is None else memo[id(b.holder)]) for b in guarded]
+
+
+def _fits(correction: Correction, at: ast.AST) -> bool:
+    """Returns whether an expression is one that a correction can change."""
+    if len(correction.place) > 1 or correction.kind != "number":
+        return isinstance(at, ast.Call)
+    slots = set(correction.values)
+    if isinstance(at, ast.Call):
+        return all(slot < len(at.args) and not isinstance(at.args[slot], ast.Starred) for slot in slots)
+    return slots <= ({1} if isinstance(at, ast.AugAssign) else {0, 1})
 
 
 def _edit(editor: _Editor, correction: Correction) -> Callable[[Any], None]:
