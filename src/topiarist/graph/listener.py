@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from topiarist.graph.calls import INFERRING, READS, kind_of, sized_call
+from topiarist.graph.code.branches import unwatched
 from topiarist.graph.code.places import Here, Site, line_of_code, place_here
 from topiarist.graph.inputs import Arguments, Keywords, tensors_in
 from topiarist.graph.labels import Free, Vector, labelled
@@ -49,7 +50,11 @@ class Listener(TorchFunctionMode):
         self.inside = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Arguments = (), kwargs: Keywords | None = None) -> Any:
-        kwargs = kwargs or {}
+        with unwatched():
+            return self._listened(func, args, kwargs or {})
+
+    def _listened(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+        """Runs a call, and notes what it was given."""
         if func in READS:
             return self._shape(func, args, kwargs)
         if func in (torch.Tensor.numel, torch.Tensor.nelement, torch.numel):

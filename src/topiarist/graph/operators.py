@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from topiarist.errors import TopiaristError
 from topiarist.graph.calls import mixing_kind
+from topiarist.graph.code.branches import unwatched
 from topiarist.graph.code.places import line_of_code
 from topiarist.graph.inputs import Arguments, Keywords, tensors_in
 from topiarist.graph.labels import labelled
@@ -34,7 +35,12 @@ class OperatorMode(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: Arguments = (), kwargs: Keywords | None = None
     ) -> Any:
-        tracer, kwargs = self.tracer, kwargs or {}
+        with unwatched():
+            return self._followed(func, args, kwargs or {})
+
+    def _followed(self, func: OpOverload, args: Arguments, kwargs: Keywords) -> Any:
+        """Runs an operator, and lets labels travel through it."""
+        tracer = self.tracer
         out = func(*args, **kwargs)
         if time.monotonic() > self.deadline:
             raise TopiaristError(

@@ -13,6 +13,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import CodeType, FrameType, FunctionType, ModuleType
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from topiarist.graph.calls import SIZED
-from topiarist.graph.code.places import Place, Root, Step, callers, root_of
+from topiarist.graph.code.places import Place, Root, Step, callers, is_library, root_of
 from topiarist.graph.code.source import FunctionNode, Span, Written, spans_of, written
 
 RESIZING = SIZED | {"repeat", "tile", "narrow", "unfold", "new_zeros", "new_ones", "new_full", "new_empty", "zeros"}
@@ -103,6 +104,8 @@ class Taken:
 
     def _called(self, frame: FrameType, event: str, arg: object) -> Any:
         outer = self._before(frame, event, arg) if self._before is not None else None
+        if is_library(frame):
+            return outer
         key = (self.top(), frame.f_code, *callers(frame))
         if key not in self.known:
             self.known[key] = self._ran(frame)
@@ -119,6 +122,17 @@ class Taken:
             return ran_here
 
         return ran_here
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """Context of work that is none of the network's, in which no instruction is noted."""
+    watching = sys.gettrace()
+    sys.settrace(None)
+    try:
+        yield
+    finally:
+        sys.settrace(watching)
 
 
 def untaken(taken: Taken, model: nn.Module, ran: set[str]) -> tuple[Branch, ...]:

@@ -217,13 +217,18 @@ def callers(frame: FrameType) -> Iterator[object]:
         outer = outer.f_back
 
 
+def is_library(frame: FrameType) -> bool:
+    """Returns whether a frame runs code that is no network's."""
+    module = frame.f_globals.get("__name__", "")
+    return module == DROPINS or module.partition(".")[0] in LIBRARIES or _is_ours(frame)
+
+
 def root_of(frame: FrameType) -> Root | None:
     """Returns the function that a frame is in; ``None`` where it is no code of the network's, or outside a forward.
 
     A function that is written inside one that is running, such as a comprehension, is a part of it.
     """
-    module = frame.f_globals.get("__name__", "")
-    if module == DROPINS or module.partition(".")[0] in LIBRARIES or _is_ours(frame):
+    if is_library(frame):
         return None
     frames = [frame]
     outer = frame.f_back
