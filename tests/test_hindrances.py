@@ -79,8 +79,8 @@ def test_stubs_alone_do_not_prepare_a_network():
     assert prune(model, X, "l1", Budget(ratio=0.5)).proof.ok
 
 
-@torch.library.custom_op("hindrances::swish", mutates_args=())
-def swish(x: torch.Tensor) -> torch.Tensor:
+@torch.library.custom_op("hindrances::wavy", mutates_args=())
+def wavy(x: torch.Tensor) -> torch.Tensor:
     return x * x.sigmoid()
 
 
@@ -106,8 +106,8 @@ def refusal(model, x, *request):
 
 
 def test_an_operator_without_a_rule_is_named_with_what_would_help():
-    told = refusal(between(swish), tokens(1))
-    assert "hindrances.swish" in told
+    told = refusal(between(wavy), tokens(1))
+    assert "hindrances.wavy" in told
     assert "test_hindrances.py" in told
     assert "topiarist.graph.rules.rule" in told
 
