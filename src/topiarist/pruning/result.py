@@ -113,7 +113,9 @@ class Pruned:
         }
         lines: dict[str, bool] = {}
         for branch in self.graph.solution.record.branches:
-            lines[branch.line] = lines.get(branch.line, False) or (branch.module, branch.place) in guarded
+            raises = (branch.module, branch.place) in guarded
+            if raises or not branch.elsewhere:
+                lines[branch.line] = lines.get(branch.line, False) or raises
         return lines
 
     def _whole(self, units: Keep) -> Whole:
@@ -182,6 +184,9 @@ class Pruned:
             yield f"the kept weights were repaired by {self.repair.name}"
         if raising := [line for line, raises in self.untaken.items() if raises]:
             yield f"branches that no example took, where the pruned network raises: {', '.join(raising)}"
+        if silent := [line for line, raises in self.untaken.items() if not raises]:
+            more = f" and {len(silent) - 5} more" if len(silent) > 5 else ""
+            yield f"branches that no example took, left as they are: {', '.join(silent[:5])}{more}"
         verdict = self.proof.reason or f"{self.proof.checked} ({', '.join(self.proof.paths)})"
         if self.graph.kind == "weight":
             yield f"checked: {verdict}"

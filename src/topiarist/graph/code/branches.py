@@ -34,6 +34,7 @@ class Branch(NamedTuple):
         divides: it divides sizes by others, which is right where the module needs no correction.
         sizes: what it gives for sizes, as it is written: unsafe where the same had to be corrected elsewhere.
         attributes: integers of the module among these sizes: unsafe where no example showed what they are the size of.
+        elsewhere: another module, or another call, took it.
     """
 
     module: str
@@ -43,6 +44,7 @@ class Branch(NamedTuple):
     divides: bool
     sizes: frozenset[str]
     attributes: frozenset[str]
+    elsewhere: bool
 
 
 Ran = dict[CodeType, set[int]]
@@ -122,23 +124,48 @@ def untaken(taken: Taken, model: nn.Module, ran: set[str]) -> tuple[Branch, ...]
         ran: names of the modules that ran.
     """
     modules = dict(model.named_modules())
+    dead = {
+        key: _untaken_blocks(root.function.node, _spans_that_ran(codes)) for key, (root, codes) in taken.seen.items()
+    }
+    alike: dict[tuple[str, str], list[list[Block]]] = {}
+    for (_, _, name, source), blocks in dead.items():
+        alike.setdefault((name, source), []).append(blocks)
     branches = []
-    for (module, steps, name, _), (root, codes) in taken.seen.items():
-        at = [
-            span
-            for code, instructions in codes.items()
-            for k in instructions
-            if k < len(spans := spans_of(code)) and (span := spans[k]) is not None
-        ]
+    for (module, steps, name, source), blocks in dead.items():
+        root, _ = taken.seen[module, steps, name, source]
         look = Look(modules.get(module), root.names, ran, module)
-        for block in _untaken_blocks(root.function.node, at):
+        for block in blocks:
             dangers = look.at(block.parts, root.function.node)
-            place = (*steps, Step(name, root.function.source, block_span(root.function, block)))
-            line = f"{root.function.filename.rpartition('/')[2]}:{block.parts[0].lineno}"
             attributes = frozenset(each.removeprefix(OWN) for each in dangers if each.startswith(OWN))
-            sizes = frozenset(each for each in dangers - {UNSAFE, DIVIDES} if not each.startswith(OWN))
-            branches.append(Branch(module, place, line, UNSAFE in dangers, DIVIDES in dangers, sizes, attributes))
+            branches.append(
+                Branch(
+                    module,
+                    (*steps, Step(name, source, block_span(root.function, block))),
+                    f"{root.function.filename.rpartition('/')[2]}:{block.parts[0].lineno}",
+                    unsafe=UNSAFE in dangers,
+                    divides=DIVIDES in dangers,
+                    sizes=frozenset(each for each in dangers - {UNSAFE, DIVIDES} if not each.startswith(OWN)),
+                    attributes=attributes,
+                    elsewhere=not all(_holds(others, block) for others in alike[name, source]),
+                )
+            )
     return tuple(branches)
+
+
+def _spans_that_ran(codes: Ran) -> list[tuple[int, int, int, int]]:
+    return [
+        span
+        for code, instructions in codes.items()
+        for k in instructions
+        if k < len(spans := spans_of(code)) and (span := spans[k]) is not None
+    ]
+
+
+def _holds(blocks: Sequence[Block], block: Block) -> bool:
+    """Returns whether a part of the code is among blocks, or inside one of them."""
+    first, last = block.parts[0], block.parts[-1]
+    end = (last.end_lineno or 0, last.end_col_offset or 0)
+    return any(_within((first.lineno, first.col_offset, *end), other.parts) for other in blocks)
 
 
 class Block(NamedTuple):
