@@ -197,20 +197,21 @@ class Solution:
             asked = self._asked(e, solved, dead)
             if e.site is not None and asked is not None:
                 right = e.value if e.wanted is None else self.length(dead, e.wanted)
-                value = self._value(e, right, asked)
-                needed.setdefault((e.module, e.site), {})[value] = e
-                equations.setdefault((e.module, e.site), []).append(e)
+                key = (e.module, e.site._replace(infers=True, text=""))  # the same place, whatever it was given
+                needed.setdefault(key, {})[self._value(e, right, asked)] = e
+                equations.setdefault(key, []).append(e)
         several = Counter((module, site.place) for (module, site), values in needed.items() if len(values) > 1)
         stated: dict[str, dict[Site, Ratio | float]] = {}
         disagreeing = []
         for (module, site), values in needed.items():
-            value = next(iter(values))
-            if len(values) > 1 and site.infers and several[module, site.place] == 1:
-                stated.setdefault(module, {})[site] = INFERRED
+            value, given = next(iter(values)), [e.site for e in equations[module, site] if e.site is not None]
+            infers = all(each.infers for each in given)
+            if len(values) > 1 and infers and several[module, site.place] == 1:
+                stated.setdefault(module, {})[given[0]] = INFERRED
             elif len(values) > 1 or value is None:
                 disagreeing.append(equations[module, site])
             elif value != UNCHANGED:
-                stated.setdefault(module, {})[site] = value
+                stated.setdefault(module, {})[given[0]] = value
         return stated, disagreeing
 
     def _value(self, e: Equation, right: int, asked: int) -> Ratio | float | None:
