@@ -80,8 +80,8 @@ def row(name: str) -> dict[str, str]:
         small = topiarist.prune(model, example, "random", budget, graph=graph)
         after, named = tensors(small.model), fnmatch.filter(before, meant)
         whole = named and all(torch.equal(after[tensor], before[tensor]) for tensor in named)
-        (told,) = small.kept_whole.values()
-        kept = f"{len(named)} of {len(before)}, {len(told.groups)} of {len(graph.groups)}" if whole else "CUT"
+        (reported,) = small.excluded.values()
+        kept = f"{len(named)} of {len(before)}, {len(reported.groups)} of {len(graph.groups)}" if whole else "CUT"
         found[way] = f"{kept}, {small.after.params / small.before.params:.0%}"
     return found
 

@@ -152,17 +152,17 @@ def test_ratios_go_to_what_is_produced_there():
 # ---- what a result says ---------------------------------------------------------------------------------------------
 
 
-def test_a_result_says_what_was_kept_whole_as_asked():
+def test_a_result_says_what_was_excluded():
     small = prune(RESNET, X, "l1", Budget(macs=0.6, exclude=(RESNET.layer1, "fc")), graph=GRAPH)
     assert small.request.budget.exclude == ("layer1", "fc")
     groups = ("conv1", "layer1.0.conv1", "layer1.1.conv1", "layer1.2.conv1")
-    assert small.kept_whole["layer1"].groups == groups
-    assert len(small.kept_whole["layer1"].layers) == 7
-    assert "kept whole as asked: layer1 (4 groups, 7 layers), fc (3 groups, " in str(small)
-    assert small.left_alone["layer1.0.conv1"] == "kept whole as asked"
+    assert small.excluded["layer1"].groups == groups
+    assert len(small.excluded["layer1"].layers) == 7
+    assert "excluded as asked: layer1 (4 groups, 7 layers), fc (3 groups, " in str(small)
+    assert small.left_alone["layer1.0.conv1"] == "excluded as asked"
     blocks = prune(RESNET, X, make("sss"), Budget(exclude=("layer1",)), graph=GRAPH)
-    assert "kept whole as asked: layer1 (3 blocks)" in str(blocks)
-    assert "kept whole" not in str(prune(RESNET, X, "l1", 0.5, graph=GRAPH))
+    assert "excluded as asked: layer1 (3 blocks)" in str(blocks)
+    assert "excluded" not in str(prune(RESNET, X, "l1", 0.5, graph=GRAPH))
 
 
 # ---- refusals -------------------------------------------------------------------------------------------------------
@@ -354,4 +354,4 @@ def test_the_command_line_excludes(tmp_path, capsys):
         assert door.run(*words, *more, "--out", tmp_path / str(n), "--json") == 0
         told = json.loads(capsys.readouterr().out)
         assert told["pruning"]["budget"]["exclude"] == ["layer2"]
-        assert "layer2.0.conv2" in told["kept_whole"]["layer2"]["groups"]
+        assert "layer2.0.conv2" in told["excluded"]["layer2"]["groups"]

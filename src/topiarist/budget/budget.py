@@ -87,7 +87,7 @@ class Budget:
 
     @property
     def only_excludes(self) -> bool:
-        """Whether it says what stays whole, and nothing of how much is kept."""
+        """Whether it excludes, and says nothing of how much is kept."""
         return bool(self.exclude) and replace(self, exclude=()) == Budget()
 
     def named_in(self, model: nn.Module) -> Budget:

@@ -113,7 +113,7 @@ def _described(plan: Plan, done: Pruned) -> dict[str, Any]:
         "params": {"before": done.before.params, "after": done.after.params},
         "proof": asdict(done.proof),
         "untaken": done.untaken,
-        "kept_whole": {name: whole._asdict() for name, whole in done.kept_whole.items()},
+        "excluded": {name: excluded._asdict() for name, excluded in done.excluded.items()},
         "pinned": [entry._asdict() for entry in done.graph.pinned],
     }
 

@@ -20,11 +20,11 @@ def hindrance(graph: Graph) -> str:
     operator, _ = next(iter(graph.solution.record.unknown.most_common(1)), ("", 0))
     if graph.kind == "structure" and operator:
         blamed = f"operator without a rule: {operator}"
-        told = next((reason for reason in reasons if reason.startswith(blamed)), blamed)
+        where = next((reason for reason in reasons if reason.startswith(blamed)), blamed)
         if any(part in operator for part in ("attn", "attention")):
-            return f"{nothing}: it runs an {told}; {EAGER}"
+            return f"{nothing}: it runs an {where}; {EAGER}"
         return (
-            f"{nothing}: it runs an {told}; declare a rule with topiarist.graph.rules.rule (see How it works), or "
+            f"{nothing}: it runs an {where}; declare a rule with topiarist.graph.rules.rule (see How it works), or "
             "write it with operators that have one"
         )
     telling = [reason for reason in reasons if not reason.startswith(COMMON)] or reasons

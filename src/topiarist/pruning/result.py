@@ -21,7 +21,7 @@ from topiarist.pruning.request import Pruning
 from topiarist.surgery import Proof
 
 
-class Whole(NamedTuple):
+class Excluded(NamedTuple):
     """What stays as it is since one name was excluded.
 
     Attributes:
@@ -80,23 +80,23 @@ class Pruned:
         if self.graph.kind == "weight":
             return self._full_tensors([name for (name, _), is_full in full.items() if is_full])
         reasons = {(pin.tensor, pin.axis): pin.reason for pin in self.graph.pinned}
-        asked = {layer for whole in self.kept_whole.values() for layer in whole.layers}
+        excluded = {layer for part in self.excluded.values() for layer in part.layers}
         unchanged: dict[str, str] = {}
         for name in self.graph.parameters:
             shape = self.graph.shapes[name]
             first = next((axis for axis, size in enumerate(shape) if size > 1), None)
             if len(shape) > 1 and first is not None and full.get((name, first), True):
                 layer = name.removesuffix(".weight")
-                freely = "kept whole as asked" if layer in asked else "keeps every unit"
+                freely = "excluded as asked" if layer in excluded else "keeps every unit"
                 unchanged[layer] = reasons.get((name, first), freely)
         return unchanged
 
     @property
-    def kept_whole(self) -> dict[str, Whole]:
+    def excluded(self) -> dict[str, Excluded]:
         """Returns what each name that the budget excludes keeps as it is."""
         budget = self.request.budget
         names = () if budget is None else budget.exclude
-        return {str(name): self._whole(units_of([name], self.graph)) for name in names}
+        return {str(name): self._excluded(units_of([name], self.graph)) for name in names}
 
     @property
     def untaken(self) -> dict[str, bool]:
@@ -118,12 +118,12 @@ class Pruned:
                 lines[branch.line] = lines.get(branch.line, False) or raises
         return lines
 
-    def _whole(self, units: Keep) -> Whole:
+    def _excluded(self, units: Keep) -> Excluded:
         """Returns the groups and layers that some units belong to."""
         groups = [group for group in self.graph.groups if group.name in units]
         if self.graph.kind == "block":
             stay = [b.name for g in groups for b, whole in zip(g.blocks, units[g.name].tolist(), strict=True) if whole]
-            return Whole(tuple(stay), ())
+            return Excluded(tuple(stay), ())
         others = {g.name: torch.zeros(g.units, dtype=torch.bool) for g in self.graph.groups if g.name not in units}
         kept = self.graph.kept(others)
         made = (part for group in groups for part in group.slices if part.role != "input")
@@ -132,7 +132,7 @@ class Pruned:
             for part in made
             if len(self.graph.shapes[part.tensor]) > 1 and kept[part.tensor, part.axis].all()
         )
-        return Whole(tuple(group.name for group in groups), tuple(layers))
+        return Excluded(tuple(group.name for group in groups), tuple(layers))
 
     def _full_tensors(self, names: Sequence[str]) -> dict[str, str]:
         """Returns why weight tensors keep every weight."""
@@ -165,9 +165,9 @@ class Pruned:
         if all(bool(kept.all()) for kept in self.keep.values()):
             trains = "train the network with it for longer or with a stronger penalty, or "
             yield f"No units were pruned: {trains if 'training' in self.method.needs else ''}give a smaller budget"
-        if whole := self.kept_whole:
-            told = [f"{name} ({_counted(each, self.graph.kind)})" for name, each in whole.items()]
-            yield f"kept whole as asked: {', '.join(told)}"
+        if excluded := self.excluded:
+            counted = (f"{name} ({_counted(each, self.graph.kind)})" for name, each in excluded.items())
+            yield f"excluded as asked: {', '.join(counted)}"
         if unchanged := self.left_alone:
             yield "Layers left alone:"
             yield from (f"  {layer}: {reason}" for layer, reason in unchanged.items())
@@ -194,7 +194,7 @@ class Pruned:
             yield f"proof: {verdict}; largest relative difference {self.proof.max_rel_diff:.1e} in float64"
 
 
-def _counted(whole: Whole, kind: Kind) -> str:
+def _counted(excluded: Excluded, kind: Kind) -> str:
     """Returns for example ``"5 groups, 12 layers"``."""
-    counts = {"block" if kind == "block" else "group": len(whole.groups), "layer": len(whole.layers)}
+    counts = {"block" if kind == "block" else "group": len(excluded.groups), "layer": len(excluded.layers)}
     return ", ".join(f"{n} {noun}{'s' * (n != 1)}" for noun, n in counts.items() if n) or "nothing there can be pruned"

@@ -345,12 +345,12 @@ def _settings(run: _Run, seed: int, method: Method | None, keep: Keep | None, ex
     for name in sorted(keep or {}):
         digest.update(name.encode() + b"\0" + bytes((keep or {})[name].to("cpu", torch.uint8).tolist()))
     data = [run.data.name, len(run.data.train_y), *run.data.train_x.shape[1:]]
-    told = {"exclude": list(exclude)} if exclude else {}  # none in checkpoints of older releases
+    excluded = {"exclude": list(exclude)} if exclude else {}  # none in checkpoints of older releases
     return {
         **asdict(run.recipe),
         "seed": seed,
         "method": repr(method),
         "data": data,
         "keep": digest.hexdigest(),
-        **told,
+        **excluded,
     }
