@@ -1,6 +1,7 @@
 """The proof: it passes what is right, catches what is wrong, and trial cuts pin what cannot be proved."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 import topiarist
 from networks import CASES, Net, conv, images, line, random_keep, shaken, tokens
 from topiarist import TopiaristError, prove, trace
+from topiarist.surgery import proof as proof_module
 
 X = images(2)
 
@@ -206,3 +208,48 @@ def test_a_graph_of_one_network_does_not_prove_another():
     other = shaken(line(conv(3, 12), conv(12, 18, groups=2), conv(18, 4))())
     with pytest.raises(TopiaristError, match="traced"):
         prove(other, graph, {"1": torch.arange(6) < 3, "0:rows": torch.arange(3) < 2}, x)
+
+
+# further paths
+
+
+class OnlyAsLarge(nn.Module):
+    """Takes no batch but its own: a path of the proof's that a network does not take is left out."""
+
+    def forward(self, x):
+        return x.view(2, 3, 4).flatten(1)
+
+
+def test_a_path_that_the_network_does_not_take_is_left_out():
+    model = nn.Sequential(nn.Linear(6, 12), OnlyAsLarge(), nn.Linear(12, 3)).eval()
+    graph = trace(model, x := torch.randn(2, 6))
+    proof = prove(model, graph, graph.full(), x)
+    assert proof.ok
+    assert proof.paths == ("the example input",)
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x[:, :3], lambda x: x * torch.nan], ids=["fails", "is not finite"])
+def test_a_path_on_which_the_mask_alone_goes_wrong_is_no_proof(monkeypatch, wrong):
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+    graph = trace(model, x := torch.randn(2, 6))
+    right = proof_module.mask
+
+    def broken(*args):
+        masked = right(*args)
+        masked.register_forward_pre_hook(lambda _, given: wrong(given[0]) if len(given[0]) == 4 else None)
+        return masked
+
+    monkeypatch.setattr(proof_module, "mask", broken)
+    proof = prove(model, graph, {"0": torch.arange(12) < 6}, x)
+    assert not proof.ok
+    assert proof.max_rel_diff == math.inf
+    assert proof.failed == "twice the batch"
+
+
+def test_tracing_and_proving_draw_no_random_numbers():
+    model = nn.Sequential(nn.Linear(6, 12), nn.Dropout(0.5), nn.RReLU(), nn.Linear(12, 3))
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    graph = trace(model, x := torch.ones(2, 6))
+    prove(model, graph, {"0": torch.arange(12) < 6}, x)
+    assert torch.equal(torch.get_rng_state(), before)

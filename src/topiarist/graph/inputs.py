@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,6 +138,14 @@ def twice_the_batch(inputs: Inputs) -> Any:
         return torch.cat([tensor, 0.5 * other if tensor.is_floating_point() else other])
 
     return map_tensors(inputs, doubled)
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Context after which torch's random numbers, of every device in use, go on as if nothing had been drawn."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

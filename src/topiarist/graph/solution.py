@@ -144,9 +144,8 @@ class Solution:
     def corrections(self, dead: np.ndarray) -> dict[str, tuple[Correction, ...]]:
         """Returns what must be put right after a cut, by module: what the attributes do not."""
         corrections: dict[str, list[Correction]] = {}
-        guards: dict[str, list[Correction]] = {}
         grouped: dict[tuple[str, Place, str, int], dict[int, Ratio | float]] = {}
-        stated, _ = self._stated(dead)
+        stated, _ = self._stated(dead, self.sizes(dead)[0])
         loses = cache(partial(self._loses, dead=dead))
         for module, sites in stated.items():
             for site, value in sites.items():
@@ -162,9 +161,7 @@ class Solution:
             corrected = branch.sizes.intersection(site.text for site in here) or (branch.divides and here)
             unknown = branch.attributes - self._known_attributes.get(branch.module, set())
             if (branch.unsafe or corrected or unknown) and loses(branch.module):
-                guards.setdefault(branch.module, []).append(Correction(branch.place, GUARD, 0, {}))
-        for module, guarding in guards.items():
-            corrections.setdefault(module, []).extend(guarding)
+                corrections.setdefault(branch.module, []).append(Correction(branch.place, GUARD, 0, {}))
         return {module: tuple(sorted(made, key=lambda c: c[:3])) for module, made in sorted(corrections.items())}
 
     @cached_property
@@ -184,21 +181,22 @@ class Solution:
         carried = [v for name, vectors in self.record.held.items() if f"{name}.".startswith(within) for v in vectors]
         return any(bool(dead[self.classes.of[labels]].any()) for labels in (*tensors, *carried))
 
-    def _stated(self, dead: np.ndarray) -> tuple[dict[str, dict[Site, Ratio | float]], list[list[Equation]]]:
+    def _stated(
+        self, dead: np.ndarray, solved: Mapping[Attribute, int]
+    ) -> tuple[dict[str, dict[Site, Ratio | float]], list[list[Equation]]]:
         """Returns by module and site what must stand there after a cut, and the equations that no one value satisfies.
 
         A place may run several times, in a loop or for a shared module. Where all that it views differ in one size,
         torch can work that one out.
         """
-        solved, _ = self.sizes(dead)
-        needed: dict[tuple[str, Site], dict[Ratio | float | None, Equation]] = {}
+        needed: dict[tuple[str, Site], set[Ratio | float | None]] = {}
         equations: dict[tuple[str, Site], list[Equation]] = {}
         for e in self.record.equations:
             asked = self._asked(e, solved, dead)
             if e.site is not None and asked is not None:
                 right = e.value if e.wanted is None else self.length(dead, e.wanted)
                 key = (e.module, e.site._replace(infers=True, text=""))  # the same place, whatever it was given
-                needed.setdefault(key, {})[self._value(e, right, asked)] = e
+                needed.setdefault(key, set()).add(self._value(e, right, asked))
                 equations.setdefault(key, []).append(e)
         several = Counter((module, site.place) for (module, site), values in needed.items() if len(values) > 1)
         stated: dict[str, dict[Site, Ratio | float]] = {}
@@ -234,14 +232,14 @@ class Solution:
         lengths = [self.record.vectors[leaf.vector] for leaf in leaves(e.expression) if isinstance(leaf, Length)]
         return holds_plain_length(e.expression) or any((self.classes.of[v] == pinned).all() for v in lengths)
 
-    def disagreeing(self, dead: np.ndarray) -> list[list[Equation]]:
-        """Returns the equations of each site that no one correction puts right."""
-        return self._stated(dead)[1]
+    def contradictions(self, dead: np.ndarray) -> tuple[list[Equation], list[list[Equation]]]:
+        """Returns the sizes that nothing makes right after a cut, and those of one place that no one value satisfies.
 
-    def impossible(self, dead: np.ndarray) -> list[Equation]:
-        """Returns the sizes that cannot be computed after a cut, since the program would divide by zero."""
-        solved, _ = self.sizes(dead)
-        return [e for e in self.record.equations if self._asked(e, solved, dead) is None]
+        The first are equations that neither attributes nor corrections can satisfy, or that would divide by zero.
+        """
+        solved, unsolved = self.sizes(dead)
+        impossible = [e for e in self.record.equations if self._asked(e, solved, dead) is None]
+        return unsolved + impossible, self._stated(dead, solved)[1]
 
     def _asked(self, e: Equation, solved: Mapping[Attribute, int], dead: np.ndarray) -> int | None:
         """Returns what the program will compute after a cut; None where it would divide by zero."""

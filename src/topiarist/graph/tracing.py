@@ -28,6 +28,7 @@ from topiarist.graph.inputs import (
     call_model,
     form_of,
     named_tensors,
+    random_state_kept,
     tensors_in,
     twice_the_batch,
 )
@@ -216,7 +217,7 @@ def _run_in_training(tracer: Tracer, model: nn.Module, example_inputs: Inputs, d
     """
     model.train()
     try:
-        with _aside(tracer.record), torch.random.fork_rng(devices=[]):
+        with _aside(tracer.record), random_state_kept():
             torch.manual_seed(0)
             _run(tracer, model, twice_the_batch(example_inputs), deadline)
     except TopiaristError:
@@ -308,8 +309,7 @@ def _violated(solution: Solution, groups: Sequence[Group]) -> tuple[list[Equatio
             mask[torch.from_numpy(random.permutation(group.units)[:count])] = True
             keep[group.name] = mask
         dead = solution.dead(keep)
-        for equation in (*solution.sizes(dead)[1], *solution.impossible(dead)):
-            violated[id(equation)] = equation
-        for equations in solution.disagreeing(dead):
-            disagreeing[id(equations[0])] = equations
+        unsatisfied, apart = solution.contradictions(dead)
+        violated.update({id(equation): equation for equation in unsatisfied})
+        disagreeing.update({id(equations[0]): equations for equations in apart})
     return list(violated.values()), list(disagreeing.values())

@@ -68,7 +68,7 @@ def _units(graph: Graph) -> int:
 
 
 def _check_repeatable(model: nn.Module, inputs: Inputs) -> None:
-    """Raises where a network computes something else each time: then no cut can be told from no cut."""
+    """Raises where a network computes something else each time: then no difference is the cut's."""
     with torch.no_grad(), fast_path_off():
         first, second = (call_model(copied(model), inputs) for _ in range(2))
     if difference(first, second) > TOLERANCE:
@@ -151,11 +151,10 @@ def _without_unprovable_groups(
     model: nn.Module, graph: Graph, seed: int, examples: tuple[Inputs, Sequence[Inputs]], proof: Proof, deadline: float
 ) -> Graph:
     """Returns the graph with pins on the groups whose cut alone is not proved: where a module tells no more."""
-    solution, sources = graph.solution, graph.solution.record.sources
+    solution, sources, keep = graph.solution, graph.solution.record.sources, _random_keep(graph, seed)
     for group in graph.groups:
         _check_time(deadline)
-        keep = {group.name: _random_keep(graph, seed)[group.name]}
-        alone = prove(model, graph, keep, examples[0], more_inputs=examples[1])
+        alone = prove(model, graph, {group.name: keep[group.name]}, examples[0], more_inputs=examples[1])
         if not alone.max_rel_diff <= TOLERANCE:
             part = group.slices[0]
             labels = next(s.labels for s in sources if (s.tensor, s.axis) == (part.tensor, part.axis))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from topiarist.graph import Arguments, Inputs, Keywords, ModuleStack, call_model, tensors_in
+from topiarist.graph import Arguments, Inputs, Keywords, ModuleStack, call_model, map_tensors, tensors_in
 
 TOLERANCE = 1e-10
 """Largest relative difference between cut and mask in float64."""
@@ -181,9 +181,7 @@ def _tensors(out: object) -> list[Tensor]:
 
 
 def _cloned(out: Any) -> Any:
-    if isinstance(out, Tensor):
-        return out.clone()
-    return type(out)(_cloned(value) for value in out) if isinstance(out, tuple | list) else out
+    return map_tensors(out, torch.clone)
 
 
 def _shapes(decision: Decision) -> list[torch.Size]:

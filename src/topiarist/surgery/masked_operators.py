@@ -28,6 +28,7 @@ from topiarist.graph import (
     trails_here,
     use_dropins,
 )
+from topiarist.surgery.forwards import Forward
 
 Kept = dict[int, Tensor]
 """Axis of an operator's input → kept indices."""
@@ -147,12 +148,12 @@ def normalise(func: Any, args: Arguments, kwargs: Keywords, kind: str, kept: Kep
     return scatter(out, kept, x.shape)
 
 
-class MaskedForward:
+class MaskedForward(Forward):
     """A forward in which the module's own operators see kept positions only."""
 
     def __init__(self, module: nn.Module, name: str, table: Table, likeness: Likeness) -> None:
-        self.module, self.name, self.table, self.likeness = module, name, table, likeness
-        self.inner = module.__dict__.get("forward")  # a corrected forward, or the instance's own
+        super().__init__(module)
+        self.name, self.table, self.likeness = name, table, likeness
         if isinstance(self.inner, MaskedForward):  # masked before: what both masks keep
             self.table = _both(table, self.inner.table)
             self.inner = self.inner.inner
@@ -163,9 +164,8 @@ class MaskedForward:
         Raises:
             TopiaristError: the network is traced or exported, where this would be lost.
         """
-        if (
-            torch._C._get_tracing_state() is not None or getattr(torch.compiler, "is_exporting", bool)()
-        ):  # torch 2.6 lacks it
+        exporting = getattr(torch.compiler, "is_exporting", bool)  # torch 2.6 lacks it
+        if torch._C._get_tracing_state() is not None or exporting():
             raise TopiaristError(
                 "a masked network cannot be traced or exported; export the cut one, which computes the same"
             )
@@ -176,14 +176,6 @@ class MaskedForward:
         calls[self.name] += 1
         with _OverKept(self.table, self.likeness.run, calls[self.name] - 1):
             return forward(*args, **kwargs)
-
-    @property
-    def __wrapped__(self) -> Any:  # what inspect.signature follows
-        return self.inner or type(self.module).forward.__get__(self.module)
-
-    @property
-    def __code__(self) -> Any:  # what torch.export looks at
-        return self.__wrapped__.__code__
 
 
 def _both(new: Table, old: Table) -> Table:

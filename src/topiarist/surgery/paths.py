@@ -7,7 +7,7 @@ twice the batch, on every further example that the user gives, and in training m
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from topiarist.graph import Arguments, Inputs, Keywords, twice_the_batch
+from topiarist.graph import Arguments, Inputs, Keywords, random_state_kept, twice_the_batch
 
 EXAMPLE, TWICE, TRAINING = "the example input", "twice the batch", "training mode"
 
@@ -49,11 +49,11 @@ class Path:
 
     @contextmanager
     def entered(self, *models: nn.Module) -> Iterator[None]:
-        """Puts models into the path's mode; in training dropout is off, and random numbers are left as they were."""
+        """Puts models into the path's mode; in training dropout is off. Random numbers go on as before."""
         for model in models:
             model.train(self.training)
         try:
-            with torch.random.fork_rng(devices=[], enabled=self.training), _DropoutOff(self.training):
+            with random_state_kept(), _DropoutOff() if self.training else nullcontext():
                 yield
         finally:
             for model in models:
@@ -69,16 +69,10 @@ def paths(example_inputs: Inputs, more_inputs: Sequence[Inputs]) -> list[Path]:
 
 
 class _DropoutOff(TorchFunctionMode):
-    """Lets everything pass dropout in training, which draws other numbers for other shapes."""
-
-    def __init__(self, training: bool) -> None:
-        super().__init__()
-        self.training = training
+    """Lets everything pass dropout, which draws other numbers for other shapes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Arguments = (), kwargs: Keywords | None = None) -> Any:
         kwargs = kwargs or {}
-        if not self.training:
-            return func(*args, **kwargs)
         if func in DROPOUTS:
             return args[0] if args else kwargs["input"]
         at = ATTENTION.get(func)

@@ -28,6 +28,7 @@ from topiarist.graph import (
     converted,
     fast_path_off,
     map_floats,
+    map_tensors,
     named_tensors,
     tensors_in,
     unwrapped,
@@ -128,29 +129,36 @@ def _proof_of_cut(double: nn.Module, graph: Graph, keep: Keep, ways: Sequence[Pa
         proof = _seen_by_noise(proof, ways[0], double, expected, smaller, _with_noise(double, graph, keep))
     for path in ways[1:]:
         if proof.ok or proof.blind:
-            proof = _also_on(path, proof, expected, smaller)
+            proof = _also_on(path, proof, double, expected, smaller)
     return proof
 
 
-def _also_on(path: Path, proof: Proof, expected: nn.Module, smaller: nn.Module) -> Proof:
+def _also_on(path: Path, proof: Proof, double: nn.Module, expected: nn.Module, smaller: nn.Module) -> Proof:
     """Returns the proof, extended to a further path; a path of ours that the network does not take is left out."""
-    with path.entered(expected, smaller):
+    with path.entered(double, expected, smaller):
         path.seed()
         try:
             reference = _answer(expected, path.inputs)
-        except TopiaristError:
+        except TopiaristError as error:
             if path.given:
                 raise
-            return proof
+            if not _accepts(double, path.inputs):
+                return proof
+            return _failed(replace(proof, max_rel_diff=math.inf), str(error), path)
         path.seed()
         further = _compared_with(smaller, path, reference, reference, removed=False)
-    if math.isnan(further.change) and not path.given:
-        return proof
-    diff, names = max(proof.max_rel_diff, further.max_rel_diff), (*proof.paths, path.name)
+        if math.isnan(further.change) and not path.given and not _accepts(double, path.inputs):
+            return proof
+    proof = replace(proof, max_rel_diff=max(proof.max_rel_diff, further.max_rel_diff))
     if further.ok:
-        return replace(proof, max_rel_diff=diff, paths=names)
-    reason = f"{further.reason} ({path.name})"
-    return replace(proof, max_rel_diff=diff, ok=False, reason=reason, paths=names, failed=path.name)
+        return replace(proof, paths=(*proof.paths, path.name))
+    return _failed(proof, further.reason, path)
+
+
+def _failed(proof: Proof, reason: str, path: Path) -> Proof:
+    """Returns the proof, refuted on a path."""
+    paths = (*proof.paths, path.name)
+    return replace(proof, ok=False, reason=f"{reason} ({path.name})", paths=paths, failed=path.name)
 
 
 def _seen_by_noise(
@@ -245,20 +253,20 @@ def _changes(model: nn.Module, inputs: Inputs, other: Inputs) -> bool:
         return False
 
 
+def _accepts(model: nn.Module, inputs: Inputs) -> bool:
+    """Returns whether a model runs on inputs, with finite outputs."""
+    try:
+        return not _not_finite(answer(model, inputs))
+    except Exception:  # whatever the user's code raises
+        return False
+
+
 def _others(inputs: Inputs) -> list[Any]:
     """Returns the inputs with noise, and these negated; where all are integers, moved on by one place."""
     if not any(tensor.is_floating_point() for tensor in tensors_in(inputs)):
-        return [_rolled(inputs)]
+        return [map_tensors(inputs, lambda tensor: tensor.roll(1))]
     noisy = map_floats(inputs, lambda x: x + torch.rand(x.shape, generator=_generator()).to(x))
     return [noisy, map_floats(noisy, torch.neg)]
-
-
-def _rolled(inputs: Any) -> Any:
-    if isinstance(inputs, Tensor):
-        return inputs.roll(1)
-    if isinstance(inputs, dict):
-        return {key: _rolled(value) for key, value in inputs.items()}
-    return type(inputs)(_rolled(value) for value in inputs) if isinstance(inputs, tuple | list) else inputs
 
 
 def _answer(model: nn.Module, inputs: Inputs, beside: Answer | None = None) -> Answer:

@@ -35,6 +35,7 @@ from topiarist.graph import (
     name_of,
     written,
 )
+from topiarist.surgery.forwards import Forward
 
 
 def corrected(value: Any, right: Ratio | float) -> Any:
@@ -241,7 +242,7 @@ def _edited(function: FunctionType, corrections: Sequence[Correction]) -> Functi
     made = compiled(source, changed, code, tuple(editor.held))
     if made is None:
         raise TopiaristError(f"the sizes that {_name(function)} computes cannot be corrected; exclude its layers")
-    cells = {**dict(zip(code.co_freevars, function.__closure__ or (), strict=True))}
+    cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
     cells |= {held: CellType(value) for held, value in editor.held.items()}
     closure = tuple(cells[free] for free in made.co_freevars)
     return _as(function, FunctionType(made, function.__globals__, closure=closure))
@@ -338,12 +339,12 @@ def _callee_edit(editor: _Editor, corrections: tuple[Correction, ...]) -> Callab
     return edit
 
 
-class CorrectedForward:
+class CorrectedForward(Forward):
     """A forward that runs the module's own one with corrections; deep copies and pickles with its module."""
 
     def __init__(self, module: nn.Module, corrections: Sequence[Correction]) -> None:
-        self.module, self.corrections = module, tuple(corrections)
-        self.inner = module.__dict__.get("forward")  # a forward of the instance's own
+        super().__init__(module)
+        self.corrections = tuple(corrections)
         if isinstance(self.inner, CorrectedForward):  # cut before
             self.corrections = (*self.inner.corrections, *corrections)
             self.inner = self.inner.inner
@@ -372,14 +373,6 @@ class CorrectedForward:
         """Makes the code anew."""
         self.__dict__.update(state)
         self._run = self._made()
-
-    @property
-    def __wrapped__(self) -> Any:  # what inspect.signature follows
-        return self.inner or type(self.module).forward.__get__(self.module)
-
-    @property
-    def __code__(self) -> Any:  # what torch.export looks at
-        return self.__wrapped__.__code__
 
 
 def install_corrections(model: nn.Module, corrections: Corrections) -> None:

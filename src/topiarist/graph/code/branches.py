@@ -63,7 +63,6 @@ class Taken:
 
     top: Callable[[], str]
     seen: dict[tuple[str, Place, str, str], tuple[Root, Ran]] = field(default_factory=dict)
-
     known: dict[tuple[object, ...], set[int] | None] = field(default_factory=dict)
 
     def _ran(self, frame: FrameType) -> set[int] | None:
@@ -173,21 +172,20 @@ class Block(NamedTuple):
 
     parts: Sequence[ast.stmt] | Sequence[ast.expr]
     holder: list[ast.stmt] | None
-    at: int
 
 
 def blocks_of(node: ast.AST) -> Iterator[Block]:
     """Returns the parts of a statement or expression that a run may leave out, the largest first."""
     if isinstance(node, ast.IfExp):
-        yield from (Block([part], None, 0) for part in (node.body, node.orelse))
+        yield from (Block([part], None) for part in (node.body, node.orelse))
     elif isinstance(node, ast.BoolOp):
-        yield from (Block([value], None, 0) for value in node.values[1:])
+        yield from (Block([value], None) for value in node.values[1:])
     elif isinstance(node, ast.ListComp | ast.SetComp | ast.GeneratorExp):
-        yield Block([node.elt], None, 0)
+        yield Block([node.elt], None)
     else:
         for held in (getattr(node, key, None) for key in ("body", "orelse", "finalbody")):
             if isinstance(held, list):
-                yield from (Block(held[at:], held, at) for at in range(len(held)))
+                yield from (Block(held[at:], held) for at in range(len(held)))
 
 
 def block_span(function: Written, block: Block) -> Span:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from topiarist.graph.calls import SIZED
-from topiarist.graph.code.source import FunctionNode, written
+from topiarist.graph.code.source import FunctionNode, assigned_to, written
 
 RESIZING = SIZED | {"repeat", "tile", "narrow", "unfold", "new_zeros", "new_ones", "new_full", "new_empty", "zeros"}
 RESIZING |= {"ones", "full", "empty", "rand", "randn", "arange", "linspace", "eye"}
@@ -67,16 +67,18 @@ class Look:
             for argument in (*n.args, *n.keywords)
             for inner in ast.walk(argument)
         }
+        always = [part for part in block if not isinstance(part, ast.If | ast.For | ast.While | ast.Try | ast.With)]
+        unconditional = {id(node) for part in always for node in ast.walk(part)}
         dangers: set[str] = set()
         for node in nodes:
             if isinstance(node, ast.Call):
-                dangers |= self._of_call(node, sizes, function, depth) - {IMPOSSIBLE}
+                found = self._of_call(node, sizes, function, depth)
+                if IMPOSSIBLE in found and id(node) in unconditional:
+                    return set()
+                dangers |= found - {IMPOSSIBLE}
             elif id(node) not in sized and (self._makes_a_number(node, sizes) or _picks_positions(node)):
                 dangers.add(UNSAFE)
-        always = [part for part in block if not isinstance(part, ast.If | ast.For | ast.While | ast.Try | ast.With)]
-        calls = [node for part in always for node in ast.walk(part) if isinstance(node, ast.Call)]
-        impossible = any(IMPOSSIBLE in self._of_call(call, sizes, function, DEPTH) for call in calls)
-        return set() if impossible else dangers
+        return dangers
 
     def _of_call(self, node: ast.Call, sizes: set[str], function: ast.AST, depth: int) -> set[str]:
         name, given = _name(node), [*node.args, *(keyword.value for keyword in node.keywords)]
@@ -124,15 +126,9 @@ class Look:
     def _attributes(self, given: Sequence[ast.AST], function: ast.AST) -> set[str]:
         """Returns the integers of the module that sizes are computed from, also by local names."""
         names = {node.id for each in given for node in ast.walk(each) if isinstance(node, ast.Name)}
-        assigned = [
-            node.value
-            for node in ast.walk(function)
-            if isinstance(node, ast.Assign)
-            and names.intersection(n.id for t in node.targets for n in ast.walk(t) if isinstance(n, ast.Name))
-        ]
         return {
             _path(node)
-            for each in (*given, *assigned)
+            for each in (*given, *assigned_to(names, function))
             for node in ast.walk(each)
             if isinstance(node, ast.Attribute) and "." not in _path(node) and type(self._called(node)) is int
         }

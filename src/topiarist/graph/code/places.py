@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import sys
 import types
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import CodeType, FrameType
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 from torch.nn.modules import module as torch_module
 
-from topiarist.graph.code.source import NESTED, Span, Written, name_of, recompiles, spans_of, written
+from topiarist.graph.code.source import NESTED, Span, Written, assigned_to, name_of, recompiles, spans_of, written
 from topiarist.graph.inputs import call_model
 
 MACHINERY = torch_module.__file__
@@ -98,10 +99,7 @@ class Here:
         node = self.call or self.function.operation(self.place[-1].span)
         parts = list(ast.walk(node)) if node is not None else []
         names = {part.id for part in parts if isinstance(part, ast.Name)}
-        for each in ast.walk(self.function.node):
-            if isinstance(each, ast.Assign):
-                targets = {n.id for target in each.targets for n in ast.walk(target) if isinstance(n, ast.Name)}
-                parts += ast.walk(each.value) if names & targets else []
+        parts += [part for value in assigned_to(names, self.function.node) for part in ast.walk(value)]
         return [self._value(p.right) for p in parts if isinstance(p, ast.BinOp) and isinstance(p.op, ast.Div)]
 
     def _value(self, node: ast.expr) -> Any:
@@ -306,5 +304,5 @@ def _place(frames: Sequence[FrameType]) -> Here | None:
         innermost = innermost or function
         steps.append(Step(name_of(code, frames[k].f_globals.get("__name__", "")), function.source, here))
         k += 1
-    names = {**frames[0].f_globals, **frames[0].f_locals}
+    names = ChainMap(frames[0].f_locals, frames[0].f_globals)
     return Here(tuple(reversed(steps)), innermost, names) if innermost is not None else None

@@ -160,6 +160,16 @@ def _written(code: CodeType, filename: str) -> Written | None:
     return Written(node, first, owner, source, filename, file.imports)
 
 
+def assigned_to(names: set[str], function: ast.AST) -> list[ast.expr]:
+    """Returns what a function assigns to names."""
+    return [
+        node.value
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign)
+        and names.intersection(n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name))
+    ]
+
+
 def name_of(code: CodeType, module: str) -> str:
     """Returns a function's name as steps have it."""
     return f"{module}:{code.co_qualname}"
