@@ -54,8 +54,8 @@ SIDE = 64
 
 
 def middle(model: nn.Module, graph: topiarist.Graph) -> str:
-    """The layer in the middle of those that lie within a module and can be cut."""
-    cut = {part.tensor for group in graph.groups for part in group.slices}
+    """The layer in the middle of those that lie within a module and produce units that can be cut."""
+    cut = {part.tensor for group in graph.groups for part in group.slices if part.role != "input"}
     kinds = (nn.Conv2d, nn.Linear)
     layers = [
         name
