@@ -24,7 +24,7 @@ from topiarist.measure.evaluation import (
     evaluate_batches,
 )
 from topiarist.measure.statistics import STATISTICS, Statistic, Watch
-from topiarist.measure.timing import latency
+from topiarist.measure.timing import latency, threads_set
 from topiarist.measure.watching import (
     ACTIVATIONS,
     Args,
@@ -80,6 +80,7 @@ __all__ = [
     "on_calls",
     "on_responses",
     "response_sites",
+    "threads_set",
     "to_device",
     "unit_sums",
     "watching",

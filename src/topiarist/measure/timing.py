@@ -19,7 +19,8 @@ _ALONE = Lock()
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads_set(count: int) -> Iterator[None]:
+    """Context in which torch uses so many threads of the CPU."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -39,7 +40,7 @@ def latency(model: nn.Module, example_inputs: Inputs, *, repeats: int = 20, warm
         threads: of the CPU; more than one spin, and measure what else the machine does.
     """
     device, times = device_of(model), []
-    with _ALONE, _threads(threads), mode(model, training=False), torch.inference_mode():
+    with _ALONE, threads_set(threads), mode(model, training=False), torch.inference_mode():
         for _ in range(warmup + repeats):
             begin = time.perf_counter()
             call_model(model, example_inputs)

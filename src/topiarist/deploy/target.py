@@ -1,0 +1,105 @@
+"""What a runtime is: a frozen value that exports a network, loads it, and runs it."""
+
+from __future__ import annotations
+
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from topiarist.errors import TopiaristError
+from topiarist.files import import_package, shown
+from topiarist.graph import Inputs
+
+Outputs = list[Tensor]
+"""What a network returns: its tensors, in order."""
+
+
+class Session(ABC):
+    """A network that is loaded into a runtime, ready to run."""
+
+    @abstractmethod
+    def bind(self, inputs: Inputs) -> Callable[[], Outputs]:
+        """Returns a function that runs the network once on these inputs; they are converted here, not when it runs."""
+
+    def __call__(self, inputs: Inputs) -> Outputs:
+        """Runs the network once."""
+        return self.bind(inputs)()
+
+
+@dataclass(frozen=True)
+class Target(ABC):
+    """A runtime on this machine, one file each in ``deploy/targets``: the file's name is the target's.
+
+    Attributes:
+        threads: of the CPU that one run uses.
+
+    Class attributes:
+        name: the target's, as users write it.
+        package: what is imported; ``None`` where torch is all it takes.
+        extra: the extra of topiarist that installs it.
+        suffix: of the files that it reads; empty where it runs the module itself.
+
+    Raises:
+        TopiaristError: the number of threads is not a whole number of at least 1.
+    """
+
+    name: ClassVar[str]
+    package: ClassVar[str | None] = None
+    extra: ClassVar[str] = "export"
+    suffix: ClassVar[str] = ""
+
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.threads, int) or isinstance(self.threads, bool) or self.threads < 1:
+            raise TopiaristError(f"threads must be a whole number of at least 1, but got {shown(self.threads)}")
+
+    @property
+    def version(self) -> str:
+        """Returns the runtime's version.
+
+        Raises:
+            TopiaristError: its package is missing; the sentence names the extra that installs it.
+        """
+        return str(self.imported().__version__)
+
+    def imported(self) -> ModuleType:
+        """Returns the runtime's package.
+
+        Raises:
+            TopiaristError: it is missing; the sentence names the extra that installs it.
+        """
+        return import_package(self.package or "torch", self.extra)
+
+    def export(self, model: nn.Module, example_inputs: Inputs, path: Path) -> None:
+        """Writes the network as a file that this runtime reads.
+
+        Raises:
+            TopiaristError: the runtime reads no files, or the network does not export.
+        """
+        raise TopiaristError(f"{self.name} runs the module itself and reads no files: choose another target")
+
+    def load(self, path: Path) -> Session:
+        """Loads a file that `export` wrote.
+
+        Raises:
+            TopiaristError: the runtime reads no files, or this one is damaged or foreign.
+        """
+        raise TopiaristError(f"{self.name} runs the module itself and reads no files: choose another target")
+
+    def prepare(self, model: nn.Module, example_inputs: Inputs) -> Session:
+        """Takes a network to the runtime, through a temporary file.
+
+        Raises:
+            TopiaristError: as `export` and `load`.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"model{self.suffix}"
+            self.export(model, example_inputs, path)
+            return self.load(path)
