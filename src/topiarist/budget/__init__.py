@@ -3,21 +3,29 @@
 from topiarist.budget.allocation import allocate, quota
 from topiarist.budget.budget import Allocation, Budget, as_names, matching
 from topiarist.budget.costs import Cost, cost
+from topiarist.budget.knapsack import widths
+from topiarist.budget.latency import Axis, LatencyTable, LayerLatency, axis_of, places_of
 from topiarist.budget.n_of_m import not_n_of_m
 from topiarist.budget.names import GroupName, Name, spelled, units_of
 
 __all__ = [
     "Allocation",
+    "Axis",
     "Budget",
     "Cost",
     "GroupName",
+    "LatencyTable",
+    "LayerLatency",
     "Name",
     "allocate",
     "as_names",
+    "axis_of",
     "cost",
     "matching",
     "not_n_of_m",
+    "places_of",
     "quota",
     "spelled",
     "units_of",
+    "widths",
 ]

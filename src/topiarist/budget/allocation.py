@@ -9,22 +9,22 @@ more.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from topiarist.budget.budget import Allocation, Budget
+from topiarist.budget.by_latency import Trade, keep_by_latency
 from topiarist.budget.costs import Cost
 from topiarist.budget.costs import cost as cost_of
+from topiarist.budget.ladder import SLACK, Ladder, rounded_up
+from topiarist.budget.latency import LatencyTable
 from topiarist.budget.n_of_m import keep_n_of_m
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, Group, Keep, Scores
-
-_SLACK = 1e-9
-"""Fractions typed in decimals are not exact in binary: 0.29 * 100 is 28.999999999999996."""
+from topiarist.graph import Graph, Keep, Scores
 
 
 def allocate(
@@ -34,8 +34,12 @@ def allocate(
     allocation: Allocation = "uniform",
     *,
     cost: Callable[[Keep], Cost] | None = None,
+    table: LatencyTable | None = None,
 ) -> Keep:
     """Removes the lowest scores until the budget is met, and no more.
+
+    Under a latency budget groups step from width to width, where a table shows what each of them costs (see
+    `topiarist.budget.knapsack`).
 
     Args:
         graph: the network's groups.
@@ -43,6 +47,7 @@ def allocate(
         budget: how much is kept.
         allocation: how it is shared out where the budget does not say.
         cost: MACs and parameters of a keep; `topiarist.cost` unless given.
+        table: what each layer costs at each width, for a latency budget: `topiarist.deploy.latency_table` measures it.
 
     Returns:
         Group name → bool ``(units,)``, True where the unit is kept; at least one in every group. The budget is never
@@ -66,13 +71,15 @@ def allocate(
         ratio = shares.get(group.name)
         if group.name in shares and ratio is None:
             continue
-        ladder = _Ladder.of(group, scores[group.name], budget, whole.get(group.name))
+        ladder = Ladder.of(group, scores[group.name], budget, whole.get(group.name))
         if ratio is None:
             free.append(ladder)
         else:
             keep[group.name] = ladder.keep(ladder.climb(ratio))
-    removals = _Removals.of(free, budget.allocation or allocation)
-    return _Search(graph, budget, keep, removals, cost).run()
+    kind = budget.allocation or allocation
+    if budget.latency is not None:
+        return keep_by_latency(Trade(graph, budget, keep, free, scores, kind, cost or partial(cost_of, graph)), table)
+    return _Search(graph, budget, keep, _Removals.of(free, kind), cost).run()
 
 
 def quota(graph: Graph, groups: Collection[str], budget: Budget | None) -> dict[str, int]:
@@ -94,79 +101,6 @@ def quota(graph: Graph, groups: Collection[str], budget: Budget | None) -> dict[
 
 
 @dataclass(frozen=True, eq=False)
-class _Ladder:
-    """Orders the removals of one group, worst unit first, in steps that keep counts at the budget's multiple.
-
-    Attributes:
-        group: name of the group.
-        units: its size.
-        order: ``(units,)`` its units from the lowest score to the highest.
-        ranked: ``(units,)`` the scores in that order.
-        first: units that the first step removes, down to the next multiple.
-        step: units that each further step removes.
-        steps: how many steps the floor allows.
-        alike: all units cost the same, whichever they are (weights of one tensor).
-    """
-
-    group: str
-    units: int
-    order: Tensor
-    ranked: Tensor
-    first: int
-    step: int
-    steps: int
-    alike: bool
-
-    @staticmethod
-    def of(group: Group, scores: Tensor, budget: Budget, whole: Tensor | None) -> _Ladder:
-        """Orders the removals; units that are excluded come last, behind the last step."""
-        units, held = group.units, 0 if whole is None else int(whole.sum())
-        step = budget.multiple if units >= budget.multiple else 1
-        low = math.ceil(budget.floor * units - _SLACK) if budget.floor < 1 else int(budget.floor)
-        first = units - step * ((units - 1) // step)
-        steps = max(0, (units - first - max(low, 1, held)) // step + 1)
-        ranked, order = torch.sort(scores.detach().cpu(), stable=True)
-        if whole is not None:
-            last = torch.cat([(~whole[order]).nonzero(), whole[order].nonzero()]).flatten()
-            ranked, order = ranked[last], order[last]
-        return _Ladder(group.name, units, order, ranked, first, step, steps, group.kind == "weight")
-
-    def removed(self, taken: int) -> int:
-        """Returns how many units are removed after so many steps."""
-        return self.first + (taken - 1) * self.step if taken else 0
-
-    def climb(self, ratio: float) -> int:
-        """Returns the fewest steps that leave at most this fraction of the group, or one unit."""
-        allowed = int(ratio * self.units + _SLACK)
-        least = self.units - self.removed(self.steps)
-        if least > max(allowed, 1):
-            raise TopiaristError(
-                f"the group {self.group!r} cannot keep {ratio:g} of its {self.units} units: "
-                f"floor and multiple leave at least {_up(least / self.units):g}"
-            )
-        excess = self.units - max(allowed, 1)
-        return 0 if excess <= 0 else min(self.steps, 1 + max(0, math.ceil((excess - self.first) / self.step)))
-
-    def keys(self, allocation: Allocation) -> Tensor:
-        """Returns ``(steps,)`` ascending: when it is each step's turn."""
-        if allocation == "uniform":
-            before = torch.arange(self.steps, dtype=torch.float64)
-            return ((self.first + (before - 1) * self.step) / self.units).clamp(min=0)
-        if self.step == 1:
-            return self.ranked[: self.steps]
-        removed = self.ranked.double()[: self.removed(self.steps)]
-        first, rest = removed[: self.first], removed[self.first :]
-        return torch.cat([first.mean()[None], rest.view(-1, self.step).mean(1)])[: self.steps]
-
-    def keep(self, taken: int, *, count_only: bool = False) -> Tensor:
-        """Returns the units kept after so many steps; with ``count_only`` just as many, quicker."""
-        keep = torch.ones(self.units, dtype=torch.bool)
-        removed = self.removed(taken)
-        keep[slice(removed) if count_only and self.alike else self.order[:removed]] = False
-        return keep
-
-
-@dataclass(frozen=True, eq=False)
 class _Removals:
     """Orders the steps of all ladders as they are taken.
 
@@ -177,13 +111,13 @@ class _Removals:
         uniform: which allocation it is.
     """
 
-    ladders: list[_Ladder]
+    ladders: list[Ladder]
     owner: Tensor
     keys: Tensor
     uniform: bool
 
     @staticmethod
-    def of(ladders: list[_Ladder], allocation: Allocation) -> _Removals:
+    def of(ladders: list[Ladder], allocation: Allocation) -> _Removals:
         uniform = allocation == "uniform"
         # Equal keys go in this order: larger groups first, which lose the smaller fraction by the step.
         ladders = sorted(ladders, key=lambda ladder: -ladder.units)
@@ -208,7 +142,7 @@ class _Removals:
         """Returns the prefix that brings every group to its ratio under uniform allocation, as far as floors allow."""
         if ratio is None or not self.uniform:
             return 0
-        return int(torch.searchsorted(self.keys, torch.tensor(1 - ratio - _SLACK, dtype=self.keys.dtype)))
+        return int(torch.searchsorted(self.keys, torch.tensor(1 - ratio - SLACK, dtype=self.keys.dtype)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,7 +206,8 @@ class _Search:
             if not _fits(least[name], fraction, full[name]):
                 raise TopiaristError(
                     f"the budget keeps {fraction:g} of the {_WORDS[name]}, but floor, multiple, exclusions and layers "
-                    f"that cannot be cut leave at least {_up(least[name] / full[name]):g}: ask for that, or loosen them"
+                    f"that cannot be cut leave at least {rounded_up(least[name] / full[name]):g}: "
+                    "ask for that, or loosen them"
                 )
 
 
@@ -281,11 +216,6 @@ _WORDS = {"macs": "MACs", "params": "parameters", "ratio": "units"}
 
 def _fits(amount: float, fraction: float, full: float) -> bool:
     return amount <= fraction * full * (1 + 1e-12)
-
-
-def _up(fraction: float) -> float:
-    """Returns the fraction rounded up to four digits, so that asking for what an error names succeeds."""
-    return min(1.0, math.ceil(fraction * 1e4 - 1e-6) / 1e4)
 
 
 def _check_scores(graph: Graph, scores: Scores) -> None:
@@ -311,7 +241,7 @@ def _shares(graph: Graph, scores: Scores, budget: Budget, excluded: Collection[s
     shares: dict[str, float | None] = {name: None for name in names if name not in scores}
     shares |= budget.own_ratios(graph)
     shares |= dict.fromkeys(excluded, None)
-    if budget.macs is None and budget.params is None and budget.ratio is None:
+    if all(getattr(budget, name) is None for name in ("macs", "params", "ratio", "latency")):
         shares |= {name: None for name in names if name not in shares}
     for name, share in shares.items():
         if share is not None and name not in scores:

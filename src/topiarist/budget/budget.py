@@ -15,6 +15,12 @@ from topiarist.errors import TopiaristError
 from topiarist.files import check_fields, shown, suggestion
 from topiarist.graph import Graph
 
+AMOUNTS = ("macs", "params", "ratio", "latency")
+"""Fields that are fractions of something of the whole network."""
+
+_LATER = ("latency", "target", "threads", "batch")
+"""Fields that JSON leaves out where they are not set, so that keys of older files stay."""
+
 Allocation = Literal["uniform", "global"]
 """How a budget is shared out: every group loses the same fraction, or the lowest scores of all groups are pruned."""
 
@@ -46,6 +52,11 @@ class Budget:
         allocation: ``"uniform"``, ``"global"``, or ``None`` for the method's own.
         n_of_m: ``"N:M"`` sparsity, for unstructured methods: of every ``M`` in a row along a weight's inputs the
             ``N`` of highest score are kept. Tensors whose inputs ``M`` does not divide are not pruned.
+        latency: fraction kept of the milliseconds that one run takes, at most; `topiarist.prune` measures what each
+            layer costs at each width, and rounds widths where that pays.
+        target: the runtime whose milliseconds count, such as ``"onnxruntime"``.
+        threads: of the CPU that one run uses there.
+        batch: examples in one run there.
 
     Raises:
         TopiaristError: a value is of a wrong type or out of its range.
@@ -60,30 +71,41 @@ class Budget:
     multiple: int = 1
     allocation: Allocation | None = None
     n_of_m: str | None = None
+    latency: float | None = None
+    target: str = "torch"
+    threads: int = 1
+    batch: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "exclude", as_names(self.exclude))
         check_fields(self, "the budget")
         as_names(list(self.ratios), "ratios")
         ratios = {f"the ratio of {pattern!r}": kept for pattern, kept in self.ratios.items()}
-        for name, kept in {"macs": self.macs, "params": self.params, "ratio": self.ratio, **ratios}.items():
+        for name, kept in {**self.amounts, **ratios}.items():
             _check_fraction(name, kept)
         if not self.floor > 0 or (self.floor > 1 and self.floor != int(self.floor)):
             raise TopiaristError(
                 "floor must be a whole number of units (1, 2, ...) or a fraction between 0 and 1, "
                 f"but got {shown(self.floor)}"
             )
-        if self.multiple < 1:
-            raise TopiaristError(f"multiple must be a whole number of at least 1, but got {shown(self.multiple)}")
+        for name in ("multiple", "threads", "batch"):
+            if getattr(self, name) < 1:
+                got = shown(getattr(self, name))
+                raise TopiaristError(f"{name} must be a whole number of at least 1, but got {got}")
         if self.n_of_m is not None:
             parse(self.n_of_m)
             if replace(self, exclude=(), n_of_m=None) != Budget():
                 raise TopiaristError("n_of_m says by itself how much is kept: give nothing beside it but exclude")
 
     @property
+    def amounts(self) -> dict[str, float | None]:
+        """Returns the fractions of the whole network that are asked for, by name."""
+        return {name: getattr(self, name) for name in AMOUNTS}
+
+    @property
     def asks(self) -> bool:
         """Whether any amount is given."""
-        return bool(self.ratios) or any(part is not None for part in (self.macs, self.params, self.ratio, self.n_of_m))
+        return bool(self.ratios) or any(part is not None for part in (*self.amounts.values(), self.n_of_m))
 
     @property
     def only_excludes(self) -> bool:
@@ -122,7 +144,8 @@ class Budget:
             TopiaristError: it names modules themselves.
         """
         plain([*self.exclude, *self.ratios])
-        return asdict(self)
+        unset = {name for name in _LATER if getattr(self, name) == getattr(Budget(), name)}
+        return {name: value for name, value in asdict(self).items() if name not in unset}
 
 
 def as_names(names: object, what: str = "exclude") -> tuple[Name, ...]:

@@ -69,6 +69,11 @@ class Target(ABC):
         """
         return str(self.imported().__version__)
 
+    @property
+    def of_layers(self) -> Target:
+        """Returns the runtime that shows what layers cost alone: itself, unless it takes too long to load each one."""
+        return self
+
     def imported(self) -> ModuleType:
         """Returns the runtime's package.
 

@@ -44,7 +44,9 @@ from topiarist.graph.inputs import (
     tensors_in,
     twice_the_batch,
 )
+from topiarist.graph.labels import labelled
 from topiarist.graph.norms import Normed
+from topiarist.graph.record import Contraction
 from topiarist.graph.selector import SELECTOR, ChannelSelector, declare_selectors, is_norm
 from topiarist.graph.sizes import Attribute, assign_attributes
 from topiarist.graph.solution import CORRECTIONS, GUARD, INFERRED, Correction, Corrections, Ratio
@@ -63,6 +65,7 @@ __all__ = [
     "Attribute",
     "Block",
     "ChannelSelector",
+    "Contraction",
     "Correction",
     "Corrections",
     "Form",
@@ -101,6 +104,7 @@ __all__ = [
     "hindrance",
     "is_norm",
     "kept_positions",
+    "labelled",
     "map_floats",
     "map_tensors",
     "mixing_kind",

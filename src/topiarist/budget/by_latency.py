@@ -1,0 +1,103 @@
+"""A latency budget: the knapsack over a graph, with all other amounts that are asked for beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from topiarist.budget.budget import Allocation, Budget
+from topiarist.budget.costs import Cost
+from topiarist.budget.knapsack import Knapsack, Rungs, global_loss, uniform_loss, widths
+from topiarist.budget.ladder import Ladder, rounded_up
+from topiarist.budget.latency import LatencyTable
+from topiarist.errors import TopiaristError
+from topiarist.graph import Graph, Keep, Scores
+
+_WORDS = {"macs": "MACs", "params": "parameters", "ratio": "units"}
+
+
+@dataclass(frozen=True, eq=False)
+class Trade:
+    """What milliseconds are traded for.
+
+    Attributes:
+        graph: the network's groups.
+        budget: how much is kept.
+        settled: keep of the groups that do not take part.
+        ladders: of those that do.
+        scores: of their units.
+        allocation: what a loss is: of shares, or of scores.
+        cost: MACs and parameters of a keep.
+    """
+
+    graph: Graph
+    budget: Budget
+    settled: Keep
+    ladders: Sequence[Ladder]
+    scores: Scores
+    allocation: Allocation
+    cost: Callable[[Keep], Cost]
+
+    def rungs(self, ladder: Ladder) -> Rungs:
+        """Returns the widths that a group may take, with their losses."""
+        least = ladder.units - ladder.removed(ladder.steps)
+        multiple = self.budget.multiple if ladder.units >= self.budget.multiple else 1
+        kept = np.array([w for w in reversed(widths(ladder.units, multiple)) if w >= least], dtype=np.int64)
+        best_first = self.scores[ladder.group].detach().cpu()[ladder.order.flip(0)]
+        loss = uniform_loss(best_first) if self.allocation == "uniform" else global_loss(best_first)
+        return Rungs(ladder.group, ladder.units, kept, loss(kept))
+
+    def keep(self, counts: Mapping[str, int]) -> Keep:
+        """Returns the keep of the units of highest score, so many of each group."""
+        freed = {ladder.group: ladder.best(counts[ladder.group]) for ladder in self.ladders}
+        return {group.name: (freed if group.name in freed else self.settled)[group.name] for group in self.graph.groups}
+
+    def amounts(self, keep: Keep) -> dict[str, float]:
+        """Returns all that the budget asks for beside the latency, as fractions of the whole network's."""
+        asked = [name for name in _WORDS if getattr(self.budget, name) is not None]
+        spent, whole = (self.cost(each) if asked else None for each in (keep, self.graph.full()))
+        taking_part = [ladder.group for ladder in self.ladders]
+        units = sum(int(keep[name].sum()) for name in taking_part) / max(1, sum(len(keep[n]) for n in taking_part))
+        return {
+            name: units if name == "ratio" else getattr(spent, name) / max(getattr(whole, name), 1) for name in asked
+        }
+
+
+def keep_by_latency(trade: Trade, table: LatencyTable | None) -> Keep:
+    """Returns the keep that loses least for the milliseconds that it frees, and holds all other amounts too.
+
+    Raises:
+        TopiaristError: there is no table, or the least that can be reached is more than the budget.
+    """
+    if table is None:
+        raise TopiaristError("a latency budget needs a table of latencies: call topiarist.prune, or give table")
+    budget = trade.budget
+    shares = {name: float(kept.float().mean()) for name, kept in trade.settled.items()}
+    knapsack = Knapsack(table, [trade.rungs(ladder) for ladder in trade.ladders], shares)
+
+    def fits() -> bool:
+        fast = table.fraction(knapsack.shares) <= (budget.latency or 0.0)
+        return fast and all(
+            amount <= getattr(budget, name) * (1 + 1e-12)
+            for name, amount in trade.amounts(trade.keep(knapsack.counts)).items()
+        )
+
+    if not knapsack.run(fits):
+        _refuse(trade, table, knapsack)
+    return trade.keep(knapsack.counts)
+
+
+def _refuse(trade: Trade, table: LatencyTable, knapsack: Knapsack) -> None:
+    """Raises, and names the least of each amount that is out of reach."""
+    knapsack.least()
+    least = {"latency": table.fraction(knapsack.shares), **trade.amounts(trade.keep(knapsack.counts))}
+    for name, amount in least.items():
+        asked = getattr(trade.budget, name)
+        if amount > asked:
+            words = {"latency": f"latency on {table.target}", **_WORDS}
+            raise TopiaristError(
+                f"the budget keeps {asked:g} of the {words[name]}, but floor, multiple, exclusions and layers that "
+                f"cannot be cut leave at least {rounded_up(amount):g}: ask for that, or loosen them"
+            )

@@ -1,0 +1,70 @@
+"""What was measured before on this machine: a file of plain numbers that can be deleted at any time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from topiarist.errors import TopiaristError
+from topiarist.files import write_text
+
+
+@dataclass(eq=False)
+class Cache:
+    """Holds seconds by the name of what was measured.
+
+    Attributes:
+        file: where they are kept between runs.
+        values: the seconds.
+        changed: whether there is something to write.
+    """
+
+    file: Path
+    values: dict[str, float]
+    changed: bool = False
+
+    @staticmethod
+    def open(folder: Path | None, setting: str) -> Cache:
+        """Reads what was measured in one setting: a machine, a runtime with its version, a number of threads.
+
+        A file that cannot be read, or holds something else, is measured anew.
+        """
+        name = re.sub(r"[^A-Za-z0-9.]+", "-", setting)[:80] + "-" + hashlib.sha256(setting.encode()).hexdigest()[:8]
+        file = (folder or user_folder()) / f"{name}.json"
+        values: dict[str, float] = {}
+        with suppress(OSError, ValueError, AttributeError, RecursionError):
+            read = json.loads(file.read_text(encoding="utf-8"))
+            values = {key: float(value) for key, value in read.items() if 0 < float(value) < 1e4}
+        return Cache(file, values)
+
+    def get(self, key: str) -> float | None:
+        """Returns the seconds, if they were measured."""
+        return self.values.get(key)
+
+    def put(self, key: str, seconds: float) -> None:
+        """Holds the seconds."""
+        self.values[key] = seconds
+        self.changed = True
+
+    def write(self) -> None:
+        """Writes what is new; warns where the file cannot be written, for the numbers hold without it."""
+        if not self.changed:
+            return
+        try:
+            write_text(self.file, json.dumps(self.values))
+            self.changed = False
+        except TopiaristError as error:
+            warnings.warn(f"latencies are measured anew next time: {error}, or set TOPIARIST_CACHE", stacklevel=2)
+
+
+def user_folder() -> Path:
+    """Returns the folder: ``$TOPIARIST_CACHE``, else ``topiarist`` in the user's cache folder."""
+    own = os.environ.get("TOPIARIST_CACHE")
+    shared = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return (Path(own) if own else Path(shared) / "topiarist") / "latency"
