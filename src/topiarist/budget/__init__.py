@@ -1,7 +1,7 @@
 """Budgets, what a network costs, and how a budget is shared out over the groups of units."""
 
 from topiarist.budget.allocation import allocate, quota
-from topiarist.budget.budget import Allocation, Budget, as_names, matching
+from topiarist.budget.budget import Allocation, Budget, PricedBudget, as_names, matching
 from topiarist.budget.costs import Cost, cost
 from topiarist.budget.knapsack import widths
 from topiarist.budget.latency import Axis, LatencyTable, LayerLatency, axis_of, places_of
@@ -17,6 +17,7 @@ __all__ = [
     "LatencyTable",
     "LayerLatency",
     "Name",
+    "PricedBudget",
     "allocate",
     "as_names",
     "axis_of",

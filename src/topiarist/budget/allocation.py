@@ -21,7 +21,6 @@ from topiarist.budget.by_latency import Trade, keep_by_latency
 from topiarist.budget.costs import Cost
 from topiarist.budget.costs import cost as cost_of
 from topiarist.budget.ladder import SLACK, Ladder, rounded_up
-from topiarist.budget.latency import LatencyTable
 from topiarist.budget.n_of_m import keep_n_of_m
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, Scores
@@ -34,11 +33,10 @@ def allocate(
     allocation: Allocation = "uniform",
     *,
     cost: Callable[[Keep], Cost] | None = None,
-    table: LatencyTable | None = None,
 ) -> Keep:
     """Removes the lowest scores until the budget is met, and no more.
 
-    Under a latency budget groups step from width to width, where a table shows what each of them costs (see
+    Under a latency budget groups step from width to width, as its table shows what each of them costs (see
     `topiarist.budget.knapsack`).
 
     Args:
@@ -47,7 +45,6 @@ def allocate(
         budget: how much is kept.
         allocation: how it is shared out where the budget does not say.
         cost: MACs and parameters of a keep; `topiarist.cost` unless given.
-        table: what each layer costs at each width, for a latency budget: `topiarist.deploy.latency_table` measures it.
 
     Returns:
         Group name → bool ``(units,)``, True where the unit is kept; at least one in every group. The budget is never
@@ -78,7 +75,7 @@ def allocate(
             keep[group.name] = ladder.keep(ladder.climb(ratio))
     kind = budget.allocation or allocation
     if budget.latency is not None:
-        return keep_by_latency(Trade(graph, budget, keep, free, scores, kind, cost or partial(cost_of, graph)), table)
+        return keep_by_latency(Trade(graph, budget, keep, free, scores, kind, cost or partial(cost_of, graph)))
     return _Search(graph, budget, keep, _Removals.of(free, kind), cost).run()
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from topiarist.budget.latency import LatencyTable
 from topiarist.budget.n_of_m import parse
 from topiarist.budget.names import Name, groups_made_by, plain, spelled, units_of
 from topiarist.errors import TopiaristError
@@ -121,6 +122,10 @@ class Budget:
         ratios = {name: kept for each, kept in self.ratios.items() for name in spelled([each], model)}
         return replace(self, exclude=spelled(self.exclude, model), ratios=ratios)
 
+    def priced(self, table: LatencyTable) -> PricedBudget:
+        """Returns the same budget with a table of latencies, by which `allocate` meets ``latency``."""
+        return PricedBudget(**{entry.name: getattr(self, entry.name) for entry in fields(Budget)}, table=table)
+
     def excluded(self, graph: Graph) -> dict[str, Tensor]:
         """Returns what ``exclude`` means in a graph: group → bool ``(units,)``, True for the units that stay.
 
@@ -146,6 +151,17 @@ class Budget:
         plain([*self.exclude, *self.ratios])
         unset = {name for name in _LATER if getattr(self, name) == getattr(Budget(), name)}
         return {name: value for name, value in asdict(self).items() if name not in unset}
+
+
+@dataclass(frozen=True)
+class PricedBudget(Budget):
+    """A latency budget with the table that says what each layer costs at each width: what methods receive.
+
+    Attributes:
+        table: measured by `topiarist.deploy.latency_table`.
+    """
+
+    table: LatencyTable | None = None
 
 
 def as_names(names: object, what: str = "exclude") -> tuple[Name, ...]:

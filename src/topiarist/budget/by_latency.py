@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from topiarist.budget.budget import Allocation, Budget
+from topiarist.budget.budget import Allocation, Budget, PricedBudget
 from topiarist.budget.costs import Cost
 from topiarist.budget.knapsack import Knapsack, Rungs, global_loss, uniform_loss, widths
 from topiarist.budget.ladder import Ladder, rounded_up
@@ -65,15 +65,19 @@ class Trade:
         }
 
 
-def keep_by_latency(trade: Trade, table: LatencyTable | None) -> Keep:
+def keep_by_latency(trade: Trade) -> Keep:
     """Returns the keep that loses least for the milliseconds that it frees, and holds all other amounts too.
 
     Raises:
         TopiaristError: there is no table, or the least that can be reached is more than the budget.
     """
-    if table is None:
-        raise TopiaristError("a latency budget needs a table of latencies: call topiarist.prune, or give table")
     budget = trade.budget
+    table = budget.table if isinstance(budget, PricedBudget) else None
+    if table is None:
+        raise TopiaristError(
+            "a latency budget needs a table of latencies: use topiarist.prune, which measures it, or "
+            "allocate(graph, scores, budget.priced(table))"
+        )
     shares = {name: float(kept.float().mean()) for name, kept in trade.settled.items()}
     knapsack = Knapsack(table, [trade.rungs(ladder) for ladder in trade.ladders], shares)
 

@@ -111,6 +111,7 @@ def _described(plan: Plan, done: Pruned) -> dict[str, Any]:
         "kept": {name: list(counts) for name, counts in done.architecture.widths.items()},
         "macs": {"before": done.before.macs, "after": done.after.macs},
         "params": {"before": done.before.params, "after": done.after.params},
+        "latency": None if done.latency is None else asdict(done.latency),
         "proof": asdict(done.proof),
         "untaken": done.untaken,
         "excluded": {name: excluded._asdict() for name, excluded in done.excluded.items()},

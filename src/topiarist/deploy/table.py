@@ -7,6 +7,7 @@ import platform
 import time
 from contextlib import suppress
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from torch import nn
@@ -91,6 +92,30 @@ def fastest(session: Session, inputs: Inputs, seconds: float = LONGEST) -> float
         run()
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+def ratio_of(session: Session, other: Session, inputs: Inputs, seconds: float = 2.0) -> float:
+    """Returns how long one network takes as a fraction of another one: the median over rounds, both run in turns.
+
+    Args:
+        session: the one.
+        other: the other one, with the same inputs.
+        inputs: what both are run on.
+        seconds: that the rounds take, at least 7 of them.
+    """
+    runs = session.bind(inputs), other.bind(inputs)
+    for run in runs:
+        run()
+    ratios: list[float] = []
+    begin = time.perf_counter()
+    while len(ratios) < 7 or (time.perf_counter() - begin < seconds and len(ratios) < 200):
+        times = []
+        for run in runs:
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+        ratios.append(times[0] / times[1])
+    return median(ratios)
 
 
 def machine() -> str:

@@ -140,6 +140,21 @@ def twice_the_batch(inputs: Inputs) -> Any:
     return map_tensors(inputs, doubled)
 
 
+def batch_of(inputs: Inputs, size: int) -> Any:
+    """Returns the same inputs with a batch of this size; examples are repeated where there are fewer.
+
+    The batch is the first axis of every tensor that has as many positions there as the first tensor.
+    """
+    batch = next((t.shape[0] for t in tensors_in(inputs) if t.ndim), 0)
+
+    def resized(tensor: Tensor) -> Tensor:
+        if not tensor.ndim or tensor.shape[0] != batch:
+            return tensor
+        return torch.cat([tensor] * -(-size // batch))[:size]
+
+    return inputs if size == batch or not batch else map_tensors(inputs, resized)
+
+
 @contextmanager
 def random_state_kept() -> Iterator[None]:
     """Context after which torch's random numbers, of every device in use, go on as if nothing had been drawn."""

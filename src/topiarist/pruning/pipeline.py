@@ -21,6 +21,7 @@ from topiarist.measure import Stats, check_fits, collect
 from topiarist.methods import Method, Repair, Rule, Selector
 from topiarist.pruning.choice import Choice, make_choice
 from topiarist.pruning.iterative import EpochCounter, Share, kept_after, prune_in_steps
+from topiarist.pruning.milliseconds import Latency, Stopwatch
 from topiarist.pruning.request import Pruning, Run, trains_sparsely
 from topiarist.pruning.result import Pruned
 from topiarist.surgery import TOLERANCE, Proof, check, copied, cut, mask, prove, rewound, with_values
@@ -163,6 +164,10 @@ def _check_units(request: Pruning, units: Graph) -> None:
         )
     if steps > 1 and units.kind == "block":
         raise TopiaristError(f"{method.name} removes blocks in one cut: leave steps out")
+    if budget is not None and budget.latency is not None and units.kind == "block":
+        raise TopiaristError(
+            f"{method.name} removes blocks, which a latency budget does not price: give macs or params"
+        )
 
 
 def _check_reachable(method: Method, units: Graph, budget: Budget, steps: int) -> None:
@@ -172,6 +177,8 @@ def _check_reachable(method: Method, units: Graph, budget: Budget, steps: int) -
     if method.granularity == "weight" or isinstance(method, Selector) or budget.only_excludes:
         return
     floor = budget.floor if budget.floor >= 1 else budget.floor**steps
+    if budget.latency is not None:
+        return  # what can be reached is known when the layers are measured
     scores = {group.name: torch.ones(group.units) for group in units.groups}
     allocate(units, scores, replace(budget, floor=floor), method.allocation)
 
@@ -199,6 +206,8 @@ class _Work:
         start: the network with its initial values, where it is rewound to them.
         run: seed, batch size, progress.
         choices: what each cut kept, and why.
+        stopwatch: prices the network, under a latency budget.
+        latency: what such a budget came to.
     """
 
     request: Pruning
@@ -209,6 +218,8 @@ class _Work:
     start: nn.Module | None
     run: Run
     choices: list[Choice] = field(default_factory=list)
+    stopwatch: Stopwatch | None = None
+    latency: Latency | None = None
 
     def __post_init__(self) -> None:
         self.epochs = EpochCounter.of(self.run.progress, self.request)
@@ -242,6 +253,7 @@ class _Work:
             request=self.request,
             trained=trained,
             choice=self.choices[-1],
+            latency=self.latency,
         )
 
     def _cut(
@@ -252,7 +264,7 @@ class _Work:
         batches = None if self.data is None else Batches(self.data, run.batch_size, run.seed)
         stats = collect(model, units, batches, _needs(self.request), on_step=run.on_step, distributed=run.distributed)
         for attempt in (1, 2):
-            choice = make_choice(self.request.method, units, stats, budget, cost=partial(cost, units))
+            choice = self._choice(model, units, stats, budget)
             keep = dict(choice.keep)
             proof = prove(model, units, keep, self.example_inputs, more_inputs=self.more_inputs)
             if math.isnan(proof.change):
@@ -265,6 +277,16 @@ class _Work:
         _check_proof(proof, self.request)
         self.choices.append(choice)
         return units, keep, proof, cut(_repaired(model, units, keep, repairer, stats), units, keep)
+
+    def _choice(self, model: nn.Module, units: Graph, stats: Stats, budget: Budget | Share | None) -> Choice:
+        """Chooses what is kept; under a latency budget what is measured to meet it."""
+        choose = partial(make_choice, self.request.method, units, stats, cost=partial(cost, units))
+        if not isinstance(budget, Budget) or budget.latency is None:
+            return choose(budget)
+        if self.stopwatch is None:
+            self.stopwatch = Stopwatch.of(model, units, self.example_inputs, budget, self.run.on_step)
+        choice, self.latency = self.stopwatch.choose(units, budget, choose)
+        return choice
 
     # the `Work` of `prune_in_steps`
 

@@ -261,6 +261,12 @@ def _check_budget(method: Method, budget: Budget | None, steps: Steps) -> None:
         raise TopiaristError(f"N:M sparsity is unstructured, and {method.name} prunes structures: leave it out")
     if budget.n_of_m is not None and steps.count > 1:
         raise TopiaristError("N:M sparsity is reached in one cut: leave steps out")
+    if budget.latency is not None and method.granularity == "weight":
+        raise TopiaristError(
+            f"{method.name} leaves tensors their size, and a runtime takes as long: give params or ratio, not latency"
+        )
+    if budget.latency is not None and steps.count > 1:
+        raise TopiaristError("a latency budget is met in one cut: leave steps out")
 
 
 def _check_repair(method: Method, repair: Method) -> None:

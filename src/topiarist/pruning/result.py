@@ -17,6 +17,7 @@ from topiarist.budget import Cost, not_n_of_m, units_of
 from topiarist.graph import GUARD, Graph, Keep, Kind, removed_blocks
 from topiarist.methods import Method
 from topiarist.pruning.choice import Choice
+from topiarist.pruning.milliseconds import Latency
 from topiarist.pruning.request import Pruning
 from topiarist.surgery import Proof
 
@@ -48,6 +49,7 @@ class Pruned:
         request: what was asked for.
         trained: the model that was cut: the given one, or its copy trained with the method's penalty.
         choice: what the last cut kept of the units that it received, and the scores by which it did.
+        latency: what a latency budget came to.
     """
 
     model: nn.Module
@@ -60,6 +62,7 @@ class Pruned:
     request: Pruning
     trained: nn.Module
     choice: Choice | None = None
+    latency: Latency | None = None
 
     @property
     def method(self) -> Method:
@@ -178,6 +181,8 @@ class Pruned:
             ("parameters", self.before.params, self.after.params),
         ):
             yield f"{name}: {old:,} → {new:,} ({new / max(old, 1):.1%})"
+        if self.latency is not None:
+            yield str(self.latency)
         if self.graph.kind == "weight":
             yield "pruned weights are zero, tensors keep their size: MACs and parameters count nonzeros"
         if self.repair is not None and self.repair != self.method:
