@@ -41,11 +41,12 @@ class Rungs:
 def widths(units: int, multiple: int = 1) -> list[int]:
     """Returns the widths that are worth a look, ascending: runtimes step at multiples of 4, 8 or 16.
 
-    Every width up to 8 in a group of at most 16 units; multiples of 4 up to 32, of 8 up to 64, of 16 up to 256, of 32
-    beyond; of these the multiples of ``multiple``; and all units.
+    Every width of a group of at most 8 units; else 1, 2 in a group of at most 16, multiples of 4 up to 32, of 8 up to
+    64, of 16 up to 256, of 32 beyond; of these the multiples of ``multiple``; and all units.
     """
-    steps = [(8, 1 if units <= 16 else 4), (32, 4), (64, 8), (256, 16), (units, 32)]
+    steps = [(8 if units <= 8 else 0, 1), (32, 4), (64, 8), (256, 16), (units, 32)]
     offered = {width for limit, step in steps for width in range(step, min(limit, units) + 1, step)}
+    offered |= {1, 2} if units <= 16 else set()
     return sorted({width for width in offered if width % multiple == 0} | {units})
 
 
