@@ -301,3 +301,16 @@ def test_an_unwritable_cache_costs_a_warning_only(tmp_path: Path) -> None:
         cache.write()
     assert "measured anew next time" in str(caught[0].message)
     assert cache.get("a") == 1.0
+
+
+# widths that runtimes punish
+
+
+def test_widths_that_four_does_not_divide_are_named() -> None:
+    model, x = network(3, 32, 32), torch.randn(1, 3, 8, 8)
+    odd = prune(model, x, "l1", Budget(ratios={"0": 0.7, "3": 0.5}))
+    assert odd.uneven == {"0": 22}
+    assert "as of 1 here (0 22): give multiple=8, or a latency budget" in " ".join(str(odd).split())
+    even = prune(model, x, "l1", Budget(ratio=0.7, multiple=8))
+    assert even.uneven == {}
+    assert "multiple=8" not in str(even)

@@ -113,6 +113,7 @@ def _described(plan: Plan, done: Pruned) -> dict[str, Any]:
         "params": {"before": done.before.params, "after": done.after.params},
         "latency": None if done.latency is None else asdict(done.latency),
         "proof": asdict(done.proof),
+        "uneven": done.uneven,
         "untaken": done.untaken,
         "excluded": {name: excluded._asdict() for name, excluded in done.excluded.items()},
         "pinned": [entry._asdict() for entry in done.graph.pinned],

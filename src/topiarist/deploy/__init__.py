@@ -2,7 +2,7 @@
 
 from topiarist.deploy.cache import Cache
 from topiarist.deploy.layers import Layer, layers_of
-from topiarist.deploy.table import fastest, latency_table, ratio_of
+from topiarist.deploy.table import fastest, latency_table, machine, ratio_of
 from topiarist.deploy.target import Outputs, Session, Target
 from topiarist.deploy.targets import get_target, make_target, target_names
 
@@ -16,6 +16,7 @@ __all__ = [
     "get_target",
     "latency_table",
     "layers_of",
+    "machine",
     "make_target",
     "ratio_of",
     "target_names",

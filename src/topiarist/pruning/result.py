@@ -121,6 +121,21 @@ class Pruned:
                 lines[branch.line] = lines.get(branch.line, False) or raises
         return lines
 
+    @property
+    def uneven(self) -> dict[str, int]:
+        """Returns layer → channels that are left, where 4 divided them before and does not now.
+
+        Runtimes compute such layers slowly, often more slowly than the whole layer.
+        """
+        if self.graph.kind != "structure":
+            return {}
+        kept = self.graph.kept(self.keep)
+        produced = dict.fromkeys(
+            (part.tensor, part.axis) for group in self.graph.groups for part in group.by_role("output")
+        )
+        left = {tensor.removesuffix(".weight"): kept[tensor, axis] for tensor, axis in produced}
+        return {layer: int(k.sum()) for layer, k in left.items() if len(k) % 4 == 0 and int(k.sum()) % 4}
+
     def _excluded(self, units: Keep) -> Excluded:
         """Returns the groups and layers that some units belong to."""
         groups = [group for group in self.graph.groups if group.name in units]
@@ -183,6 +198,12 @@ class Pruned:
             yield f"{name}: {old:,} → {new:,} ({new / max(old, 1):.1%})"
         if self.latency is not None:
             yield str(self.latency)
+        if (uneven := self.uneven) and self.latency is None:
+            first = ", ".join(f"{layer} {channels}" for layer, channels in list(uneven.items())[:3])
+            yield (
+                f"runtimes are slow where 4 does not divide the channels, as of {len(uneven)} here "
+                f"({first}{', …' if len(uneven) > 3 else ''}): give multiple=8, or a latency budget"
+            )
         if self.graph.kind == "weight":
             yield "pruned weights are zero, tensors keep their size: MACs and parameters count nonzeros"
         if self.repair is not None and self.repair != self.method:
