@@ -26,6 +26,8 @@ from topiarist.graph import Graph, Group, Keep, Scores
 _SLACK = 1e-9
 """Fractions typed in decimals are not exact in binary: 0.29 * 100 is 28.999999999999996."""
 
+KEEPS_ITS_MEMORY = "unstructured pruning makes weights zero and tensors keep their size: leave memory out of the budget"
+
 
 def allocate(
     graph: Graph,
@@ -42,7 +44,7 @@ def allocate(
         scores: group name → ``(units,)``, high = keep; groups without scores are not pruned.
         budget: how much is kept.
         allocation: how it is shared out where the budget does not say.
-        cost: MACs and parameters of a keep; `topiarist.cost` unless given.
+        cost: of a keep; `topiarist.cost` unless given.
 
     Returns:
         Group name → bool ``(units,)``, True where the unit is kept; at least one in every group. The budget is never
@@ -51,10 +53,15 @@ def allocate(
 
     Raises:
         TopiaristError: the budget asks for nothing or for less than floor, exclusions and pins leave (the sentence
-            names the least), a name means nothing here, or scores are missing, misshapen or NaN.
+            names the least), it limits the memory of an unstructured network, a name means nothing here, or scores are
+            missing, misshapen or NaN.
     """
     if not budget.asks:
-        raise TopiaristError("the budget names no amount: give macs, params, ratio or ratios, the fractions kept")
+        raise TopiaristError(
+            "the budget names no amount: give macs, params, memory, ratio or ratios, the fractions kept"
+        )
+    if budget.memory is not None and graph.kind == "weight":
+        raise TopiaristError(KEEPS_ITS_MEMORY)
     _check_scores(graph, scores)
     whole = budget.excluded(graph)
     if budget.n_of_m is not None:
@@ -220,7 +227,7 @@ class _Search:
         budget: how much is kept.
         settled: keep of the groups that do not take part.
         removals: the steps of all other groups.
-        measure: MACs and parameters of a keep, if not in closed form.
+        measure: costs of a keep, if not in closed form.
     """
 
     graph: Graph
@@ -249,9 +256,9 @@ class _Search:
         return self._keep(high if asked else 0)
 
     def _amounts(self, keep: Keep, prefix: int, names: Collection[str]) -> dict[str, float]:
-        """Returns MACs and parameters of a keep, and the units that a prefix leaves to the groups that take part."""
+        """Returns the costs of a keep, and the units that a prefix leaves to the groups that take part."""
         spent: Cost | None = None
-        if "macs" in names or "params" in names:
+        if any(name != "ratio" for name in names):
             spent = self._cost(keep)
         taken = zip(self.removals.ladders, self.removals.taken(prefix), strict=True)
         units = sum(ladder.units - ladder.removed(steps) for ladder, steps in taken)
@@ -276,7 +283,8 @@ class _Search:
                 )
 
 
-_WORDS = {"macs": "MACs", "params": "parameters", "ratio": "units"}
+_WORDS = {"macs": "MACs", "params": "parameters", "memory": "peak activation memory", "ratio": "units"}
+"""The amounts of the whole network, in words."""
 
 
 def _fits(amount: float, fraction: float, full: float) -> bool:
@@ -311,7 +319,7 @@ def _shares(graph: Graph, scores: Scores, budget: Budget, excluded: Collection[s
     shares: dict[str, float | None] = {name: None for name in names if name not in scores}
     shares |= budget.own_ratios(graph)
     shares |= dict.fromkeys(excluded, None)
-    if budget.macs is None and budget.params is None and budget.ratio is None:
+    if all(getattr(budget, name) is None for name in _WORDS):
         shares |= {name: None for name in names if name not in shares}
     for name, share in shares.items():
         if share is not None and name not in scores:

@@ -18,15 +18,21 @@ from topiarist.graph import Graph
 Allocation = Literal["uniform", "global"]
 """How a budget is shared out: every group loses the same fraction, or the lowest scores of all groups are pruned."""
 
+_FRACTIONS = ("macs", "params", "memory", "ratio")
+"""Fields that are fractions of the whole network."""
+
+_LATER = ("memory",)
+"""Fields that the first studies did not have."""
+
 
 @dataclass(frozen=True)
 class Budget:
     """Says how much of the network is kept. Every number is the fraction **kept**, from 0 to 1.
 
-    Of ``macs``, ``params`` and ``ratio`` any may be given; all that are given hold. What ``ratios`` names keeps
-    exactly that fraction, whatever else is asked; what ``exclude`` names keeps its shape on every axis, and methods
-    that act in training leave it alone. ``n_of_m`` is given alone, or with ``exclude``. With ``exclude`` alone the
-    method's own rule says how much is kept, where it has one.
+    Of ``macs``, ``params``, ``memory`` and ``ratio`` any may be given; all that are given hold. What ``ratios`` names
+    keeps exactly that fraction, whatever else is asked; what ``exclude`` names keeps its shape on every axis, and
+    methods that act in training leave it alone. ``n_of_m`` is given alone, or with ``exclude``. With ``exclude`` alone
+    the method's own rule says how much is kept, where it has one.
 
     A name is that of a layer, of a module (with all that is in it), of a parameter or buffer, or of a group; a glob
     pattern on any of these (``*`` matches dots too); or the module itself, as ``model.layer1``. `topiarist.prune` puts
@@ -35,6 +41,8 @@ class Budget:
     Attributes:
         macs: fraction kept of the network's multiply-accumulates, at most.
         params: fraction kept of the network's parameters, at most.
+        memory: fraction kept of the peak activation memory of a forward pass (see `topiarist.cost`), at most; for
+            structured methods. A layer away from the peak is pruned as the allocation says, though it does not help.
         ratio: fraction kept of the units, at most: of every group under uniform allocation, of all groups together
             under global; groups that are excluded or have a ratio of their own do not count.
         ratios: name → fraction kept of each group of units that is produced there; a group's name means it alone.
@@ -60,13 +68,15 @@ class Budget:
     multiple: int = 1
     allocation: Allocation | None = None
     n_of_m: str | None = None
+    memory: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "exclude", as_names(self.exclude))
         check_fields(self, "the budget")
         as_names(list(self.ratios), "ratios")
         ratios = {f"the ratio of {pattern!r}": kept for pattern, kept in self.ratios.items()}
-        for name, kept in {"macs": self.macs, "params": self.params, "ratio": self.ratio, **ratios}.items():
+        amounts = {name: getattr(self, name) for name in _FRACTIONS}
+        for name, kept in {**amounts, **ratios}.items():
             _check_fraction(name, kept)
         if not self.floor > 0 or (self.floor > 1 and self.floor != int(self.floor)):
             raise TopiaristError(
@@ -83,7 +93,7 @@ class Budget:
     @property
     def asks(self) -> bool:
         """Whether any amount is given."""
-        return bool(self.ratios) or any(part is not None for part in (self.macs, self.params, self.ratio, self.n_of_m))
+        return bool(self.ratios) or any(getattr(self, name) is not None for name in (*_FRACTIONS, "n_of_m"))
 
     @property
     def only_excludes(self) -> bool:
@@ -116,13 +126,14 @@ class Budget:
         return {group: kept for name, kept in self.ratios.items() for group in groups_made_by(name, graph)}
 
     def to_json(self) -> dict[str, Any]:
-        """Returns plain values for `json`.
+        """Returns plain values for `json`; later fields only where they are set, so that keys of cells stay.
 
         Raises:
             TopiaristError: it names modules themselves.
         """
         plain([*self.exclude, *self.ratios])
-        return asdict(self)
+        unset = {name for name in _LATER if getattr(self, name) == getattr(Budget, name)}
+        return {name: value for name, value in asdict(self).items() if name not in unset}
 
 
 def as_names(names: object, what: str = "exclude") -> tuple[Name, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from topiarist.budget import Budget
+from topiarist.budget import KEEPS_ITS_MEMORY, Budget
 from topiarist.errors import TopiaristError
 from topiarist.files import check_fields, from_plain, shown, suggestion
 from topiarist.measure import OnStep
@@ -261,6 +261,8 @@ def _check_budget(method: Method, budget: Budget | None, steps: Steps) -> None:
         raise TopiaristError(f"N:M sparsity is unstructured, and {method.name} prunes structures: leave it out")
     if budget.n_of_m is not None and steps.count > 1:
         raise TopiaristError("N:M sparsity is reached in one cut: leave steps out")
+    if budget.memory is not None and method.granularity == "weight":
+        raise TopiaristError(KEEPS_ITS_MEMORY)
 
 
 def _check_repair(method: Method, repair: Method) -> None:
