@@ -37,7 +37,8 @@ def cost(graph: Graph, keep: Keep | None = None) -> Cost:
     views share one, and operators that work in place make none. Parameters, buffers and the network's inputs are held
     by whoever called it, and are not counted, nor is what a kernel needs while it runs. The tensors of individual
     weights and removed blocks keep their size, since zeros stand in their place. `nn.MultiheadAttention` counts as
-    what it is in a pruned network.
+    what it is in a pruned network. Operators are those that were traced; where one head or one position of an axis is
+    left, torch may choose others.
 
     Args:
         graph: of the network.
