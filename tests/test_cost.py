@@ -16,11 +16,13 @@ def test_a_chain_by_hand():
     assert cost(graph) == Cost(
         macs=36 * 9 * (3 * 8 + 8 * 6) + 6 * 4,
         params=(27 * 8 + 8) + 2 * 8 + (72 * 6 + 6) + 2 * 6 + (6 * 4 + 4),
+        memory=2 * 8 * 36 * 4,
     )
     keep = {"0": torch.arange(8) < 5, "3": torch.arange(6) > 3}
     assert cost(graph, keep) == Cost(
         macs=36 * 9 * (3 * 5 + 5 * 2) + 2 * 4,
         params=(27 * 5 + 5) + 2 * 5 + (45 * 2 + 2) + 2 * 2 + (2 * 4 + 4),
+        memory=2 * 5 * 36 * 4,
     )
 
 

@@ -130,6 +130,7 @@ def test_budgets_given_together_all_hold(traced: Any) -> None:
         Budget(latency=0.6, macs=0.3),
         Budget(latency=0.3, macs=0.9),
         Budget(latency=0.5, params=0.35, ratio=0.7),
+        Budget(latency=0.6, memory=0.5),
         Budget(latency=0.5, multiple=16),
         Budget(latency=0.5, floor=0.5),
         Budget(latency=0.6, exclude="0"),
@@ -140,6 +141,7 @@ def test_budgets_given_together_all_hold(traced: Any) -> None:
         assert table.of(keep) <= budget.latency
         assert budget.macs is None or after.macs <= budget.macs * whole.macs
         assert budget.params is None or after.params <= budget.params * whole.params
+        assert budget.memory is None or after.memory <= budget.memory * whole.memory
         for group in graph.groups:
             count = int(keep[group.name].sum())
             assert count % budget.multiple == 0

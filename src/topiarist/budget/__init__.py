@@ -1,6 +1,6 @@
 """Budgets, what a network costs, and how a budget is shared out over the groups of units."""
 
-from topiarist.budget.allocation import allocate, quota
+from topiarist.budget.allocation import KEEPS_ITS_MEMORY, allocate, quota
 from topiarist.budget.budget import Allocation, Budget, PricedBudget, as_names, matching
 from topiarist.budget.costs import Cost, cost
 from topiarist.budget.knapsack import widths
@@ -9,6 +9,7 @@ from topiarist.budget.n_of_m import not_n_of_m
 from topiarist.budget.names import GroupName, Name, spelled, units_of
 
 __all__ = [
+    "KEEPS_ITS_MEMORY",
     "Allocation",
     "Axis",
     "Budget",

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from topiarist.budget.budget import Allocation, Budget
+from topiarist.budget.budget import AMOUNTS, Allocation, Budget
 from topiarist.budget.by_latency import Trade, keep_by_latency
 from topiarist.budget.costs import Cost
 from topiarist.budget.costs import cost as cost_of
@@ -24,6 +24,8 @@ from topiarist.budget.ladder import SLACK, Ladder, rounded_up
 from topiarist.budget.n_of_m import keep_n_of_m
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, Scores
+
+KEEPS_ITS_MEMORY = "unstructured pruning makes weights zero and tensors keep their size: leave memory out of the budget"
 
 
 def allocate(
@@ -44,7 +46,7 @@ def allocate(
         scores: group name → ``(units,)``, high = keep; groups without scores are not pruned.
         budget: how much is kept.
         allocation: how it is shared out where the budget does not say.
-        cost: MACs and parameters of a keep; `topiarist.cost` unless given.
+        cost: of a keep; `topiarist.cost` unless given.
 
     Returns:
         Group name → bool ``(units,)``, True where the unit is kept; at least one in every group. The budget is never
@@ -53,10 +55,15 @@ def allocate(
 
     Raises:
         TopiaristError: the budget asks for nothing or for less than floor, exclusions and pins leave (the sentence
-            names the least), a name means nothing here, or scores are missing, misshapen or NaN.
+            names the least), it limits the memory of an unstructured network, a name means nothing here, or scores are
+            missing, misshapen or NaN.
     """
     if not budget.asks:
-        raise TopiaristError("the budget names no amount: give macs, params, ratio or ratios, the fractions kept")
+        raise TopiaristError(
+            "the budget names no amount: give macs, params, memory, ratio or ratios, the fractions kept"
+        )
+    if budget.memory is not None and graph.kind == "weight":
+        raise TopiaristError(KEEPS_ITS_MEMORY)
     _check_scores(graph, scores)
     whole = budget.excluded(graph)
     if budget.n_of_m is not None:
@@ -151,7 +158,7 @@ class _Search:
         budget: how much is kept.
         settled: keep of the groups that do not take part.
         removals: the steps of all other groups.
-        measure: MACs and parameters of a keep, if not in closed form.
+        measure: costs of a keep, if not in closed form.
     """
 
     graph: Graph
@@ -162,8 +169,7 @@ class _Search:
 
     def run(self) -> Keep:
         """Bisects between a prefix that is too short (at first none) and one that is long enough."""
-        asked = {name: getattr(self.budget, name) for name in _WORDS}
-        asked = {name: fraction for name, fraction in asked.items() if fraction is not None}
+        asked = self.budget.amounts
         if "ratio" in asked and not self.removals.ladders:
             raise TopiaristError("the ratio applies to no group: exclude fewer, or leave the ratio out")
         full = self._amounts(self.graph.full(), 0, asked)
@@ -180,9 +186,9 @@ class _Search:
         return self._keep(high if asked else 0)
 
     def _amounts(self, keep: Keep, prefix: int, names: Collection[str]) -> dict[str, float]:
-        """Returns MACs and parameters of a keep, and the units that a prefix leaves to the groups that take part."""
+        """Returns the costs of a keep, and the units that a prefix leaves to the groups that take part."""
         spent: Cost | None = None
-        if "macs" in names or "params" in names:
+        if any(name != "ratio" for name in names):
             spent = self._cost(keep)
         taken = zip(self.removals.ladders, self.removals.taken(prefix), strict=True)
         units = sum(ladder.units - ladder.removed(steps) for ladder, steps in taken)
@@ -202,13 +208,14 @@ class _Search:
         for name, fraction in asked.items():
             if not _fits(least[name], fraction, full[name]):
                 raise TopiaristError(
-                    f"the budget keeps {fraction:g} of the {_WORDS[name]}, but floor, multiple, exclusions and layers "
+                    f"the budget keeps {fraction:g} of the {AMOUNTS[name]}, but floor, multiple, exclusions and layers "
                     f"that cannot be cut leave at least {rounded_up(least[name] / full[name]):g}: "
                     "ask for that, or loosen them"
                 )
 
 
-_WORDS = {"macs": "MACs", "params": "parameters", "ratio": "units"}
+_WORDS = {"macs": "MACs", "params": "parameters", "memory": "peak activation memory", "ratio": "units"}
+"""The amounts of the whole network, in words."""
 
 
 def _fits(amount: float, fraction: float, full: float) -> bool:
@@ -238,7 +245,7 @@ def _shares(graph: Graph, scores: Scores, budget: Budget, excluded: Collection[s
     shares: dict[str, float | None] = {name: None for name in names if name not in scores}
     shares |= budget.own_ratios(graph)
     shares |= dict.fromkeys(excluded, None)
-    if all(getattr(budget, name) is None for name in ("macs", "params", "ratio", "latency")):
+    if not budget.amounts:
         shares |= {name: None for name in names if name not in shares}
     for name, share in shares.items():
         if share is not None and name not in scores:

@@ -16,11 +16,17 @@ from topiarist.errors import TopiaristError
 from topiarist.files import check_fields, shown, suggestion
 from topiarist.graph import Graph
 
-AMOUNTS = ("macs", "params", "ratio", "latency")
-"""Fields that are fractions of something of the whole network."""
+AMOUNTS = {
+    "macs": "MACs",
+    "params": "parameters",
+    "memory": "peak activation memory",
+    "latency": "latency",
+    "ratio": "units",
+}
+"""Fields that are fractions of something of the whole network → what messages call it."""
 
-_LATER = ("latency", "target", "threads", "batch")
-"""Fields that JSON leaves out where they are not set, so that keys of older files stay."""
+_LATER = ("memory", "latency", "target", "threads", "batch")
+"""Fields that JSON leaves out where they have their defaults: keys of cells stay what they were before them."""
 
 Allocation = Literal["uniform", "global"]
 """How a budget is shared out: every group loses the same fraction, or the lowest scores of all groups are pruned."""
@@ -30,10 +36,10 @@ Allocation = Literal["uniform", "global"]
 class Budget:
     """Says how much of the network is kept. Every number is the fraction **kept**, from 0 to 1.
 
-    Of ``macs``, ``params`` and ``ratio`` any may be given; all that are given hold. What ``ratios`` names keeps
-    exactly that fraction, whatever else is asked; what ``exclude`` names keeps its shape on every axis, and methods
-    that act in training leave it alone. ``n_of_m`` is given alone, or with ``exclude``. With ``exclude`` alone the
-    method's own rule says how much is kept, where it has one.
+    Of ``macs``, ``params``, ``memory``, ``latency`` and ``ratio`` any may be given; all that are given hold. What
+    ``ratios`` names keeps exactly that fraction, whatever else is asked; what ``exclude`` names keeps its shape on
+    every axis, and methods that act in training leave it alone. ``n_of_m`` is given alone, or with ``exclude``. With
+    ``exclude`` alone the method's own rule says how much is kept, where it has one.
 
     A name is that of a layer, of a module (with all that is in it), of a parameter or buffer, or of a group; a glob
     pattern on any of these (``*`` matches dots too); or the module itself, as ``model.layer1``. `topiarist.prune` puts
@@ -42,6 +48,8 @@ class Budget:
     Attributes:
         macs: fraction kept of the network's multiply-accumulates, at most.
         params: fraction kept of the network's parameters, at most.
+        memory: fraction kept of the peak activation memory of a forward pass (see `topiarist.cost`), at most; for
+            structured methods. A layer away from the peak is pruned as the allocation says, though it does not help.
         ratio: fraction kept of the units, at most: of every group under uniform allocation, of all groups together
             under global; groups that are excluded or have a ratio of their own do not count.
         ratios: name → fraction kept of each group of units that is produced there; a group's name means it alone.
@@ -72,6 +80,7 @@ class Budget:
     multiple: int = 1
     allocation: Allocation | None = None
     n_of_m: str | None = None
+    memory: float | None = None
     latency: float | None = None
     target: str = "torch"
     threads: int = 1
@@ -99,14 +108,15 @@ class Budget:
                 raise TopiaristError("n_of_m says by itself how much is kept: give nothing beside it but exclude")
 
     @property
-    def amounts(self) -> dict[str, float | None]:
+    def amounts(self) -> dict[str, float]:
         """Returns the fractions of the whole network that are asked for, by name."""
-        return {name: getattr(self, name) for name in AMOUNTS}
+        given = {name: getattr(self, name) for name in AMOUNTS}
+        return {name: fraction for name, fraction in given.items() if fraction is not None}
 
     @property
     def asks(self) -> bool:
         """Whether any amount is given."""
-        return bool(self.ratios) or any(part is not None for part in (*self.amounts.values(), self.n_of_m))
+        return bool(self.ratios or self.amounts) or self.n_of_m is not None
 
     @property
     def only_excludes(self) -> bool:
@@ -143,7 +153,7 @@ class Budget:
         return {group: kept for name, kept in self.ratios.items() for group in groups_made_by(name, graph)}
 
     def to_json(self) -> dict[str, Any]:
-        """Returns plain values for `json`.
+        """Returns plain values for `json`; later fields only where they are set, so that keys of cells stay.
 
         Raises:
             TopiaristError: it names modules themselves.

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from topiarist.budget.budget import Allocation, Budget, PricedBudget
+from topiarist.budget.budget import AMOUNTS, Allocation, Budget, PricedBudget
 from topiarist.budget.costs import Cost
 from topiarist.budget.knapsack import Knapsack, Rungs, global_loss, uniform_loss, widths
 from topiarist.budget.ladder import Ladder, rounded_up
 from topiarist.budget.latency import LatencyTable
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, Scores
-
-_WORDS = {"macs": "MACs", "params": "parameters", "ratio": "units"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +28,7 @@ class Trade:
         ladders: of those that do.
         scores: of their units.
         allocation: what a loss is: of shares, or of scores.
-        cost: MACs and parameters of a keep.
+        cost: costs of a keep.
     """
 
     graph: Graph
@@ -39,6 +38,11 @@ class Trade:
     scores: Scores
     allocation: Allocation
     cost: Callable[[Keep], Cost]
+
+    @cached_property
+    def whole(self) -> Cost:
+        """Returns the costs of the whole network."""
+        return self.cost(self.graph.full())
 
     def rungs(self, ladder: Ladder) -> Rungs:
         """Returns the widths that a group may take, with their losses."""
@@ -56,12 +60,13 @@ class Trade:
 
     def amounts(self, keep: Keep) -> dict[str, float]:
         """Returns all that the budget asks for beside the latency, as fractions of the whole network's."""
-        asked = [name for name in _WORDS if getattr(self.budget, name) is not None]
-        spent, whole = (self.cost(each) if asked else None for each in (keep, self.graph.full()))
+        asked = [name for name in self.budget.amounts if name != "latency"]
+        spent = self.cost(keep) if asked else self.whole
         taking_part = [ladder.group for ladder in self.ladders]
         units = sum(int(keep[name].sum()) for name in taking_part) / max(1, sum(len(keep[n]) for n in taking_part))
         return {
-            name: units if name == "ratio" else getattr(spent, name) / max(getattr(whole, name), 1) for name in asked
+            name: units if name == "ratio" else getattr(spent, name) / max(getattr(self.whole, name), 1)
+            for name in asked
         }
 
 
@@ -100,8 +105,8 @@ def _refuse(trade: Trade, table: LatencyTable, knapsack: Knapsack) -> None:
     for name, amount in least.items():
         asked = getattr(trade.budget, name)
         if amount > asked:
-            words = {"latency": f"latency on {table.target}", **_WORDS}
+            what = AMOUNTS[name] + (f" on {table.target}" if name == "latency" else "")
             raise TopiaristError(
-                f"the budget keeps {asked:g} of the {words[name]}, but floor, multiple, exclusions and layers that "
+                f"the budget keeps {asked:g} of the {what}, but floor, multiple, exclusions and layers that "
                 f"cannot be cut leave at least {rounded_up(amount):g}: ask for that, or loosen them"
             )

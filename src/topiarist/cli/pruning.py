@@ -111,6 +111,7 @@ def _described(plan: Plan, done: Pruned) -> dict[str, Any]:
         "kept": {name: list(counts) for name, counts in done.architecture.widths.items()},
         "macs": {"before": done.before.macs, "after": done.after.macs},
         "params": {"before": done.before.params, "after": done.after.params},
+        "memory": {"before": done.before.memory, "after": done.after.memory},
         "latency": None if done.latency is None else asdict(done.latency),
         "proof": asdict(done.proof),
         "uneven": done.uneven,
@@ -142,6 +143,7 @@ def _shrunk(shrunk: Shrunk | None) -> dict[str, Any] | None:
         "kept": {name: list(counts) for name, counts in shrunk.architecture.widths.items()},
         "macs": shrunk.after.macs,
         "params": shrunk.after.params,
+        "memory": shrunk.after.memory,
         "drift": shrunk.drift,
         "proof": asdict(shrunk.proof),
     }

@@ -110,6 +110,7 @@ def graph_values(graph: Graph, cost: Cost) -> dict[str, Any]:
         "unknown": graph.unknown,
         "macs": cost.macs,
         "params": cost.params,
+        "memory": cost.memory,
     }
 
 

@@ -40,7 +40,9 @@ class OperatorMode(TorchDispatchMode):
 
     def _followed(self, func: OpOverload, args: Arguments, kwargs: Keywords) -> Any:
         """Runs an operator, and lets labels travel through it."""
-        tracer = self.tracer
+        tracer, lifetimes = self.tracer, self.tracer.lifetimes
+        if lifetimes is not None:
+            lifetimes.begin()
         out = func(*args, **kwargs)
         if time.monotonic() > self.deadline:
             raise TopiaristError(
@@ -58,6 +60,9 @@ class OperatorMode(TorchDispatchMode):
                 known = False
             if not known:
                 self._pin_unknown(str(func), given, out)
+        if lifetimes is not None:
+            for tensor in tensors_in(out):
+                lifetimes.made(tensor, tracer.vectors_of(tensor), given)
         moved = {tracer.of(tensor).source for tensor in tensors_in(out)}  # a view of a weight is no use of it yet
         tracer.norms.read(given, set(sources) - moved)
         if (kind := mixing_kind(func, args, kwargs)) is not None:

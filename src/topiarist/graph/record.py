@@ -14,6 +14,7 @@ from topiarist.graph.code.branches import Branch
 from topiarist.graph.code.places import Place, Trails
 from topiarist.graph.inputs import Form
 from topiarist.graph.labels import LabelAlgebra, Labels, Vector
+from topiarist.graph.memory import Storage
 from topiarist.graph.norms import Normed
 from topiarist.graph.sizes import Attribute, Equation
 
@@ -106,6 +107,7 @@ class Record:
         shapes: of every parameter and buffer.
         batch: length of the batch that was traced.
         contractions: products, for the costs.
+        storages: what the operators of the first run allocated, for the peak of memory.
         statistics: operators that mix positions, in the order of execution.
         runs: what each run of the network was called with; statistics count them from 1.
         outputs: what each module's outputs carry, by (module, call).
@@ -134,6 +136,7 @@ class Record:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     batch: int = 1
     contractions: list[Contraction] = field(default_factory=list)
+    storages: list[Storage] = field(default_factory=list)
     statistics: list[Statistic] = field(default_factory=list)
     runs: list[Form] = field(default_factory=list)
     outputs: dict[tuple[str, int], list[Traced]] = field(default_factory=dict)

@@ -22,6 +22,7 @@ from topiarist.graph.code.places import Place, Site
 from topiarist.graph.groups import Group, Keep, Pinned
 from topiarist.graph.labels import Labels, Origin, Vector, labelled
 from topiarist.graph.lines import Added, Classes, Rectangles
+from topiarist.graph.memory import Timeline
 from topiarist.graph.record import Record
 from topiarist.graph.sizes import (
     Attribute,
@@ -124,6 +125,11 @@ class Solution:
                     raise TopiaristError(f"this keep would empty axis {axis} of {name}; keep more units of its groups")
                 tensors.setdefault(name, {})[axis] = kept
         return tensors
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """Returns what the first run allocated over time, for the peak of memory."""
+        return Timeline.of(self.record.storages, self.classes.of)
 
     # sizes
 

@@ -21,6 +21,7 @@ from topiarist.graph.code.places import Site, line_of_code, trails_here
 from topiarist.graph.dropins import DESCRIBED
 from topiarist.graph.inputs import call_model, tensors_in
 from topiarist.graph.labels import Free, LabelAlgebra, Labels, Request, Vector, labelled
+from topiarist.graph.memory import Lifetimes
 from topiarist.graph.norms import Norms
 from topiarist.graph.record import Contraction, Mark, Record, Source, Statistic, Traced
 from topiarist.graph.sizes import Attribute, Equation, Size, expression_of, leaves, remembering
@@ -38,6 +39,7 @@ class Tracer:
         memory: the integers of the modules, which remember where they came from.
         call: the integers that the call of the program, below which an operator runs, was given.
         caller: name of that call.
+        lifetimes: of what the operators allocate, in the first run alone.
         taken: which of the network's code ran.
         ran: names of the modules that ran.
     """
@@ -52,6 +54,7 @@ class Tracer:
         self.norms: Norms
         self.stack: ModuleStack
         self.memory: remembering
+        self.lifetimes: Lifetimes | None = None
         self.taken = Taken(lambda: self.stack.top)
         self._mixed: tuple[Vector, ...] = ()
         self._runs = 0
@@ -76,9 +79,12 @@ class Tracer:
         self.descent = Descent(model)
         self.descent.begin(inputs)
         self.memory = remembering(model)
+        self.lifetimes = Lifetimes(model) if self._runs == 1 else None
 
     def finish(self, outputs: Sequence[Tensor]) -> None:
         """Notes what the network returned: it is read once more, and keeps its shape."""
+        if self.lifetimes is not None:
+            self.record.storages = self.lifetimes.finish()
         self._tie_descriptive_attributes()
         self.record.attributes = {**self.record.attributes, **self.memory.traced}
         self.descent.finish(outputs)

@@ -198,7 +198,7 @@ class Share:
         shared = [name for name, o in here.items() if name in names and o not in own and o not in excluded]
         uniform = (budget.allocation or self.allocation) == "uniform"
         ratio = budget.ratio
-        if ratio is not None and uniform and budget.macs is None and budget.params is None:
+        if ratio is not None and uniform and (budget.macs, budget.params, budget.memory) == (None, None, None):
             ratios |= {origin[name]: self.kept(ratio) for name in shared}
             ratio = None
         return replace(
@@ -207,6 +207,7 @@ class Share:
             exclude=self.exclude,
             macs=self._of_network("macs"),
             params=self._of_network("params"),
+            memory=self._of_network("memory"),
             ratio=None if ratio is None else self._of_units(ratio, shared, {*own, *excluded}),
         )
 

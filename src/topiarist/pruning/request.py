@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from topiarist.budget import Budget
+from topiarist.budget import KEEPS_ITS_MEMORY, Budget
 from topiarist.errors import TopiaristError
 from topiarist.files import check_fields, from_plain, shown, suggestion
 from topiarist.measure import OnStep
@@ -267,6 +267,8 @@ def _check_budget(method: Method, budget: Budget | None, steps: Steps) -> None:
         )
     if budget.latency is not None and steps.count > 1:
         raise TopiaristError("a latency budget is met in one cut: leave steps out")
+    if budget.memory is not None and method.granularity == "weight":
+        raise TopiaristError(KEEPS_ITS_MEMORY)
 
 
 def _check_repair(method: Method, repair: Method) -> None:

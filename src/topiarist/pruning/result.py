@@ -42,8 +42,8 @@ class Pruned:
         model: the smaller model, with the weights that were kept.
         architecture: its shape.
         proof: that the cut computes what the mask does.
-        before: MACs and parameters of the model that was given.
-        after: those of the smaller one (nonzero ones, in unstructured pruning).
+        before: MACs, parameters and activation memory of the model that was given.
+        after: those of the smaller one (nonzero weights, in unstructured pruning).
         graph: of the model that was given.
         keep: group name → bool ``(units,)``.
         request: what was asked for.
@@ -194,6 +194,7 @@ class Pruned:
         for name, old, new in (
             ("MACs", self.before.macs, self.after.macs),
             ("parameters", self.before.params, self.after.params),
+            ("peak activation memory in bytes", self.before.memory, self.after.memory),
         ):
             yield f"{name}: {old:,} → {new:,} ({new / max(old, 1):.1%})"
         if self.latency is not None:

@@ -41,7 +41,7 @@ class Shrunk:
         architecture: its shape.
         proof: that the cut computes what the mask does.
         drift: max |shrunk − given| / max |given| over the outputs, in float64: what removing the dead changed.
-        before: MACs and parameters of the dense network of the given shape.
+        before: MACs, parameters and activation memory of the dense network of the given shape.
         after: those of the smaller one.
         graph: of the network that was given.
         keep: group name → bool ``(units,)``.

@@ -156,8 +156,8 @@ def attention(t: Tracer, c: Call) -> None:
     around = list(zip(query.shape[:-2], outer, strict=True))
     for inner, vector in ((query.shape[-1], width), (value.shape[-1], v[-1])):
         t.note_product(query.shape[-2], key.shape[-2], *around, (inner, vector))
-    for out in c.outputs[1:]:
-        t.put(out, [None] * out.ndim)
+    for out in c.outputs[1:]:  # of each head and query, and the state of dropout
+        t.put(out, [*outer, None] if out.shape == query.shape[:-1] else [None] * out.ndim)
     t.put(c.outputs[0], [*outer, None, v[-1]], t.of(value).zero)
 
 

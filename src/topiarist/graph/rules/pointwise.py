@@ -168,6 +168,9 @@ def batch_norm(t: Tracer, c: Call) -> None:
     shifted = c.get("bias")
     elsewhere = any(labelled(v) for d, v in enumerate(vectors) if d != 1)  # dead there becomes the shift
     t.put(c.outputs[0], vectors, c.traced.zero if shifted is None else t.of(shifted).zero and not elsewhere)
+    for statistic in c.outputs[1:]:
+        if statistic.shape == c.x.shape[1:2]:
+            t.put(statistic, [vectors[1]])
     if isinstance(weight := c.get("weight"), Tensor) and (source := t.of(weight).source) is not None:
         t.note_scale(c.outputs[0], source)
     if not training:
@@ -192,9 +195,12 @@ def layer_norm(t: Tracer, c: Call) -> None:
 def group_norm(t: Tracer, c: Call) -> None:
     vectors, groups = normalised(t, c, 1), c["group"]
     t.algebra.pin_all(vectors[2:], "group norm over the axis depends on every position")
+    rows: Vector = None
     if groups > 1:
         rows, _ = t.algebra.split(vectors[1], [groups, c.x.shape[1] // groups])
         t.note_size(t.call[0] if t.call else groups, rows)
+    for statistic in c.outputs[1:]:
+        t.put(statistic, [vectors[0], rows])
     t.note_mixing("group", [None, vectors[1]] + [None] * (len(vectors) - 2))
     t.put(c.outputs[0], vectors, not labelled(vectors[0]))
 
