@@ -4,7 +4,7 @@ from topiarist.budget.allocation import KEEPS_ITS_MEMORY, allocate, quota
 from topiarist.budget.budget import Allocation, Budget, PricedBudget, as_names, matching
 from topiarist.budget.costs import Cost, cost
 from topiarist.budget.knapsack import widths
-from topiarist.budget.latency import Axis, LatencyTable, LayerLatency, axis_of, places_of
+from topiarist.budget.latency import Axis, Floats, LatencyTable, LayerLatency, axis_of, places_of
 from topiarist.budget.n_of_m import not_n_of_m
 from topiarist.budget.names import GroupName, Name, spelled, units_of
 
@@ -14,6 +14,7 @@ __all__ = [
     "Axis",
     "Budget",
     "Cost",
+    "Floats",
     "GroupName",
     "LatencyTable",
     "LayerLatency",

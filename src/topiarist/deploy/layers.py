@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from topiarist.budget import Axis, axis_of, places_of
 from topiarist.graph import Contraction, Graph, Inputs, call_model, labelled, random_state_kept, tensors_in
-from topiarist.measure import device_of, mode
+from topiarist.measure import mode
 
 _CONVOLUTIONS = {
     (1, False): nn.Conv1d,
@@ -218,8 +218,3 @@ def _inputs_of_convolutions(model: nn.Module, inputs: Inputs) -> dict[str, list[
         for handle in handles:
             handle.remove()
     return seen
-
-
-def is_on_cpu(model: nn.Module) -> bool:
-    """Returns whether a network is on the CPU, where runtimes are measured."""
-    return device_of(model).type == "cpu"

@@ -6,18 +6,20 @@ import os
 import platform
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import numpy as np
+import torch
 from torch import nn
 
-from topiarist.budget import Axis, LatencyTable, LayerLatency, widths
+from topiarist.budget import Axis, Floats, LatencyTable, LayerLatency, widths
 from topiarist.deploy.cache import Cache
 from topiarist.deploy.layers import Layer, Shape, layers_of
 from topiarist.deploy.target import Session, Target
-from topiarist.graph import Graph, Inputs, tensors_in
-from topiarist.measure import OnStep
+from topiarist.graph import Graph, Inputs, map_tensors, tensors_in
+from topiarist.measure import OnStep, device_of
 
 LONGEST = 0.015
 """Seconds that one point of the table may take, unless a few runs take longer."""
@@ -55,9 +57,9 @@ def latency_table(
         TopiaristError: the runtime is missing, or the network does not export.
     """
     whole = fastest(target.prepare(model, inputs), inputs, seconds=1.0)
-    alone = target.of_layers
+    alone, device = target.of_layers, device_of(model)
     name = f"{alone.name} {alone.version}"
-    store = Cache.open(cache, f"{machine()}, {name}, {alone.threads} threads")
+    store = Cache.open(cache, f"{machine(device)}, {name}, {alone.threads} threads")
     layers = layers_of(model, graph, inputs)
     points = {(layer.shape, *point): None for layer in layers for point in _points(layer)}
     missing = [point for point in points if store.get(_key(point)) is None]
@@ -66,13 +68,14 @@ def latency_table(
             if on_step is not None:
                 on_step("latencies of layers", done, len(missing))
             module, example = point[0].build(point[1], point[2])
-            store.put(_key(point), fastest(alone.prepare(module.eval(), example), example))
+            here = map_tensors(example, lambda tensor: tensor.to(device))
+            store.put(_key(point), fastest(alone.prepare(module.eval().to(device), here), here))
     finally:
         store.write()
     return LatencyTable.fitted(
         LatencyTable(
             f"{target.name} {target.version}",
-            machine(),
+            machine(device),
             target.threads,
             next((t.shape[0] for t in tensors_in(inputs) if t.ndim), 1),
             tuple(_measured(layer, store) for layer in layers),
@@ -118,8 +121,10 @@ def ratio_of(session: Session, other: Session, inputs: Inputs, seconds: float = 
     return median(ratios)
 
 
-def machine() -> str:
-    """Returns the processor's name, and how many of them there are."""
+def machine(device: torch.device | None = None) -> str:
+    """Returns the processor's name, and how many of them there are; or the name of a GPU."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     return f"{_processor()}, {os.cpu_count()} cores"
 
 
@@ -136,50 +141,80 @@ def _key(point: tuple[Shape, int, int]) -> str:
     return f"{shape} {reads} {makes}"
 
 
-def _measured(layer: Layer, store: Cache) -> LayerLatency:
-    """Returns what was measured of a layer."""
-    reads, makes = _grid(layer)
-    seconds = [[store.values[_key((layer.shape, i, o))] for o in makes] for i in reads]
-    grid = (np.array(reads, dtype=np.float64), np.array(makes, dtype=np.float64))
-    return LayerLatency(layer.name, layer.inputs, layer.outputs, grid, 1000 * np.array(seconds), layer.positions)
+@dataclass(frozen=True)
+class Grid:
+    """The widths of one axis: some where every pair is measured, and all that a group may take.
+
+    Attributes:
+        coarse: spread over the axis; the last one is all of it.
+        fine: these and all others, ascending.
+    """
+
+    coarse: tuple[int, ...]
+    fine: tuple[int, ...]
 
 
 def _points(layer: Layer) -> list[tuple[int, int]]:
-    """Returns the widths at which a layer is measured."""
-    reads, makes = _grid(layer)
-    return [(i, o) for i in reads for o in makes]
+    """Returns the widths of inputs and outputs at which a layer is measured: a coarse grid, and both edges finely."""
+    reads, makes = _grids(layer)
+    points = [(i, o) for i in reads.coarse for o in makes.coarse]
+    points += [(i, makes.coarse[-1]) for i in reads.fine]
+    points += [(reads.coarse[-1], o) for o in makes.fine]
+    return list(dict.fromkeys(points))
 
 
-def _grid(layer: Layer) -> tuple[list[int], list[int]]:
-    """Returns widths of inputs and of outputs: runtimes step along outputs, and are close to linear along inputs."""
+def _measured(layer: Layer, store: Cache) -> LayerLatency:
+    """Returns what was measured of a layer, at all pairs of widths.
+
+    A runtime's steps lie along each axis: what a coarse grid says between its points is corrected by what both edges
+    say there, ``ms(i, o) = coarse(i, o) · edge(i, O) / coarse(i, O) · edge(I, o) / coarse(I, o)``.
+    """
+    reads, makes = _grids(layer)
+
+    def milliseconds(rows: tuple[int, ...], columns: tuple[int, ...]) -> Floats:
+        return np.array([[1000 * store.values[_key((layer.shape, i, o))] for o in columns] for i in rows])
+
+    coarse = milliseconds(reads.coarse, makes.coarse)
+    along = np.array([np.interp(makes.fine, makes.coarse, row) for row in coarse])
+    between = np.array([np.interp(reads.fine, reads.coarse, column) for column in along.T]).T
+    rows = milliseconds(reads.fine, makes.coarse[-1:]) / between[:, -1:]
+    columns = milliseconds(reads.coarse[-1:], makes.fine) / between[-1:, :]
+    grid = (np.array(reads.fine, dtype=np.float64), np.array(makes.fine, dtype=np.float64))
+    return LayerLatency(layer.name, layer.inputs, layer.outputs, grid, between * rows * columns, layer.positions)
+
+
+def _grids(layer: Layer) -> tuple[Grid, Grid]:
+    """Returns the widths along both axes; of layers that take long to load, few."""
     large = layer.inputs.size * layer.outputs.size > LARGE
-    return _coarse(layer.inputs, 4 if large else 8), _coarse(layer.outputs, 4) if large else _fine(layer.outputs)
+    return _grid(layer.inputs, large), _grid(layer.outputs, large)
 
 
-def _coarse(axis: Axis, parts: int) -> list[int]:
-    """Returns some widths spread over an axis, in steps of its smallest unit."""
+def _grid(axis: Axis, large: bool) -> Grid:
     size, unit = axis.size, axis.step
     if not axis.groups:
-        return [size]
-    spread = {max(unit, _rounded(size * k / parts, unit)) for k in range(1, parts + 1)}
-    small = {w * unit for w in (1, 4) if w * unit < size / parts}
-    return sorted(spread | small | {size})
+        return Grid((size,), (size,))
+    shares = (0.5, 1.0) if large else (0.25, 0.5, 0.75, 1.0)
+    coarse = {min(size, _rounded(size * share, unit)) for share in shares} | {size}
+    if len(axis.groups) > 1:
+        fine = {min(size, _rounded(size * k / 8, unit)) for k in range(1, 8)}
+    elif large:
+        fine = {min(size, _rounded(size * k / 4, unit)) for k in (1, 3)}
+    else:
+        offered = [width * unit for width in widths(size // unit)]
+        fine = {width for width in offered if width <= 64} | _apart([w for w in offered if w > 64], size / 16)
+    return Grid(tuple(sorted(coarse)), tuple(sorted(coarse | fine | {unit})))
 
 
-def _fine(axis: Axis) -> list[int]:
-    """Returns the widths that groups may take along an axis, of long ones every multiple of a sixteenth."""
-    size, unit = axis.size, axis.step
-    if len(axis.groups) != 1:
-        return _coarse(axis, 8)
-    all_widths = [w * unit for w in widths(size // unit)]
-    step = size / 12
-    chosen = [w for w in all_widths if w <= min(64, size)]
-    for width in all_widths:
-        if width > 64 and (not chosen or width - chosen[-1] >= step or width == size):
+def _apart(ascending: list[int], step: float) -> set[int]:
+    """Returns widths that are at least so far from each other."""
+    chosen: list[int] = []
+    for width in ascending:
+        if not chosen or width - chosen[-1] >= step:
             chosen.append(width)
-    return sorted({*chosen, size})
+    return set(chosen)
 
 
 def _rounded(width: float, unit: int) -> int:
+    """Returns a width nearby that is a multiple of the unit, or of what runtimes step by."""
     step = unit if unit > 1 else 16 if width >= 64 else 8 if width >= 16 else 4 if width >= 8 else 1
     return max(1, round(width / step)) * step

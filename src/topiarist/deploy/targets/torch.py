@@ -11,7 +11,7 @@ from torch import nn
 
 from topiarist.deploy.target import Outputs, Session, Target
 from topiarist.graph import Inputs, call_model, tensors_in
-from topiarist.measure import mode, threads_set
+from topiarist.measure import device_of, mode, threads_set
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,13 @@ class TorchSession(Session):
 
     def bind(self, inputs: Inputs) -> Callable[[], Outputs]:
         """Returns a function that runs the module once."""
+        device = device_of(self.model)
 
         def run() -> Outputs:
             with threads_set(self.threads), mode(self.model, training=False), framework.inference_mode():
-                return tensors_in(call_model(self.model, inputs))
+                outputs = tensors_in(call_model(self.model, inputs))
+                if device.type == "cuda":
+                    framework.cuda.synchronize(device)
+                return outputs
 
         return run
