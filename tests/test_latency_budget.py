@@ -42,7 +42,8 @@ def table_of(model: nn.Module, graph: Graph, x: Tensor, ms: Callable[[float, flo
     for layer in layers_of(model, graph, x):
         reads, makes = (np.arange(1.0, axis.size + 1) for axis in (layer.inputs, layer.outputs))
         values = np.array([[ms(i, o) for o in makes] for i in reads])
-        layers.append(LayerLatency(layer.name, layer.inputs, layer.outputs, (reads, makes), values, layer.positions))
+        axes = layer.inputs, layer.outputs
+        layers.append(LayerLatency(layer.name, *axes, (reads, makes), values, layer.positions, layer.macs))
     whole = sum(float(layer.milliseconds[-1, -1]) for layer in layers)
     return LatencyTable("stepped 1.0", "nowhere", 1, 1, tuple(layers), whole)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from topiarist.budget.budget import AMOUNTS, Allocation, Budget, PricedBudget
 from topiarist.budget.costs import Cost
-from topiarist.budget.knapsack import Knapsack, Rungs, global_loss, uniform_loss, widths
+from topiarist.budget.knapsack import Knapsack, Rungs, global_loss, macs_of, uniform_loss, widths
 from topiarist.budget.ladder import Ladder, rounded_up
 from topiarist.budget.latency import LatencyTable
 from topiarist.errors import TopiaristError
@@ -44,13 +44,14 @@ class Trade:
         """Returns the costs of the whole network."""
         return self.cost(self.graph.full())
 
-    def rungs(self, ladder: Ladder) -> Rungs:
+    def rungs(self, ladder: Ladder, table: LatencyTable) -> Rungs:
         """Returns the widths that a group may take, with their losses."""
         least = ladder.units - ladder.removed(ladder.steps)
         multiple = self.budget.multiple if ladder.units >= self.budget.multiple else 1
         kept = np.array([w for w in reversed(widths(ladder.units, multiple)) if w >= least], dtype=np.int64)
         best_first = self.scores[ladder.group].detach().cpu()[ladder.order.flip(0)]
-        loss = uniform_loss(best_first) if self.allocation == "uniform" else global_loss(best_first)
+        uniform = self.allocation == "uniform"
+        loss = uniform_loss(best_first, macs_of(table, ladder.group)) if uniform else global_loss(best_first)
         return Rungs(ladder.group, ladder.units, kept, loss(kept))
 
     def keep(self, counts: Mapping[str, int]) -> Keep:
@@ -84,7 +85,7 @@ def keep_by_latency(trade: Trade) -> Keep:
             "allocate(graph, scores, budget.priced(table))"
         )
     shares = {name: float(kept.float().mean()) for name, kept in trade.settled.items()}
-    knapsack = Knapsack(table, [trade.rungs(ladder) for ladder in trade.ladders], shares)
+    knapsack = Knapsack(table, [trade.rungs(ladder, table) for ladder in trade.ladders], shares)
 
     def fits() -> bool:
         fast = table.fraction(knapsack.shares) <= (budget.latency or 0.0)

@@ -38,6 +38,11 @@ class Rungs:
     loss: Floats
 
 
+def macs_of(table: LatencyTable, group: str) -> float:
+    """Returns the MACs of all layers that a group makes narrower."""
+    return max(sum(layer.macs for layer in table.layers if group in layer.groups), 1.0)
+
+
 def widths(units: int, multiple: int = 1) -> list[int]:
     """Returns the widths that are worth a look, ascending: runtimes step at multiples of 4, 8 or 16.
 
@@ -54,20 +59,21 @@ POWER = 2.0
 """How strongly uniform allocation under a latency budget holds all groups to about the same share."""
 
 
-def uniform_loss(scores: Tensor, power: float = POWER) -> Callable[[NDArray[np.int64]], Floats]:
-    """Returns the loss under uniform allocation: ``(kept share of the scores)^-power - 1``.
+def uniform_loss(scores: Tensor, macs: float, power: float = POWER) -> Callable[[NDArray[np.int64]], Floats]:
+    """Returns the loss under uniform allocation: ``MACs · ((kept share of the scores)^-power - 1)``.
 
-    It grows the faster the less is left, so that all groups lose about the same share, and those that cost most time
-    for it somewhat more.
+    It grows the faster the less is left. Where time falls as MACs do, all groups lose the same share, as under a MACs
+    budget; those whose MACs take longer lose more.
 
     Args:
         scores: ``(units,)`` from the best to the worst, high = keep.
+        macs: of all layers that the group makes narrower.
         power: how close to the same share.
     """
     values = np.clip(scores.double().numpy(), 0, None)
     values = values + (values.mean() * 1e-3 if values.any() else 1.0)
     shares = np.concatenate([[0.0], np.cumsum(values) / values.sum()])
-    return lambda kept: shares[kept] ** -power - 1
+    return lambda kept: macs * (shares[kept] ** -power - 1)
 
 
 def global_loss(scores: Tensor) -> Callable[[NDArray[np.int64]], Floats]:

@@ -56,6 +56,7 @@ class LayerLatency:
         grid: widths of inputs, and widths of outputs, at which it was measured, ascending.
         milliseconds: ``(inputs, outputs)`` for one run of the layer alone.
         positions: outputs that one channel holds, times the batch: what elementwise work behind the layer scales with.
+        macs: multiply-accumulates of the whole layer in one run.
     """
 
     layer: str
@@ -64,6 +65,7 @@ class LayerLatency:
     grid: tuple[Floats, Floats]
     milliseconds: Floats
     positions: float
+    macs: float
 
     @property
     def groups(self) -> frozenset[str]:

@@ -104,6 +104,7 @@ class Layer:
         inputs: the axis that it reads: of one group of a convolution; of attention the width of a head.
         outputs: the axis that it produces; of attention the heads.
         positions: outputs that one channel holds, times the batch.
+        macs: multiply-accumulates of the whole layer in one run.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Layer:
     inputs: Axis
     outputs: Axis
     positions: float
+    macs: float
 
 
 def layers_of(model: nn.Module, graph: Graph, inputs: Inputs) -> list[Layer]:
@@ -167,7 +169,9 @@ class _Reader:
         )
         outputs = self.axis(weight, 0 if depthwise else makes)
         inputs = Axis(((1, ()),)) if depthwise else self.axis(weight, reads)
-        return Layer(product.module, shape, inputs, outputs, _length(product.factors[1]) * self.batch)
+        return Layer(
+            product.module, shape, inputs, outputs, _length(product.factors[1]) * self.batch, self.macs(product)
+        )
 
     def linear(self, product: Contraction) -> Layer:
         """Returns a linear layer; all factors of the product but its two axes are rows."""
@@ -175,9 +179,9 @@ class _Reader:
         makes, reads = self.graph.shapes[weight]
         traced = self.graph.solution.record.batch
         rows = prod(map(_length, product.factors)) // max(1, makes * reads) * self.batch // traced
-        return Layer(
-            product.module, Linear(rows, self.batch), self.axis(weight, 1), self.axis(weight, 0), float(max(rows, 1))
-        )
+        inputs, outputs = self.axis(weight, 1), self.axis(weight, 0)
+        shape = Linear(rows, self.batch)
+        return Layer(product.module, shape, inputs, outputs, float(max(rows, 1)), self.macs(product))
 
     def attention(self, products: Sequence[Contraction]) -> Iterator[Layer]:
         """Yields attention, which a trace notes as two products that follow each other in one module."""
@@ -187,7 +191,11 @@ class _Reader:
             queries, keys, _, heads, width = first.factors
             shape = Attention(_length(queries), _length(keys), self.batch)
             inputs, outputs = (axis_of(self.graph, _plain(factor), self.places) for factor in (width, heads))
-            yield Layer(first.module, shape, inputs, outputs, 0.0)
+            yield Layer(first.module, shape, inputs, outputs, 0.0, self.macs(first) + self.macs(second))
+
+    def macs(self, product: Contraction) -> float:
+        """Returns the multiply-accumulates of a product, of the batch that is run."""
+        return prod(map(_length, product.factors)) * self.batch / self.graph.solution.record.batch
 
     def axis(self, weight: str, axis: int) -> Axis:
         """Returns an axis of a weight."""

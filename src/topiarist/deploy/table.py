@@ -171,16 +171,17 @@ def _measured(layer: Layer, store: Cache) -> LayerLatency:
     """
     reads, makes = _grids(layer)
 
-    def milliseconds(rows: tuple[int, ...], columns: tuple[int, ...]) -> Floats:
+    def measured(rows: tuple[int, ...], columns: tuple[int, ...]) -> Floats:
         return np.array([[1000 * store.values[_key((layer.shape, i, o))] for o in columns] for i in rows])
 
-    coarse = milliseconds(reads.coarse, makes.coarse)
+    coarse = measured(reads.coarse, makes.coarse)
     along = np.array([np.interp(makes.fine, makes.coarse, row) for row in coarse])
     between = np.array([np.interp(reads.fine, reads.coarse, column) for column in along.T]).T
-    rows = milliseconds(reads.fine, makes.coarse[-1:]) / between[:, -1:]
-    columns = milliseconds(reads.coarse[-1:], makes.fine) / between[-1:, :]
+    rows = measured(reads.fine, makes.coarse[-1:]) / between[:, -1:]
+    columns = measured(reads.coarse[-1:], makes.fine) / between[-1:, :]
     grid = (np.array(reads.fine, dtype=np.float64), np.array(makes.fine, dtype=np.float64))
-    return LayerLatency(layer.name, layer.inputs, layer.outputs, grid, between * rows * columns, layer.positions)
+    filled = between * rows * columns
+    return LayerLatency(layer.name, layer.inputs, layer.outputs, grid, filled, layer.positions, layer.macs)
 
 
 def _grids(layer: Layer) -> tuple[Grid, Grid]:
