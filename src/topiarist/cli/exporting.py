@@ -1,0 +1,81 @@
+"""What ``topiarist export`` reads: a network by name, or a folder that ``topiarist prune`` wrote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from topiarist.architecture import SHAPE_FILE, load
+from topiarist.cli.inputs import Source, check_seed, make_source
+from topiarist.errors import TopiaristError
+from topiarist.files import read_json
+from topiarist.models import make_model
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network to export.
+
+    Attributes:
+        source: how it is made, and its data.
+        model: the network itself.
+        metadata: what its file says.
+    """
+
+    source: Source
+    model: nn.Module
+    metadata: dict[str, Any]
+
+
+def find(model: str, data: str | None, weights: Path | None, seed: int, *, shaped: bool) -> Network:
+    """Returns the network that a folder of ``topiarist prune`` holds, or that a name makes.
+
+    Args:
+        model: the folder or the name.
+        data: data set that gives the input's shape.
+        weights: file of weights, for a name.
+        seed: of weights that no file gives.
+        shaped: the input's shape is given, so that no data is needed.
+
+    Raises:
+        TopiaristError: there is neither, a file is missing or damaged, or weights are given for a folder.
+    """
+    if ":" not in model or Path(model).is_dir():
+        return _in_folder(Path(model), data, weights, seed, shaped=shaped)
+    source = make_source(model, data, weights, seed)
+    return Network(source, source.model(), {"network": model})
+
+
+def _in_folder(folder: Path, data: str | None, weights: Path | None, seed: int, *, shaped: bool) -> Network:
+    if not folder.is_dir():
+        raise TopiaristError(f"there is no folder {folder}: give one that prune wrote, or a name such as zoo:resnet20")
+    if weights is not None:
+        raise TopiaristError(f"{folder} has weights of its own: leave --weights out, or name the network")
+    for name in (RESULT, SHAPE_FILE):
+        if not (folder / name).is_file():
+            raise TopiaristError(f"{folder} has no {name}: give a folder that prune wrote, or MODEL with --weights")
+    result = read_json(folder / RESULT, "the result", "give a folder that prune wrote")
+    name = result.get("model") if isinstance(result, dict) else None
+    if not isinstance(name, str):
+        raise TopiaristError(f"{folder / RESULT} does not name the network: give a folder that prune wrote")
+    check_seed(seed)
+    data = None if shaped else data or result.get("data")
+    source = Source(make_model(name), None if data is None else _data(data, seed), None, seed)
+    return Network(source, load(source.make, folder), _described(result))
+
+
+def _data(name: str, seed: int) -> Any:
+    from topiarist.data import load_data
+
+    return load_data(name, seed=seed)
+
+
+def _described(result: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a file says of a pruned network: from what it was cut, how, and what is left."""
+    keys = ("pruning", "selectors", "macs", "params", "kept", "shrunk", "accuracy")
+    return {"network": result["model"], **{key: result[key] for key in keys if key in result}}
