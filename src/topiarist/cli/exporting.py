@@ -56,16 +56,16 @@ def _in_folder(folder: Path, data: str | None, weights: Path | None, seed: int, 
         raise TopiaristError(f"there is no folder {folder}: give one that prune wrote, or a name such as zoo:resnet20")
     if weights is not None:
         raise TopiaristError(f"{folder} has weights of its own: leave --weights out, or name the network")
-    for name in (RESULT, SHAPE_FILE):
-        if not (folder / name).is_file():
-            raise TopiaristError(f"{folder} has no {name}: give a folder that prune wrote, or MODEL with --weights")
+    for file in (RESULT, SHAPE_FILE):
+        if not (folder / file).is_file():
+            raise TopiaristError(f"{folder} has no {file}: give a folder that prune wrote, or MODEL with --weights")
     result = read_json(folder / RESULT, "the result", "give a folder that prune wrote")
-    name = result.get("model") if isinstance(result, dict) else None
+    name: Any = result.get("model") if isinstance(result, dict) else None
     if not isinstance(name, str):
         raise TopiaristError(f"{folder / RESULT} does not name the network: give a folder that prune wrote")
     check_seed(seed)
-    data = None if shaped else data or result.get("data")
-    source = Source(make_model(name), None if data is None else _data(data, seed), None, seed)
+    known = None if shaped else data or result.get("data")
+    source = Source(make_model(name), None if known is None else _data(known, seed), None, seed)
     return Network(source, load(source.make, folder), _described(result))
 
 

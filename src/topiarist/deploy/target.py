@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from topiarist.deploy.interface import Draft, as_exported
 from topiarist.errors import TopiaristError
-from topiarist.files import import_package, shown
+from topiarist.files import import_package, one_line, shown
 from topiarist.graph import Inputs
 
 Outputs = list[Tensor]
@@ -93,10 +93,22 @@ class Target(ABC):
         `topiarist.deploy.export` checks what it writes.
 
         Raises:
-            TopiaristError: the runtime reads no files.
+            TopiaristError: the runtime reads no files, or the network does not export.
         """
+        if not self.exporters:
+            raise self._no_files()
+        reasons = []
         with as_exported(model):
-            self.write(Draft.of(model, example_inputs), path)
+            for exporter in self.exporters:
+                try:
+                    return self.write(replace(Draft.of(model, example_inputs), exporter=exporter), path)
+                except TopiaristError:
+                    raise
+                except Exception as error:  # an exporter's failures have many classes
+                    reasons.append(f"{exporter}: {one_line(error)}")
+        raise TopiaristError(
+            f"the network does not export ({'; '.join(reasons)}): choose another target than {self.name}"
+        )
 
     def write(self, draft: Draft, path: Path) -> None:
         """Writes a file.

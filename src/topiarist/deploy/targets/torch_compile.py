@@ -11,6 +11,7 @@ from torch import nn
 
 from topiarist.deploy.onnx import quiet
 from topiarist.deploy.target import Outputs, Session, Target
+from topiarist.deploy.targets.torch import Torch
 from topiarist.errors import TopiaristError
 from topiarist.files import one_line
 from topiarist.graph import Inputs, call_model, tensors_in
@@ -28,6 +29,11 @@ class TorchCompile(Target):
     name: ClassVar[str] = "torch.compile"
 
     backend: str = "inductor"
+
+    @property
+    def of_layers(self) -> Target:
+        """Returns torch itself, since each layer would be compiled for seconds."""
+        return Torch(self.threads)
 
     def prepare(self, model: nn.Module, example_inputs: Inputs) -> Session:
         """Compiles the module, which takes seconds to minutes.
