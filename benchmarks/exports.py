@@ -146,8 +146,8 @@ def markdown(saved: dict) -> str:
         "# Exports",
         "",
         f"{len(rows)} networks, cut by l1 to half of their MACs. Of {sum(cells.values())} exports {cells['equal']} "
-        f"agree with torch, {cells['alike']} are refused for the cut network and for the whole one, and {cells['wrong']} are "
-        "refused although the whole network exports.",
+        f"agree with torch, {cells['alike']} are refused for the cut network and the whole, and {cells['wrong']} "
+        "are refused although the whole network exports.",
         "",
         "A cell is the largest difference from torch's outputs, relative to the largest number in each output, over "
         "random inputs at two batch sizes. A file is kept up to 1e-4.",

@@ -153,7 +153,7 @@ def _reason(error: BaseException, module: str, seen: Watched) -> str:
     told = one_line(error)
     if "data-dependent" in told.lower() or "DataDependent" in type(error).__name__:
         told, module = DEPENDS, module or next(iter(seen.readers), "")
-    operator = re.search(r"aten(?:::|\.)(\w+)", told)
-    if not module and operator:
-        module = seen.users.get(operator[1], "")
+    operator = re.search(r"(?:aten|prims)(?:::|\.)(\w+)", told)
+    if not module and operator:  # which may be called by a shorter name than torch's own
+        module = next((user for name, user in seen.users.items() if name.endswith(operator[1])), "")
     return told + _at(module)
