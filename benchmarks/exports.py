@@ -29,7 +29,12 @@ import topiarist
 from topiarist import Budget, TopiaristError, deploy
 from topiarist.models import load_model, zoo
 
-FORMATS = {"torchscript": ("onnx", "torchscript"), "dynamo": ("onnx", "dynamo"), "openvino": ("openvino", None)}
+FORMATS = {
+    "torchscript": ("onnx", "torchscript"),
+    "dynamo": ("onnx", "dynamo"),
+    "openvino": ("openvino", None),
+    "torch-export": ("torch-export", None),
+}
 """Column → target and exporter."""
 
 SIDES = (64, 128)
@@ -100,7 +105,8 @@ def written(model: nn.Module, image: torch.Tensor, column: str, folder: Path) ->
     return {**found, "seconds": round(time.perf_counter() - begin, 1)}
 
 
-def row(name: str) -> dict:
+def row(name: str, before: dict) -> dict:
+    """Exports a network in the columns that it lacks."""
     torch.manual_seed(0)
     model = load_model(name).eval()
     image = example(name, model)
@@ -110,11 +116,13 @@ def row(name: str) -> dict:
         "network": name,
         "input": list(image.shape),
         "macs": [pruned.before.macs, pruned.after.macs],
-        "cut": {},
-        "whole": {},
+        "cut": before.get("cut", {}),
+        "whole": before.get("whole", {}),
     }
     with tempfile.TemporaryDirectory() as folder:
         for column in FORMATS:
+            if column in result["cut"]:
+                continue
             found = result["cut"][column] = written(pruned.model, image, column, Path(folder))
             if "difference" not in found or found["batch"] is not None:
                 result["whole"][column] = written(model, image, column, Path(folder))
@@ -140,7 +148,7 @@ def kind(found: dict, column: str) -> str:
 
 
 def markdown(saved: dict) -> str:
-    rows = [found for found in saved["rows"] if "error" not in found]
+    rows = [found for found in saved["rows"] if found.get("cut", {}).keys() >= FORMATS.keys()]
     cells = Counter(kind(found, column) for found in rows for column in FORMATS)
     lines = [
         "# Exports",
@@ -155,8 +163,8 @@ def markdown(saved: dict) -> str:
         f"One thread of {saved['machine']}; {', '.join(f'{k} {v}' for k, v in saved['versions'].items())}; random "
         "weights and inputs of seed 0. Rerun: `python benchmarks/exports.py --out benchmarks/exports`.",
         "",
-        "| network | input | MACs kept | ONNX, torchscript | ONNX, dynamo | OpenVINO |",
-        "|---|---|---|---|---|---|",
+        "| network | input | MACs kept | ONNX, torchscript | ONNX, dynamo | OpenVINO | torch.export |",
+        "|---|---|---|---|---|---|---|",
     ]
     for found in rows:
         size = "×".join(map(str, found["input"][1:]))
@@ -196,15 +204,16 @@ def main() -> None:
     if file and file.exists():
         saved["rows"] = json.loads(file.read_text())["rows"]
     for name in options.names or [*(f"zoo:{each}" for each in zoo.names()), *NETWORKS]:
-        if any(found["network"] == name for found in saved["rows"]):
+        before = next((found for found in saved["rows"] if found["network"] == name), {})
+        if "error" in before or before.get("cut", {}).keys() >= FORMATS.keys():
             continue
         begin = time.perf_counter()
         try:
-            found = row(name)
+            found = row(name, before)
         except Exception as error:  # a failing network is a row of the table
             found = {"network": name, "error": f"{type(error).__name__}: {str(error)[:300]}"}
-        found["wall_s"] = round(time.perf_counter() - begin, 1)
-        saved["rows"].append(found)
+        found["wall_s"] = round(time.perf_counter() - begin + before.get("wall_s", 0), 1)
+        saved["rows"] = [each for each in saved["rows"] if each is not before] + [found]
         print(name, found.get("error") or [verdict(found, column) for column in FORMATS], found["wall_s"], flush=True)
         if file:
             file.write_text(json.dumps(saved, indent=1) + "\n")

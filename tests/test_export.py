@@ -1,6 +1,9 @@
 """Files for runtimes: they compute what torch does, say what was cut, and nothing else is ever written."""
 
+import io
 import json
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import topiarist
 from exporting import Branching, TwoRows, Unknown, words
 from networks import shaken
 from topiarist import Budget, TopiaristError, deploy
-from topiarist.deploy import export, make_target, target_of
+from topiarist.deploy import archive, export, make_target, target_of
 from topiarist.graph import call_model, tensors_in
 from topiarist.surgery import difference
 
@@ -192,8 +195,6 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_what_cannot_be_is_refused_in_one_sentence(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import re
-
     monkeypatch.chdir(tmp_path)
     given, wanted = BAD[case]
     asked = {"model": nn.Linear(4, 4), "example_inputs": torch.randn(2, 4), "path": "a.onnx", **given}
@@ -285,3 +286,91 @@ def test_the_registry_knows_the_formats() -> None:
     assert {"onnxruntime", "openvino", "torch", "torch.compile", "torch.export"} <= set(deploy.target_names())
     with pytest.raises(TopiaristError, match=r"did you mean .*torch\.compile"):
         make_target("torch-compile")
+
+
+# ---- files that nobody vouches for --------------------------------------------------------------------------------
+
+
+class Evil:
+    """Runs code where it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("ran"),))
+
+
+EVIL = "__import__('pathlib').Path('ran').touch()"
+TAMPERED = {
+    "pickled inputs": ("data/sample_inputs/model.pt", lambda old: pickled(), "a pickle"),
+    "pickled weights": (
+        "data/weights/model_weights_config.json",
+        lambda old: old.replace(b'"use_pickle": false', b'"use_pickle": true', 1),
+        "a pickle",
+    ),
+    "a library": ("data/aotinductor/model/a.so", lambda old: b"\x7fELF", "the part"),
+    "a function": (
+        "models/model.json",
+        lambda old: old.replace(b"torch.ops.aten.linear.default", b"torch.os.system", 1),
+        "a call of torch.os.system",
+    ),
+    "an expression": (
+        "models/model.json",
+        lambda old: re.sub(rb'"expr_str": "[^"]*"', f'"expr_str": "{EVIL}"'.encode(), old),
+        "the expression __import__",
+    ),
+    "a guard": (
+        "models/model.json",
+        lambda old: re.sub(rb'"guards_code": \[[^\]]*\]', f'"guards_code": ["{EVIL}"]'.encode(), old),
+        "the expression __import__",
+    ),
+}
+
+
+def pickled() -> bytes:
+    buffer = io.BytesIO()
+    torch.save(((Evil(),), {}), buffer)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("program") / "a.pt2"
+    return export(nn.Linear(4, 4), torch.randn(2, 4), file, "torch-export").path
+
+
+@pytest.mark.parametrize("case", TAMPERED)
+def test_no_code_in_a_file_is_run(case: str, program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part, change, wanted = TAMPERED[case]
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile(program) as old, zipfile.ZipFile("bad.pt2", "w") as new:
+        contents = {name: old.read(name) for name in old.namelist()}
+        root = next(iter(contents)).partition("/")[0]
+        changed = change(contents.get(f"{root}/{part}", b""))
+        assert changed != contents.get(f"{root}/{part}")
+        for name, content in {**contents, f"{root}/{part}": changed}.items():
+            new.writestr(name, content)
+    with pytest.raises(TopiaristError, match="could run code") as caught:
+        make_target("torch.export").load(Path("bad.pt2"))
+    assert wanted in str(caught.value)
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("Mul(Integer(9), Symbol('s87', positive=True, integer=True))", True),
+        ("((9*L['tensors'][1].size()[0]) % L['tensors'][0].size()[0]) == 0", True),
+        ("(1 + s0 // 2) < s1 and s1 != oo", True),
+        ("exec", False),
+        ("S('x')", False),
+        ("Symbol('a b')", False),
+        ("L['a'].__class__", False),
+        ("L['a'].size().tofile('x')", False),
+        ("[s0 for s0 in L]", False),
+        ("(lambda: 1)()", False),
+        ("L['a']('x')", False),
+        ("Add(s0)(s1)", False),
+        ("s0(", False),
+    ],
+)
+def test_only_arithmetic_on_sizes_is_evaluated(text: str, plain: bool) -> None:
+    assert archive._arithmetic(text) == plain

@@ -23,7 +23,7 @@ from topiarist.deploy.targets import get_target, target_names
 from topiarist.deploy.trials import Size, size_of
 from topiarist.errors import TopiaristError
 from topiarist.files import as_path, atomically, one_line, suggestion, writable
-from topiarist.graph import Inputs, map_tensors
+from topiarist.graph import Inputs, map_tensors, unwrapped
 from topiarist.measure import device_of
 from topiarist.surgery import copied
 
@@ -115,6 +115,7 @@ def export(
         raise TopiaristError(f"{target} files end in {runtime.suffix}, and {file} does not: rename it")
     runtime.imported()
     writable(file)
+    model = unwrapped(model)
     if device_of(model).type != "cpu":
         model = copied(model).cpu()
     with as_exported(model), tempfile.TemporaryDirectory() as folder:
@@ -189,6 +190,8 @@ def _first_that_agrees(job: Job, exporters: tuple[str, ...], path: Path, metadat
 
 
 def _remedy(job: Job, refused: Mapping[str, str]) -> str:
+    if len(refused) < len(job.runtime.exporters):
+        return "leave the choice of the exporter to topiarist"
     if all(DEPENDS in reason for reason in refused.values()):
         return "let it compute both ways and choose by torch.where"
     others = [name for name in format_names() if name != job.runtime.format]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -50,7 +51,7 @@ class OpenVino(Target):
         with tempfile.TemporaryDirectory() as folder:
             onnx = Path(folder) / "model.onnx"
             export_onnx(draft, onnx)
-            model = runtime.Core().read_model(str(onnx))
+            model = _core(runtime).read_model(str(onnx))
             model.set_rt_info(draft.metadata, [KEY])
             runtime.save_model(model, str(path), compress_to_fp16=False)
 
@@ -65,7 +66,7 @@ class OpenVino(Target):
         runtime: Any = self.imported()
         model = self._read(path)
         try:
-            return OpenVinoSession(runtime.Core().compile_model(model, "CPU", settings))
+            return OpenVinoSession(_core(runtime).compile_model(model, "CPU", settings))
         except RuntimeError as error:
             raise _unreadable(path, error) from error
 
@@ -81,9 +82,15 @@ class OpenVino(Target):
         if path.suffix == self.suffix and b"<net" not in path.read_bytes()[:1000]:  # else every other reader tries it
             raise TopiaristError(f"{path} is damaged or not an OpenVINO file: export the network again")
         try:
-            return runtime.Core().read_model(str(path))
+            return _core(runtime).read_model(str(path))
         except RuntimeError as error:
             raise _unreadable(path, error) from error
+
+
+@cache
+def _core(runtime: Any) -> Any:
+    """Returns OpenVINO's entrance, which is slow to make."""
+    return runtime.Core()
 
 
 def _unreadable(path: Path, error: RuntimeError) -> TopiaristError:

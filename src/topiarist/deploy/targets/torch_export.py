@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from topiarist.deploy.archive import what_could_run
 from topiarist.deploy.interface import Draft, Entry, fitted
 from topiarist.deploy.onnx import KEY, exported_program, quiet
 from topiarist.deploy.target import Outputs, Session, Target
@@ -24,8 +25,9 @@ _NOTE, _NAMES = f"{KEY}.json", "inputs"
 class TorchExport(Target):
     """Runs ``.pt2`` files: the network's operators without its Python code.
 
-    Load only files of people whom you trust. Torch evaluates expressions in such a file, looks its functions up by
-    name, and may fall back to pickle: its author's code can run, although none is in a file that topiarist wrote.
+    A file's author is trusted with its numbers only. Torch alone would unpickle what is in one, load libraries, call
+    functions by name and evaluate expressions; here a file is refused that has more than tensors, torch's operators and
+    arithmetic on sizes.
     """
 
     name: ClassVar[str] = "torch.export"
@@ -51,12 +53,15 @@ class TorchExport(Target):
     def _loaded(self, path: Path) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
         extra: dict[str, Any] = {_NOTE: "", _NAMES: ""}
         try:
-            with quiet():
-                return torch.export.load(str(path), extra_files=extra), extra
+            danger = what_could_run(path)
+            if danger is None:
+                with quiet():
+                    return torch.export.load(str(path), extra_files=extra), extra
         except Exception as error:  # a damaged file can fail anywhere
             raise TopiaristError(
                 f"{path} is damaged or not a file of torch.export ({one_line(error)}): export the network again"
             ) from error
+        raise TopiaristError(f"{path} could run code, by {danger}, and is not loaded: export the network again")
 
 
 class ExportedSession(Session):
