@@ -31,7 +31,8 @@ def export_onnx(draft: Draft, path: Path) -> None:
         TopiaristError: a package is missing, or the weights are too large for one file.
     """
     import_package("onnx", "export")
-    size = sum(tensor.numel() * tensor.element_size() for tensor in draft.module.state_dict().values())
+    tensors = [*draft.module.parameters(), *draft.module.buffers()]  # tied ones once
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if size > LARGEST:
         raise TopiaristError(
             f"the weights take {size / 1e9:.1f} GB, and an ONNX file holds 2 GB: export to torch-export instead"
