@@ -374,3 +374,12 @@ def test_no_code_in_a_file_is_run(case: str, program: Path, tmp_path: Path, monk
 )
 def test_only_arithmetic_on_sizes_is_evaluated(text: str, plain: bool) -> None:
     assert archive._arithmetic(text) == plain
+
+
+def test_threads_are_heeded(tmp_path: Path) -> None:
+    example = torch.randn(2, 4)
+    onnx: Any = make_target("onnxruntime", threads=2).prepare(nn.Linear(4, 4), example)
+    assert onnx.session.get_session_options().intra_op_num_threads == 2
+    openvino: Any = make_target("openvino", threads=2).prepare(nn.Linear(4, 4), example)
+    assert openvino.compiled.get_property("INFERENCE_NUM_THREADS") == 2
+    assert "float32" in str(openvino.compiled.get_property("INFERENCE_PRECISION_HINT"))

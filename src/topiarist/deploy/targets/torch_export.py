@@ -44,7 +44,10 @@ class TorchExport(Target):
     def load(self, path: Path) -> Session:
         """Loads a file."""
         program, extra = self._loaded(path)
-        return ExportedSession(program, str(extra[_NAMES]).split(), self.threads)
+        try:
+            return ExportedSession(program, str(extra[_NAMES]).split(), self.threads)
+        except Exception as error:  # as for `_loaded`
+            raise _damaged(path, error) from error
 
     def metadata(self, path: Path) -> str:
         """Returns the extra file ``topiarist.json`` in the file."""
@@ -58,10 +61,14 @@ class TorchExport(Target):
                 with quiet():
                     return torch.export.load(str(path), extra_files=extra), extra
         except Exception as error:  # a damaged file can fail anywhere
-            raise TopiaristError(
-                f"{path} is damaged or not a file of torch.export ({one_line(error)}): export the network again"
-            ) from error
+            raise _damaged(path, error) from error
         raise TopiaristError(f"{path} could run code, by {danger}, and is not loaded: export the network again")
+
+
+def _damaged(path: Path, error: Exception) -> TopiaristError:
+    return TopiaristError(
+        f"{path} is damaged or not a file of torch.export ({one_line(error)}): export the network again"
+    )
 
 
 class ExportedSession(Session):
