@@ -49,7 +49,7 @@ class Draft:
         names: of them.
         axes: of each, those whose size may change.
         exporter: one of `EXPORTERS`.
-        metadata: what the file says about itself, as JSON.
+        metadata: what the file says about itself, as JSON; nothing where it is empty.
     """
 
     module: nn.Module
@@ -57,7 +57,7 @@ class Draft:
     names: tuple[str, ...]
     axes: tuple[Axes, ...]
     exporter: str = EXPORTERS[0]
-    metadata: str = "{}"
+    metadata: str = ""
 
     @classmethod
     def of(cls, model: nn.Module, inputs: Inputs) -> Draft:

@@ -52,7 +52,8 @@ class OpenVino(Target):
             onnx = Path(folder) / "model.onnx"
             export_onnx(draft, onnx)
             model = _core(runtime).read_model(str(onnx))
-            model.set_rt_info(draft.metadata, [KEY])
+            if draft.metadata:
+                model.set_rt_info(draft.metadata, [KEY])
             runtime.save_model(model, str(path), compress_to_fp16=False)
 
     def load(self, path: Path) -> Session:
