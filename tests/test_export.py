@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import topiarist
-from exporting import Branching, TwoRows, Unknown, words
+from exporting import Branching, Frozen, TwoRows, Unknown, words
 from networks import shaken
 from topiarist import Budget, TopiaristError, deploy
 from topiarist.deploy import archive, export, make_target, target_of
@@ -97,6 +97,15 @@ def test_where_the_batch_cannot_be_free_it_is_fixed_and_said(tmp_path: Path) -> 
     assert (done.batch, done.image_size, done.exporter) == (2, None, "torchscript")
     assert done.shapes == (((2, 4),), ((2, 4),))
     assert done.to_json()["batch"] == 2
+
+
+def test_a_batch_that_a_trace_froze_is_found(tmp_path: Path) -> None:
+    model = Frozen()
+    done = export(model, torch.randn(2, 4), tmp_path / "a.onnx", exporter="torchscript")
+    assert done.batch == 2
+    assert "outputs differ by" in done.refused["torchscript"]
+    with pytest.raises(TopiaristError, match="of shape 2,4, but got 3,4"):
+        target_of("onnx").load(done.path)(torch.randn(3, 4))
 
 
 def test_a_second_exporter_is_tried_where_the_first_fails_or_differs(
