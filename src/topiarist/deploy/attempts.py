@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from topiarist.deploy.interface import Axes, Draft, Flat, input_names
 from topiarist.deploy.reads import Watched, watched
 from topiarist.deploy.target import Target
-from topiarist.deploy.trials import batch_of, in_batch, is_image, other_size, size_of, trial
+from topiarist.deploy.trials import examples_in, in_batch, is_image, other_size, size_of, trial
 from topiarist.errors import TopiaristError
 from topiarist.files import one_line
 from topiarist.graph import Inputs, ModuleStack, call_model, tensors_in
@@ -32,7 +32,7 @@ class Job:
 
     def __init__(self, model: nn.Module, inputs: Inputs, runtime: Target, dynamic_size: bool, seed: int) -> None:
         self.model, self.inputs, self.runtime, self.seed = model, inputs, runtime, seed
-        self.batch, self.other, self.size = batch_of(inputs), None, None
+        self.batch, self.other, self.size = examples_in(inputs), None, None
         self._check_reference()
         if self.batch is not None:
             self.other = self._other_batch()

@@ -14,8 +14,8 @@ Size = tuple[int, int]
 """Height and width of images."""
 
 
-def batch_of(inputs: Inputs) -> int | None:
-    """Returns how many examples inputs have: the length of the first axis that a tensor has; ``None`` without one."""
+def examples_in(inputs: Inputs) -> int | None:
+    """Returns how many examples there are in inputs: the length of the first axis that a tensor has; ``None`` without one."""
     return next((tensor.shape[0] for tensor in tensors_in(inputs) if tensor.ndim), None)
 
 
@@ -47,7 +47,7 @@ def trial(inputs: Inputs, seed: int, batch: int | None = None, size: Size | None
         size: of the images; theirs without it.
     """
     generator = torch.Generator().manual_seed(seed)
-    count, own = batch_of(inputs), size_of(inputs)
+    count, own = examples_in(inputs), size_of(inputs)
 
     def like(tensor: Tensor) -> Tensor:
         shape = list(tensor.shape)
