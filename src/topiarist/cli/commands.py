@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from topiarist.cli import show
+from topiarist.cli.exporting import export as export
 from topiarist.cli.inputs import example_inputs, make_source, writable_folder
 from topiarist.cli.pruning import TRAINING, Plan, fit, run, write_json
 from topiarist.cli.studies import demo as demo
@@ -175,52 +176,6 @@ def prune(
     plan = Plan(source, pruning, train, tuned, selectors, shrink, out, quiet=json)
     done, result = run(plan, example_inputs(source, input))
     show.result(result, json, lambda: show.pruned(done, result, out))
-
-
-def export(
-    model: str,
-    *,
-    out: Path,
-    target: str = "onnx",
-    input: str | None = None,
-    data: str | None = None,
-    weights: Path | None = None,
-    exporter: str | None = None,
-    dynamic_size: bool = False,
-    seed: int = 0,
-    json: bool = False,
-) -> None:
-    """Write a network as a file for a runtime, once the file computes what torch does on random inputs.
-
-    The batch is free wherever the network allows it. The file says what was cut, from what, and by which method.
-
-    Args:
-        model: the folder that prune wrote; or zoo:NAME, torchvision:NAME, timm:NAME or package.module:factory.
-        out: the file, .onnx, .xml (with a .bin beside it) or .pt2.
-        target: onnx, openvino or torch-export.
-        input: shape of the input, as 1,3,32,32 or 3x32x32; by default that of the data.
-        data: data set whose examples are the input, instead of a shape; by default the one that it was pruned with.
-        weights: file of weights to load (safetensors, or a PyTorch state dict); a folder has its own.
-        exporter: of torch, torchscript or dynamo; by default the first whose file agrees.
-        dynamic_size: leave height and width of images free, as well as the batch.
-        seed: of the random inputs, and of the weights where no file is given.
-        json: print the result as JSON.
-    """
-    from topiarist.cli.exporting import find
-    from topiarist.deploy import export as written
-
-    network = find(model, data, weights, seed, shaped=input is not None)
-    done = written(
-        network.model,
-        example_inputs(network.source, input),
-        out,
-        target,
-        exporter=exporter,
-        dynamic_size=dynamic_size,
-        metadata=network.metadata,
-        seed=seed,
-    )
-    show.result({**done.to_json(), "metadata": network.metadata}, json, lambda: show.exported(done))
 
 
 def sensitivity(

@@ -1,4 +1,4 @@
-"""What ``topiarist export`` reads: a network by name, or a folder that ``topiarist prune`` wrote."""
+"""The command that exports: a network by name, or a folder that ``topiarist prune`` wrote, for a runtime."""
 
 from __future__ import annotations
 
@@ -9,12 +9,58 @@ from typing import Any
 from torch import nn
 
 from topiarist.architecture import SHAPE_FILE, load
-from topiarist.cli.inputs import Source, check_seed, make_source
+from topiarist.cli import show
+from topiarist.cli.inputs import Source, check_seed, example_inputs, make_source
 from topiarist.errors import TopiaristError
 from topiarist.files import read_json
 from topiarist.models import make_model
 
 RESULT = "result.json"
+
+
+def export(
+    model: str,
+    *,
+    out: Path,
+    target: str = "onnx",
+    input: str | None = None,
+    data: str | None = None,
+    weights: Path | None = None,
+    exporter: str | None = None,
+    dynamic_size: bool = False,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Write a network as a file for a runtime, once the file computes what torch does on random inputs.
+
+    The batch is free wherever the network allows it. The file says what was cut, from what, and by which method.
+
+    Args:
+        model: the folder that prune wrote; or zoo:NAME, torchvision:NAME, timm:NAME or package.module:factory.
+        out: the file, .onnx, .xml (with a .bin beside it) or .pt2.
+        target: onnx, openvino or torch-export.
+        input: shape of the input, as 1,3,32,32 or 3x32x32; by default that of the data.
+        data: data set whose examples are the input, instead of a shape; by default the one that it was pruned with.
+        weights: file of weights to load (safetensors, or a PyTorch state dict); a folder has its own.
+        exporter: of torch, torchscript or dynamo; by default the first whose file agrees.
+        dynamic_size: leave height and width of images free, as well as the batch.
+        seed: of the random inputs, and of the weights where no file is given.
+        json: print the result as JSON.
+    """
+    from topiarist.deploy import export as written
+
+    network = find(model, data, weights, seed, shaped=input is not None)
+    done = written(
+        network.model,
+        example_inputs(network.source, input),
+        out,
+        target,
+        exporter=exporter,
+        dynamic_size=dynamic_size,
+        metadata=network.metadata,
+        seed=seed,
+    )
+    show.result({**done.to_json(), "metadata": network.metadata}, json, lambda: show.exported(done))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ Size = tuple[int, int]
 
 
 def examples_in(inputs: Inputs) -> int | None:
-    """Returns how many examples there are in inputs: the length of the first axis that a tensor has; ``None`` without one."""
+    """Returns how many examples inputs hold: the length of the first axis that a tensor has, if one has any."""
     return next((tensor.shape[0] for tensor in tensors_in(inputs) if tensor.ndim), None)
 
 
