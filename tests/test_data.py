@@ -277,6 +277,6 @@ def test_torchvision_sets_that_stay_on_disk(vision, monkeypatch):
 def test_missing_packages_name_the_extra(tmp_path, monkeypatch):
     gallery(tmp_path)
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    assert "pip install topiarist[vision]" in refusal(load_data, "torchvision:MNIST")
+    assert "pip install 'topiarist[vision]'" in refusal(load_data, "torchvision:MNIST")
     monkeypatch.setitem(sys.modules, "PIL", None)
-    assert "pip install topiarist[vision]" in refusal(load_data, f"folder:{tmp_path}")
+    assert "pip install 'topiarist[vision]'" in refusal(load_data, f"folder:{tmp_path}")

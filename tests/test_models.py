@@ -146,8 +146,8 @@ def test_modules_that_fail_name_the_reason(workspace):
 
 def test_missing_packages_name_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    assert "pip install topiarist[vision]" in refusal("torchvision:resnet18")
-    assert "pip install topiarist[vision]" in refusal("timm:resnet18")
+    assert "pip install 'topiarist[vision]'" in refusal("torchvision:resnet18")
+    assert "pip install 'topiarist[vision]'" in refusal("timm:resnet18")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from topiarist.cli import show
+from topiarist.cli.exporting import export as export
 from topiarist.cli.inputs import example_inputs, make_source, writable_folder
 from topiarist.cli.pruning import TRAINING, Plan, fit, run, write_json
 from topiarist.cli.studies import demo as demo

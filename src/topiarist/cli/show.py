@@ -18,6 +18,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from topiarist.budget import Cost
     from topiarist.compress import Report
+    from topiarist.deploy import Exported
     from topiarist.graph import Graph
     from topiarist.guided import KernelPattern, WidthPattern
     from topiarist.measure import OnStep
@@ -224,6 +225,17 @@ def pruned(result: Pruned, values: Mapping[str, Any], out: Path) -> None:
     _accuracy(values)
     print(f"files: {out}/")
     print(f'to load them: topiarist.load(topiarist.make_model("{values["model"]}"), "{out}")')
+
+
+def exported(done: Exported) -> None:
+    """Prints what a file takes, and how it was compared."""
+    batch = "any batch" if done.batch is None else f"fixed batch of {done.batch}"
+    sides = f", images of {done.image_size[0]}x{done.image_size[1]}" if done.image_size else ""
+    shapes = ", ".join(" and ".join("x".join(map(str, shape)) for shape in each) for each in done.shapes)
+    print(f"{done.path}: {done.bytes:,} bytes, {batch}{sides}, written by {done.exporter}")
+    print(f"outputs of {done.runtime} and torch differ by {done.difference:.0e} of the largest at {shapes}")
+    for exporter, reason in done.refused.items():
+        print(f"{exporter} did not: {reason}")
 
 
 def compressed(report: Report, values: Mapping[str, Any], out: Path) -> None:

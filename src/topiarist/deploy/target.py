@@ -5,15 +5,16 @@ from __future__ import annotations
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
 
 from torch import Tensor, nn
 
+from topiarist.deploy.interface import Draft, as_exported
 from topiarist.errors import TopiaristError
-from topiarist.files import import_package, shown
+from topiarist.files import import_package, one_line, shown
 from topiarist.graph import Inputs
 
 Outputs = list[Tensor]
@@ -44,6 +45,8 @@ class Target(ABC):
         package: what is imported; ``None`` where torch is all it takes.
         extra: the extra of topiarist that installs it.
         suffix: of the files that it reads; empty where it runs the module itself.
+        format: what `topiarist.deploy.export` calls these files; empty where it cannot write them.
+        exporters: of torch that can write them, the quickest first.
 
     Raises:
         TopiaristError: the number of threads is not a whole number of at least 1.
@@ -53,6 +56,8 @@ class Target(ABC):
     package: ClassVar[str | None] = None
     extra: ClassVar[str] = "export"
     suffix: ClassVar[str] = ""
+    format: ClassVar[str] = ""
+    exporters: ClassVar[tuple[str, ...]] = ()
 
     threads: int = 1
 
@@ -83,12 +88,36 @@ class Target(ABC):
         return import_package(self.package or "torch", self.extra)
 
     def export(self, model: nn.Module, example_inputs: Inputs, path: Path) -> None:
-        """Writes the network as a file that this runtime reads.
+        """Writes the network as a file that this runtime reads, for exactly these shapes and unchecked.
+
+        `topiarist.deploy.export` checks what it writes.
 
         Raises:
             TopiaristError: the runtime reads no files, or the network does not export.
         """
-        raise TopiaristError(f"{self.name} runs the module itself and reads no files: choose another target")
+        if not self.exporters:
+            raise self._no_files()
+        reasons = []
+        with as_exported(model):
+            for exporter in self.exporters:
+                try:
+                    return self.write(replace(Draft.of(model, example_inputs), exporter=exporter), path)
+                except TopiaristError:
+                    raise
+                except Exception as error:  # an exporter's failures have many classes
+                    reasons.append(f"{exporter}: {one_line(error)}")
+        raise TopiaristError(
+            f"the network does not export ({'; '.join(reasons)}): choose another target than {self.name}"
+        )
+
+    def write(self, draft: Draft, path: Path) -> None:
+        """Writes a file.
+
+        Raises:
+            TopiaristError: the runtime reads no files, or a package is missing.
+            Exception: of torch's exporter, where the network does not export.
+        """
+        raise self._no_files()
 
     def load(self, path: Path) -> Session:
         """Loads a file that `export` wrote.
@@ -96,7 +125,18 @@ class Target(ABC):
         Raises:
             TopiaristError: the runtime reads no files, or this one is damaged or foreign.
         """
-        raise TopiaristError(f"{self.name} runs the module itself and reads no files: choose another target")
+        raise self._no_files()
+
+    def metadata(self, path: Path) -> str:
+        """Returns what a file says about itself, as JSON; empty where it was not written by topiarist.
+
+        Raises:
+            TopiaristError: as `load`.
+        """
+        raise self._no_files()
+
+    def _no_files(self) -> TopiaristError:
+        return TopiaristError(f"{self.name} runs the module itself and reads no files: choose another target")
 
     def prepare(self, model: nn.Module, example_inputs: Inputs) -> Session:
         """Takes a network to the runtime, through a temporary file.

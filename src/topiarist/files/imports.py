@@ -45,7 +45,7 @@ def import_package(name: str, extra: str) -> ModuleType:
             module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise TopiaristError(
-            f"the package {error.name} is not installed: run `pip install topiarist[{extra}]`"
+            f"the package {error.name} is not installed: run `pip install 'topiarist[{extra}]'`"
         ) from error
     except Exception as error:  # an import can fail in as many ways as there are packages
         raise TopiaristError(

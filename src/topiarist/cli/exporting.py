@@ -1,0 +1,127 @@
+"""The command that exports: a network by name, or a folder that ``topiarist prune`` wrote, for a runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from topiarist.architecture import SHAPE_FILE, load
+from topiarist.cli import show
+from topiarist.cli.inputs import Source, check_seed, example_inputs, make_source
+from topiarist.errors import TopiaristError
+from topiarist.files import read_json
+from topiarist.models import make_model
+
+RESULT = "result.json"
+
+
+def export(
+    model: str,
+    *,
+    out: Path,
+    target: str = "onnx",
+    input: str | None = None,
+    data: str | None = None,
+    weights: Path | None = None,
+    exporter: str | None = None,
+    dynamic_size: bool = False,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Write a network as a file for a runtime, once the file computes what torch does on random inputs.
+
+    The batch is free wherever the network allows it. The file says what was cut, from what, and by which method.
+
+    Args:
+        model: the folder that prune wrote; or zoo:NAME, torchvision:NAME, timm:NAME or package.module:factory.
+        out: the file, .onnx, .xml (with a .bin beside it) or .pt2.
+        target: onnx, openvino or torch-export.
+        input: shape of the input, as 1,3,32,32 or 3x32x32; by default that of the data.
+        data: data set whose examples are the input, instead of a shape; by default the one that it was pruned with.
+        weights: file of weights to load (safetensors, or a PyTorch state dict); a folder has its own.
+        exporter: of torch, torchscript or dynamo; by default the first whose file agrees.
+        dynamic_size: leave height and width of images free, as well as the batch.
+        seed: of the random inputs, and of the weights where no file is given.
+        json: print the result as JSON.
+    """
+    from topiarist.deploy import export as written
+
+    network = find(model, data, weights, seed, shaped=input is not None)
+    done = written(
+        network.model,
+        example_inputs(network.source, input),
+        out,
+        target,
+        exporter=exporter,
+        dynamic_size=dynamic_size,
+        metadata=network.metadata,
+        seed=seed,
+    )
+    show.result({**done.to_json(), "metadata": network.metadata}, json, lambda: show.exported(done))
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network to export.
+
+    Attributes:
+        source: how it is made, and its data.
+        model: the network itself.
+        metadata: what its file says.
+    """
+
+    source: Source
+    model: nn.Module
+    metadata: dict[str, Any]
+
+
+def find(model: str, data: str | None, weights: Path | None, seed: int, *, shaped: bool) -> Network:
+    """Returns the network that a folder of ``topiarist prune`` holds, or that a name makes.
+
+    Args:
+        model: the folder or the name.
+        data: data set that gives the input's shape.
+        weights: file of weights, for a name.
+        seed: of weights that no file gives.
+        shaped: the input's shape is given, so that no data is needed.
+
+    Raises:
+        TopiaristError: there is neither, a file is missing or damaged, or weights are given for a folder.
+    """
+    if ":" not in model or Path(model).is_dir():
+        return _in_folder(Path(model), data, weights, seed, shaped=shaped)
+    source = make_source(model, data, weights, seed)
+    return Network(source, source.model(), {"network": model})
+
+
+def _in_folder(folder: Path, data: str | None, weights: Path | None, seed: int, *, shaped: bool) -> Network:
+    if not folder.is_dir():
+        raise TopiaristError(f"there is no folder {folder}: give one that prune wrote, or a name such as zoo:resnet20")
+    if weights is not None:
+        raise TopiaristError(f"{folder} has weights of its own: leave --weights out, or name the network")
+    for file in (RESULT, SHAPE_FILE):
+        if not (folder / file).is_file():
+            raise TopiaristError(f"{folder} has no {file}: give a folder that prune wrote, or MODEL with --weights")
+    result = read_json(folder / RESULT, "the result", "give a folder that prune wrote")
+    name: Any = result.get("model") if isinstance(result, dict) else None
+    if not isinstance(name, str):
+        raise TopiaristError(f"{folder / RESULT} does not name the network: give a folder that prune wrote")
+    check_seed(seed)
+    known = None if shaped else data or result.get("data")
+    source = Source(make_model(name), None if known is None else _data(known, seed), None, seed)
+    return Network(source, load(source.make, folder), _described(result))
+
+
+def _data(name: str, seed: int) -> Any:
+    from topiarist.data import load_data
+
+    return load_data(name, seed=seed)
+
+
+def _described(result: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a file says of a pruned network: from what it was cut, how, and what is left."""
+    keys = ("pruning", "selectors", "macs", "params", "kept", "shrunk", "accuracy")
+    return {"network": result["model"], **{key: result[key] for key in keys if key in result}}
