@@ -57,6 +57,8 @@ def test_a_speedup_is_the_median_of_the_ratios_of_the_rounds() -> None:
 def test_macs_that_save_no_time_are_seen() -> None:
     _, other = read((100, 25), *[(0.002, 0.002)] * 6)
     assert (other.efficiency, other.saves_no_time) == (0.25, True)
+    slow = Bench((Network("a", 100), Network("b", 25)), read((100, 25), *[(0.002, 0.003)] * 6), False, {})
+    assert "b has 25% of the MACs of a and is slower on torch" in str(slow)
     found = Bench((Network("a", 100), Network("b", 25)), (read((100, 25), *[(0.002, 0.002)] * 6)), False, {})
     assert "b has 25% of the MACs of a and is not measurably faster on torch, 1 thread, batch 4" in " ".join(
         str(found).split()

@@ -21,6 +21,7 @@ COMMANDS = {
     "inspect": "show what can be pruned in a network, what cannot, and why",
     "train": "train a network",
     "prune": "prune a network, prove the cut, fine-tune it, write the smaller one",
+    "bench": "measure how long networks take on runtimes, side by side, and draw it",
     "sensitivity": "measure how accuracy falls as each group alone is pruned, and draw it",
     "pattern": "average the shapes of pruned networks into a plan for new ones, and draw it",
     "compress": "share weights, train their centroids, and write one small file",

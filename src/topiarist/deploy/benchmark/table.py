@@ -60,10 +60,11 @@ def sentences(bench: Bench) -> Iterator[str]:
         if reading.reason:
             yield f"{reading.network} was not measured on {reading.setting}: {reading.reason}"
         if reading.saves_no_time and reading.speedup is not None:
-            share = (macs[reading.network] or 0) / (macs[first] or 1)
+            share, high = (macs[reading.network] or 0) / (macs[first] or 1), reading.speedup.high
+            verdict = "slower" if high is not None and high < 1 else "not measurably faster"
             yield (
-                f"{reading.network} has {share:.0%} of the MACs of {first} and is not measurably faster on "
-                f"{reading.setting}: speed-up {_ratio(reading.speedup)} ({_interval(reading.speedup)})"
+                f"{reading.network} has {share:.0%} of the MACs of {first} and is {verdict} on {reading.setting}: "
+                f"speed-up {_ratio(reading.speedup)} ({_interval(reading.speedup)})"
             )
     if bench.interrupted:
         yield "The bench was interrupted: this is what was measured until then."
