@@ -43,6 +43,24 @@ def milliseconds(value: float | None) -> str:
     return f"{value:.2f} ms" if value < 9.995 else f"{value:.3g} ms" if value < 999.5 else f"{value:.0f} ms"
 
 
+def latency(reading: Mapping[str, Any] | None, value: float | None) -> str:
+    """Formats a median in milliseconds, ± half its interval: ``"0.51 ± 0.02 ms"``.
+
+    Args:
+        reading: its ``low`` and ``high``, where they are known.
+        value: the median.
+    """
+    text = milliseconds(value)
+    if value is None or reading is None or reading.get("low") is None or reading.get("high") is None:
+        return text
+    return text.replace(" ms", f" ± {milliseconds((reading['high'] - reading['low']) / 2)}")
+
+
+def first_reading(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Returns the latency of a row on the study's first target; older results have none but its median."""
+    return next(iter((row.get("latency") or {}).values()), None)
+
+
 def accuracy(summary: Mapping[str, Any]) -> str:
     """Formats mean ± standard deviation of an accuracy in per cent."""
     if summary["mean"] is None:

@@ -65,8 +65,8 @@ def bench(
     if not isinstance(networks, Mapping) or not networks:
         raise TopiaristError("there is no network to measure: give at least one, {name: model}")
     subjects = [Subject.of(name, network, example_inputs) for name, network in networks.items()]
-    known = {subject.name: subject.macs(example_inputs) for subject in subjects} | dict(macs or {})
-    described = [Network(subject.name, known[subject.name]) for subject in subjects]
+    known = macs or {}
+    described = [Network(s.name, known[s.name] if s.name in known else s.macs(example_inputs)) for s in subjects]
     told = progress or (lambda what, done, total: None)
     with tempfile.TemporaryDirectory(prefix="topiarist-") as folder, meter(memory) as memories:
         work = _Work(described, subjects, example_inputs, rounds, told, Path(folder), memories)
