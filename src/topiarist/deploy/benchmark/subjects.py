@@ -15,7 +15,7 @@ from topiarist.deploy.targets import get_target
 from topiarist.errors import TopiaristError
 from topiarist.files import import_package, one_line, shown
 from topiarist.graph import Inputs, call_model, named_tensors, tensors_in, trace
-from topiarist.measure import mode
+from topiarist.measure import device_of, mode
 
 SAME = "all networks of a bench take the same inputs"
 
@@ -28,11 +28,14 @@ class Bare(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.hidden = (model,)
+        self.hidden, self.device = (model,), device_of(model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the network."""
-        return self.hidden[0](*args, **kwargs)
+        """Calls the network, and waits for a GPU."""
+        output = self.hidden[0](*args, **kwargs)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return output
 
 
 @dataclass(frozen=True, eq=False)
