@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from report_results import make_results
 from topiarist.deploy import Bench, Reading, Setting
 from topiarist.errors import TopiaristError
 from topiarist.measure import Median
-from topiarist.report import figures, formatting, markdown, render
+from topiarist.report import arm_styles, figures, formatting, markdown, render, show
 from topiarist.report.tables import arms_table
 from topiarist.studies import Study, gather, merge, run, timing
 from topiarist.studies.cells import folder
@@ -203,6 +205,22 @@ def test_the_table_shows_spreads_and_who_reads_as_whom() -> None:
     assert {line.cells[at].text for line in table.lines} == {"0.50 ± 0.02 ms"}
     assert [line.cells[at].small for line in table.lines] == [""] * 5 + ["as unpruned"]
     assert "0.50 ± 0.02 ms as unpruned" in markdown.markdown(results)
+
+
+@pytest.mark.parametrize(("width", "text"), [(120, "0.50 ± 0.02 ms"), (80, " 0.50 ms")])
+def test_a_terminal_shows_the_spread_where_it_is_wide(width: int, text: str) -> None:
+    out = io.StringIO()
+    show(timed_results(), Console(file=out, width=width))
+    assert text in out.getvalue()
+    assert max(map(len, out.getvalue().splitlines())) <= width
+
+
+def test_the_figure_draws_the_interval() -> None:
+    rows = timed_results()["rows"]
+    bare = [{**row, "latency": {}} for row in rows]
+    styles = arm_styles.styles(row["arm"] for row in rows)
+    one, other = (figures.tradeoff(each, "latency_ms", styles, "salt") for each in (rows, bare))
+    assert one.count("<path") > other.count("<path")
 
 
 def test_older_results_show_no_spread() -> None:

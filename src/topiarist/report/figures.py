@@ -95,35 +95,31 @@ def tradeoff(rows: Rows, cost: str, styles: Styles, salt: str) -> str:
     with drawing(salt, WIDTH, 3.0) as (figure, svg):
         axes = one_plot(figure)
         amounts, timed = [value(row, cost) or 0.0 for row in shown], cost.startswith(LATENCY)
-        scale = _Scale.of(amounts, from_zero=not timed)
+        intervals = [_interval(row, cost) for row in shown]
+        scale = _Scale.of([*amounts, *(end for ends in intervals if ends for end in ends)], from_zero=not timed)
         positions = _side_by_side([scale.to(amount) for amount in amounts])
         if not timed:  # it need not fall with the budget
             _join_budgets(axes, positions, shown, styles)
-        for position, row in zip(positions, shown, strict=True):
-            style, mean = styles[row["arm"]], row["accuracy"]["mean"]
-            letter = named.get(row["method"], "")
-            if ends := _interval(row, cost):
-                low, high = (scale.to(end) - scale.to(value(row, cost) or 0.0) for end in ends)
-                axes.hlines(mean, position + low, position + high, color=style.colour, lw=1.3, zorder=3)
-            axes.errorbar(
-                position, mean, row["accuracy"]["std"] or 0.0, **_point(style), fmt=style.mark, ms=9.5 if named else 7
-            )
-            axes.text(
-                position,
-                mean,
-                letter,
-                ha="center",
-                va="center_baseline",
-                fontsize=6.5,
-                color=COLOURS["paper"],
-                zorder=4,
-            )
+        for position, amount, ends, row in zip(positions, amounts, intervals, shown, strict=True):
+            reach = [position + scale.to(end) - scale.to(amount) for end in ends or ()]
+            _draw_point(axes, position, reach, row, styles[row["arm"]], named)
         _reference(axes.axhline, next((row for row in shown if row["method"] == "none"), None))
         axes.set_xlim(min([0.0, *positions]) - 0.05, max([1.0, *positions]) + 0.05)
         scale.mark(axes, "ms" if timed else "%")
         axes.set_xlabel(COSTS[cost.partition("/")[0]][1])
         axes.set_ylabel("test accuracy, %")
     return svg()
+
+
+def _draw_point(
+    axes: Axes, x: float, reach: Sequence[float], row: Json, style: Style, named: Mapping[str, str]
+) -> None:
+    """Draws one arm: its accuracy with a standard deviation, the interval of its cost, the letter of its method."""
+    y, spread = row["accuracy"]["mean"], row["accuracy"]["std"] or 0.0
+    axes.plot(reach, [y] * len(reach), color=style.colour, lw=1.3, zorder=3)
+    axes.errorbar(x, y, spread, **_point(style), fmt=style.mark, ms=9.5 if named else 7)
+    letter: Any = {"ha": "center", "va": "center_baseline", "fontsize": 6.5, "color": COLOURS["paper"], "zorder": 4}
+    axes.text(x, y, named.get(row["method"], ""), **letter)
 
 
 def _join_budgets(axes: Axes, positions: Sequence[float], rows: Rows, styles: Styles) -> None:
