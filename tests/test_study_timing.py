@@ -235,8 +235,9 @@ def test_older_results_show_no_spread() -> None:
     [
         (None, 0.5478, "0.55 ms"),
         ({"low": None, "high": None}, 0.5478, "0.55 ms"),
-        ({"low": 11.0, "high": 14.0}, 12.0, "12 ± 1.50 ms"),
+        ({"low": 11.0, "high": 14.0}, 12.0, "12.0 ± 1.5 ms"),
         ({"low": 0.49, "high": 0.53}, 0.51, "0.51 ± 0.02 ms"),
+        ({"low": 0.042, "high": 0.046}, 0.0444, "0.044 ± 0.002 ms"),
         ({}, None, formatting.DASH),
     ],
 )

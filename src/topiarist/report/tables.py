@@ -115,15 +115,17 @@ def _latencies(row: Json, targets: Sequence[str], alike: str) -> list[Cell]:
 
 
 def _alike(rows: Sequence[Json]) -> list[str]:
-    """Returns for each row the first row of another pruning whose networks have the same shapes: ``"as unpruned"``."""
+    """Returns for each row the first other pruning whose networks have the same shapes: ``"as unpruned"``."""
     first: dict[tuple[str, ...], Json] = {}
     told = []
     for row in rows:
         shapes = row.get("shapes") or ()
         one = first.setdefault((row["network"], row["data"], *shapes), row) if shapes else row
-        other = (one["method"], one["goal"]) != (row["method"], row["goal"])
-        by = "" if one["method"] == "none" else f" of {one['method']}"
-        told.append(f"as {one['label']}{by}" if other else "")
+        if (one["method"], one["goal"]) == (row["method"], row["goal"]):
+            told.append("")
+        else:
+            goal = "" if one["goal"] == row["goal"] else one["goal"]
+            told.append(f"as {one['label'] if one['method'] == 'none' else one['method']} {goal}".rstrip())
     return told
 
 
