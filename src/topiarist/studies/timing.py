@@ -61,7 +61,7 @@ def time_together(
     with locked(out):
         for data in dict.fromkeys(cell.data for cell in cells):
             here = [cell for cell in cells if cell.data == data]
-            for shape, found in _timed(_Shapes.of(here, out), out, targets, data_folder).items():
+            for shape, found in _timed(_by_shape(here, out), out, targets, data_folder).items():
                 for cell in found.cells:
                     _finish(cell, out, found, {"shape": shape, "session": session}, report)
 
@@ -88,16 +88,12 @@ class _Found:
     reason: str = ""
 
 
-class _Shapes(dict[str, _Found]):
-    """Shape → what is known of its networks."""
-
-    @classmethod
-    def of(cls, cells: Iterable[Cell], out: Path) -> _Shapes:
-        """Returns the shapes of the networks of latency cells."""
-        shapes = cls()
-        for cell in cells:
-            shapes.setdefault(_shape(cell, folder(out, cell.needs[0])), _Found()).cells.append(cell)
-        return shapes
+def _by_shape(cells: Iterable[Cell], out: Path) -> dict[str, _Found]:
+    """Returns shape → the latency cells of its networks."""
+    shapes: dict[str, _Found] = {}
+    for cell in cells:
+        shapes.setdefault(_shape(cell, folder(out, cell.needs[0])), _Found()).cells.append(cell)
+    return shapes
 
 
 def _shape(cell: Cell, path: Path) -> str:
@@ -110,7 +106,7 @@ def _shape(cell: Cell, path: Path) -> str:
     return _digest([cell.network, cell.data, shapes])
 
 
-def _timed(shapes: _Shapes, out: Path, targets: Sequence[str], data_folder: Path | None) -> _Shapes:
+def _timed(shapes: dict[str, _Found], out: Path, targets: Sequence[str], data_folder: Path | None) -> dict[str, _Found]:
     """Times one network of each shape, all of them interleaved."""
     networks: dict[str, nn.Module] = {}
     jobs: dict[str, Job] = {}
