@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from topiarist.budget import cost as cost
     from topiarist.data import Data as Data
     from topiarist.data import load_data as load_data
+    from topiarist.deploy import Bench as Bench
+    from topiarist.deploy import bench as bench
     from topiarist.errors import TopiaristError as TopiaristError
     from topiarist.graph import Graph as Graph
     from topiarist.graph import Group as Group
@@ -57,6 +59,7 @@ _PUBLIC = {
     "architecture": ("Architecture", "load", "save"),
     "budget": ("Budget", "allocate", "cost"),
     "data": ("Data", "load_data"),
+    "deploy": ("Bench", "bench"),
     "errors": ("TopiaristError",),
     "graph": ("Graph", "Group", "Slice", "trace"),
     "measure": ("collect", "evaluate", "latency"),

@@ -84,7 +84,7 @@ def keep_by_latency(trade: Trade) -> Keep:
             "a latency budget needs a table of latencies: use topiarist.prune, which measures it, or "
             "allocate(graph, scores, budget.priced(table))"
         )
-    shares = {name: float(kept.float().mean()) for name, kept in trade.settled.items()}
+    shares = {name: float(kept.double().mean()) for name, kept in trade.settled.items()}
     knapsack = Knapsack(table, [trade.rungs(ladder, table) for ladder in trade.ladders], shares)
 
     def fits() -> bool:

@@ -148,7 +148,7 @@ class LatencyTable:
 
     def of(self, keep: Keep) -> float:
         """Returns the fraction of a keep."""
-        return self.fraction({name: float(kept.float().mean()) for name, kept in keep.items()})
+        return self.fraction({name: float(kept.double().mean()) for name, kept in keep.items()})
 
     def corrected(self, predicted: float, measured: float) -> LatencyTable:
         """Returns the table that predicts what was measured where it predicted something else."""

@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "train a network",
     "prune": "prune a network, prove the cut, fine-tune it, write the smaller one",
     "export": "write a network as a file for a runtime, once it computes what torch does",
+    "bench": "measure how long networks take on runtimes, side by side, and draw it",
     "sensitivity": "measure how accuracy falls as each group alone is pruned, and draw it",
     "pattern": "average the shapes of pruned networks into a plan for new ones, and draw it",
     "compress": "share weights, train their centroids, and write one small file",

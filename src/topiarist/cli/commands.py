@@ -178,6 +178,69 @@ def prune(
     show.result(result, json, lambda: show.pruned(done, result, out))
 
 
+def bench(
+    networks: list[str],
+    *,
+    targets: tuple[str, ...] = ("torch",),
+    threads: tuple[int, ...] = (1,),
+    batch: tuple[int, ...] = (1,),
+    input: str | None = None,
+    data: str | None = None,
+    rounds: int = 200,
+    seconds: float = 10.0,
+    warmup: int = 3,
+    seed: int = 0,
+    no_memory: bool = False,
+    out: Path = Path("runs/bench"),
+    json: bool = False,
+) -> None:
+    """Measure how long networks take on runtimes: side by side, in turns, with intervals.
+
+    The first network is what the others are compared with. A folder alone is compared with the network before pruning.
+
+    Args:
+        networks: names of models as for inspect, folders that prune wrote, or ONNX files.
+        targets: runtimes, such as torch,onnxruntime.
+        threads: of the CPU; several numbers are several settings.
+        batch: examples of one run; several numbers are several settings.
+        input: shape of the input, as 1,3,32,32 or 3x32x32; by default that of the data.
+        data: data set whose first example is the input; by default that of a folder.
+        rounds: in each setting at most; every network runs once in each.
+        seconds: after so many no further round of a setting begins.
+        warmup: rounds before them, which are not measured.
+        seed: of the order of the networks in each round.
+        no_memory: leave peak memory out, which is quicker.
+        out: folder for bench.json, bench.svg and bench.png.
+        json: print the result as JSON.
+    """
+    from topiarist.cli.benching import inputs_of, named
+    from topiarist.deploy import bench as measure
+    from topiarist.measure import Rounds
+    from topiarist.report import save_bench
+
+    writable_folder(out)
+    how = Rounds(rounds, seconds, warmup, seed)
+    found = named(networks, data, input)
+    with show.steps(quiet=json) as steps:
+        result = measure(
+            {name: each.network for name, each in found.items()},
+            inputs_of(found, input),
+            targets,
+            threads,
+            batch,
+            rounds=how,
+            macs={name: each.macs for name, each in found.items() if each.macs is not None},
+            memory=not no_memory,
+            progress=steps,
+        )
+    write_json(out / "bench.json", result.to_json())
+    for kind in ("svg", "png"):
+        save_bench(result, out / f"bench.{kind}")
+    show.result(result.to_json(), json, lambda: show.bench(result, out))
+    if result.interrupted:
+        raise KeyboardInterrupt(f"interrupted; what was measured is in {out / 'bench.json'}")
+
+
 def sensitivity(
     model: str,
     *,

@@ -159,11 +159,10 @@ def _without_selectors(plan: Plan, model: nn.Module) -> nn.Module:
 
 
 def _times(before: nn.Module, after: nn.Module, example: Tensor) -> dict[str, float]:
-    """Measures latencies in milliseconds, in turns and the better of two, so that other work disturbs both alike."""
-    from topiarist.measure import latency
+    """Measures latencies in milliseconds, interleaved, so that other work disturbs both alike."""
+    from topiarist.measure import Rounds, latencies
 
-    rounds = [(latency(before, example, repeats=10), latency(after, example, repeats=10)) for _ in range(2)]
-    return {"before": min(first for first, _ in rounds), "after": min(second for _, second in rounds)}
+    return latencies({"before": before, "after": after}, example, Rounds(20))
 
 
 def fit(

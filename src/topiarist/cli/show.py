@@ -18,7 +18,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from topiarist.budget import Cost
     from topiarist.compress import Report
-    from topiarist.deploy import Exported
+    from topiarist.deploy import Bench, Exported
     from topiarist.graph import Graph
     from topiarist.guided import KernelPattern, WidthPattern
     from topiarist.measure import OnStep
@@ -193,6 +193,12 @@ def sensitivity(scan: Sensitivity, out: Path) -> None:
     for name, points in scan.groups.items():
         table.add_row(escape(name), str(points[0].units), *(f"{point.accuracy:.1f}" for point in points))
     console().print(table)
+    print(f"files: {out}/")
+
+
+def bench(result: Bench, out: Path) -> None:
+    """Prints the table of a bench, and where its files are."""
+    print(result)
     print(f"files: {out}/")
 
 

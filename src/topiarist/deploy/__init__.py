@@ -1,5 +1,6 @@
 """Runtimes: take a network to them, check what arrives, and measure how long it takes there."""
 
+from topiarist.deploy.benchmark import Bench, Network, Reading, Setting, bench, onnx_shapes
 from topiarist.deploy.cache import Cache
 from topiarist.deploy.exporting import Exported, export, format_names, target_of
 from topiarist.deploy.interface import EXPORTERS
@@ -10,12 +11,17 @@ from topiarist.deploy.targets import get_target, make_target, target_names
 
 __all__ = [
     "EXPORTERS",
+    "Bench",
     "Cache",
     "Exported",
     "Layer",
+    "Network",
     "Outputs",
+    "Reading",
     "Session",
+    "Setting",
     "Target",
+    "bench",
     "export",
     "fastest",
     "format_names",
@@ -24,6 +30,7 @@ __all__ = [
     "layers_of",
     "machine",
     "make_target",
+    "onnx_shapes",
     "ratio_of",
     "target_names",
     "target_of",

@@ -19,7 +19,7 @@ from topiarist.deploy.cache import Cache
 from topiarist.deploy.layers import Layer, Shape, layers_of
 from topiarist.deploy.target import Session, Target
 from topiarist.graph import Graph, Inputs, map_tensors, tensors_in
-from topiarist.measure import OnStep, device_of
+from topiarist.measure import OnStep, Rounds, device_of, interleaved
 
 LONGEST = 0.015
 """Seconds that one point of the table may take, unless a few runs take longer."""
@@ -98,7 +98,7 @@ def fastest(session: Session, inputs: Inputs, seconds: float = LONGEST) -> float
 
 
 def ratio_of(session: Session, other: Session, inputs: Inputs, seconds: float = 2.0) -> float:
-    """Returns how long one network takes as a fraction of another one: the median over rounds, both run in turns.
+    """Returns how long one network takes as a fraction of another one: the median over rounds that run both.
 
     Args:
         session: the one.
@@ -106,19 +106,10 @@ def ratio_of(session: Session, other: Session, inputs: Inputs, seconds: float = 
         inputs: what both are run on.
         seconds: that the rounds take, at least 7 of them.
     """
-    runs = session.bind(inputs), other.bind(inputs)
-    for run in runs:
-        run()
-    ratios: list[float] = []
-    begin = time.perf_counter()
-    while len(ratios) < 7 or (time.perf_counter() - begin < seconds and len(ratios) < 200):
-        times = []
-        for run in runs:
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-        ratios.append(times[0] / times[1])
-    return median(ratios)
+    runs = {"one": session.bind(inputs), "other": other.bind(inputs)}
+    least = [each["one"] / each["other"] for each in interleaved(runs, Rounds(7, warmup=1))]
+    more = interleaved(runs, Rounds(200, seconds=seconds, warmup=0, seed=1))
+    return median([*least, *(each["one"] / each["other"] for each in more)])
 
 
 def machine(device: torch.device | None = None) -> str:

@@ -129,30 +129,30 @@ def twice_the_batch(inputs: Inputs) -> Any:
 
     The batch is the first axis of every tensor that has as many positions there as the first tensor.
     """
-    batch = next((t.shape[0] for t in tensors_in(inputs) if t.ndim), 0)
 
     def doubled(tensor: Tensor) -> Tensor:
-        if not tensor.ndim or tensor.shape[0] != batch:
-            return tensor
         other = tensor.flip(-1) if tensor.ndim > 1 else tensor
         return torch.cat([tensor, 0.5 * other if tensor.is_floating_point() else other])
 
-    return map_tensors(inputs, doubled)
+    return _map_batch(inputs, doubled)
 
 
 def batch_of(inputs: Inputs, size: int) -> Any:
-    """Returns the same inputs with a batch of this size; examples are repeated where there are fewer.
+    """Returns the same inputs with a batch of this size: their examples in turn, as often as it takes.
 
     The batch is the first axis of every tensor that has as many positions there as the first tensor.
     """
-    batch = next((t.shape[0] for t in tensors_in(inputs) if t.ndim), 0)
 
     def resized(tensor: Tensor) -> Tensor:
-        if not tensor.ndim or tensor.shape[0] != batch:
-            return tensor
-        return torch.cat([tensor] * -(-size // batch))[:size]
+        return tensor if len(tensor) == size else tensor[torch.arange(size, device=tensor.device) % len(tensor)]
 
-    return inputs if size == batch or not batch else map_tensors(inputs, resized)
+    return _map_batch(inputs, resized)
+
+
+def _map_batch(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Any:
+    """Returns the same inputs with those tensors changed that have the batch as their first axis."""
+    batch = next((t.shape[0] for t in tensors_in(inputs) if t.ndim), 0)
+    return map_tensors(inputs, lambda tensor: change(tensor) if tensor.ndim and len(tensor) == batch else tensor)
 
 
 @contextmanager

@@ -23,8 +23,9 @@ from topiarist.measure.evaluation import (
     evaluate,
     evaluate_batches,
 )
+from topiarist.measure.medians import Median
 from topiarist.measure.statistics import STATISTICS, Statistic, Watch
-from topiarist.measure.timing import latency, threads_set
+from topiarist.measure.timing import Clock, Rounds, Runs, interleaved, latencies, latency, threads_set
 from topiarist.measure.watching import (
     ACTIVATIONS,
     Args,
@@ -47,6 +48,7 @@ __all__ = [
     "STATISTICS",
     "Args",
     "Batch",
+    "Clock",
     "Evaluation",
     "Func",
     "FunctionMode",
@@ -54,7 +56,10 @@ __all__ = [
     "Kwargs",
     "Layer",
     "Loss",
+    "Median",
     "OnStep",
+    "Rounds",
+    "Runs",
     "Statistic",
     "Stats",
     "Target",
@@ -72,7 +77,9 @@ __all__ = [
     "first_examples",
     "flat_response",
     "inputs_and_target",
+    "interleaved",
     "is_plain",
+    "latencies",
     "latency",
     "map_tensors",
     "merge",

@@ -29,7 +29,9 @@ BUILT = (
 
 COSTS = (
     "MACs of unstructured sparse networks count nonzero weights; files and latency are those of dense tensors. Latency "
-    "is measured here, one example at a time."
+    "is measured here, one example at a time on one thread, when all else is done: the networks run in turns, and ± is "
+    "half the 95 % interval of the median. Networks whose tensors have the same shapes share one reading, so that an "
+    "unstructured sparse network reads the same as the unpruned one."
 )
 
 

@@ -17,6 +17,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNL
 from topiarist.report import formatting
 from topiarist.report.arm_styles import COLOURS, Style
 from topiarist.report.svg import drawing, one_plot
+from topiarist.report.tables import latency_targets
 from topiarist.studies import ARMS, Json
 
 WIDTH = 3.7
@@ -25,10 +26,12 @@ WIDTH = 3.7
 LETTERED = 48
 """Up to so many points of a panel, each shows the letter of its method."""
 
+LATENCY = "latency_ms"
+
 COSTS = {
     "macs_ratio": ("Accuracy against MACs", "MACs, % of the unpruned network"),
     "params_ratio": ("Accuracy against parameters", "parameters, % of the unpruned network"),
-    "latency_ms": ("Accuracy against latency", "latency, ms for one example"),
+    LATENCY: ("Accuracy against latency", "latency, ms for one example"),
 }
 """Field of a row that `tradeoff` draws accuracy against → title of the panel and label of the axis."""
 
@@ -39,15 +42,47 @@ Rows = Sequence[Json]
 Styles = Mapping[str, Style]
 
 
+def costs(rows: Rows) -> dict[str, tuple[str, str]]:
+    """Returns `COSTS`, with a latency for each target, ``"latency_ms/NAME"``, where the study has several."""
+    targets = latency_targets(rows)
+    if len(targets) < 2:
+        return COSTS
+    fixed = {cost: words for cost, words in COSTS.items() if cost != LATENCY}
+    title, label = COSTS[LATENCY]
+    return {**fixed, **{f"{LATENCY}/{target}": (f"{title}, {target}", label) for target in targets}}
+
+
+def value(row: Json, cost: str) -> float | None:
+    """Returns a cost of a row."""
+    name, _, target = cost.partition("/")
+    found: float | None = (_reading(row, target) or {}).get("value") if target else row[name]
+    return found
+
+
+def _reading(row: Json, target: str) -> Json | None:
+    """Returns the latency of a row on a target; without a name on the study's first one."""
+    return (row.get("latency") or {}).get(target) if target else formatting.first_reading(row)
+
+
+def _interval(row: Json, cost: str) -> tuple[float, float] | None:
+    """Returns the interval of a latency, where it is known."""
+    name, _, target = cost.partition("/")
+    reading = _reading(row, target) if name == LATENCY else None
+    if not reading or reading.get("low") is None or reading.get("high") is None:
+        return None
+    return reading["low"], reading["high"]
+
+
 def drawn(rows: Rows, cost: str) -> Rows:
     """Returns the rows that `tradeoff` draws: those with both values, of networks that are trained."""
-    return [row for row in rows if row["arm"] not in UNTRAINED and None not in (row["accuracy"]["mean"], row[cost])]
+    trained = [row for row in rows if row["arm"] not in UNTRAINED]
+    return [row for row in trained if None not in (row["accuracy"]["mean"], value(row, cost))]
 
 
 def letters(rows: Rows) -> dict[str, str]:
     """Returns method → letter of its points; nothing where there is one method, or too many points."""
     names = list(dict.fromkeys(row["method"] for row in rows if row["method"] != "none"))
-    many = max(len(drawn(rows, cost)) for cost in COSTS) > LETTERED or len(names) > 26
+    many = max(len(drawn(rows, cost)) for cost in costs(rows)) > LETTERED or len(names) > 26
     return {} if many or len(names) < 2 else {name: chr(ord("a") + number) for number, name in enumerate(names)}
 
 
@@ -59,32 +94,32 @@ def tradeoff(rows: Rows, cost: str, styles: Styles, salt: str) -> str:
     shown, named = drawn(rows, cost), letters(rows)
     with drawing(salt, WIDTH, 3.0) as (figure, svg):
         axes = one_plot(figure)
-        scale = _Scale.of([row[cost] for row in shown], from_zero=cost != "latency_ms")
-        positions = _side_by_side([scale.to(row[cost]) for row in shown])
-        if cost != "latency_ms":  # it need not fall with the budget
+        amounts, timed = [value(row, cost) or 0.0 for row in shown], cost.startswith(LATENCY)
+        intervals = [_interval(row, cost) for row in shown]
+        scale = _Scale.of([*amounts, *(end for ends in intervals if ends for end in ends)], from_zero=not timed)
+        positions = _side_by_side([scale.to(amount) for amount in amounts])
+        if not timed:  # it need not fall with the budget
             _join_budgets(axes, positions, shown, styles)
-        for position, row in zip(positions, shown, strict=True):
-            style, mean = styles[row["arm"]], row["accuracy"]["mean"]
-            letter = named.get(row["method"], "")
-            axes.errorbar(
-                position, mean, row["accuracy"]["std"] or 0.0, **_point(style), fmt=style.mark, ms=9.5 if named else 7
-            )
-            axes.text(
-                position,
-                mean,
-                letter,
-                ha="center",
-                va="center_baseline",
-                fontsize=6.5,
-                color=COLOURS["paper"],
-                zorder=4,
-            )
+        for position, amount, ends, row in zip(positions, amounts, intervals, shown, strict=True):
+            reach = [position + scale.to(end) - scale.to(amount) for end in ends or ()]
+            _draw_point(axes, position, reach, row, styles[row["arm"]], named)
         _reference(axes.axhline, next((row for row in shown if row["method"] == "none"), None))
         axes.set_xlim(min([0.0, *positions]) - 0.05, max([1.0, *positions]) + 0.05)
-        scale.mark(axes, "ms" if cost == "latency_ms" else "%")
-        axes.set_xlabel(COSTS[cost][1])
+        scale.mark(axes, "ms" if timed else "%")
+        axes.set_xlabel(COSTS[cost.partition("/")[0]][1])
         axes.set_ylabel("test accuracy, %")
     return svg()
+
+
+def _draw_point(
+    axes: Axes, x: float, reach: Sequence[float], row: Json, style: Style, named: Mapping[str, str]
+) -> None:
+    """Draws one arm: its accuracy with a standard deviation, the interval of its cost, the letter of its method."""
+    y, spread = row["accuracy"]["mean"], row["accuracy"]["std"] or 0.0
+    axes.plot(reach, [y] * len(reach), color=style.colour, lw=1.3, zorder=3)
+    axes.errorbar(x, y, spread, **_point(style), fmt=style.mark, ms=9.5 if named else 7)
+    letter: Any = {"ha": "center", "va": "center_baseline", "fontsize": 6.5, "color": COLOURS["paper"], "zorder": 4}
+    axes.text(x, y, named.get(row["method"], ""), **letter)
 
 
 def _join_budgets(axes: Axes, positions: Sequence[float], rows: Rows, styles: Styles) -> None:

@@ -37,10 +37,31 @@ def percent(fraction: float | None) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """Formats milliseconds, two digits after the point below ten: ``0.5478`` → ``"0.55 ms"``."""
-    if value is None:
-        return DASH
-    return f"{value:.2f} ms" if value < 9.995 else f"{value:.3g} ms" if value < 999.5 else f"{value:.0f} ms"
+    """Formats milliseconds, two digits after the point below ten, three below a tenth: ``0.5478`` → ``"0.55 ms"``."""
+    return DASH if value is None else f"{_digits(value, value)} ms"
+
+
+def latency(reading: Mapping[str, Any] | None, value: float | None) -> str:
+    """Formats a median in milliseconds, ± half its interval: ``"0.51 ± 0.02 ms"``.
+
+    Args:
+        reading: its ``low`` and ``high``, where they are known.
+        value: the median.
+    """
+    if value is None or reading is None or reading.get("low") is None or reading.get("high") is None:
+        return milliseconds(value)
+    return f"{_digits(value, value)} ± {_digits((reading['high'] - reading['low']) / 2, value)} ms"
+
+
+def _digits(value: float, scale: float) -> str:
+    """Formats a number with as many digits after the point as one of this scale has."""
+    places = 3 if scale < 0.0995 else 2 if scale < 9.995 else 1 if scale < 99.95 else 0
+    return f"{value:.{places}f}"
+
+
+def first_reading(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Returns the latency of a row on the study's first target; older results have none but its median."""
+    return next(iter((row.get("latency") or {}).values()), None)
 
 
 def accuracy(summary: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,8 +30,8 @@ def sections(results: Json, styles: Mapping[str, Style]) -> Iterator[dict[str, A
             "letters": figures.letters(rows),
             "arms": list(dict.fromkeys(row["arm"] for row in rows if row["arm"] not in figures.UNTRAINED)),
             "tradeoffs": [
-                (title, Markup(figures.tradeoff(rows, cost, styles, f"{cost}-{number}")))
-                for cost, (title, _) in figures.COSTS.items()
+                (title, Markup(figures.tradeoff(rows, cost, styles, f"{re.sub(r'[^a-z_]', '-', cost)}-{number}")))
+                for cost, (title, _) in figures.costs(rows).items()
                 if len(figures.drawn(rows, cost)) > 1
             ],
             "prunings": [_card(shown, rows, name, styles, f"{number}-{count}") for count, name in enumerate(prunings)],

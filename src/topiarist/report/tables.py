@@ -74,11 +74,14 @@ def arms_table(results: Json) -> Table:
     varying = _varying(results)
     heads = [key.capitalize() for key in varying]
     heads += ["Method", "Arm", "Accuracy, %"] + (["Published, %"] if published else [])
-    numbers = ("MACs", "Parameters", "File", "Latency", "Epochs", "Seeds")
+    targets = latency_targets(results["rows"])
+    latencies = [f"Latency, {target}" for target in targets] if len(targets) > 1 else ["Latency"]
+    numbers = ("MACs", "Parameters", "File", *latencies, "Epochs", "Seeds")
     table = Table("arms", (*heads, *numbers), frozenset((*numbers, "Accuracy, %", "Published, %")))
     table = replace(table, notes={letter: source for source, letter in sources.items()})
     before: tuple[str, ...] = ()
-    for row in results["rows"]:
+    alike = _alike(results["rows"])
+    for row, same in zip(results["rows"], alike, strict=True):
         cells = [Cell(row[key]) for key in varying]
         cells += [Cell(row["method"], row["goal"]), Cell(row["label"], arm=row["arm"])]
         cells += [Cell(formatting.accuracy(row["accuracy"]), value=row["accuracy"]["mean"])]
@@ -87,7 +90,7 @@ def arms_table(results: Json) -> Table:
             Cell(formatting.count(row["macs"]), _share(row["macs_ratio"]), row["macs"]),
             Cell(formatting.count(row["params"]), _share(row["params_ratio"]), row["params"]),
             Cell(formatting.size(row["bytes"]), value=row["bytes"]),
-            Cell(formatting.milliseconds(row["latency_ms"]), value=row["latency_ms"]),
+            *_latencies(row, targets, same),
             Cell(formatting.DASH if row["epochs"] is None else f"{row['epochs']:.0f}", value=row["epochs"]),
             Cell(str(row["accuracy"]["n"]), value=row["accuracy"]["n"]),
         ]
@@ -95,6 +98,35 @@ def arms_table(results: Json) -> Table:
         table.lines.append(Line(tuple(cells), _keys(row, row["arm"]), kind != before))
         before = kind
     return table
+
+
+def latency_targets(rows: Sequence[Json]) -> list[str]:
+    """Returns the targets on which networks were timed, the study's first one first."""
+    return list(dict.fromkeys(target for row in rows for target in row.get("latency") or {}))
+
+
+def _latencies(row: Json, targets: Sequence[str], alike: str) -> list[Cell]:
+    """Returns a cell for each target; of one target, or of results that name none, that of ``latency_ms``."""
+    if len(targets) < 2:
+        value = row["latency_ms"]
+        return [Cell(formatting.latency(formatting.first_reading(row), value), alike, value)]
+    readings = [row.get("latency", {}).get(target, {}) for target in targets]
+    return [Cell(formatting.latency(each, each.get("value")), alike, each.get("value")) for each in readings]
+
+
+def _alike(rows: Sequence[Json]) -> list[str]:
+    """Returns for each row the first other pruning whose networks have the same shapes: ``"as unpruned"``."""
+    first: dict[tuple[str, ...], Json] = {}
+    told = []
+    for row in rows:
+        shapes = row.get("shapes") or ()
+        one = first.setdefault((row["network"], row["data"], *shapes), row) if shapes else row
+        if (one["method"], one["goal"]) == (row["method"], row["goal"]):
+            told.append("")
+        else:
+            goal = "" if one["goal"] == row["goal"] else one["goal"]
+            told.append(f"as {one['label'] if one['method'] == 'none' else one['method']} {goal}".rstrip())
+    return told
 
 
 def _sources(results: Json) -> dict[str, str]:

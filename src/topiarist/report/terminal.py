@@ -66,7 +66,7 @@ def _table(title: str, rows: list[Json], gap: int) -> Table:
             formatting.percent(row["macs_ratio"]),
             formatting.count(row["params"]),
             formatting.size(row["bytes"]),
-            formatting.milliseconds(row["latency_ms"]),
+            formatting.latency(formatting.first_reading(row) if gap == 2 else None, row["latency_ms"]),
             formatting.DASH if row["epochs"] is None else f"{row['epochs']:.0f}",
         )
     return table

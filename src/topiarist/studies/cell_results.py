@@ -35,7 +35,10 @@ def _is_result(values: dict[str, Any]) -> bool:
     if not all(_is_number(values[name]) for name in NUMBERS if values.get(name) is not None):
         return False
     widths, kernels, scores = (values.get(name, {}) for name in ("widths", "kernels", "scores"))
-    if not all(isinstance(each, dict) for each in (widths, kernels, scores)):
+    latency = values.get("latency", {})
+    if not all(isinstance(each, dict) for each in (widths, kernels, scores, latency)):
+        return False
+    if not all(isinstance(each, dict) and all(map(_is_number, _numbers(each))) for each in latency.values()):
         return False
     if not all(isinstance(sizes, dict) for sizes in kernels.values()):
         return False
@@ -46,6 +49,11 @@ def _is_result(values: dict[str, Any]) -> bool:
         and all(isinstance(each, list) and all(map(_is_number, each)) for each in lists)
         and all(len(pair) == 2 for pair in widths.values())
     )
+
+
+def _numbers(reading: dict[str, Any]) -> list[Any]:
+    """Returns the median and its interval of a latency on a target, where it was measured."""
+    return [reading[name] for name in ("value", "low", "high") if reading.get(name) is not None]
 
 
 def _is_number(value: Any) -> bool:

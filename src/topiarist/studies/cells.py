@@ -161,14 +161,27 @@ def compute(cell: Cell, out: Path, work: Work) -> None:
         values = dict(work(cell, draft, tuple(folder(out, need) for need in cell.needs)))
         values["seconds"] = round(time.perf_counter() - start, 3)
         values["processor_seconds"] = round(time.process_time() - processor, 3)
-        write_json(draft / "cell.json", cell.as_json())
-        write_json(draft / "result.json", values)
+        _write(cell, values, draft)
         publish(draft, final)
+
+
+def store(cell: Cell, out: Path, values: Json) -> None:
+    """Writes the result of a cell that needs no work of its own, in the place of a former one."""
+    draft = out / "drafts" / cell.key
+    draft.mkdir(parents=True, exist_ok=True)
+    (draft / "error.txt").unlink(missing_ok=True)
+    _write(cell, values, draft)
+    publish(draft, folder(out, cell))
+
+
+def _write(cell: Cell, values: Json, draft: Path) -> None:
+    write_json(draft / "cell.json", cell.as_json())
+    write_json(draft / "result.json", values)
 
 
 def publish(draft: Path, final: Path) -> None:
     """Moves a finished folder into place, in one step."""
-    if final.exists():  # without a result
+    if final.exists():  # without a result, or with a former one
         shutil.rmtree(final)
     os.replace(draft, final)
 
@@ -201,6 +214,14 @@ def failure(out: Path, cell: Cell) -> str:
         return (out / "drafts" / cell.key / "error.txt").read_text().partition("\n")[0]
     except OSError:
         return ""
+
+
+def note_failure(out: Path, cell: Cell, reason: str) -> None:
+    """Writes why a cell failed, its first line for `failure`; a full disk takes no note."""
+    note = out / "drafts" / cell.key / "error.txt"
+    with suppress(OSError):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(f"{reason}\n")
 
 
 def prepare(out: Path) -> None:

@@ -17,7 +17,7 @@ from topiarist.studies.results import gather, write_results
 from topiarist.studies.study import Study
 from topiarist.studies.timing import latency_cells
 
-SHARED = ("recipe", "finetune", "cap", "source", "selectors", "speed")
+SHARED = ("recipe", "finetune", "cap", "source", "selectors", "speed", "targets")
 """What studies must have in common, since one table compares them."""
 
 JOINED = ("networks", "data", "prunings", "seeds", "published", "arms")

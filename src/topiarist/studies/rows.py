@@ -26,7 +26,8 @@ def table(study: Study, out: Path) -> list[dict[str, Any]]:
     Raises:
         TopiaristError: the result of a cell is damaged.
     """
-    rows = [_row(study, row, out) for row in study.rows()]
+    readings: dict[str, Json] = {}
+    rows = [_row(study, row, out, readings) for row in study.rows()]
     unpruned = {(row["network"], row["data"]): row for row in reversed(rows) if row["arm"] == "unpruned"}
     for row in rows:
         reference = unpruned[row["network"], row["data"]]
@@ -36,7 +37,7 @@ def table(study: Study, out: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(study: Study, row: Row, out: Path) -> dict[str, Any]:
+def _row(study: Study, row: Row, out: Path, readings: dict[str, Json]) -> dict[str, Any]:
     arm, pruning = ARMS[row.arm], row.pruning
     cells = {seed: cell for seed, cell in row.cells.items() if finished(out, cell)}
     results = {seed: checked_result(folder(out, cell), "accuracy") for seed, cell in cells.items()}
@@ -57,7 +58,7 @@ def _row(study: Study, row: Row, out: Path) -> dict[str, Any]:
         "label": arm.labelled(pruning),
         "accuracy": {**spread, "seeds": {str(seed): value for seed, value in accuracy.items()}},
         **{name: fmean(values) if values else None for name, values in numbers.items()},
-        "latency_ms": _latency(cells.values(), out),
+        **_latency(cells.values(), out, readings),
         "proof": max(known("proof"), default=None),
         "widths": _widths(known("widths")),
         "kernels": _kernels(known("kernels")),
@@ -83,10 +84,33 @@ def _form(values: Json) -> list[Any]:
     return [*groups, *sorted((stage, size, len(kept)) for stage, of in kernels.items() for size, kept in of.items())]
 
 
-def _latency(cells: Iterable[Cell], out: Path) -> float | None:
+def _latency(cells: Iterable[Cell], out: Path, readings: dict[str, Json]) -> dict[str, Any]:
+    """Returns the latencies of a row by target, medians over the seeds, and the shapes of its networks.
+
+    Args:
+        cells: of the row.
+        out: folder of the study.
+        readings: shape → its reading, the first one that was met: after a merge there may be several.
+    """
     timed = [cell for cell in map(latency_cell, cells) if finished(out, cell)]
-    times = [checked_result(folder(out, cell), "latency_ms")["latency_ms"] for cell in timed]
-    return median(times) if times else None
+    own = {cell.key: checked_result(folder(out, cell), "latency_ms") for cell in timed}
+    found = [readings.setdefault(values.get("shape", key), values) for key, values in own.items()]
+    by_target = [values.get("latency", {}) for values in found]
+    return {
+        "latency_ms": median(values["latency_ms"] for values in found) if found else None,
+        "latency": {name: _on_target([of[name] for of in by_target if name in of]) for name in _names(by_target)},
+        "shapes": sorted({values["shape"] for values in found if "shape" in values}),
+    }
+
+
+def _names(mappings: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for each in mappings for name in each))
+
+
+def _on_target(seeds: Sequence[Json]) -> dict[str, float | None]:
+    """Returns the median over the seeds of a latency and of the ends of its interval."""
+    known = {name: [of[name] for of in seeds if of.get(name) is not None] for name in ("value", "low", "high")}
+    return {name: median(values) if values else None for name, values in known.items()}
 
 
 def _design(cells: Iterable[Cell], out: Path) -> dict[str, Any] | None:

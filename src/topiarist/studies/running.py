@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from topiarist.data import load_data
+from topiarist.deploy import make_target
 from topiarist.errors import TopiaristError
 from topiarist.files import write_json
 from topiarist.models import make_model
@@ -20,7 +21,7 @@ from topiarist.studies.progress import Live
 from topiarist.studies.queue import locked, run_cells
 from topiarist.studies.results import gather, write_results
 from topiarist.studies.study import Study
-from topiarist.studies.timing import latency_cells
+from topiarist.studies.timing import latency_cells, time_together
 from topiarist.studies.work import ArmWork
 
 PRELOAD = ("lightning_fabric", "safetensors.torch", "sklearn.datasets")
@@ -66,6 +67,8 @@ def run(
     cells = unfold(study.cells())
     if work is None:
         work = ArmWork(source)
+        for target in study.targets:
+            make_target(target).imported()
         if not all(finished(out, cell) for cell in cells):
             _check_names(cells, source)
         if not any(finished(out, cell) for cell in cells):
@@ -76,7 +79,10 @@ def run(
     with Live(len(cells) + len(timed), quiet) as live:
         outcome = run_cells(cells, out, work, executor=executor, workers=workers, preload=PRELOAD, progress=live)
         timed = tuple(cell for cell in timed if cell.needs[0].key not in outcome.failed)
-        run_cells(timed, out, work, progress=live.only("latency"))  # one after the other, when nothing else runs
+        if isinstance(work, ArmWork):  # when nothing else runs
+            time_together(timed, out, study.targets, live, source)
+        else:
+            run_cells(timed, out, work, progress=live.only("latency"))
     results = gather(study, out)
     write_results(out, results)
     return results

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from topiarist.budget import Budget
+from topiarist.deploy import get_target
 from topiarist.errors import TopiaristError
 from topiarist.files import check_fields, from_plain, read_json, read_yaml, shown, suggestion
 from topiarist.studies.arms import ARMS, FINETUNE_RECIPE, Case, Terms
@@ -58,6 +59,7 @@ class Study(Terms):
             where it is left out; by the row's method, with the study's seeds and recipes.
         selectors: names of networks that get channel selectors (`topiarist.add_selectors`).
         speed: how `topiarist.fit` computes: its ``precision``, ``channels_last``, ``compiled``.
+        targets: names of runtimes (`topiarist.deploy.target_names`) on which the networks are timed.
         published: published numbers to show beside ours (see `topiarist.studies.published.Entry`).
         note: what a reader should know, shown with the results.
         title: heads the report.
@@ -67,15 +69,19 @@ class Study(Terms):
     data: tuple[str, ...]
     prunings: tuple[StudyPruning, ...]
     arms: tuple[str, ...] = ("finetune", "scratch_e", "scratch_b", "uniform")
+    targets: tuple[str, ...] = ("torch",)
     published: tuple[Json, ...] = ()
     note: str = ""
     title: str = "Pruning study"
 
     def __post_init__(self) -> None:
         check_fields(self, "the study")
-        for name, values in (("network", self.networks), ("data", self.data), ("pruning", self.prunings)):
+        must_be = {"network": self.networks, "data": self.data, "pruning": self.prunings, "target": self.targets}
+        for name, values in must_be.items():
             if not values:
                 raise TopiaristError(f"the study has no {name}; name at least one")
+        for target in self.targets:
+            get_target(target)
         legal = all(0 <= seed < 2**62 for seed in self.seeds)
         if not legal or not 0 < len(set(self.seeds)) == len(self.seeds) <= MOST_SEEDS:
             raise TopiaristError(f"the seeds must be 1 to {MOST_SEEDS:,} different whole numbers from 0 to 2^62")
@@ -138,7 +144,7 @@ class Study(Terms):
         if missing := sorted({"network", "data", "prunings"} - set(settings)):
             raise TopiaristError(f"the study lacks the key {missing[0]!r}; add it")
         values = {key: value for key, value in settings.items() if key not in ("network", "data", "prunings", "seeds")}
-        for key in ("arms", "selectors", "published"):
+        for key in ("arms", "selectors", "targets", "published"):
             if key in values:
                 values[key] = tuple(listed(values[key]))
         seeds = settings.get("seeds", 3)

@@ -1,16 +1,33 @@
-"""The latency of a study's networks: cells that are computed when nothing else runs, and no arms of the table."""
+"""The latency of a study's networks: timed together, after all else, in cells that are no arms of the table.
+
+Networks that run at different moments meet a machine in different states: two of one shape once read 1.07 and 0.51 ms.
+So all networks on one data set run in turns, and networks whose tensors have the same shapes share one reading, for
+their weights take no part in it. Anything new has all of them timed anew, which takes seconds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
-from topiarist.measure import latency
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from topiarist.architecture import WEIGHTS_FILE
+from topiarist.deploy import bench
+from topiarist.errors import TopiaristError
+from topiarist.measure import Rounds
 from topiarist.studies.arms import ARMS
-from topiarist.studies.cells import Cell, unfold
+from topiarist.studies.cells import Cell, finished, folder, note_failure, read_result, store, unfold
+from topiarist.studies.data_paths import placed
 from topiarist.studies.job import Job, Result
+from topiarist.studies.queue import Event, Progress, locked
 
-REPEATS = 5
-"""Times that a latency is measured."""
+ROUNDS = Rounds(count=50, seconds=60.0)
+"""Of all networks on one data set, for each target."""
 
 
 def latency_cell(cell: Cell) -> Cell:
@@ -24,7 +41,116 @@ def latency_cells(cells: Iterable[Cell]) -> tuple[Cell, ...]:
     return tuple(dict.fromkeys(latency_cell(cell) for cell in unfold(cells) if cell.arm in ARMS))
 
 
-def measure_latency(job: Job) -> Result:
-    """Measures how long the network takes for one example: the best of several medians, the least disturbed one."""
-    model, example = job.network(job.needs[0]), job.data.example()
-    return {"latency_ms": min(latency(model, example) for _ in range(REPEATS))}
+def time_together(
+    cells: Sequence[Cell], out: Path, targets: Sequence[str], report: Progress, data_folder: Path | None = None
+) -> None:
+    """Times the networks of latency cells together, unless these very cells were timed together before.
+
+    Args:
+        cells: of networks that are finished.
+        out: folder of the study.
+        targets: names of runtimes; the first one's median is ``latency_ms``.
+        report: called when a cell is finished.
+        data_folder: where relative paths of data begin.
+    """
+    session = _session(cells, targets)
+    if all(_session_of(cell, out) == session for cell in cells):
+        for cell in cells:
+            report(Event(cell, "reused"))
+        return
+    with locked(out):
+        for data in dict.fromkeys(cell.data for cell in cells):
+            here = [cell for cell in cells if cell.data == data]
+            for shape, found in _timed(_by_shape(here, out), out, targets, data_folder).items():
+                for cell in found.cells:
+                    _finish(cell, out, found, {"shape": shape, "session": session}, report)
+
+
+def _session(cells: Sequence[Cell], targets: Sequence[str]) -> str:
+    """Returns what tells one session from another: the cells that were timed together, and where."""
+    return _digest([sorted(cell.key for cell in cells), list(targets)])
+
+
+def _session_of(cell: Cell, out: Path) -> str:
+    return str(read_result(folder(out, cell)).get("session", "")) if finished(out, cell) else ""
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:10]
+
+
+@dataclass
+class _Found:
+    """What is known of the networks of one shape: their cells, and their readings or why there are none."""
+
+    cells: list[Cell] = field(default_factory=list)
+    latency: dict[str, Result] = field(default_factory=dict)
+    reason: str = ""
+
+
+def _by_shape(cells: Iterable[Cell], out: Path) -> dict[str, _Found]:
+    """Returns shape → the latency cells of its networks."""
+    shapes: dict[str, _Found] = {}
+    for cell in cells:
+        shapes.setdefault(_shape(cell, folder(out, cell.needs[0])), _Found()).cells.append(cell)
+    return shapes
+
+
+def _shape(cell: Cell, path: Path) -> str:
+    """Returns the same for networks whose tensors have the same names and shapes; a damaged one is like no other."""
+    try:
+        with safe_open(str(path / WEIGHTS_FILE), "pt") as tensors:
+            shapes = {name: tensors.get_slice(name).get_shape() for name in sorted(tensors.keys())}
+    except (SafetensorError, OSError):
+        return _digest(cell.key)
+    return _digest([cell.network, cell.data, shapes])
+
+
+def _timed(shapes: dict[str, _Found], out: Path, targets: Sequence[str], data_folder: Path | None) -> dict[str, _Found]:
+    """Times one network of each shape, all of them interleaved."""
+    networks: dict[str, nn.Module] = {}
+    jobs: dict[str, Job] = {}
+    for shape, found in shapes.items():
+        try:
+            networks[shape], job = _loaded(found.cells, out, jobs, data_folder)
+        except TopiaristError as error:
+            found.reason = str(error)
+    if not networks:
+        return shapes
+    done = bench(networks, job.data.example(), targets, rounds=ROUNDS, macs=dict.fromkeys(networks), memory=False)
+    if done.interrupted:
+        raise KeyboardInterrupt
+    for reading in done.readings:
+        found, target = shapes[reading.network], reading.setting.target
+        found.latency[target] = asdict(reading.latency) if reading.latency else {"reason": reading.reason}
+        found.reason = found.reason or (reading.reason if target == targets[0] else "")
+    return shapes
+
+
+def _loaded(cells: Sequence[Cell], out: Path, jobs: dict[str, Job], data_folder: Path | None) -> tuple[nn.Module, Job]:
+    """Returns the first of these networks, which are of one shape, that can be loaded.
+
+    Raises:
+        TopiaristError: none of them can.
+    """
+    problem: TopiaristError | None = None
+    for cell in cells:
+        if cell.network not in jobs:
+            jobs[cell.network] = Job.of(replace(cell, data=placed(cell.data, data_folder)), out, ())
+        try:
+            return jobs[cell.network].network(folder(out, cell.needs[0])), jobs[cell.network]
+        except TopiaristError as error:
+            problem = problem or error
+    assert problem is not None
+    raise problem
+
+
+def _finish(cell: Cell, out: Path, found: _Found, known: Result, report: Progress) -> None:
+    """Writes the result of a latency cell, or why there is none."""
+    if found.reason:
+        note_failure(out, cell, found.reason)
+        report(Event(cell, "failed", error=found.reason))
+        return
+    first = next(iter(found.latency.values()))
+    store(cell, out, {"latency_ms": first["value"], "latency": found.latency, **known})
+    report(Event(cell, "finished"))

@@ -11,14 +11,12 @@ from topiarist.studies.cells import Cell
 from topiarist.studies.data_paths import placed
 from topiarist.studies.design_patterns import average
 from topiarist.studies.job import Job, Result
-from topiarist.studies.timing import measure_latency
 
 RUN: Mapping[str, Callable[[Job], Result]] = {
     **{name: arm.run for name, arm in ARMS.items()},
     "pattern": average,
-    "latency": measure_latency,
 }
-"""Arm → what computes its cells; ``pattern`` and ``latency`` are no arms of the table but what it rests on."""
+"""Arm → what computes its cells; ``pattern`` is no arm of the table but what it rests on."""
 
 
 @dataclass(frozen=True)

@@ -26,20 +26,30 @@ class Torch(Target):
 
 
 class TorchSession(Session):
-    """A module that is run by torch."""
+    """A module that torch runs.
+
+    Args:
+        model: the module, perhaps compiled.
+        threads: of the CPU.
+    """
 
     def __init__(self, model: nn.Module, threads: int) -> None:
         self.model, self.threads = model, threads
 
     def bind(self, inputs: Inputs) -> Callable[[], Outputs]:
-        """Returns a function that runs the module once."""
-        device = device_of(self.model)
+        """Returns a function that runs the module once, and on a GPU waits for it."""
+        model, device = self.model, device_of(self.model)
 
         def run() -> Outputs:
-            with threads_set(self.threads), mode(self.model, training=False), framework.inference_mode():
-                outputs = tensors_in(call_model(self.model, inputs))
+            with threads_set(self.threads), framework.inference_mode():
+                outputs = tensors_in(call_model(model, inputs))
                 if device.type == "cuda":
                     framework.cuda.synchronize(device)
                 return outputs
 
-        return run
+        def run_in_eval() -> Outputs:
+            with mode(model, training=False):
+                return run()
+
+        # To set the mode of each module takes as long as a small layer: only where one of them trains.
+        return run_in_eval if any(module.training for module in model.modules()) else run

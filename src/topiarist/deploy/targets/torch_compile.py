@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -10,12 +9,11 @@ import torch
 from torch import nn
 
 from topiarist.deploy.onnx import quiet
-from topiarist.deploy.target import Outputs, Session, Target
-from topiarist.deploy.targets.torch import Torch
+from topiarist.deploy.target import Session, Target
+from topiarist.deploy.targets.torch import Torch, TorchSession
 from topiarist.errors import TopiaristError
 from topiarist.files import one_line
-from topiarist.graph import Inputs, call_model, tensors_in
-from topiarist.measure import mode, threads_set
+from topiarist.graph import Inputs
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,8 @@ class TorchCompile(Target):
         """
         if self.backend == "inductor":
             _check_compiler()
-        session = CompiledSession(model, self.threads, self.backend)
+        compiled = cast(nn.Module, torch.compile(model, backend=self.backend, dynamic=False))
+        session = TorchSession(compiled, self.threads)
         try:
             with quiet():
                 session(example_inputs)
@@ -63,20 +62,3 @@ def _check_compiler() -> None:
         raise TopiaristError(
             "torch.compile needs a C++ compiler, and this machine has none: install one, for example g++"
         ) from error
-
-
-class CompiledSession(Session):
-    """A module that torch compiles when it first runs."""
-
-    def __init__(self, model: nn.Module, threads: int, backend: str) -> None:
-        self.model, self.threads = model, threads
-        self.compiled = cast(nn.Module, torch.compile(model, backend=backend, dynamic=False))
-
-    def bind(self, inputs: Inputs) -> Callable[[], Outputs]:
-        """Returns a function that runs the module once."""
-
-        def run() -> Outputs:
-            with threads_set(self.threads), mode(self.model, training=False), torch.inference_mode():
-                return tensors_in(call_model(self.compiled, inputs))
-
-        return run

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from topiarist.errors import TopiaristError
 from topiarist.files import one_line
-from topiarist.studies.cells import Cell, Work, compute
+from topiarist.studies.cells import Cell, Work, compute, note_failure
 
 LOCK = ".lock"
 """The file of a study's folder that its run locks."""
@@ -61,8 +60,6 @@ def attempt(cell: Cell, out: Path, work: Work) -> str:
     except Exception as error:
         ours = isinstance(error, TopiaristError)
         reason = " ".join(str(error).split()) if ours else f"{type(error).__name__}: {one_line(error)}"
-        with suppress(OSError):  # a full disk takes no note either; the reason is returned all the same
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(f"{reason}\n{traceback.format_exc()}")
+        note_failure(out, cell, f"{reason}\n{traceback.format_exc().rstrip()}")
         return reason
     return ""
