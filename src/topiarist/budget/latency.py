@@ -82,6 +82,10 @@ class LayerLatency:
         upper = ms[i + 1, o] * (1 - q) + ms[i + 1, o + 1] * q if ms.shape[1] > 1 else ms[i + 1, o]
         return lower * (1 - p) + upper * p
 
+    def along_outputs(self, reads: float) -> Floats:
+        """Returns the milliseconds at each width of outputs of the grid, with so many inputs."""
+        return np.array([np.interp(reads, self.grid[0], column) for column in self.milliseconds.T])
+
     @property
     def _axes(self) -> tuple[Axis, Axis]:
         return self.inputs, self.outputs

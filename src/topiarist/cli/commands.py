@@ -163,7 +163,7 @@ def prune(
         selectors: auto, or a glob on names of batch norms: layers behind them lose inputs that others still read.
         shrink: in unstructured pruning, remove the channels and neurons that are dead in the end, and prove it.
         seed: of everything random; rewinding returns to the initial weights that it draws.
-        out: folder for result.json, model.safetensors and architecture.json.
+        out: folder for result.json, model.safetensors, architecture.json, and latencies.svg under a latency budget.
         json: print the result as JSON.
     """
     writable_folder(out)

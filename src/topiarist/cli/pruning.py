@@ -94,6 +94,11 @@ def run(plan: Plan, example: Tensor) -> tuple[Pruned, dict[str, Any]]:
     save(last.model, last.architecture, plan.out)
     result = {**_described(plan, done), "shrunk": _shrunk(shrunk), "latency_ms": times, "accuracy": accuracy}
     write_json(plan.out / "result.json", result)
+    if done.latency is not None:
+        from topiarist.report import save_latencies
+
+        for kind in ("svg", "png"):
+            save_latencies(done.latency.table, done.keep, plan.out / f"latencies.{kind}")
     for checkpoint in (TRAINING, FINE_TUNING):  # kept to here, so that an interrupted run continues from there
         (plan.out / checkpoint).unlink(missing_ok=True)
     return done, result
@@ -112,7 +117,7 @@ def _described(plan: Plan, done: Pruned) -> dict[str, Any]:
         "macs": {"before": done.before.macs, "after": done.after.macs},
         "params": {"before": done.before.params, "after": done.after.params},
         "memory": {"before": done.before.memory, "after": done.after.memory},
-        "latency": None if done.latency is None else asdict(done.latency),
+        "latency": None if done.latency is None else done.latency.to_json(),
         "proof": asdict(done.proof),
         "uneven": done.uneven,
         "untaken": done.untaken,

@@ -33,6 +33,7 @@ class Latency:
         before: milliseconds of the network that was given.
         predicted: fraction of them that the table predicted for the pruned one.
         measured: the fraction that was measured, both networks run in turns.
+        table: what each layer costs at each width.
     """
 
     target: str
@@ -41,6 +42,12 @@ class Latency:
     before: float
     predicted: float
     measured: float
+    table: LatencyTable = field(repr=False, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain values for `json`, without the table."""
+        names = ("target", "threads", "batch", "before", "after", "predicted", "measured")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def after(self) -> float:
@@ -114,7 +121,7 @@ class Stopwatch:
     def _measured(self, graph: Graph, keep: Keep, table: LatencyTable) -> Latency:
         smaller = self.target.prepare(cut(self.model, graph, keep), self.inputs)
         measured = ratio_of(smaller, self.whole, self.inputs)
-        return Latency(table.target, table.threads, table.batch, table.whole, table.of(keep), measured)
+        return Latency(table.target, table.threads, table.batch, table.whole, table.of(keep), measured, table)
 
 
 def _same(tried: list[tuple[float, Choice, Latency]]) -> bool:
