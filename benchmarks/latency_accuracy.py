@@ -100,11 +100,11 @@ class Clock:
         return ratio_of(TARGET.prepare(model.eval(), self.x), self.whole, self.x, seconds)
 
 
-def largest(make: Callable[[float], nn.Module], clock: Clock, wanted: float) -> nn.Module:
+def largest(make: Callable[[float], nn.Module], clock: Clock, wanted: float, step: float = 0.03) -> nn.Module:
     """The network of the largest amount that is as fast as wanted."""
-    for amount in np.arange(0.95, 0.02, -0.03):
+    for amount in np.arange(0.95, 0.02, -step):
         model = make(float(amount))
-        if clock(model, 0.6) <= wanted * 1.01 and clock(model, 1.5) <= wanted * 1.01:
+        if clock(model, 0.3) <= wanted * 1.02 and clock(model, 1.5) <= wanted * 1.01:
             return model
     raise RuntimeError("no amount is as fast")
 
@@ -174,7 +174,7 @@ def best_peer(model: nn.Module, x: Tensor, clock: Clock, wanted: float, data: Da
     scored = {}
     for name, make in peers(data).items():
         try:
-            smaller = largest(partial(make, model, x), clock, wanted)
+            smaller = largest(partial(make, model, x), clock, wanted, 0.07)
         except Exception as error:  # a setting of the peer that fails is left out, and named
             print("peer", name, "fails:", error, flush=True)
             continue

@@ -14,6 +14,9 @@ from pathlib import Path
 from topiarist.errors import TopiaristError
 from topiarist.files import write_text
 
+LARGEST = 64 << 20
+"""Bytes of a file that is read."""
+
 
 @dataclass(eq=False)
 class Cache:
@@ -37,11 +40,7 @@ class Cache:
         """
         name = re.sub(r"[^A-Za-z0-9.]+", "-", setting)[:80] + "-" + hashlib.sha256(setting.encode()).hexdigest()[:8]
         file = (folder or user_folder()) / f"{name}.json"
-        values: dict[str, float] = {}
-        with suppress(OSError, ValueError, AttributeError, RecursionError):
-            read = json.loads(file.read_text(encoding="utf-8"))
-            values = {key: float(value) for key, value in read.items() if 0 < float(value) < 1e4}
-        return Cache(file, values)
+        return Cache(file, _read(file))
 
     def get(self, key: str) -> float | None:
         """Returns the seconds, if they were measured."""
@@ -57,10 +56,20 @@ class Cache:
         if not self.changed:
             return
         try:
+            self.values = {**_read(self.file), **self.values}  # another process may have measured meanwhile
             write_text(self.file, json.dumps(self.values))
             self.changed = False
         except TopiaristError as error:
             warnings.warn(f"latencies are measured anew next time: {error}, or set TOPIARIST_CACHE", stacklevel=2)
+
+
+def _read(file: Path) -> dict[str, float]:
+    """Returns the seconds in a file, none where it is absent or holds something else."""
+    with suppress(OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        if file.stat().st_size < LARGEST:
+            read = json.loads(file.read_text(encoding="utf-8"))
+            return {key: float(value) for key, value in read.items() if 0 < float(value) < 1e4}
+    return {}
 
 
 def user_folder() -> Path:

@@ -27,6 +27,9 @@ LONGEST = 0.015
 LEAST = 5
 """Runs of one point."""
 
+SAVED = 100
+"""Points after which what was measured is written."""
+
 LARGE = 2_000_000
 """Weights of a layer above which it is measured at few widths: loading it takes longest."""
 
@@ -69,6 +72,8 @@ def latency_table(
                 on_step("latencies of layers", done, len(missing))
             module, example = point[0].build(point[1], point[2])
             here = map_tensors(example, lambda tensor: tensor.to(device))
+            if done % SAVED == 0:
+                store.write()
             store.put(_key(point), fastest(alone.prepare(module.eval().to(device), here), here))
     finally:
         store.write()
