@@ -150,10 +150,10 @@ def _reason(error: BaseException, module: str, seen: Watched) -> str:
     """Returns why an exporter failed: the first cause, and the module that it was in or whose operator it names."""
     while error.__cause__ is not None:
         error = error.__cause__
-    told = one_line(error).partition(". Please")[0]
-    if "data-dependent" in told.lower() or "DataDependent" in type(error).__name__:
-        told, module = DEPENDS, module or next(iter(seen.readers), "")
-    operator = re.search(r"(?:(?:aten|prims)(?:::|\.)|operator )(\w+)", told)
+    reason = one_line(error).partition(". Please")[0]
+    if "data-dependent" in reason.lower() or "DataDependent" in type(error).__name__:
+        reason, module = DEPENDS, module or next(iter(seen.readers), "")
+    operator = re.search(r"(?:(?:aten|prims)(?:::|\.)|operator )(\w+)", reason)
     if not module and operator:  # which may be called by a shorter name than torch's own
         module = next((user for name, user in seen.users.items() if name.endswith(operator[1])), "")
-    return told + _at(module)
+    return reason + _at(module)

@@ -117,16 +117,16 @@ def _latencies(row: Json, targets: Sequence[str], alike: str) -> list[Cell]:
 def _alike(rows: Sequence[Json]) -> list[str]:
     """Returns for each row the first other pruning whose networks have the same shapes: ``"as unpruned"``."""
     first: dict[tuple[str, ...], Json] = {}
-    told = []
+    labels = []
     for row in rows:
         shapes = row.get("shapes") or ()
         one = first.setdefault((row["network"], row["data"], *shapes), row) if shapes else row
         if (one["method"], one["goal"]) == (row["method"], row["goal"]):
-            told.append("")
+            labels.append("")
         else:
             goal = "" if one["goal"] == row["goal"] else one["goal"]
-            told.append(f"as {one['label'] if one['method'] == 'none' else one['method']} {goal}".rstrip())
-    return told
+            labels.append(f"as {one['label'] if one['method'] == 'none' else one['method']} {goal}".rstrip())
+    return labels
 
 
 def _sources(results: Json) -> dict[str, str]:

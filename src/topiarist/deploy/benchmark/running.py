@@ -67,9 +67,9 @@ def bench(
     subjects = [Subject.of(name, network, example_inputs) for name, network in networks.items()]
     known = macs or {}
     described = [Network(s.name, known[s.name] if s.name in known else s.macs(example_inputs)) for s in subjects]
-    told = progress or (lambda what, done, total: None)
+    silent: OnStep = lambda what, done, total: None  # noqa: E731
     with tempfile.TemporaryDirectory(prefix="topiarist-") as folder, meter(memory) as memories:
-        work = _Work(described, subjects, example_inputs, rounds, told, Path(folder), memories)
+        work = _Work(described, subjects, example_inputs, rounds, progress or silent, Path(folder), memories)
         work.run(settings)
     return Bench(tuple(described), tuple(work.readings), work.interrupted, _environment(targets))
 

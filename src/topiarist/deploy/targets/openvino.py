@@ -97,8 +97,8 @@ def _core(runtime: Any) -> Any:
 def _unreadable(path: Path, error: RuntimeError) -> TopiaristError:
     """Returns a sentence with what OpenVINO says, without the places in its source."""
     lines = [line for line in str(error).splitlines() if line and not line.startswith(("Exception from", "Check '"))]
-    told = one_line(RuntimeError(lines[0])) if lines else one_line(error)
-    return TopiaristError(f"OpenVINO cannot load {path} ({told}): export the network again")
+    reason = one_line(RuntimeError(lines[0])) if lines else one_line(error)
+    return TopiaristError(f"OpenVINO cannot load {path} ({reason}): export the network again")
 
 
 class OpenVinoSession(Session):
