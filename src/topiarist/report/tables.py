@@ -255,8 +255,20 @@ def settings(results: Json) -> list[tuple[str, str]]:
         named += [("Cap of Scratch-B", "none" if study["cap"] is None else f"{study['cap']:g} × the epochs")]
     if proofs:
         named += [("Cut and masked network", f"largest relative difference {max(proofs):.1g} in float64")]
+    if uneven := _uneven(results["rows"]):
+        advice = f"4 does not divide some channels of {len(uneven)} pruned networks; runtimes are slow there"
+        named += [("Widths", f"{advice}: budget multiple: 8")]
     named += [(key.capitalize(), str(value)) for key, value in results["environment"].items()]
     return list(dict.fromkeys([*named, ("Topiarist", results["topiarist"])]))
+
+
+def _uneven(rows: Sequence[Json]) -> set[tuple[str, ...]]:
+    """Returns the structured prunings that leave a group a number of units that 4 does not divide, where it did."""
+    return {
+        (row["network"], row["data"], row["method"], row["goal"])
+        for row in rows
+        if not row["kernels"] and any(k % 4 and not n % 4 for k, n in (row["widths"] or {}).values() if k == int(k))
+    }
 
 
 def _fields_set(pruning: Json) -> Json:
