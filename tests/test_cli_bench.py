@@ -134,6 +134,8 @@ def test_a_file_that_is_no_network(text: str, tmp_path: Path, capsys: pytest.Cap
 def test_a_folder_that_prune_did_not_write(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "topiarist prune" in one_sentence(run("bench", tmp_path, "--out", tmp_path / "out"), capsys)
     (tmp_path / "result.json").write_text(text)
+    assert "has no architecture.json" in one_sentence(run("bench", tmp_path, "--out", tmp_path / "out"), capsys)
+    (tmp_path / "architecture.json").write_text("{}")
     assert "not the result of a pruning" in one_sentence(run("bench", tmp_path, "--out", tmp_path / "out"), capsys)
 
 

@@ -72,7 +72,7 @@ def test_refusals_are_one_sentence(half: Path, tmp_path: Path, capsys: pytest.Ca
     for words, wanted in (
         ([tmp_path / "shapeless", *out], "has no architecture.json"),
         ([tmp_path / "nameless", *out], "has no result.json"),
-        ([tmp_path / "foreign", *out], "does not name the network"),
+        ([tmp_path / "foreign", *out], "is not the result of a pruning"),
         ([tmp_path / "none", *out], "there is no folder"),
         ([half, *out, "--weights", half / "model.safetensors"], "leave --weights out"),
         ([NET, *out], "--input"),

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
+from topiarist.cli.folders import read_pruned
 from topiarist.cli.inputs import Source, example_inputs, make_source
 from topiarist.errors import TopiaristError
-from topiarist.files import read_json
 
 BEFORE = "before pruning"
 ONNX = ".onnx"
@@ -72,7 +71,8 @@ def inputs_of(networks: dict[str, Named], shape: str | None) -> Tensor:
 def _named(word: str, data: str | None, shape: str | None) -> Named:
     path = Path(word)
     if path.is_dir():
-        return _pruned(path, data, shape)
+        pruned = read_pruned(path, data, shaped=shape is not None)
+        return Named(pruned.model, pruned.macs, pruned.source)
     if path.suffix == ONNX:
         from topiarist.deploy import onnx_shapes
 
@@ -84,20 +84,3 @@ def _named(word: str, data: str | None, shape: str | None) -> Named:
         )
     source = make_source(word, data, None)
     return Named(source.model(), source=source)
-
-
-def _pruned(folder: Path, data: str | None, shape: str | None) -> Named:
-    """Returns the network in a folder, its MACs, and the network that it was pruned from, with its data."""
-    from topiarist.architecture import load
-
-    remedy = "give a folder that `topiarist prune` wrote"
-    result: Any = read_json(folder / "result.json", "the result of the pruning", remedy)
-    try:
-        name, macs = result["model"], (result["shrunk"] or {"macs": result["macs"]["after"]})["macs"]
-        given = data or (result["data"] if shape is None else None)
-        if not isinstance(name, str) or not isinstance(macs, int) or not isinstance(given, str | None):
-            raise TypeError
-    except (KeyError, TypeError, IndexError) as error:
-        raise TopiaristError(f"{folder / 'result.json'} is not the result of a pruning; {remedy}") from error
-    source = make_source(name, given, None)
-    return Named(load(source.make, folder), macs, source)

@@ -8,14 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from topiarist.architecture import SHAPE_FILE, load
 from topiarist.cli import show
-from topiarist.cli.inputs import Source, check_seed, example_inputs, make_source
+from topiarist.cli.folders import read_pruned
+from topiarist.cli.inputs import Source, example_inputs, make_source
 from topiarist.errors import TopiaristError
-from topiarist.files import read_json
-from topiarist.models import make_model
-
-RESULT = "result.json"
 
 
 def export(
@@ -98,27 +94,10 @@ def find(model: str, data: str | None, weights: Path | None, seed: int, *, shape
 
 
 def _in_folder(folder: Path, data: str | None, weights: Path | None, seed: int, *, shaped: bool) -> Network:
-    if not folder.is_dir():
-        raise TopiaristError(f"there is no folder {folder}: give one that prune wrote, or a name such as zoo:resnet20")
     if weights is not None:
         raise TopiaristError(f"{folder} has weights of its own: leave --weights out, or name the network")
-    for file in (RESULT, SHAPE_FILE):
-        if not (folder / file).is_file():
-            raise TopiaristError(f"{folder} has no {file}: give a folder that prune wrote, or MODEL with --weights")
-    result = read_json(folder / RESULT, "the result", "give a folder that prune wrote")
-    name: Any = result.get("model") if isinstance(result, dict) else None
-    if not isinstance(name, str):
-        raise TopiaristError(f"{folder / RESULT} does not name the network: give a folder that prune wrote")
-    check_seed(seed)
-    known = None if shaped else data or result.get("data")
-    source = Source(make_model(name), None if known is None else _data(known, seed), None, seed)
-    return Network(source, load(source.make, folder), _described(result))
-
-
-def _data(name: str, seed: int) -> Any:
-    from topiarist.data import load_data
-
-    return load_data(name, seed=seed)
+    pruned = read_pruned(folder, data, seed, shaped=shaped)
+    return Network(pruned.source, pruned.model, _described(pruned.result))
 
 
 def _described(result: dict[str, Any]) -> dict[str, Any]:

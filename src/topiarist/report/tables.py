@@ -267,8 +267,13 @@ def _uneven(rows: Sequence[Json]) -> set[tuple[str, ...]]:
     return {
         (row["network"], row["data"], row["method"], row["goal"])
         for row in rows
-        if not row["kernels"] and any(k % 4 and not n % 4 for k, n in (row["widths"] or {}).values() if k == int(k))
+        if not row.get("kernels") and any(kept % 4 and not units % 4 for kept, units in _counts(row))
     }
+
+
+def _counts(row: Json) -> list[tuple[int, int]]:
+    """Returns the kept and all units of each group, where all seeds keep as many."""
+    return [(int(kept), units) for kept, units in (row.get("widths") or {}).values() if kept == int(kept)]
 
 
 def _fields_set(pruning: Json) -> Json:
