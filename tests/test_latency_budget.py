@@ -19,7 +19,7 @@ from topiarist.budget import Axis, LatencyTable, LayerLatency, widths
 from topiarist.deploy import Cache, latency_table, layers_of, make_target
 from topiarist.deploy import table as tables
 from topiarist.graph import Graph, batch_of
-from topiarist.pruning import milliseconds
+from topiarist.pruning import Run, milliseconds
 
 
 def network(*channels: int) -> nn.Sequential:
@@ -190,6 +190,12 @@ def test_an_unknown_target_is_refused_with_a_near_one() -> None:
     model, x = network(3, 8, 8), torch.randn(1, 3, 8, 8)
     with pytest.raises(TopiaristError, match="no target 'onxruntime': did you mean onnxruntime"):
         prune(model, x, "l1", Budget(latency=0.5, target="onxruntime"))
+
+
+def test_processes_do_not_measure_apart() -> None:
+    model, x = network(3, 8, 8), torch.randn(1, 3, 8, 8)
+    with pytest.raises(TopiaristError, match="measured by one process"):
+        prune(model, x, "l1", Budget(latency=0.5), run=Run(distributed=True))
 
 
 def test_json_of_budgets_without_latency_stays_as_it_was() -> None:

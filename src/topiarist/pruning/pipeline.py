@@ -76,6 +76,8 @@ def prune(
         raise TopiaristError(f"run must be a topiarist.Run, but got {shown(run)}: write Run(seed=1)")
     _check_inputs(model, request, data, initial)
     if request.budget is not None:
+        if run.distributed and request.budget.latency is not None:
+            raise TopiaristError("a latency budget is measured by one process: leave distributed out of the run")
         request = replace(request, budget=request.budget.named_in(model))
     graph = trace(model, example_inputs, more_inputs=more_inputs) if graph is None else graph
     if not isinstance(graph, Graph):
