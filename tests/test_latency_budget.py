@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from topiarist import Budget, Pruning, TopiaristError, allocate, cost, prune, trace
+from topiarist import Budget, Pruning, TopiaristError, allocate, cost, cut, load_model, prune, trace
 from topiarist.budget import Axis, LatencyTable, LayerLatency, widths
 from topiarist.deploy import Cache, latency_table, layers_of, make_target
 from topiarist.deploy import table as tables
@@ -326,3 +326,20 @@ def test_widths_that_four_does_not_divide_are_named() -> None:
     even = prune(model, x, "l1", Budget(ratio=0.7, multiple=8))
     assert even.uneven == {}
     assert "multiple=8" not in str(even)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "densenet40", "resnext29", "vgg11?width=0.25"])
+def test_layers_cost_the_macs_of_the_network_and_have_the_widths_of_the_cut(name: str) -> None:
+    model, x = load_model(f"zoo:{name}").eval(), torch.randn(1, 3, 32, 32)
+    graph = trace(model, x)
+    layers = layers_of(model, graph, x)
+    assert sum(layer.macs for layer in layers) == pytest.approx(cost(graph).macs)
+    generator = torch.Generator().manual_seed(0)
+    keep = {group.name: torch.rand(group.units, generator=generator) < 0.5 for group in graph.groups}
+    for kept in keep.values():
+        kept[0] = True
+    shares = {name: float(kept.double().mean()) for name, kept in keep.items()}
+    smaller = cut(model, graph, keep)
+    for layer in layers:
+        weight = smaller.get_submodule(layer.name).weight
+        assert layer.outputs.width(shares) == pytest.approx(weight.shape[0])

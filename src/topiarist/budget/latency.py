@@ -159,23 +159,25 @@ class LatencyTable:
         return replace(self, correction=self.correction * measured / predicted)
 
 
-def axis_of(graph: Graph, labels: NDArray[np.int64] | int, dead: Mapping[str, NDArray[np.bool_]]) -> Axis:
+def axis_of(graph: Graph, labels: NDArray[np.int64] | int, places: Mapping[str, NDArray[np.bool_]]) -> Axis:
     """Returns an axis with the groups on it.
 
     Args:
         graph: the network's groups.
         labels: of its positions; a number where none of them can be removed.
-        dead: group name → bool over the graph's classes, where its units lie.
+        places: group name → bool over the graph's classes, where its units lie.
     """
     if isinstance(labels, int):
         return Axis(((labels, ()),))
     classes = graph.solution.classes.of[labels]
-    counts: dict[tuple[str, ...], int] = {}
-    on = {name: mask[classes] for name, mask in dead.items() if mask[classes].any()}
-    for k in range(len(labels)):
-        names = tuple(name for name, mask in on.items() if mask[k])
-        counts[names] = counts.get(names, 0) + 1
-    parts = tuple((n, names) for names, n in counts.items())
+    on = {name: mask[classes] for name, mask in places.items() if mask[classes].any()}
+    if not on:
+        return Axis(((len(labels), ()),))
+    covered, counts = np.unique(np.stack(list(on.values())), axis=1, return_counts=True)
+    parts = tuple(
+        (int(count), tuple(name for name, lies in zip(on, column, strict=True) if lies))
+        for column, count in zip(covered.T, counts, strict=True)
+    )
     alone = len(parts) == 1 and len(parts[0][1]) == 1
     return Axis(parts, max(1, len(labels) // graph[parts[0][1][0]].units) if alone else 1)
 
