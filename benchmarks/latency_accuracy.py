@@ -165,7 +165,7 @@ def peers(data: Data) -> dict[str, Callable[[nn.Module, Tensor, float], nn.Modul
         )
         for kind in importances
         for scope in (False, True)
-        for rounds in (None, 8)
+        for rounds in ((None, 8) if kind in ("group L1", "group L2") and not scope else (8,))
     }
 
 
