@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from topiarist import Budget, Pruning, TopiaristError, allocate, cost, cut, load_model, prune, trace
 from topiarist.budget import Axis, LatencyTable, LayerLatency, widths
 from topiarist.deploy import Cache, latency_table, layers_of, make_target
-from topiarist.deploy import table as tables
+from topiarist.deploy.prices import table as tables
 from topiarist.graph import Graph, batch_of
 from topiarist.pruning import Run, milliseconds
 

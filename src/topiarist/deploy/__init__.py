@@ -1,11 +1,9 @@
 """Runtimes: take a network to them, check what arrives, and measure how long it takes there."""
 
 from topiarist.deploy.benchmark import Bench, Network, Reading, Setting, bench, onnx_shapes
-from topiarist.deploy.cache import Cache
-from topiarist.deploy.exporting import Exported, export, format_names, target_of
+from topiarist.deploy.exports import Exported, export, format_names, target_of
 from topiarist.deploy.interface import EXPORTERS
-from topiarist.deploy.layers import Layer, layers_of
-from topiarist.deploy.table import fastest, latency_table, machine, ratio_of
+from topiarist.deploy.prices import Cache, Layer, fastest, latency_table, layers_of, machine, ratio_of
 from topiarist.deploy.target import Outputs, Session, Target
 from topiarist.deploy.targets import get_target, make_target, target_names
 

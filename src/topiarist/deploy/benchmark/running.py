@@ -16,6 +16,7 @@ from torch import nn
 from topiarist.deploy.benchmark.memory import Meter, meter
 from topiarist.deploy.benchmark.subjects import Subject
 from topiarist.deploy.benchmark.values import Bench, Network, Reading, Setting, readings_of
+from topiarist.deploy.prices import machine
 from topiarist.deploy.targets import make_target
 from topiarist.errors import TopiaristError
 from topiarist.files import one_line, shown
@@ -158,5 +159,5 @@ class _Work:
 
 def _environment(targets: Sequence[str]) -> dict[str, str]:
     versions = {name: make_target(name).version for name in targets}
-    machine = {"machine": platform.machine(), "system": platform.system(), "python": platform.python_version()}
-    return {"torch": torch.__version__, **versions, **machine}
+    here = {"machine": machine(), "system": platform.system(), "python": platform.python_version()}
+    return {"torch": torch.__version__, **versions, **here}

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from topiarist.deploy.exports.reads import Watched, watched
+from topiarist.deploy.exports.trials import examples_in, in_batch, is_image, other_size, size_of, trial
 from topiarist.deploy.interface import Axes, Draft, Flat, input_names
-from topiarist.deploy.reads import Watched, watched
 from topiarist.deploy.target import Target
-from topiarist.deploy.trials import examples_in, in_batch, is_image, other_size, size_of, trial
 from topiarist.errors import TopiaristError
 from topiarist.files import one_line
 from topiarist.graph import Inputs, ModuleStack, call_model, tensors_in

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from topiarist.deploy.attempts import DEPENDS, Job, RefusedError, Shapes, tried
+from topiarist.deploy.exports.attempts import DEPENDS, Job, RefusedError, Shapes, tried
+from topiarist.deploy.exports.trials import Size, size_of
 from topiarist.deploy.interface import EXPORTERS, as_exported
 from topiarist.deploy.target import Target
 from topiarist.deploy.targets import get_target, target_names
-from topiarist.deploy.trials import Size, size_of
 from topiarist.errors import TopiaristError
 from topiarist.files import as_path, atomically, one_line, suggestion, writable
 from topiarist.graph import Inputs, map_tensors, unwrapped

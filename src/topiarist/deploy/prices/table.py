@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from topiarist.budget import Axis, Floats, LatencyTable, LayerLatency, widths
-from topiarist.deploy.cache import Cache
-from topiarist.deploy.layers import Layer, Shape, layers_of
+from topiarist.deploy.prices.cache import Cache
+from topiarist.deploy.prices.layers import Layer, Shape, layers_of
 from topiarist.deploy.target import Session, Target
 from topiarist.graph import Graph, Inputs, map_tensors, tensors_in
 from topiarist.measure import OnStep, Rounds, device_of, interleaved
