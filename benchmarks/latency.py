@@ -78,8 +78,8 @@ def measure(name: str, fraction: float) -> dict[str, Any]:
 def ratios(whole: nn.Module, smaller: nn.Module, x: Any, target: str, threads: int, batch: int) -> float:
     """Returns the milliseconds after as a fraction of those before."""
     runtime, inputs = make_target(target, threads), batch_of(x, batch)
-    seconds = SECONDS if (target, threads, batch) == DECIDING else SECONDS / 2
-    return ratio_of(runtime.prepare(smaller, inputs), runtime.prepare(whole, inputs), inputs, seconds)
+    seconds, rounds = (SECONDS, 7) if (target, threads, batch) == DECIDING else (SECONDS / 2, 3)
+    return ratio_of(runtime.prepare(smaller, inputs), runtime.prepare(whole, inputs), inputs, seconds, rounds)
 
 
 def setting(target: str, threads: int, batch: int) -> str:

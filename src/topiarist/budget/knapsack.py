@@ -55,7 +55,7 @@ def widths(units: int, multiple: int = 1) -> list[int]:
     return sorted({width for width in offered if width % multiple == 0} | {units})
 
 
-POWER = 2.0
+POWER = 1.0
 """How strongly uniform allocation under a latency budget holds all groups to about the same share."""
 
 

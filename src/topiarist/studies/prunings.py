@@ -85,7 +85,13 @@ class StudyPruning:
     def goal(self) -> str:
         """The budget in words, for example ``"50 % of MACs"``."""
         kept = "weights" if self.granularity == "weight" else "units"
-        nouns = {"macs": "MACs", "params": "parameters", "memory": "activation memory", "ratio": kept}
+        nouns = {
+            "macs": "MACs",
+            "params": "parameters",
+            "memory": "activation memory",
+            "latency": "milliseconds",
+            "ratio": kept,
+        }
         budget = self.budget
         words = [f"{100 * value:g} % of {nouns[key]}" for key, value in budget.items() if key in nouns]
         words += [f"{key} {value}" for key, value in budget.items() if key not in nouns]

@@ -102,19 +102,20 @@ def fastest(session: Session, inputs: Inputs, seconds: float = LONGEST) -> float
     return min(times)
 
 
-def ratio_of(session: Session, other: Session, inputs: Inputs, seconds: float = 2.0) -> float:
+def ratio_of(session: Session, other: Session, inputs: Inputs, seconds: float = 2.0, least: int = 7) -> float:
     """Returns how long one network takes as a fraction of another one: the median over rounds that run both.
 
     Args:
         session: the one.
         other: the other one, with the same inputs.
         inputs: what both are run on.
-        seconds: that the rounds take, at least 7 of them.
+        seconds: that the rounds take.
+        least: rounds, even if they take longer.
     """
     runs = {"one": session.bind(inputs), "other": other.bind(inputs)}
-    least = [each["one"] / each["other"] for each in interleaved(runs, Rounds(7, warmup=1))]
+    first = [each["one"] / each["other"] for each in interleaved(runs, Rounds(least, warmup=1))]
     more = interleaved(runs, Rounds(200, seconds=seconds, warmup=0, seed=1))
-    return median([*least, *(each["one"] / each["other"] for each in more)])
+    return median([*first, *(each["one"] / each["other"] for each in more)])
 
 
 def machine(device: torch.device | None = None) -> str:
