@@ -171,7 +171,7 @@ def raising() -> None:
         (({"a": net()}, ["torhc"]), "no target 'torhc': did you mean torch"),
         (({"a": net()}, "torch"), "targets must be a list"),
         (({"a": net()}, []), "targets must be a list with at least one entry"),
-        (({"a": net()}, ["torch"], [0]), "threads must be a whole number of at least 1"),
+        (({"a": net()}, ["torch"], [0]), "threads must be a whole number from 1 to"),
         (({"a": net()}, ["torch"], [1], [0]), "a batch must be a whole number of at least 1"),
         (({"a": net(), "b": nn.Linear(3, 3)},), "b fails on the input 1×1×8×8 .*take the same inputs"),
     ],

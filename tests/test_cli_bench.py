@@ -105,7 +105,7 @@ BAD = {
     "inputs differ": (["bench", NET, "zoo:lenet5", "--input", SHAPE], "take the same inputs"),
     "no rounds": (["bench", NET, "--input", SHAPE, "--rounds", "0"], "count of the rounds must be at least 1"),
     "no time": (["bench", NET, "--input", SHAPE, "--seconds", "-1"], "seconds of the rounds must be above 0"),
-    "no threads": (["bench", NET, "--input", SHAPE, "--threads", "0"], "threads must be a whole number of at least 1"),
+    "no threads": (["bench", NET, "--input", SHAPE, "--threads", "0"], "threads must be a whole number from 1 to"),
     "no batch": (["bench", NET, "--input", SHAPE, "--batch", "1,-2"], "a batch must be a whole number"),
     "word for a number": (["bench", NET, "--input", SHAPE, "--threads", "two"], "--threads must be"),
     "no such file": (["bench", "no.onnx"], "there is no file no.onnx"),

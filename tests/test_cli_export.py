@@ -84,3 +84,13 @@ def test_refusals_are_one_sentence(half: Path, tmp_path: Path, capsys: pytest.Ca
     ):
         assert wanted in one_sentence(run("export", *words), capsys)
     assert not (tmp_path / "a.onnx").exists()
+
+
+def test_a_folder_runs_no_code_that_its_file_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "architecture.json").write_text("{}")
+    values = {"model": "os:system?command=touch pwned", "data": None, "macs": {"before": 2, "after": 1}, "shrunk": None}
+    (tmp_path / "result.json").write_text(json.dumps(values))
+    for command in (["export", tmp_path, "--out", tmp_path / "a.onnx"], ["bench", tmp_path, "--out", tmp_path / "out"]):
+        said = one_sentence(run(*command, "--input", "1,3,8,8"), capsys)
+        assert "whose code would run: if you trust it, add --network" in said
+    assert not Path("pwned").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -179,6 +180,9 @@ def test_a_latency_budget_without_a_table_is_refused(traced: Any) -> None:
         (lambda: Budget(latency=50), "write 0.5 to keep 50 %"),
         (lambda: Budget(latency=0.5, threads=0), "threads must be a whole number of at least 1"),
         (lambda: Budget(latency=0.5, batch=0), "batch must be a whole number of at least 1"),
+        (lambda: Budget(ratio=0.5, target="onnxruntime"), "say whose milliseconds count: give latency too"),
+        (lambda: Budget(threads=2), "say whose milliseconds count: give latency too"),
+        (lambda: make_target("torch", 10**6), "threads must be a whole number from 1 to"),
     ],
 )
 def test_impossible_requests_are_refused(request_of: Callable[[], object], sentence: str) -> None:
@@ -261,6 +265,67 @@ def test_prune_meets_the_measured_latency(fraction: float) -> None:
 
 
 @pytest.mark.usefixtures("clockless")
+def test_the_least_that_was_measured_is_named_and_can_be_asked_for() -> None:
+    model, x = network(3, 64, 64), torch.randn(1, 3, 8, 8)
+    with pytest.raises(TopiaristError, match=r"keeps 1e-05 of the latency on torch") as caught:
+        prune(model, x, "l1", Budget(latency=1e-5))
+    least = float(str(caught.value).partition("at least ")[2].partition(":")[0])
+    done = prune(model, x, "l1", Budget(latency=least))
+    assert done.latency is not None
+    assert done.latency.measured <= least
+
+
+@pytest.mark.usefixtures("clockless")
+def test_the_model_stays_as_it_is() -> None:
+    model, x = network(3, 32, 32).train(), torch.randn(2, 3, 8, 8)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    prune(model, x, "l1", Budget(latency=0.6))
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+class OneExample(nn.Module):
+    """Takes one example at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = network(3, 16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 2:
+            raise RuntimeError("one or two examples only")
+        out: Tensor = self.layers(x)
+        return out
+
+
+def test_a_batch_that_the_network_does_not_take_is_named() -> None:
+    with pytest.raises(TopiaristError, match=r"fails on a batch of 4 \(one or two"):
+        prune(OneExample(), torch.randn(1, 3, 8, 8), "l1", Budget(latency=0.6, batch=4))
+
+
+def test_a_batch_that_no_memory_holds_is_refused() -> None:
+    with pytest.raises(TopiaristError, match="no memory for a batch of"):
+        batch_of(torch.randn(1, 3, 64, 64), 10**30)
+
+
+class ByKeyword(nn.Module):
+    """Calls its layers by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.second(input=self.first(input=x).relu())
+        return out
+
+
+def test_layers_called_by_keyword_are_seen() -> None:
+    model, x = ByKeyword(), torch.randn(1, 3, 8, 8)
+    assert [layer.name for layer in layers_of(model, trace(model, x), x)] == ["first", "second"]
+
+
+@pytest.mark.usefixtures("clockless")
 @pytest.mark.parametrize("method", ["thinet", "pfa"])
 def test_methods_that_select_meet_it_too(method: str) -> None:
     from topiarist import load_data
@@ -302,6 +367,14 @@ def test_a_damaged_cache_is_measured_anew(tmp_path: Path, content: bytes) -> Non
     file = Cache.open(tmp_path, "here").file
     file.write_bytes(content)
     assert Cache.open(tmp_path, "here").values == {}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes")
+def test_a_cache_that_is_no_file_is_measured_anew(tmp_path: Path) -> None:
+    os.mkfifo(Cache.open(tmp_path, "here").file)
+    assert Cache.open(tmp_path, "here").values == {}
+    Cache.open(tmp_path, "there").file.symlink_to("/dev/zero")
+    assert Cache.open(tmp_path, "there").values == {}
 
 
 def test_an_unwritable_cache_costs_a_warning_only(tmp_path: Path) -> None:

@@ -102,6 +102,8 @@ class Budget:
             if getattr(self, name) < 1:
                 got = shown(getattr(self, name))
                 raise TopiaristError(f"{name} must be a whole number of at least 1, but got {got}")
+        if self.latency is None and (self.target, self.threads, self.batch) != ("torch", 1, 1):
+            raise TopiaristError("target, threads and batch say whose milliseconds count: give latency too")
         if self.n_of_m is not None:
             parse(self.n_of_m)
             if replace(self, exclude=(), n_of_m=None) != Budget():

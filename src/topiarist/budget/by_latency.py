@@ -17,6 +17,21 @@ from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, Scores
 
 
+class OutOfReachError(TopiaristError):
+    """The latency that a budget asks for is out of reach.
+
+    Attributes:
+        least: the fraction that can be reached.
+    """
+
+    def __init__(self, asked: float, least: float, target: str) -> None:
+        self.least = rounded_up(least)
+        super().__init__(
+            f"the budget keeps {asked:g} of the latency on {target}, but floor, multiple, exclusions and layers that "
+            f"cannot be cut leave at least {self.least:g}: ask for that, or loosen them"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Trade:
     """What milliseconds are traded for.
@@ -101,13 +116,15 @@ def keep_by_latency(trade: Trade) -> Keep:
 
 def _refuse(trade: Trade, table: LatencyTable, knapsack: Knapsack) -> None:
     """Raises, and names the least of each amount that is out of reach."""
-    knapsack.least()
-    least = {"latency": table.fraction(knapsack.shares), **trade.amounts(trade.keep(knapsack.counts))}
-    for name, amount in least.items():
+    fastest = knapsack.lowest[0]
+    if fastest > (trade.budget.latency or 0.0):
+        raise OutOfReachError(trade.budget.latency or 0.0, fastest, table.target)
+    knapsack.narrow()
+    for name, amount in trade.amounts(trade.keep(knapsack.counts)).items():
         asked = getattr(trade.budget, name)
         if amount > asked:
-            what = AMOUNTS[name] + (f" on {table.target}" if name == "latency" else "")
             raise TopiaristError(
-                f"the budget keeps {asked:g} of the {what}, but floor, multiple, exclusions and layers that "
+                f"the budget keeps {asked:g} of the {AMOUNTS[name]}, but floor, multiple, exclusions and layers that "
                 f"cannot be cut leave at least {rounded_up(amount):g}: ask for that, or loosen them"
             )
+    raise TopiaristError("the latency and the other amounts of the budget cannot be met together: loosen one of them")

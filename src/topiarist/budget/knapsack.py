@@ -96,12 +96,15 @@ class Knapsack:
         groups: that may be pruned.
         shares: fraction kept of each group, those that are settled too.
         at: group → the rung where it stands.
+        lowest: the least latency on the way, and where the groups stood there: the narrowest layers need not be the
+            fastest.
     """
 
     table: LatencyTable
     groups: Sequence[Rungs]
     shares: dict[str, float]
     at: dict[str, int] = field(default_factory=dict)
+    lowest: tuple[float, dict[str, int]] = (float("inf"), {})
 
     def __post_init__(self) -> None:
         self._rungs = {rungs.group: rungs for rungs in self.groups}
@@ -120,6 +123,7 @@ class Knapsack:
         """Takes steps until all amounts fit, then gives back what still fits; returns whether they do."""
         best = {name: self._best(name) for name in self._rungs}
         while not fits():
+            self._note()
             name = max(best, key=lambda each: best[each][0], default="")
             if not name or best[name][0] < 0:
                 return False
@@ -133,10 +137,16 @@ class Knapsack:
         self._give_back(fits)
         return True
 
-    def least(self) -> None:
+    def narrow(self) -> None:
         """Takes every group to its last rung."""
         for name, rungs in self._rungs.items():
             self._move(name, len(rungs.kept) - 1)
+
+    def _note(self) -> None:
+        """Notes where the latency was least."""
+        fraction = self.table.fraction(self.shares)
+        if fraction < self.lowest[0]:
+            self.lowest = (fraction, dict(self.at))
 
     def _best(self, name: str) -> tuple[float, int]:
         """Returns the most milliseconds for a unit of loss that any lower rung frees, and that rung."""

@@ -50,7 +50,8 @@ def main(words: Sequence[str] | None = None) -> int:
         warnings.showwarning = _print_warning
         try:
             status = _run(typed)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # closed by whoever started this
+                sys.stdout.flush()
         except TopiaristError as error:
             status = _fail(2, str(error))
         except OSError as error:

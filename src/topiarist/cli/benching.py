@@ -31,7 +31,7 @@ class Named:
     source: Source | None = None
 
 
-def named(words: Sequence[str], data: str | None, shape: str | None) -> dict[str, Named]:
+def named(words: Sequence[str], data: str | None, shape: str | None, network: str | None = None) -> dict[str, Named]:
     """Returns the networks by their words; a folder alone comes behind the network that was pruned.
 
     The data of a folder are loaded where no shape of the input is given.
@@ -41,7 +41,7 @@ def named(words: Sequence[str], data: str | None, shape: str | None) -> dict[str
     """
     if again := [word for number, word in enumerate(words) if word in words[:number]]:
         raise TopiaristError(f"{again[0]} is named twice: name each network once")
-    found = {word: _named(word, data, shape) for word in words}
+    found = {word: _named(word, data, shape, network) for word in words}
     if len(words) == 1 and Path(words[0]).is_dir():
         source = found[words[0]].source
         assert source is not None
@@ -68,10 +68,10 @@ def inputs_of(networks: dict[str, Named], shape: str | None) -> Tensor:
     return example_inputs(known or Source(ModelFactory(""), None, None, 0), shape)
 
 
-def _named(word: str, data: str | None, shape: str | None) -> Named:
+def _named(word: str, data: str | None, shape: str | None, network: str | None) -> Named:
     path = Path(word)
     if path.is_dir():
-        pruned = read_pruned(path, data, shaped=shape is not None)
+        pruned = read_pruned(path, data, shaped=shape is not None, network=network)
         return Named(pruned.model, pruned.macs, pruned.source)
     if path.suffix == ONNX:
         from topiarist.deploy import onnx_shapes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -190,6 +192,7 @@ def bench(
     seconds: float = 10.0,
     warmup: int = 3,
     seed: int = 0,
+    network: str | None = None,
     no_memory: bool = False,
     out: Path = Path("runs/bench"),
     json: bool = False,
@@ -209,6 +212,7 @@ def bench(
         seconds: after so many no further round of a setting begins.
         warmup: rounds before them, which are not measured.
         seed: of the order of the networks in each round.
+        network: the name that a folder gives its network, where that is package.module:factory, whose code will run.
         no_memory: leave peak memory out, which is quicker.
         out: folder for bench.json, bench.svg and bench.png.
         json: print the result as JSON.
@@ -220,8 +224,8 @@ def bench(
 
     writable_folder(out)
     how = Rounds(rounds, seconds, warmup, seed)
-    found = named(networks, data, input)
-    with show.steps(quiet=json) as steps:
+    found = named(networks, data, input, network)
+    with show.steps(quiet=json) as steps, _nothing_yet():
         result = measure(
             {name: each.network for name, each in found.items()},
             inputs_of(found, input),
@@ -239,6 +243,15 @@ def bench(
     show.result(result.to_json(), json, lambda: show.bench(result, out))
     if result.interrupted:
         raise KeyboardInterrupt(f"interrupted; what was measured is in {out / 'bench.json'}")
+
+
+@contextmanager
+def _nothing_yet() -> Iterator[None]:
+    """Context in which an interrupt says that no result is lost, and none is written."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt("interrupted before anything was measured: run the same command again") from stop
 
 
 def sensitivity(

@@ -22,6 +22,7 @@ def export(
     input: str | None = None,
     data: str | None = None,
     weights: Path | None = None,
+    network: str | None = None,
     exporter: str | None = None,
     dynamic_size: bool = False,
     seed: int = 0,
@@ -38,6 +39,7 @@ def export(
         input: shape of the input, as 1,3,32,32 or 3x32x32; by default that of the data.
         data: data set whose examples are the input, instead of a shape; by default the one that it was pruned with.
         weights: file of weights to load (safetensors, or a PyTorch state dict); a folder has its own.
+        network: the name that a folder gives its network, where that is package.module:factory, whose code will run.
         exporter: of torch, torchscript or dynamo; by default the first whose file agrees.
         dynamic_size: leave height and width of images free, as well as the batch.
         seed: of the random inputs, and of the weights where no file is given.
@@ -45,18 +47,18 @@ def export(
     """
     from topiarist.deploy import export as written
 
-    network = find(model, data, weights, seed, shaped=input is not None)
+    found = find(model, data, weights, seed, shaped=input is not None, network=network)
     done = written(
-        network.model,
-        example_inputs(network.source, input),
+        found.model,
+        example_inputs(found.source, input),
         out,
         target,
         exporter=exporter,
         dynamic_size=dynamic_size,
-        metadata=network.metadata,
+        metadata=found.metadata,
         seed=seed,
     )
-    show.result({**done.to_json(), "metadata": network.metadata}, json, lambda: show.exported(done))
+    show.result({**done.to_json(), "metadata": found.metadata}, json, lambda: show.exported(done))
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ class Network:
     metadata: dict[str, Any]
 
 
-def find(model: str, data: str | None, weights: Path | None, seed: int, *, shaped: bool) -> Network:
+def find(
+    model: str, data: str | None, weights: Path | None, seed: int, *, shaped: bool, network: str | None = None
+) -> Network:
     """Returns the network that a folder of ``topiarist prune`` holds, or that a name makes.
 
     Args:
@@ -83,20 +87,23 @@ def find(model: str, data: str | None, weights: Path | None, seed: int, *, shape
         weights: file of weights, for a name.
         seed: of weights that no file gives.
         shaped: the input's shape is given, so that no data is needed.
+        network: the name that a folder gives its network, if the user trusts its code.
 
     Raises:
         TopiaristError: there is neither, a file is missing or damaged, or weights are given for a folder.
     """
     if ":" not in model or Path(model).is_dir():
-        return _in_folder(Path(model), data, weights, seed, shaped=shaped)
+        return _in_folder(Path(model), data, weights, seed, shaped, network)
     source = make_source(model, data, weights, seed)
     return Network(source, source.model(), {"network": model})
 
 
-def _in_folder(folder: Path, data: str | None, weights: Path | None, seed: int, *, shaped: bool) -> Network:
+def _in_folder(
+    folder: Path, data: str | None, weights: Path | None, seed: int, shaped: bool, network: str | None
+) -> Network:
     if weights is not None:
         raise TopiaristError(f"{folder} has weights of its own: leave --weights out, or name the network")
-    pruned = read_pruned(folder, data, seed, shaped=shaped)
+    pruned = read_pruned(folder, data, seed, shaped=shaped, network=network)
     return Network(pruned.source, pruned.model, _described(pruned.result))
 
 

@@ -11,9 +11,12 @@ from torch import nn
 from topiarist.architecture import SHAPE_FILE, load
 from topiarist.cli.inputs import Source, check_seed, make_source
 from topiarist.errors import TopiaristError
-from topiarist.files import read_json
+from topiarist.files import read_json, shown
 
 RESULT = "result.json"
+OURS = ("zoo", "torchvision", "timm")
+"""Names of networks that begin with these run no code but that of the packages."""
+
 REMEDY = "give a folder that `topiarist prune` wrote"
 
 
@@ -38,7 +41,9 @@ class PrunedFolder:
         return int(shrunk["macs"] if shrunk else self.result["macs"]["after"])
 
 
-def read_pruned(folder: Path, data: str | None, seed: int = 0, *, shaped: bool) -> PrunedFolder:
+def read_pruned(
+    folder: Path, data: str | None, seed: int = 0, *, shaped: bool, network: str | None = None
+) -> PrunedFolder:
     """Reads a folder.
 
     Args:
@@ -46,6 +51,7 @@ def read_pruned(folder: Path, data: str | None, seed: int = 0, *, shaped: bool) 
         data: data set whose examples are the input; by default the one that the network was pruned with.
         seed: of the data's split.
         shaped: the input's shape is given, so that no data is needed.
+        network: the name of the network that the user trusts; one of a package of the user's is made of no file's word.
 
     Raises:
         TopiaristError: a file is missing or damaged, or is not the result of a pruning.
@@ -61,9 +67,14 @@ def read_pruned(folder: Path, data: str | None, seed: int = 0, *, shaped: bool) 
         name, given = result["model"], data or (None if shaped else result["data"])
         shrunk = result.get("shrunk")
         macs = shrunk["macs"] if shrunk else result["macs"]["after"]
-        if not isinstance(name, str) or not isinstance(macs, int) or not isinstance(given, str | None):
+        if not isinstance(name, str) or not isinstance(macs, int) or macs < 0 or not isinstance(given, str | None):
             raise TypeError
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise TopiaristError(f"{folder / RESULT} is not the result of a pruning: {REMEDY}") from error
+    if name.partition(":")[0] not in OURS and name != network:
+        raise TopiaristError(
+            f"{folder / RESULT} names the network {shown(name)}, whose code would run: if you trust it, add --network "
+            "with this name"
+        )
     source = make_source(name, given, None, seed)
     return PrunedFolder(load(source.make, folder), source, result)

@@ -6,11 +6,14 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
+from topiarist.files import one_line
 from topiarist.graph import Inputs, call_model, fast_path_off, map_tensors, tensors_in
 from topiarist.measure import mode
 
@@ -118,8 +121,24 @@ def fitted(inputs: Inputs, entries: Sequence[Entry]) -> list[Tensor]:
         number = f"{len(tensors)} tensor{'' if len(tensors) == 1 else 's'}"
         raise TopiaristError(f"the file takes {_listed(names)}, but got {number}: give one tensor for each")
     for entry, tensor in zip(entries, tensors, strict=True):
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            raise TopiaristError(f"the file takes {entry.name} as a dense tensor with values: convert it")
         _check(entry, tensor)
     return [tensor.detach().cpu().contiguous() for tensor in tensors]
+
+
+def as_array(tensor: Tensor) -> NDArray[Any]:
+    """Returns the numbers of a tensor.
+
+    Raises:
+        TopiaristError: numpy has no such type, as bfloat16.
+    """
+    try:
+        return tensor.numpy()
+    except TypeError as error:
+        raise TopiaristError(
+            f"this runtime takes no {tensor.dtype} inputs ({one_line(error)}): convert them"
+        ) from error
 
 
 def _check(entry: Entry, tensor: Tensor) -> None:

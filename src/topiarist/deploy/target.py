@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -49,7 +50,7 @@ class Target(ABC):
         exporters: of torch that can write them, the quickest first.
 
     Raises:
-        TopiaristError: the number of threads is not a whole number of at least 1.
+        TopiaristError: the number of threads is no whole number, or far above that of the processors.
     """
 
     name: ClassVar[str]
@@ -62,8 +63,9 @@ class Target(ABC):
     threads: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.threads, int) or isinstance(self.threads, bool) or self.threads < 1:
-            raise TopiaristError(f"threads must be a whole number of at least 1, but got {shown(self.threads)}")
+        most = max(64, 4 * (os.cpu_count() or 1))  # torch dies of millions
+        if not isinstance(self.threads, int) or isinstance(self.threads, bool) or not 1 <= self.threads <= most:
+            raise TopiaristError(f"threads must be a whole number from 1 to {most}, but got {shown(self.threads)}")
 
     @property
     def version(self) -> str:
@@ -147,4 +149,11 @@ class Target(ABC):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"model{self.suffix}"
             self.export(model, example_inputs, path)
-            return self.load(path)
+            try:
+                return self.load(path)
+            except TopiaristError as error:
+                reason = one_line(error.__cause__ or error)
+                raise TopiaristError(
+                    f"{self.name} does not run this network ({reason}): convert it to 32-bit floating point, or choose "
+                    "another target"
+                ) from error

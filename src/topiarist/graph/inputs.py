@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from topiarist.errors import TopiaristError
+from topiarist.files import shown
+
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 """What a model is called with: one tensor, positional arguments, or keyword arguments."""
 
@@ -141,12 +144,18 @@ def batch_of(inputs: Inputs, size: int) -> Any:
     """Returns the same inputs with a batch of this size: their examples in turn, as often as it takes.
 
     The batch is the first axis of every tensor that has as many positions there as the first tensor.
+
+    Raises:
+        TopiaristError: there is no memory for so many examples.
     """
 
     def resized(tensor: Tensor) -> Tensor:
         return tensor if len(tensor) == size else tensor[torch.arange(size, device=tensor.device) % len(tensor)]
 
-    return _map_batch(inputs, resized)
+    try:
+        return _map_batch(inputs, resized)
+    except (RuntimeError, OverflowError, MemoryError) as error:
+        raise TopiaristError(f"there is no memory for a batch of {shown(size)}: give a smaller one") from error
 
 
 def _map_batch(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Any:

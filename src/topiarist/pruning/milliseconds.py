@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import nn
 
-from topiarist.budget import Budget, LatencyTable
+from topiarist.budget import Budget, LatencyTable, OutOfReachError
 from topiarist.deploy import Session, Target, latency_table, make_target, ratio_of
-from topiarist.graph import Graph, Keep, batch_of
+from topiarist.errors import TopiaristError
+from topiarist.files import one_line
+from topiarist.graph import Graph, Keep, batch_of, call_model, random_state_kept
 from topiarist.measure import OnStep
 from topiarist.pruning.choice import Choice
-from topiarist.surgery import cut
+from topiarist.surgery import copied, cut
 
 ROUNDS = 5
 """Choices that are measured at most."""
 
 OVER, UNDER = 1.01, 0.97
 """How far from the budget a measured latency is accepted at once."""
+
+FAR = 1.05
+"""How far above the budget a measured latency is not passed over in silence."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +96,24 @@ class Stopwatch:
         """Measures the table, or reads it from the cache.
 
         Raises:
-            TopiaristError: there is no such runtime, its package is missing, or the network does not export.
+            TopiaristError: there is no such runtime, its package is missing, or it does not take the network, or the
+                network this batch.
         """
         target = make_target(budget.target, budget.threads)
-        inputs = batch_of(example_inputs, budget.batch)
-        return Stopwatch(model, inputs, target, latency_table(model, graph, inputs, target, on_step=on_step))
+        inputs, model = batch_of(example_inputs, budget.batch), copied(model).eval()
+        _check_runs(model, inputs, budget.batch)
+        try:
+            table = latency_table(model, graph, inputs, target, on_step=on_step)
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(
+                "interrupted; the latencies that were measured are kept for the next time"
+            ) from stop
+        if not any(layer.groups for layer in table.layers):
+            raise TopiaristError(
+                "no layer that can be cut is a convolution, a linear layer or attention, so none can be priced: give "
+                "macs or params instead of latency"
+            )
+        return Stopwatch(model, inputs, target, table)
 
     def choose(self, graph: Graph, budget: Budget, choice: Callable[[Budget], Choice]) -> tuple[Choice, Latency]:
         """Chooses, cuts, measures and corrects; returns the choice whose measured latency is nearest to the budget.
@@ -103,25 +124,56 @@ class Stopwatch:
             choice: what a method keeps under a budget.
 
         Raises:
-            TopiaristError: the budget is out of reach; the sentence names the least.
+            TopiaristError: the budget is out of reach; the sentence names the least that was measured.
         """
         tried: list[tuple[float, Choice, Latency]] = []
-        table, asked = self.table, budget.latency or 0.0
+        table, asked, reached = self.table, budget.latency or 0.0, True
         for _ in range(ROUNDS):
-            chosen = choice(budget.priced(table))
+            try:
+                chosen = choice(budget.priced(table))
+            except OutOfReachError as error:
+                reached = False
+                if tried:
+                    break
+                chosen = choice(replace(budget, latency=error.least).priced(table))  # it may be faster than predicted
             latency = self._measured(graph, chosen.keep, table)
-            off = latency.measured / asked
+            off = latency.measured / asked if asked else math.inf
             tried.append((abs(off - 1) if off <= OVER else off, chosen, latency))
             if UNDER <= off <= OVER or _same(tried):
                 break
             table = table.corrected(latency.predicted, latency.measured)
         _, chosen, latency = min(tried, key=lambda each: each[0])
+        if latency.measured > FAR * asked:
+            _complain(latency, asked, reached)
         return chosen, latency
 
     def _measured(self, graph: Graph, keep: Keep, table: LatencyTable) -> Latency:
-        smaller = self.target.prepare(cut(self.model, graph, keep), self.inputs)
+        smaller = self.target.prepare(cut(self.model, graph, keep).eval(), self.inputs)
         measured = ratio_of(smaller, self.whole, self.inputs)
         return Latency(table.target, table.threads, table.batch, table.whole, table.of(keep), measured, table)
+
+
+def _check_runs(model: nn.Module, inputs: Any, batch: int) -> None:
+    """Raises where the network does not take the batch that the budget names."""
+    try:
+        with torch.no_grad(), random_state_kept():
+            call_model(model, inputs)
+    except Exception as error:  # the network's own code
+        raise TopiaristError(
+            f"the network fails on a batch of {batch} ({one_line(error)}): give the budget another batch, and an "
+            "example whose first axis is the batch"
+        ) from error
+
+
+def _complain(latency: Latency, asked: float, reached: bool) -> None:
+    """Raises where the budget is out of reach, warns where steps or noise leave it exceeded."""
+    if not reached:
+        raise OutOfReachError(asked, 1.02 * latency.measured, latency.target)
+    warnings.warn(
+        f"the latency that was measured is {latency.measured:.3f} of the whole network's, above the {asked:g} of the "
+        "budget: close other programs and prune again, or give a smaller budget",
+        stacklevel=2,
+    )
 
 
 def _same(tried: list[tuple[float, Choice, Latency]]) -> bool:

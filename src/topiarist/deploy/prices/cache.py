@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
@@ -65,10 +66,11 @@ class Cache:
 
 def _read(file: Path) -> dict[str, float]:
     """Returns the seconds in a file, none where it is absent or holds something else."""
-    with suppress(OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
-        if file.stat().st_size < LARGEST:
+    with suppress(OSError, ValueError, AttributeError, RecursionError):
+        found = file.stat()
+        if stat.S_ISREG(found.st_mode) and found.st_size < LARGEST:
             read = json.loads(file.read_text(encoding="utf-8"))
-            return {key: float(value) for key, value in read.items() if 0 < float(value) < 1e4}
+            return {key: value for key, value in read.items() if isinstance(value, float) and 0 < value < 1e4}
     return {}
 
 

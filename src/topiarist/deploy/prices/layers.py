@@ -215,7 +215,10 @@ def _inputs_of_convolutions(model: nn.Module, inputs: Inputs) -> dict[str, list[
     """Returns the sizes of the maps that each convolution reads, call by call."""
     seen: dict[str, list[tuple[int, ...]]] = defaultdict(list)
     handles = [
-        module.register_forward_pre_hook(lambda _, args, name=name: seen[name].append(tuple(args[0].shape[2:])))
+        module.register_forward_pre_hook(
+            lambda _, args, kwargs, name=name: seen[name].append(tuple((args or (kwargs["input"],))[0].shape[2:])),
+            with_kwargs=True,
+        )
         for name, module in model.named_modules()
         if isinstance(module, nn.modules.conv._ConvNd)
     ]

@@ -60,9 +60,9 @@ def latency_table(
         TopiaristError: the runtime is missing, or the network does not export.
     """
     whole = fastest(target.prepare(model, inputs), inputs, seconds=1.0)
-    alone, device = target.of_layers, device_of(model)
+    alone, device, dtype = target.of_layers, device_of(model), _dtype_of(model)
     name = f"{alone.name} {alone.version}"
-    store = Cache.open(cache, f"{machine(device)}, {name}, {alone.threads} threads")
+    store = Cache.open(cache, f"{machine(device)}, {name}, {alone.threads} threads, {dtype}")
     layers = layers_of(model, graph, inputs)
     points = {(layer.shape, *point): None for layer in layers for point in _points(layer)}
     missing = [point for point in points if store.get(_key(point)) is None]
@@ -71,10 +71,10 @@ def latency_table(
             if on_step is not None:
                 on_step("latencies of layers", done, len(missing))
             module, example = point[0].build(point[1], point[2])
-            here = map_tensors(example, lambda tensor: tensor.to(device))
+            here = map_tensors(example, lambda tensor: tensor.to(device, dtype))
             if done % SAVED == 0:
                 store.write()
-            store.put(_key(point), fastest(alone.prepare(module.eval().to(device), here), here))
+            store.put(_key(point), fastest(alone.prepare(module.eval().to(device, dtype), here), here))
     finally:
         store.write()
     return LatencyTable.fitted(
@@ -87,6 +87,11 @@ def latency_table(
             1000 * whole,
         )
     )
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    """Returns the type of a network's numbers."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def fastest(session: Session, inputs: Inputs, seconds: float = LONGEST) -> float:

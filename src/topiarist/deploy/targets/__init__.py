@@ -7,7 +7,7 @@ import pkgutil
 
 from topiarist.deploy.target import Target
 from topiarist.errors import TopiaristError
-from topiarist.files import suggestion
+from topiarist.files import shown, suggestion
 
 
 def target_names() -> list[str]:
@@ -25,7 +25,7 @@ def get_target(name: str) -> type[Target]:
     file = name.replace(".", "_") if isinstance(name, str) else ""
     if file not in files:
         known = [name.replace("torch_", "torch.") for name in files]
-        raise TopiaristError(f"there is no target {name!r}: {suggestion(str(name), known)}")
+        raise TopiaristError(f"there is no target {shown(name)}: {suggestion(str(name), known)}")
     module = importlib.import_module(f"{__name__}.{file}")
     return next(
         value

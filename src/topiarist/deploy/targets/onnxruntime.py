@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from topiarist.deploy.interface import EXPORTERS, Draft, Entry, fitted
+from topiarist.deploy.interface import EXPORTERS, Draft, Entry, as_array, fitted
 from topiarist.deploy.onnx import KEY, describe_onnx, export_onnx
 from topiarist.deploy.target import Outputs, Session, Target
 from topiarist.errors import TopiaristError
@@ -83,5 +83,5 @@ class OnnxSession(Session):
             TopiaristError: their number, names, types or shapes are not the file's.
         """
         tensors = fitted(inputs, self.entries)
-        feed = {entry.name: tensor.numpy() for entry, tensor in zip(self.entries, tensors, strict=True)}
+        feed = {entry.name: as_array(tensor) for entry, tensor in zip(self.entries, tensors, strict=True)}
         return lambda: [torch.from_numpy(array) for array in self.session.run(None, feed)]

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from topiarist.deploy.interface import EXPORTERS, Draft, Entry, fitted
+from topiarist.deploy.interface import EXPORTERS, Draft, Entry, as_array, fitted
 from topiarist.deploy.onnx import KEY, export_onnx
 from topiarist.deploy.target import Outputs, Session, Target
 from topiarist.errors import TopiaristError
-from topiarist.files import one_line
+from topiarist.files import as_path, one_line
 from topiarist.graph import Inputs
 
 _TYPES = {
@@ -78,6 +78,7 @@ class OpenVino(Target):
 
     def _read(self, path: Path) -> Any:
         runtime: Any = self.imported()
+        path = as_path(path)
         if not path.is_file():
             raise TopiaristError(f"there is no file {path}: export the network again")
         if path.suffix == self.suffix and b"<net" not in path.read_bytes()[:1000]:  # else every other reader tries it
@@ -121,7 +122,7 @@ class OpenVinoSession(Session):
         Raises:
             TopiaristError: their number, names, types or shapes are not the file's.
         """
-        arrays = [tensor.numpy() for tensor in fitted(inputs, self.entries)]
+        arrays = [as_array(tensor) for tensor in fitted(inputs, self.entries)]
         request = self.compiled.create_infer_request()
         ports = range(len(self.compiled.outputs))
 
