@@ -15,6 +15,7 @@ import yaml
 from topiarist import methods
 from topiarist.cli import commands
 from topiarist.cli.arguments import parse
+from topiarist.deploy import target_names
 from topiarist.studies import ARMS, Study
 
 ROOT = Path(__file__).parent.parent
@@ -95,6 +96,13 @@ def test_yaml_examples_are_what_they_say(tmp_path: Path) -> None:
     study, *further = map(yaml.safe_load, studies)
     for keys in ({}, *further):
         assert Study.of({**study, **keys}).title == "LeNet-5 on digits"
+
+
+def test_every_runtime_is_listed() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    listed = re.search(r"^\| `--targets` \| (.*), with commas", page, re.MULTILINE)
+    assert listed is not None
+    assert sorted(re.findall(r"`([\w.]+)`", listed[1])) == target_names()
 
 
 def test_every_arm_of_a_study_is_explained() -> None:
