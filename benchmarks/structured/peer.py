@@ -153,14 +153,14 @@ def _pruner(model: nn.Module, example: Tensor, name: str, importance: Any, ranki
             global_pruning=ranking == "global",
             pruning_ratio=1.0,
             iterative_steps=STEPS,
-            ignored_layers=list(_ignored(model)),
+            ignored_layers=list(ignored(model)),
             num_heads={},
             in_channel_groups={},
             out_channel_groups={},
         )
 
 
-def _ignored(model: nn.Module) -> Iterator[nn.Module]:
+def ignored(model: nn.Module) -> Iterator[nn.Module]:
     """The classifier; and where shortcuts append zeros, all that writes into the residual stream.
 
     Its graph lets such a padding pass as if it changed no size, so that a cut stream leaves a network that does not
