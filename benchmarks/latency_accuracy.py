@@ -5,10 +5,10 @@
 DATA holds `fashion_mnist.npz` and `cifar10.npz` as `fetch.py` writes them; FILE holds trained weights of `zoo:resnet20`
 (without it the network is trained here). Quarter-width VGG-11 on fashion_mnist, ResNet-20 on cifar10. A latency budget
 cuts to 0.5 and 0.65 of the milliseconds in ONNX Runtime (one thread, batch 1). The other arms are cut to the same
-measured milliseconds: of all amounts that they can be asked for, the largest that is as fast. Torch-Pruning has its importance,
-its scope and its rounding chosen on held-out training images after a shorter fine-tune. All arms then fine-tune alike,
-on the same seeds. Writes OUT.jsonl, a line for each network, arm and seed, and OUT.md; lines that are there are
-skipped. Needs `torch-pruning` and the extra `export`.
+measured milliseconds: of all amounts that they can be asked for, the largest that is as fast. Torch-Pruning has its
+importance, its scope and its rounding chosen on held-out training images after a shorter fine-tune. All arms then
+fine-tune alike, on the same seeds. Writes OUT.jsonl, a line for each network, arm and seed, and OUT.md; lines that are
+there are skipped. Needs `torch-pruning` and the extra `export`.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def report(lines: list[dict[str, Any]]) -> str:
         "All arms of a network are equally fast in ONNX Runtime (one thread, batch 1): VGG-11 in half of the whole "
         "network's time, ResNet-20 in 0.65 of it, since Torch-Pruning cuts that only inside blocks and reaches no "
         f"half; then all fine-tune alike, {lasting}. Accuracy on all test images in per cent, "
-        " mean ± 95 % interval over seeds; differences are paired by seed. Made by `latency_accuracy.py`.",
+        "mean ± 95 % interval over seeds; differences are paired by seed. Made by `latency_accuracy.py`.",
         "",
         f"{machine()}; {date.today()}; {packages}",
         "",
