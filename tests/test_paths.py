@@ -162,6 +162,36 @@ def test_an_attribute_that_only_an_untaken_branch_reads() -> None:
     assert distance(answer, expected) <= TOLERANCE
 
 
+class Scaled(nn.Module):
+    """Hands its input on, unless a further argument asks for a branch that computes with its size."""
+
+    def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
+        return x if gain is None else self._scaled(x, gain)
+
+    def _scaled(self, x: Tensor, gain: Tensor) -> Tensor:
+        return x * gain * x.shape[-1] ** -0.5
+
+
+class Handed(nn.Module):
+    """A layer, a module that runs no operator on the traced path, and a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.scaled, self.head = nn.Linear(5, 8), Scaled(), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
+        out: Tensor = self.head(self.scaled(self.stem(x), gain))
+        return out
+
+
+def test_a_module_that_runs_nothing_on_the_traced_path_is_guarded() -> None:
+    model, x, gain = Handed().double().eval(), torch.randn(2, 4, 5).double(), torch.ones(1).double()
+    smaller = topiarist.cut(model, topiarist.trace(model, x), {"stem": torch.arange(8) < 4})
+    assert smaller(x).shape == (2, 4, 3)
+    with pytest.raises(TopiaristError, match="no example took the branch"):
+        smaller(x, gain)
+
+
 @pytest.mark.nightly
 def test_most_paths_are_right_rather_than_refused() -> None:
     counted: Counter[str] = Counter()

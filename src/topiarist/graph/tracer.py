@@ -221,6 +221,8 @@ class Tracer:
     def _entered(self, name: str, call: int, args: object) -> None:
         self.ran.add(name)
         self.descent.enter(name)
+        received = (vector for tensor in tensors_in(args) for vector in self.vectors_of(tensor))
+        self.record.held[name] += [vector for vector in received if labelled(vector)]
 
     def _left(self, name: str, call: int, output: object) -> None:
         """Notes what travels out of a module."""
