@@ -116,7 +116,7 @@ def keep_by_latency(trade: Trade) -> Keep:
 
 def _refuse(trade: Trade, table: LatencyTable, knapsack: Knapsack) -> None:
     """Raises, and names the least of each amount that is out of reach."""
-    fastest = knapsack.lowest[0]
+    fastest = knapsack.lowest
     if fastest > (trade.budget.latency or 0.0):
         raise OutOfReachError(trade.budget.latency or 0.0, fastest, table.target)
     knapsack.narrow()

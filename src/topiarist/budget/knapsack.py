@@ -9,6 +9,7 @@ widths that pay nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -96,15 +97,14 @@ class Knapsack:
         groups: that may be pruned.
         shares: fraction kept of each group, those that are settled too.
         at: group → the rung where it stands.
-        lowest: the least latency on the way, and where the groups stood there: the narrowest layers need not be the
-            fastest.
+        lowest: the least latency on the way, as a fraction: the narrowest layers need not be the fastest.
     """
 
     table: LatencyTable
     groups: Sequence[Rungs]
     shares: dict[str, float]
-    at: dict[str, int] = field(default_factory=dict)
-    lowest: tuple[float, dict[str, int]] = (float("inf"), {})
+    at: dict[str, int] = field(init=False)
+    lowest: float = field(default=math.inf, init=False)
 
     def __post_init__(self) -> None:
         self._rungs = {rungs.group: rungs for rungs in self.groups}
@@ -143,10 +143,8 @@ class Knapsack:
             self._move(name, len(rungs.kept) - 1)
 
     def _note(self) -> None:
-        """Notes where the latency was least."""
-        fraction = self.table.fraction(self.shares)
-        if fraction < self.lowest[0]:
-            self.lowest = (fraction, dict(self.at))
+        """Notes the least latency so far."""
+        self.lowest = min(self.lowest, self.table.fraction(self.shares))
 
     def _best(self, name: str) -> tuple[float, int]:
         """Returns the most milliseconds for a unit of loss that any lower rung frees, and that rung."""

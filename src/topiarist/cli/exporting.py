@@ -108,6 +108,6 @@ def _in_folder(
 
 
 def _described(result: dict[str, Any]) -> dict[str, Any]:
-    """Returns what a file says of a pruned network: from what it was cut, how, and what is left."""
+    """Returns what a file says of a pruned network: from what it was pruned, how, and what it keeps."""
     keys = ("pruning", "selectors", "macs", "params", "kept", "shrunk", "accuracy")
     return {"network": result["model"], **{key: result[key] for key in keys if key in result}}
