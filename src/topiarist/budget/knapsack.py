@@ -182,11 +182,9 @@ class Knapsack:
     def _give_back(self, fits: Callable[[], bool]) -> None:
         """Widens groups again where all amounts still fit, those that lost most first."""
         for name in sorted(self._rungs, key=lambda each: -self._rungs[each].loss[self.at[each]]):
-            while self.at[name] > 0:
-                at = self.at[name]
-                self._move(name, at - 1)
-                if not fits():
-                    self._move(name, at)
+            for rung in range(self.at[name] + 1):  # the widest first: a rung between may be slower than those around
+                self._move(name, rung)
+                if fits():
                     break
 
     def _near(self, name: str) -> set[str]:

@@ -104,8 +104,9 @@ def _place(width: float | Floats, grid: Floats) -> tuple[NDArray[np.int64], Floa
 class LatencyTable:
     """What a network costs on one machine and runtime: its layers, and all else.
 
-    ``latency(keep) = scale · Σ_layers (ms(inputs, outputs) + rest · positions · outputs)``: the measured layers, and
-    elementwise work (activations, additions, norms that are not folded) in proportion to what the layers put out.
+    ``latency(keep) = call + scale · Σ_layers (ms(inputs, outputs) + rest · positions · outputs)``: what a run costs
+    before anything is computed, the measured layers without that, and elementwise work (activations, additions, norms
+    that are not folded) in proportion to what the layers put out.
 
     Attributes:
         target: the runtime, with its version.
@@ -116,6 +117,7 @@ class LatencyTable:
         whole: milliseconds of the whole network, as measured.
         rest: milliseconds of all else for one output.
         scale: what corrects the sum, so that the whole network's is what was measured.
+        call: milliseconds of a run that computes next to nothing.
         correction: what a measurement of a pruned network near the budget corrects the fraction by.
     """
 
@@ -127,6 +129,7 @@ class LatencyTable:
     whole: float
     rest: float = 0.0
     scale: float = 1.0
+    call: float = 0.0
     correction: float = 1.0
 
     @staticmethod
@@ -134,9 +137,10 @@ class LatencyTable:
         """Returns the table with ``rest`` and ``scale``, so that the whole network's sum is what was measured."""
         alone = float(sum(layer.at({}) for layer in table.layers))
         outputs = sum(layer.positions * layer.outputs.size for layer in table.layers)
-        if alone < table.whole and outputs:
-            return replace(table, rest=(table.whole - alone) / outputs, scale=1.0)
-        return replace(table, rest=0.0, scale=table.whole / alone if alone else 1.0)
+        computed = max(table.whole - table.call, 0.0)
+        if alone < computed and outputs:
+            return replace(table, rest=(computed - alone) / outputs, scale=1.0)
+        return replace(table, rest=0.0, scale=computed / alone if alone else 1.0)
 
     def layer(self, layer: LayerLatency, shares: Shares) -> float | Floats:
         """Returns the milliseconds of one layer, and of the elementwise work behind it."""
@@ -144,7 +148,7 @@ class LatencyTable:
 
     def milliseconds(self, shares: Shares) -> float:
         """Returns the latency at these widths."""
-        return float(sum(self.layer(layer, shares) for layer in self.layers))
+        return self.call + float(sum(self.layer(layer, shares) for layer in self.layers))
 
     def fraction(self, shares: Shares) -> float:
         """Returns the latency at these widths as a fraction of the whole network's."""

@@ -91,7 +91,16 @@ class _Products(nn.Module):
         return F.scaled_dot_product_attention(query, key, value)
 
 
-Shape = Convolution | Linear | Attention
+@dataclass(frozen=True)
+class Call:
+    """One activation of one number: what a run costs before anything is computed."""
+
+    def build(self, reads: int, makes: int) -> tuple[nn.Module, Tensor]:
+        """Returns the activation and its input, whatever the widths."""
+        return nn.ReLU(), torch.zeros(1, 1)
+
+
+Shape = Convolution | Linear | Attention | Call
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from torch import nn
 
 from topiarist.budget import Axis, Floats, LatencyTable, LayerLatency, widths
 from topiarist.deploy.prices.cache import Cache
-from topiarist.deploy.prices.layers import Layer, Shape, layers_of
+from topiarist.deploy.prices.layers import Call, Layer, Shape, layers_of
 from topiarist.deploy.target import Session, Target
 from topiarist.graph import Graph, Inputs, map_tensors, tensors_in
 from topiarist.measure import OnStep, Rounds, device_of, interleaved
@@ -29,6 +29,12 @@ LEAST = 5
 
 SAVED = 100
 """Points after which what was measured is written."""
+
+CALL = (Call(), 1, 1)
+"""The point that measures what a run costs before anything is computed."""
+
+LEFT = 0.02
+"""The least share of a layer's time that stays when that is taken off."""
 
 LARGE = 2_000_000
 """Weights of a layer above which it is measured at few widths: loading it takes longest."""
@@ -64,7 +70,7 @@ def latency_table(
     name = f"{alone.name} {alone.version}"
     store = Cache.open(cache, f"{machine(device)}, {name}, {alone.threads} threads, {dtype}")
     layers = layers_of(model, graph, inputs)
-    points = {(layer.shape, *point): None for layer in layers for point in _points(layer)}
+    points = {CALL: None} | {(layer.shape, *point): None for layer in layers for point in _points(layer)}
     missing = [point for point in points if store.get(_key(point)) is None]
     try:
         for done, point in enumerate(missing):
@@ -85,6 +91,7 @@ def latency_table(
             next((t.shape[0] for t in tensors_in(inputs) if t.ndim), 1),
             tuple(_measured(layer, store) for layer in layers),
             1000 * whole,
+            call=1000 * store.values[_key(CALL)],
         )
     )
 
@@ -173,8 +180,11 @@ def _measured(layer: Layer, store: Cache) -> LayerLatency:
     """
     reads, makes = _grids(layer)
 
+    call = store.values[_key(CALL)]  # which a layer in a network does not pay
+
     def measured(rows: tuple[int, ...], columns: tuple[int, ...]) -> Floats:
-        return np.array([[1000 * store.values[_key((layer.shape, i, o))] for o in columns] for i in rows])
+        seconds = np.array([[store.values[_key((layer.shape, i, o))] for o in columns] for i in rows])
+        return 1000 * np.maximum(seconds - call, LEFT * seconds)
 
     coarse = measured(reads.coarse, makes.coarse)
     along = np.array([np.interp(makes.fine, makes.coarse, row) for row in coarse])
