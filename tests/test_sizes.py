@@ -184,6 +184,31 @@ def test_a_stated_size_does_not_pin(name):
     assert graph.groups
 
 
+# one place that runs for units, then for what no unit sits on
+
+TWICE = {
+    "view": lambda n, two: [(y.view(-1, width // 1, 1) * 2).flatten(1) for y, width in two],
+    "unflatten": lambda n, two: [y.unflatten(1, (width, 1)).flatten(1) for y, width in two],
+    "expand": lambda n, two: [two[0][0], *(y.mean(1, keepdim=True).expand(-1, 8) for y, _ in two)],
+    "repeat": lambda n, two: [two[0][0], *(y.mean(1, keepdim=True).repeat(1, n.n) for y, _ in two)],
+    "pad": lambda n, two: [two[0][0], *(F.pad(y[:, :1], (0, 7)) for y, _ in two)],
+    "divide": lambda n, two: [y / width for y, width in ((two[0][0], two[0][0].shape[1]), two[1])],
+    "scale": lambda n, two: [y * y.shape[1] ** -0.5 for y, _ in two],
+    "scale by a number, seen by trial cuts": lambda n, two: [
+        y * width**-0.5 for y, width in ((two[0][0], two[0][0].shape[1]), two[1])
+    ],
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_a_correction_leaves_other_runs_of_its_place_alone(name):
+    def program(net, x):
+        *units, fixed = TWICE[name](net, ((net.a(x).mean((2, 3)), 8), (x.mean((2, 3)), 3)))
+        return net.linear(sum(units)) + fixed.sum(1, keepdim=True)
+
+    check(convs(program), X, OTHER, try_cuts="trial cuts" in name)
+
+
 # numbers that come from sizes
 
 

@@ -101,11 +101,11 @@ class Listener(TorchFunctionMode):
             size: the size.
             side: its side of the arithmetic; None where a call takes it, such as ``math.sqrt(size)``.
         """
-        if self.inside or not any(True for _ in leaves(size.expression)):
-            return  # torch converts what it was given, which was noted; or a cut does not change it
+        if self.inside:
+            return  # torch converts what it was given, which was noted
         here = place_here(direct=True)
         site = None if here is None else here.only_argument() if side is None else here.operand(side)
-        if site is not None:
+        if site is not None and any(True for _ in leaves(size.expression)):
             self.settled[self.tracer.stack.top].add(int(size))
         self.tracer.note_number(size, site)
 
@@ -134,14 +134,15 @@ class Listener(TorchFunctionMode):
             if not isinstance(value, (int, float)) or isinstance(value, bool):
                 continue
             here, site = place_here(), None
-            if not (sizes := self._sources(value, here)):
-                continue
+            sizes = self._sources(value, here)
             if here is not None and here.call is None:
                 site = here.operand(1 - position if name.startswith("__r") else position)  # 2 * x is x.__rmul__(2)
             elif here is not None:
                 site = here.argument(position)
             for size in sizes:
                 self.tracer.note_number(size, site, None if isinstance(value, int) else float(value))
+            if not sizes and site is not None:
+                self.tracer.note_plain(site)
 
     def _note_scale(self, args: Arguments, kwargs: Keywords) -> None:
         """Notes attention's scale, which is computed from the width of its heads where it is not given."""
@@ -212,8 +213,9 @@ class Listener(TorchFunctionMode):
     def _note_pads(self, given: Sequence[int], vectors: Sequence[Vector], sites: Sequence[Site | None]) -> None:
         for slot, amount in enumerate(given):
             vector = vectors[len(vectors) - 1 - slot // 2]
-            if labelled(vector) and amount > 0:
-                self.tracer.note_size(amount, vector[:amount] if slot % 2 == 0 else vector[-amount:], sites[slot])
+            pads = labelled(vector) and amount > 0
+            side = (vector[:amount] if slot % 2 == 0 else vector[-amount:]) if pads else None
+            self.tracer.note_size(amount, side, sites[slot])
 
     def _note_squeeze(self, args: Arguments, kwargs: Keywords) -> None:
         """Notes a squeeze without a named axis: one that a cut leaves with a single position would vanish too."""

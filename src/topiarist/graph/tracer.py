@@ -61,6 +61,7 @@ class Tracer:
         self.ran: set[str] = set()
         self._traced: Any = WeakTensorKeyDictionary()
         self._index: dict[int, int] = {}
+        self._asked: list[Free] = []
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             vectors: list[Vector] = []
             for axis, size in enumerate(tensor.shape):
@@ -91,6 +92,10 @@ class Tracer:
         self.norms.read(outputs)
         for tensor in outputs:
             self.algebra.pin_all(self.vectors_of(tensor), "the network's output")
+        for free in {id(root): root for root in (free.root() for free in self._asked)}.values():
+            for request in free.requests if free.bound is None else ():
+                self._note_request(request, None)  # it met no units, so its size stays
+        self._asked.clear()
 
     # what travels with a tensor
 
@@ -182,6 +187,7 @@ class Tracer:
             return
         free = vector.root()
         free.requests.append(request)
+        self._asked.append(free)
         if free.bound is not None:
             self._note_request(request, free.bound)
 
@@ -193,8 +199,8 @@ class Tracer:
             if len(vector) != value:
                 return
             wanted = self.index_of(vector)
-        elif not any(True for _ in leaves(expression)):
-            return  # nothing that a cut could change
+        elif site is None and not any(True for _ in leaves(expression)):
+            return  # nothing that a cut could change, nor a correction for another run of the same place
         self.record.equations.append(Equation(expression, int(value), wanted, site, False, module, line))
 
     def note_number(self, size: Size, site: Site | None, constant: float | None = None) -> None:
@@ -203,6 +209,12 @@ class Tracer:
         if any(True for _ in leaves(size.expression)):
             equation = Equation(size.expression, int(size), None, site, True, top, line_of_code(), constant)
             self.record.equations.append(equation)
+        elif site is not None:
+            self.note_plain(site)
+
+    def note_plain(self, site: Site) -> None:
+        """Notes a run of a place with what no cut changes, so that no correction for another run changes it."""
+        self.record.equations.append(Equation(1, 1, None, site, True, self.stack.top, line_of_code()))
 
     def _tie_descriptive_attributes(self) -> None:
         """Ties attributes that describe a layer to its axes, where the program computes with them."""

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from topiarist.graph.code.places import line_of_code
-from topiarist.graph.labels import Free, Request, Vector, labelled
+from topiarist.graph.labels import Free, Vector, labelled
 from topiarist.graph.record import Gather
 from topiarist.graph.rules.registry import Call, rule
 from topiarist.graph.tracer import Tracer
@@ -86,7 +85,8 @@ def repeat(t: Tracer, c: Call) -> None:
         if times == 1:
             vectors.append(vector)
         elif size == 1:
-            vectors.append(Free([Request(_as_written(t, times), None, t.stack.top, line_of_code())]))
+            vectors.append(free := Free())
+            t.note_size(_as_written(t, times), free)
         else:
             vector = _settled(t, vector)
             vectors.append(np.tile(vector, times) if labelled(vector) else None)
