@@ -213,8 +213,9 @@ class Listener(TorchFunctionMode):
     def _note_pads(self, given: Sequence[int], vectors: Sequence[Vector], sites: Sequence[Site | None]) -> None:
         for slot, amount in enumerate(given):
             vector = vectors[len(vectors) - 1 - slot // 2]
-            pads = labelled(vector) and amount > 0
-            side = (vector[:amount] if slot % 2 == 0 else vector[-amount:]) if pads else None
+            side = None
+            if labelled(vector) and amount > 0:
+                side = vector[:amount] if slot % 2 == 0 else vector[-amount:]
             self.tracer.note_size(amount, side, sites[slot])
 
     def _note_squeeze(self, args: Arguments, kwargs: Keywords) -> None:
