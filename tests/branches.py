@@ -11,6 +11,7 @@ import importlib.util
 import random
 import sys
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ class Way:
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         model.train(self.training)
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=r"std\(\): degrees of freedom")  # of one channel that is kept
                 torch.manual_seed(0)
                 if "past" not in self.inputs:
                     return model(**self.inputs)
@@ -80,7 +82,7 @@ def noise(*shape: int) -> Tensor:
 def inputs_of(net: Network, options: tuple[str, ...]) -> dict[str, Any]:
     """Keyword arguments that show the options."""
     kind = net.kind
-    batch = 5 if "batch" in options else 3 if "three" in options else 2
+    batch = 6 if "batch" in options else 3 if "three" in options else 2
     size = 7 if "size" in options else 3 if "smaller" in options else 4 if kind == "tokens" else 5
 
     def x(size: int) -> Tensor:

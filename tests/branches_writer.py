@@ -150,7 +150,7 @@ class Writer:
             return self.pick(f"x.shape[{axis}] > 6", f"x.size({axis}) % 5 == 2", f"x.shape[{axis}] >= 7")
         if name == "batch":
             self.option("batch")
-            return self.pick("x.shape[0] > 4", "len(x) == 5")
+            return self.pick("x.shape[0] > 4", "len(x) == 6")
         if name == "steps":
             return f"{self.option('steps')} > 1"
         return "self.training" if name == "training" else f"{self.option(name)} is not None"

@@ -21,7 +21,7 @@ import topiarist
 from branches import Drawn, Way, drawn
 from networks import NIGHT, TOLERANCE, call, distance, flat, random_keep, real
 from topiarist import Architecture, TopiaristError
-from topiarist.graph import Graph, Keep
+from topiarist.graph import Graph, Keep, map_tensors
 
 MOST = st.sampled_from([1, 2, 99])
 """The most units that a group keeps."""
@@ -90,7 +90,7 @@ class References:
         """The answer on a path; None where no mask of a graph that knows it prunes the same."""
         masked = self.all
         if masked is None or way.training:
-            masked = self.masked(way.inputs, [self.network.example, *self.network.more])
+            masked = self.masked(shown_in_training(way), [self.network.example, *self.network.more])
         return None if masked is None else way.run(masked)
 
 
@@ -111,6 +111,14 @@ def outcomes(network: Drawn, seed: int, most: int) -> dict[Way, str]:
             near = expected is not None and gap(answer, expected) <= TOLERANCE
             result[way] = "right" if near else "ran" if expected is None else "wrong"
     return result
+
+
+def shown_in_training(way: Way) -> dict[str, Any]:
+    """What shows a path to a trace, which doubles the batch in training: half of it, where the batch decides."""
+    if not way.training or "batch" not in way.options:
+        return way.inputs
+    batch = len(way.inputs["x"])
+    return dict(map_tensors(way.inputs, lambda t: t[: batch // 2] if len(t) == batch else t))
 
 
 @settings(max_examples=settings().max_examples if NIGHT else 10)
