@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from topiarist import guided as guided
     from topiarist import methods as methods
     from topiarist import report as report
+    from topiarist import sparse as sparse
     from topiarist import studies as studies
     from topiarist import train as train
     from topiarist.architecture import Architecture as Architecture
@@ -71,7 +72,7 @@ _PUBLIC = {
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
-_ROOMS = ("compress", "guided", "methods", "report", "studies", "train")
+_ROOMS = ("compress", "guided", "methods", "report", "sparse", "studies", "train")
 """Modules with names of their own."""
 
 __all__ = ["__version__", *sorted([*_HOME, *_ROOMS])]

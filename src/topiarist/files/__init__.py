@@ -1,6 +1,7 @@
 """Files and names as every room needs them: atomic writes, YAML and JSON, checked fields, optional packages."""
 
 from topiarist.files.atomic import as_path, atomically, remove_drafts, writable, write_text
+from topiarist.files.caches import user_folder
 from topiarist.files.documents import from_yaml, read_json, read_yaml, write_json
 from topiarist.files.fields import check_fields, from_plain
 from topiarist.files.gates import GATE, gate_buffers, gates_file, read_gates, register_gate, write_gates
@@ -25,6 +26,7 @@ __all__ = [
     "remove_drafts",
     "shown",
     "suggestion",
+    "user_folder",
     "writable",
     "write_gates",
     "write_json",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import stat
 import warnings
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from topiarist.errors import TopiaristError
-from topiarist.files import write_text
+from topiarist.files import user_folder, write_text
 
 LARGEST = 64 << 20
 """Bytes of a file that is read."""
@@ -40,7 +39,7 @@ class Cache:
         A file that cannot be read, or holds something else, is measured anew.
         """
         name = re.sub(r"[^A-Za-z0-9.]+", "-", setting)[:80] + "-" + hashlib.sha256(setting.encode()).hexdigest()[:8]
-        file = (folder or user_folder()) / f"{name}.json"
+        file = (folder or user_folder("latency")) / f"{name}.json"
         return Cache(file, _read(file))
 
     def get(self, key: str) -> float | None:
@@ -72,10 +71,3 @@ def _read(file: Path) -> dict[str, float]:
             read = json.loads(file.read_text(encoding="utf-8"))
             return {key: value for key, value in read.items() if isinstance(value, float) and 0 < value < 1e4}
     return {}
-
-
-def user_folder() -> Path:
-    """Returns the folder: ``$TOPIARIST_CACHE``, else ``topiarist`` in the user's cache folder."""
-    own = os.environ.get("TOPIARIST_CACHE")
-    shared = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return (Path(own) if own else Path(shared) / "topiarist") / "latency"

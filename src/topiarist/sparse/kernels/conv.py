@@ -1,0 +1,131 @@
+"""The convolution of sparse weights, with what follows it: bias, an added tensor, an activation, zeros around.
+
+For a block of positions q, output o and its nonzeros k:
+
+    y[o, q] = zeros_around · activation(bias[o] + Σ_k value[k] · x[q + offset[k]] + added[o, q])
+
+Positions are of a padded plane (see `grids`), so that channel and tap of a weight are one offset. A nonzero costs one
+broadcast, and for each vector of the block one unaligned load and one fused multiply-add; the sums stay in registers.
+Inputs are taken in tiles of channels, so that what a block reads of a tile stays in the nearest cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from topiarist.sparse.kernels.emit import F32, I32, I64, Kernel, i64
+
+POINTERS = (
+    "x",  # float*: position 0 of input channel 0
+    "offsets",  # int32*: by nonzero, in floats from a position of the block
+    "values",  # float*: by nonzero
+    "starts",  # int32*[tiles, outputs + 1]: where the nonzeros of an output begin
+    "bias",  # float*[outputs]
+    "zeros",  # int32*: by position, all bits set where it is inside the image, else none
+    "added",  # float*: position 0 of output 0 of the tensor that is added
+    "y",  # float*: position 0 of output 0
+    "ranges",  # int64*[threads, 4]: first and last block, first and last output of each thread
+)
+INTEGERS = (
+    "outputs",
+    "tiles",
+    "added_stride",  # floats from one channel to the next
+    "y_stride",
+)
+
+
+class Convolution(NamedTuple):
+    """A kernel's name, by what is written into it.
+
+    Attributes:
+        lanes: floats of a vector.
+        vectors: of a block of positions.
+        chains: nonzeros whose sums are apart, so that short blocks do not wait for one another; divides all counts.
+        activation: ``"relu"``, ``"relu6"`` or none.
+        adds: a tensor is added before the activation.
+        pools: not the sum of value · x, but the largest x; values are none.
+    """
+
+    lanes: int
+    vectors: int
+    chains: int = 1
+    activation: str = ""
+    adds: bool = False
+    pools: bool = False
+
+    @property
+    def name(self) -> str:
+        """Returns a name that says all."""
+        then = f"{self.activation}{'_added' * self.adds}{'_max' * self.pools}"
+        return f"conv_{self.lanes}x{self.vectors}x{self.chains}{then}"
+
+    def ir(self) -> str:
+        """Returns the kernel as LLVM IR."""
+        k = Kernel(self.name, self.lanes, POINTERS, INTEGERS)
+        b = k.builder
+        width = i64(self.vectors * self.lanes)
+        mine = k.at(k["ranges"], b.mul(k.thread, i64(4)), I64)
+        first_block, last_block, first, last = (k.load(mine, i64(n), I64) for n in range(4))
+        with k.loop(first_block, last_block) as block:
+            q = b.mul(block.index, width)
+            inputs, mask = k.at(k["x"], q), k.at(k["zeros"], q, I32)
+            with k.loop(i64(0), k["tiles"]) as tile:
+                begins = k.at(k["starts"], b.mul(tile.index, b.add(k["outputs"], i64(1))), I32)
+                is_first = b.icmp_signed("==", tile.index, i64(0))
+                is_last = b.icmp_signed("==", tile.index, b.sub(k["tiles"], i64(1)))
+                with k.loop(first, last) as o:
+                    result = k.at(k["y"], b.add(q, b.mul(o.index, k["y_stride"])))
+                    plus = k.at(k["added"], b.add(q, b.mul(o.index, k["added_stride"])))
+                    sums = k.either(
+                        is_first,
+                        lambda o=o: [k.spread(k.load(k["bias"], o.index, F32))] * self.vectors,
+                        lambda result=result: k.floats(result, self.vectors),
+                    )
+                    sums = self._products(k, inputs, begins, o.index, sums)
+                    sums = k.either(
+                        is_last,
+                        lambda sums=sums, plus=plus, mask=mask: self._finish(k, sums, plus, mask),
+                        lambda sums=sums: sums,
+                    )
+                    for j, value in enumerate(sums):
+                        k.store(value, result, i64(j * self.lanes))
+        return k.finished()
+
+    def _products(self, k: Kernel, inputs: Any, begins: Any, o: Any, sums: list[Any]) -> list[Any]:
+        """Writes Σ_k value[k] · x[q + offset[k]]."""
+        b = k.builder
+        begin, end = (b.sext(k.load(begins, n, I32), I64) for n in (o, b.add(o, i64(1))))
+        nothing = [k.spread(F32(0.0))] * self.vectors * (self.chains - 1)
+        with k.loop(begin, end, [*sums, *nothing], step=self.chains) as nonzero:
+            then = []
+            for chain in range(self.chains):
+                at = b.add(nonzero.index, i64(chain))
+                there = k.at(inputs, b.sext(k.load(k["offsets"], at, I32), I64))
+                mine = nonzero.values[chain * self.vectors : (chain + 1) * self.vectors]
+                pairs = zip(k.floats(there, self.vectors), mine, strict=True)
+                if self.pools:
+                    then += [k.intrinsic("maxnum", v, s) for v, s in pairs]
+                else:
+                    value = k.spread(k.load(k["values"], at, F32))
+                    then += [k.multiply_add(value, v, s) for v, s in pairs]
+            nonzero.then = then
+        total = nonzero.values[: self.vectors]
+        for chain in range(1, self.chains):
+            more = nonzero.values[chain * self.vectors : (chain + 1) * self.vectors]
+            total = [b.fadd(s, m) for s, m in zip(total, more, strict=True)]
+        return total
+
+    def _finish(self, k: Kernel, sums: list[Any], added: Any, mask: Any) -> list[Any]:
+        """Writes what follows the sums."""
+        b, finished = k.builder, []
+        integers = k.integers
+        for j, total in enumerate(sums):
+            if self.adds:
+                total = b.fadd(total, k.load(added, i64(j * self.lanes), k.vector))
+            if self.activation:
+                total = k.intrinsic("maxnum", total, k.spread(F32(0.0)))
+            if self.activation == "relu6":
+                total = k.intrinsic("minnum", total, k.spread(F32(6.0)))
+            inside = k.load(mask, i64(j * self.lanes), integers)
+            finished.append(b.bitcast(b.and_(b.bitcast(total, integers), inside), k.vector))
+        return finished

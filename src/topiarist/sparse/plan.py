@@ -1,0 +1,334 @@
+"""A network's computation for one shape of inputs: kernels where they can, torch's operators for the rest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from topiarist.measure import threads_set
+from topiarist.sparse.capture import Captured, aten, value_of
+from topiarist.sparse.code import Code
+from topiarist.sparse.grids import extents
+from topiarist.sparse.kernels import conv, matvec, phases
+from topiarist.sparse.layers import Layer, folded, inside, passed
+from topiarist.sparse.layout import Layout, Place, laid_out
+from topiarist.sparse.taps import Phase
+from topiarist.sparse.team import Program, Step, Team
+from topiarist.sparse.tuning import Candidates, Choice, Tuner, key_of, timed
+
+_TABLE = matvec.table()
+Values = dict[Node, Any]
+Run = Callable[[Values], object]
+
+
+class Call(NamedTuple):
+    """Something that is not a kernel.
+
+    Attributes:
+        name: of the layer that it computes; empty where it computes none.
+        run: computes it, and holds what torch's operators read.
+    """
+
+    name: str
+    run: Run
+
+
+Action = Program | Call
+
+
+@dataclass(eq=False)
+class Plan:
+    """What is done when the network runs.
+
+    Attributes:
+        network: what is computed.
+        actions: in order.
+        lines: what runs how, for people.
+        key: names layers, shapes and threads.
+        torch_threads: of torch's operators: after one of them its threads stay awake, in the way of the kernels'.
+    """
+
+    network: Captured
+    actions: list[Action]
+    lines: list[str]
+    key: str
+    torch_threads: int = 1
+
+    def __post_init__(self) -> None:
+        self.results = [passed(node) for node in self.network.graph.output_node().args[0]]
+
+    def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Runs the network; calls must not overlap."""
+        with threads_set(self.torch_threads):
+            return self._run(args, kwargs)
+
+    def _run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        values: Values = dict(self.network.constants)
+        values.update(zip(self.network.inputs, self.network.given(args, kwargs), strict=True))
+        for action in self.actions:
+            action() if isinstance(action, Program) else action.run(values)
+        results = [values[node] if isinstance(node, Node) else node for node in self.results]
+        return self.network.returned([_own(result) for result in results])
+
+    def seconds(self, args: Sequence[Any], kwargs: Mapping[str, Any], runs: int = 9) -> dict[str, float]:
+        """Returns how long each layer takes while the network runs, by name; what is no layer under ``""``."""
+        values: Values = dict(self.network.constants)
+        values.update(zip(self.network.inputs, self.network.given(args, kwargs), strict=True))
+        pieces: list[tuple[str, Callable[[], object]]] = []
+        for action in self.actions:
+            if isinstance(action, Program):
+                pieces += [(step.name, part) for step, part in zip(action.steps, action.parts, strict=True)]
+            else:
+                pieces.append((action.name, partial(action.run, values)))
+        times = np.array([[timed(run) for _, run in pieces] for _ in range(runs)])
+        found: dict[str, float] = {}
+        for (name, _), each in zip(pieces, np.median(times, axis=0), strict=True):
+            found[name] = found.get(name, 0.0) + float(each)
+        return found
+
+
+def planned(network: Captured, code: Code, threads: int, tuner: Tuner, *, halves: bool = False) -> Plan:
+    """Returns a plan.
+
+    Args:
+        network: what is computed.
+        code: the kernels.
+        threads: that walk a program together.
+        tuner: chooses how a layer is computed.
+        halves: products with one vector hold their weights in 16 bits.
+    """
+    nodes = list(network.graph.nodes)
+    layers = folded(network)
+    lanes = code.machine.lanes
+    layout = laid_out(layers, nodes, lanes, most=code.machine.registers - 2)
+    maker = _Maker(network, layout, code, threads, tuner, halves)
+    for node in nodes:
+        maker.add(node)
+    return Plan(network, maker.finished(), maker.lines, f"{threads} {digest(maker.keys)}")
+
+
+class _Maker:
+    """Makes the actions of a plan: kernels that follow one another become one program."""
+
+    def __init__(self, network: Captured, layout: Layout, code: Code, threads: int, tuner: Tuner, halves: bool) -> None:
+        self.network, self.layout, self.code, self.threads, self.tuner = network, layout, code, threads, tuner
+        self.halves = halves
+        self.team = Team(threads)
+        self.actions: list[Action] = []
+        self.steps: list[Step] = []
+        self.lines: list[str] = []
+        self.keys: list[str] = []
+        self.copied: set[Place] = set()
+        self.folded = {inner for layer in layout.layers.values() for inner in inside(layer)}
+
+    def finished(self) -> list[Action]:
+        """Returns the actions."""
+        self._end()
+        return self.actions
+
+    def add(self, node: Node) -> None:
+        """Adds what computes a node."""
+        if node.op != "call_function" or passed(node) is not node:
+            return
+        if node in self.layout.joins:
+            self._join(node)
+        elif node in self.layout.layers:
+            self._layer(node)
+        elif node not in self.folded:  # a layer that ends later computes it
+            self._torch(node)
+
+    def _end(self) -> None:
+        """Ends a program."""
+        if self.steps:
+            self.actions.append(Program(self.steps, self.code, self.team))
+            self.steps = []
+
+    def _act(self, run: Run, name: str = "") -> None:
+        self._end()
+        self.actions.append(Call(name, run))
+
+    def _torch(self, node: Node) -> None:
+        """Adds an operator of torch."""
+        views = (aten.view.default, aten._unsafe_view.default)
+        target: Any = aten.reshape.default if node.target in views else node.target  # planes are not contiguous
+        args, kwargs = node.args, node.kwargs
+
+        def run(values: Values) -> None:
+            get = lambda n: values[passed(n)]  # noqa: E731
+            values[node] = target(*map_arg(args, get), **map_arg(kwargs, get))
+
+        self.lines.append(f"{node.name}: torch")
+        self._act(run)
+
+    def _join(self, node: Node) -> None:
+        """Adds what is joined, where it was not written there."""
+        planes = self.layout.planes[Place(node, False)]
+        view = planes.view
+        for part, first in self.layout.copies.get(node, ()):
+            source = self.layout.planes[Place(part, False)].view
+            there = view[:, first : first + source.shape[1]]
+            self._act(_copying(there, source))
+        self._hold(node, view)
+
+    def _hold(self, node: Node, view: Tensor) -> None:
+        """Lets torch's operators read a tensor that kernels write."""
+        self.network.constants[node] = view  # type: ignore[index]
+
+    def _copy(self, place: Place) -> None:
+        """Adds the copy of a tensor into planes."""
+        if not place.copied or place in self.copied:
+            return
+        self.copied.add(place)
+        if place in self.layout.phases:
+            self._phases(place)
+        else:
+            view = self.layout.planes[place].view
+            self._act(lambda values: view.copy_(values[place.node]))
+
+    def _phases(self, place: Place) -> None:
+        """Adds what takes the pixels of a tensor apart, by row and column modulo the stride."""
+        written = self.layout.planes[place]
+        grid, shape = written.grid, value_of(place.node).shape
+        channels, columns = shape[1], shape[-1]
+        rows = shape[2] if len(shape) == 4 else 1
+        vertical, horizontal = place.stride
+        source = self.layout.result(place.node)
+        held = self.layout.planes.get(source) if source is not None else None
+        if held is None:
+            plain = torch.zeros(shape)
+            self._act(lambda values: plain.copy_(values[place.node]))
+            address, strides, keep = plain.data_ptr(), plain.stride(), plain
+        else:
+            address, strides, keep = held.address, held.view.stride(), held.buffer
+        row = strides[2] if len(shape) == 4 else 0
+        shares = np.linspace(0, channels, self.threads + 1).astype(np.int64)
+        ranges = np.stack([shares[:-1], shares[1:]], 1)
+        for number, (dy, dx) in enumerate(self.layout.phases[place]):
+            taken = max(0, -(-(rows - dy) // vertical)), max(0, -(-(columns - dx) // horizontal))
+            given = {
+                "x": address + 4 * (dy * row + dx), "y": written.address + 4 * number * channels * grid.plane,
+                "ranges": ranges.copy(), "images": shape[0], "rows": taken[0], "columns": taken[1],
+                "x_channel": strides[1], "x_image": strides[0], "x_row": vertical * row,
+                "y_channel": grid.plane, "y_image": grid.pitch, "y_row": grid.stride, "keep": keep,
+            }  # fmt: skip
+            kernel = phases.Phase(self.code.machine.lanes, horizontal)
+            self.steps.append(Step(kernel, phases.POINTERS, phases.INTEGERS, given))
+
+    def _layer(self, node: Node) -> None:
+        """Adds a layer, by a kernel or by torch."""
+        layer, layout = self.layout.layers[node], self.layout
+        result = layout.planes[layout.computed(node)]
+        choice = self.tuner.choose(layer, result.grid, self._candidates(node, layer))
+        self.keys.append(key_of(layer, result.grid))
+        self.lines.append(f"{layer.name or node.name}: {_described(layer, choice)}")
+        if node in layout.adds:
+            self._copy(layout.adds[node])
+        if choice.dense:
+            added = None if layer.added is None else passed(layer.added)
+            source, view = passed(layer.source), result.view
+            self._act(lambda values: view.copy_(layer.dense(values[source], None if added is None else values[added])))
+        else:
+            self._copy(layout.reads[node])
+            for phase in layout.phases[layout.computed(node)] if node in layout.split else ((0, 0),):
+                self.steps.append(self._kernel(node, layer, choice, phase))
+        if node not in layout.split:
+            self._hold(node, result.view)
+
+    def _candidates(self, node: Node, layer: Layer) -> Candidates:
+        """Returns the ways to compute a layer, for measuring: on what its planes hold now."""
+        layout, source = self.layout, passed(layer.source)
+        result = layout.planes[layout.computed(node)].view
+
+        def kernel(choice: Choice) -> Callable[[], None]:
+            return Program([self._kernel(node, layer, choice)], self.code, Team(1))
+
+        def dense() -> None:
+            held = self.network.constants.get(source)
+            x = torch.zeros(value_of(source).shape) if held is None else held
+            added = layout.planes[layout.adds[node]].view if node in layout.adds else None
+            result.copy_(layer.dense(x, added))
+
+        return Candidates(kernel, None if node in layout.split else dense)
+
+    def _kernel(self, node: Node, layer: Layer, choice: Choice, of: Phase = (0, 0)) -> Step:
+        """Returns the kernel of a layer with its arguments; of a layer that is split, for one phase."""
+        if self.layout.planes[self.layout.computed(node)].grid.single:
+            return self._product(node, layer, choice)
+        layout, taps, result = self.layout, self.layout.taps[node], self.layout.planes[self.layout.computed(node)]
+        read = layout.planes[layout.reads[node]]
+        grid = result.grid
+        known = layout.phases.get(layout.reads[node], [(0, 0)])
+        x, y, zeros = read.address, result.address, result.inside
+        phase = np.array([known.index(p) for p in taps.phases])[taps.phase]
+        if node in layout.split:
+            place, size = layout.computed(node), extents(value_of(node).shape, tokens=False)
+            x += 4 * known.index(of) * taps.inputs * grid.plane
+            y += 4 * layout.phases[place].index(of) * taps.outputs * grid.plane
+            zeros = grid.inside(*(-(-(n - d) // s) for n, d, s in zip(size, of, place.stride, strict=True)))
+            phase = 0
+        offsets = (phase * taps.inputs + taps.channel) * grid.plane + taps.row * grid.stride + taps.column
+        there, values, starts = taps.arranged(offsets, choice.tile, choice.chains)
+        blocks, vectors = grid.block(choice.vectors)
+        added = layout.planes[layout.adds[node]] if node in layout.adds else None
+        shares = taps.shares(self.threads)
+        given = {
+            "x": x, "offsets": there, "values": values, "starts": starts,
+            "bias": layer.bias.numpy().astype(np.float32), "zeros": zeros,
+            "added": 0 if added is None else added.address, "y": y,
+            "ranges": np.column_stack([np.zeros(self.threads), np.full(self.threads, blocks), shares]).astype(np.int64),
+            "outputs": taps.outputs, "tiles": len(starts), "added_stride": grid.plane, "y_stride": grid.plane,
+            "keep": (read.buffer, result.buffer, None if added is None else added.buffer),
+        }  # fmt: skip
+        made = conv.Convolution(
+            grid.lanes, vectors, choice.chains, layer.activation, layer.added is not None, layer.pooled
+        )
+        return Step(made, conv.POINTERS, conv.INTEGERS, given, layer.name)
+
+    def _product(self, node: Node, layer: Layer, choice: Choice) -> Step:
+        """Returns the product of a layer's weights with one vector."""
+        layout, taps, result = self.layout, self.layout.taps[node], self.layout.planes[self.layout.computed(node)]
+        lanes = self.code.machine.lanes
+        bits = choice.bits and lanes > 4 and not self.halves
+        packed = taps.marked(lanes) if bits else taps.indexed(halves=self.halves)
+        read = layout.planes[layout.reads[node]]
+        added = layout.planes[layout.adds[node]] if node in layout.adds else None
+        given = {
+            "x": read.address, "values": packed.values, "places": packed.places, "starts": packed.starts,
+            "table": _TABLE, "bias": layer.bias.numpy().astype(np.float32), "y": result.address,
+            "added": 0 if added is None else added.address, "ranges": taps.shares(self.threads),
+            "vectors": packed.vectors, "keep": (read.buffer, result.buffer, None if added is None else added.buffer),
+        }  # fmt: skip
+        made = matvec.MatVec(lanes, packed.bits, packed.wide, packed.halves, layer.activation, layer.added is not None)
+        return Step(made, matvec.POINTERS, matvec.INTEGERS, given, layer.name)
+
+
+def _copying(there: Tensor, source: Tensor) -> Run:
+    """Returns what copies a tensor that stays where it is."""
+    return lambda values: there.copy_(source)
+
+
+def _own(result: Any) -> Any:
+    """Returns a result that the next run does not write over."""
+    return result.clone(memory_format=torch.contiguous_format) if isinstance(result, Tensor) else result
+
+
+def _described(layer: Layer, choice: Choice) -> str:
+    """Returns how a layer is computed, for people."""
+    if choice.dense:
+        return f"{1 - layer.density:.0%} zeros, dense in torch"
+    form = "bits" if choice.bits else f"blocks of {choice.vectors} vectors, tiles of {choice.tile} channels"
+    return f"{1 - layer.density:.0%} zeros, kernel, {form}"
+
+
+def digest(keys: Sequence[str]) -> str:
+    """Returns a short name for many keys."""
+    return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:32]

@@ -1,0 +1,146 @@
+"""The nonzeros of a layer, as its kernel reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from topiarist.sparse.kernels.matvec import SUMS
+from topiarist.sparse.layers import Layer
+
+Phase = tuple[int, int]
+"""Row and column of a pixel, modulo the stride."""
+
+
+class Packed(NamedTuple):
+    """Weights for the product with a vector, as `kernels.matvec` reads them."""
+
+    values: np.ndarray
+    places: np.ndarray
+    starts: np.ndarray
+    vectors: int
+    bits: bool
+    wide: bool
+    halves: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Taps:
+    """The nonzeros of a layer, each with what it is multiplied with.
+
+    Attributes:
+        output, channel: of the nonzero.
+        row, column: what it reads, from the position of the result; of every stride-th pixel.
+        phase: index of the phase that it reads, in `phases`.
+        value: the weight.
+        phases: row and column, modulo the stride, of the pixels that are read.
+        outputs, inputs: channels.
+    """
+
+    output: np.ndarray
+    channel: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+    phase: np.ndarray
+    value: np.ndarray
+    phases: Sequence[Phase]
+    outputs: int
+    inputs: int
+
+    @staticmethod
+    def of(layer: Layer) -> Taps:
+        """Returns the taps of a layer."""
+        weight = layer.weight.numpy()
+        outputs, inputs = weight.shape[0], weight.shape[1] * layer.groups
+        output, channel, i, j = np.nonzero(weight)
+        value = weight[output, channel, i, j].astype(np.float32)
+        channel = channel + output // (outputs // layer.groups) * weight.shape[1]
+        axes = zip((i, j), weight.shape[2:], layer.dilation, layer.padding, layer.stride, strict=True)
+        (row, dy), (column, dx) = (_read(*axis) for axis in axes)
+        if layer.stride == (1, 1):
+            return Taps(output, channel, row, column, dy, value, [(0, 0)], outputs, inputs)
+        seen, phase = np.unique(dy * layer.stride[1] + dx, return_inverse=True)
+        phases = [divmod(int(pair), layer.stride[1]) for pair in seen] or [(0, 0)]
+        return Taps(output, channel, row, column, phase, value, phases, outputs, inputs)
+
+    @cached_property
+    def reach(self) -> tuple[int, int, int, int]:
+        """Returns the smallest and largest row and column that are read, 0 among them."""
+        empty = not len(self.row)
+        return (0, 0, 0, 0) if empty else tuple(int(f) for f in (  # type: ignore[return-value]
+            min(0, self.row.min()), max(0, self.row.max()), min(0, self.column.min()), max(0, self.column.max())
+        ))  # fmt: skip
+
+    def arranged(self, offsets: np.ndarray, tile: int, chains: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns offsets, values and starts by tile and output, in the order in which a kernel reads them.
+
+        Args:
+            offsets: of each nonzero, in floats.
+            tile: channels of a tile.
+            chains: the nonzeros of an output and tile become a multiple of this, by zeros.
+        """
+        tiles = max(1, -(-self.inputs // tile))
+        bucket = (self.channel // tile).astype(np.int64) * self.outputs + self.output
+        order = _ordered(bucket)
+        counts = np.bincount(bucket, minlength=tiles * self.outputs)
+        room = -(-counts // chains) * chains
+        begins = np.concatenate([[0], np.cumsum(room)])
+        first = np.concatenate([[0], np.cumsum(counts)])[:-1]
+        place = begins[:-1][bucket[order]] + np.arange(len(order)) - first[bucket[order]]
+        there, values = np.zeros(max(1, begins[-1]), np.int32), np.zeros(max(1, begins[-1]), np.float32)
+        there[place], values[place] = offsets[order], self.value[order]
+        rows = np.arange(tiles)[:, None] * self.outputs + np.arange(self.outputs + 1)
+        return there, values, begins[rows].astype(np.int32)
+
+    @cached_property
+    def by_output(self) -> np.ndarray:
+        """Returns the nonzeros of each output."""
+        return np.bincount(self.output, minlength=self.outputs)
+
+    def indexed(self, *, halves: bool = False) -> Packed:
+        """Returns the nonzeros with the index of each one, of one position; each output's are a multiple of `SUMS`.
+
+        Args:
+            halves: values are rounded to the upper halves of floats.
+        """
+        there, values, starts = self.arranged(self.channel, max(1, self.inputs), SUMS)
+        if halves:
+            values = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy()
+        wide = self.inputs > 1 << 16
+        return Packed(values, there.astype(np.uint32 if wide else np.uint16), starts[0], 0, False, wide, halves)
+
+    def marked(self, lanes: int) -> Packed:
+        """Returns the nonzeros with a bit for every weight, of one position."""
+        inputs = -(-self.inputs // (lanes * SUMS)) * lanes * SUMS
+        marks = np.zeros((self.outputs, inputs), bool)
+        marks[self.output, self.channel] = True
+        order = _ordered(self.output.astype(np.int64) * self.inputs + self.channel)
+        values = np.concatenate([self.value[order], np.zeros(lanes, np.float32)])
+        starts = np.concatenate([[0], np.cumsum(self.by_output)]).astype(np.int32)
+        return Packed(
+            values, np.packbits(marks, axis=1, bitorder="little"), starts, inputs // lanes, True, False, False
+        )
+
+    def shares(self, threads: int) -> np.ndarray:
+        """Returns the first and last output of each thread: equal work, of nonzeros and of what an output costs."""
+        cost = np.cumsum(self.by_output + 4.0)
+        ends = np.searchsorted(cost, cost[-1] * np.arange(1, threads) / threads) + 1
+        edges = np.concatenate([[0], np.minimum(ends, self.outputs), [self.outputs]])
+        return np.stack([edges[:-1], edges[1:]], 1).astype(np.int64)
+
+
+def _read(k: np.ndarray, size: int, dilation: int, padding: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which pixel an entry of the kernel reads, of every stride-th one, and the pixel modulo the stride."""
+    if size == 1:  # most weights of most networks: nothing by weight
+        return tuple(np.broadcast_to(np.int64(each), k.shape) for each in divmod(-padding, stride))  # type: ignore[return-value]
+    return np.divmod(k * dilation - padding, stride)
+
+
+def _ordered(keys: np.ndarray) -> np.ndarray:
+    """Returns the order of keys; equal ones stay in theirs. They often are in order: weights are, by output."""
+    return np.arange(len(keys)) if (keys[1:] >= keys[:-1]).all() else np.argsort(keys, kind="stable")

@@ -1,0 +1,115 @@
+"""Runs kernels: a program is walked by this thread and its helpers, without Python's lock."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from functools import cache
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+from topiarist.sparse.code import Code, Kernel
+from topiarist.sparse.kernels import walk
+
+_WALK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
+
+
+class Step:
+    """One kernel with its arguments.
+
+    Args:
+        kernel: what runs.
+        pointers, integers: names of its arguments, in order.
+        given: the arguments; arrays stand for their addresses, and are kept alive.
+        name: of the layer that it computes; empty where it computes none.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        pointers: Sequence[str],
+        integers: Sequence[str],
+        given: Mapping[str, Any],
+        name: str = "",
+    ) -> None:
+        self.kernel, self.held, self.name = kernel, dict(given), name
+        plain = [given[name] for name in (*pointers, *integers)]
+        self.arguments = np.array([v.ctypes.data if isinstance(v, np.ndarray) else int(v) for v in plain], np.int64)
+
+
+class Team:
+    """This thread and its helpers, which run one program after the other, never two at a time.
+
+    Attributes:
+        threads: how many they are.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._process, self._helpers = 0, list[_Helper]()
+
+    def run(self, call: Any, arguments: np.ndarray, keep: Sequence[Any]) -> None:
+        """Calls a kernel with the number of each thread; what it reads is kept alive until all are done."""
+        if self.threads > 1 and self._process != os.getpid():  # a fork has no threads but the one that forked
+            self._process, self._helpers = os.getpid(), [_Helper() for _ in range(self.threads - 1)]
+        address = arguments.ctypes.data
+        for number, helper in enumerate(self._helpers):
+            helper.work.put((call, address, number + 1, arguments, keep))
+        call(address, 0)
+
+
+class Program:
+    """Steps that run one after the other, each by all threads together."""
+
+    def __init__(self, steps: Sequence[Step], code: Code, team: Team) -> None:
+        self.steps, self.code, self.team, self.runs = list(steps), code, team, 0
+        pairs = [(code.address(step.kernel), step.arguments.ctypes.data) for step in steps]
+        self._pairs = np.array(pairs, np.int64).reshape(-1, 2)
+        self._counters = np.zeros(len(steps), np.int64)
+        given = {"program": self._pairs, "counters": self._counters, "first": 0, "last": len(steps)}
+        given |= {"threads": team.threads, "runs": 0, "rest": _rest()}
+        loop = walk.Walk(pauses=platform.machine() in ("x86_64", "AMD64"))
+        self._arguments = Step(loop, walk.POINTERS, walk.INTEGERS, given).arguments
+        self._runs_at = (*walk.POINTERS, *walk.INTEGERS).index("runs")
+        self._call = _WALK(code.address(loop))
+
+    def __call__(self) -> None:
+        """Runs the steps; calls must not overlap."""
+        self.runs += 1
+        self._arguments[self._runs_at] = self.runs
+        self.team.run(self._call, self._arguments, (self.steps, self._pairs, self._counters))
+
+    @property
+    def parts(self) -> list[Program]:
+        """Returns a program for each step."""
+        return [Program([step], self.code, self.team) for step in self.steps]
+
+
+class _Helper:
+    """A thread that waits for work; it ends with what it helps."""
+
+    def __init__(self) -> None:
+        self.work: SimpleQueue[Any] = SimpleQueue()
+        threading.Thread(target=_help, args=(self.work,), daemon=True).start()
+        weakref.finalize(self, self.work.put, None)
+
+
+def _help(work: SimpleQueue[Any]) -> None:
+    while (given := work.get()) is not None:
+        call, address, number, *_ = given  # the rest is what it reads, kept alive
+        call(address, number)
+
+
+@cache
+def _rest() -> int:
+    """Returns the address of what gives the processor to another thread; 0 where the system has no such function."""
+    try:
+        return ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
+    except (AttributeError, OSError, TypeError):
+        return 0

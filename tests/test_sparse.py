@@ -1,0 +1,429 @@
+"""Sparse weights on a CPU: whatever the shape, the machine and the threads, kernels compute what torch does."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, note, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import topiarist
+from networks import NIGHT
+from topiarist import TopiaristError, sparse
+from topiarist.graph import tensors_in
+from topiarist.models import zoo
+from topiarist.sparse import Machine, host, without
+from topiarist.sparse.code import Code, code_of
+from topiarist.sparse.kernels.conv import Convolution
+from topiarist.sparse.kernels.matvec import MatVec
+from topiarist.sparse.kernels.phases import Phase
+from topiarist.sparse.kernels.walk import Walk
+
+MACHINES = {"this": host(), "8 floats": without("avx512"), "4 floats": without("avx512", "avx2", "fma")}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def folder(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOPIARIST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def thinned(model: nn.Module, sparsity: float, seed: int = 0) -> nn.Module:
+    """The network in eval mode with this part of each weight zero, and with batch norms that do something."""
+    draw = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1, generator=draw)
+            module.running_var.uniform_(0.5, 1.5, generator=draw)
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
+            weight = module.weight.data
+            weight[torch.rand(weight.shape, generator=draw) < sparsity] = 0
+    return model.eval()
+
+
+def differs(compiled: sparse.SparseModule, model: nn.Module, *inputs: Tensor) -> float:
+    """The largest difference between kernels and torch, relative to the largest output; kernels did run."""
+    with torch.no_grad():
+        got, expected = tensors_in(compiled(*inputs)), tensors_in(model(*inputs))
+    assert "kernel" in compiled.report(), compiled.report()
+    gaps = []
+    for a, b in zip(got, expected, strict=True):
+        assert a.shape == b.shape
+        assert a.is_contiguous()
+        gaps.append(float((a - b).abs().max() / b.abs().max().clamp_min(1e-20)) if b.numel() else 0.0)
+    return max(gaps)
+
+
+def check(model: nn.Module, *inputs: Tensor, threads: int = 1, machine: Machine | None = None) -> None:
+    """Compiled without measuring, a network computes what it does in torch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compiled = sparse.compile(model, inputs, threads, machine=machine, tune=False)
+        assert differs(compiled, model, *inputs) <= 1e-5
+
+
+# single layers of any shape
+
+DRAWS = 400 if NIGHT else 60
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    inputs, outputs = (groups * draw(st.integers(1, 9)) for _ in range(2))
+    kernel = [draw(st.sampled_from([1, 2, 3, 5, 7])) for _ in range(2)]
+    stride, dilation = ([draw(st.sampled_from([1, 1, 2, 3])) for _ in range(2)] for _ in range(2))
+    padding = [draw(st.integers(0, 3)) for _ in range(2)]
+    least = [d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilation, kernel, padding, strict=True)]
+    size = [draw(st.integers(max(1, low), max(1, low) + 20)) for low in least]
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=draw(st.booleans()))
+    return layer, torch.randn(draw(st.integers(1, 3)), inputs, *size)
+
+
+@st.composite
+def linears(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
+    inputs, outputs = draw(st.integers(1, 90)), draw(st.integers(1, 40))
+    before = draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))
+    return nn.Linear(inputs, outputs, bias=draw(st.booleans())), torch.randn(*before, inputs)
+
+
+FOLLOWED = {
+    "nothing": lambda channels: nn.Identity(),
+    "batch norm and ReLU": lambda channels: nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU()),
+    "ReLU6": lambda channels: nn.ReLU6(),
+}
+
+
+@settings(deadline=None, max_examples=DRAWS)
+@given(
+    convolutions(),
+    st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+    st.sampled_from(list(FOLLOWED)),
+    st.sampled_from(list(MACHINES)),
+    st.integers(1, 2),
+)
+def test_convolutions_of_any_shape(drawn, sparsity, followed, machine, threads):
+    layer, x = drawn
+    note(f"{layer} {tuple(x.shape)}")
+    model = nn.Sequential(layer, FOLLOWED[followed](layer.out_channels))
+    check(thinned(model, sparsity), x, threads=threads, machine=MACHINES[machine])
+
+
+@settings(deadline=None, max_examples=DRAWS)
+@given(
+    linears(), st.sampled_from([0.0, 0.5, 0.9, 1.0]), st.booleans(), st.sampled_from(list(MACHINES)), st.integers(1, 2)
+)
+def test_linear_layers_of_any_shape(drawn, sparsity, followed, machine, threads):
+    layer, x = drawn
+    note(f"{layer} {tuple(x.shape)}")
+    model = nn.Sequential(layer, nn.ReLU() if followed else nn.Identity())
+    check(thinned(model, sparsity), x, threads=threads, machine=MACHINES[machine])
+
+
+# what is between layers
+
+
+class Between(nn.Module):
+    """Convolutions with everything between them that kernels take, and much that they do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 7, 2, 3), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        self.a, self.b = nn.Conv2d(16, 24, 1, bias=False), nn.Conv2d(16, 24, 3, padding=1)
+        self.depthwise = nn.Conv2d(48, 48, 5, 2, 2, groups=48)
+        self.norm = nn.BatchNorm2d(48)
+        self.c, self.d = nn.Conv2d(48, 48, 3, padding=2, dilation=2), nn.Conv2d(48, 48, 1)
+        self.mean, self.head = nn.AvgPool2d(2), nn.Linear(48, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.stem(x))
+        x = torch.cat([self.a(x).sigmoid(), self.b(x)], 1)
+        y = torch.cat([self.a(x[:, :16]), self.b(x[:, 16:32])], 1)
+        z = self.depthwise(y)
+        z = z + torch.relu(self.norm(z))
+        z = self.mean(torch.relu(self.c(z) + self.d(z)) * z.mean((2, 3), keepdim=True))
+        return self.head(z.flatten(2).transpose(1, 2)).mean(1)
+
+
+class Dense(nn.Module):
+    """A tensor is joined with others more than once, and read after that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(4 * k, 4, 3, padding=1) for k in range(1, 5))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4 * k) for k in range(1, 5))
+        self.stem = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        seen = [self.stem(x)]
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            seen.append(layer(torch.relu(norm(torch.cat(seen, 1)))))
+        return torch.cat(seen, 1), seen[2]
+
+
+class Inverted(nn.Module):
+    """Wide layers of one pixel each, read by layers with a stride alone: they are computed phase by phase."""
+
+    def __init__(self, stride: int | tuple[int, int] = 2) -> None:
+        super().__init__()
+        self.wide, self.depthwise = nn.Conv2d(3, 24, 1), nn.Conv2d(24, 24, 3, stride, 1, groups=24)
+        self.again, self.five = nn.Conv2d(24, 30, 1), nn.Conv2d(30, 8, 5, stride, 2)
+        self.shortcut = nn.Conv2d(30, 8, 1, stride)
+        self.narrow = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.depthwise(nn.functional.relu6(self.wide(x)))
+        y = torch.relu(self.again(x))
+        return self.narrow(self.five(y) + self.shortcut(y)) - 1
+
+
+@pytest.mark.parametrize("stride", [2, 3, (1, 2), (2, 3)])
+@pytest.mark.parametrize("size", [(8, 8), (13, 22)])
+def test_layers_that_are_computed_phase_by_phase(stride, size):
+    torch.manual_seed(0)
+    check(thinned(Inverted(stride), 0.5), torch.randn(2, 3, *size), threads=2)
+
+
+@pytest.mark.parametrize("model", [Between, Dense])
+@pytest.mark.parametrize("sparsity", [0.5, 0.9])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_is_between_layers(model, sparsity, threads):
+    torch.manual_seed(0)
+    check(thinned(model(), sparsity), torch.randn(3, 3, 37, 30), threads=threads)
+
+
+LIKE_ANOTHER = ("resnet110", "preresnet110", "preresnet164", "densenet_bc100", "vgg16", "vgg19")
+"""Networks that differ from another one by their depth alone."""
+
+
+@pytest.mark.parametrize("name", [name for name in zoo.names() if NIGHT or name not in LIKE_ANOTHER])
+def test_networks_of_the_zoo(name):
+    width = {} if "width" not in inspect.signature(zoo.builder(name)).parameters or NIGHT else {"width": 0.25}
+    for sparsity in (0.5, 0.8, 0.95) if NIGHT else (0.9,):
+        torch.manual_seed(0)
+        model = thinned(zoo.build(name, in_channels=1, input_size=28, **width), sparsity)
+        check(model, torch.randn(2, 1, 28, 28), threads=1 + (sparsity == 0.5))
+
+
+def test_other_batches_and_sizes_are_planned_for_when_they_come():
+    model = thinned(topiarist.load_model("zoo:resnet20"), 0.9)
+    compiled = sparse.compile(model, torch.randn(1, 3, 32, 32), threads=2, tune=False)
+    for batch, size in ((1, 32), (3, 32), (16, 32), (2, 40), (1, 32)):
+        assert differs(compiled, model, torch.randn(batch, 3, size, size)) <= 1e-5
+    assert len(compiled.report().split("kernel")) > 4
+
+
+class Attention(nn.Module):
+    """A block of a transformer, on tokens."""
+
+    def __init__(self, width: int = 24, heads: int = 3) -> None:
+        super().__init__()
+        self.norm, self.heads = nn.LayerNorm(width), heads
+        self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(self.norm(x)).chunk(3, -1))
+        y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        x = x + self.project(y)
+        return {"hidden": x + self.down(nn.functional.gelu(self.up(x))), "first": x[:, 0]}
+
+
+@pytest.mark.parametrize("tokens", [(1, 1), (1, 7), (3, 16)])
+@pytest.mark.parametrize("sparsity", [0.5, 0.95])
+def test_transformers_and_arguments_by_name(tokens, sparsity):
+    torch.manual_seed(0)
+    model, x = thinned(Attention(), sparsity), torch.randn(*tokens, 24)
+    check(model, x, threads=2)
+    mask = torch.rand(tokens[1], tokens[1]) > 0.2
+    given = {"mask": mask | torch.eye(tokens[1], dtype=torch.bool), "x": x}
+    compiled = sparse.compile(model, given, tune=False, always=True)
+    with torch.no_grad():
+        got, expected = compiled(**given), model(**given)
+    assert list(got) == list(expected)
+    assert max(float((got[k] - expected[k]).abs().max()) for k in expected) <= 1e-5
+
+
+@pytest.mark.parametrize("inputs", [33, 70_000])
+def test_weights_in_16_bits_are_the_rounded_weights(inputs):
+    torch.manual_seed(0)
+    model, x = thinned(nn.Linear(inputs, 7), 0.9), torch.randn(1, inputs)
+    compiled = sparse.compile(model, x, tune=False, halves=True)
+    rounded = copy.deepcopy(model)
+    rounded.weight.data = rounded.weight.data.bfloat16().float()
+    assert differs(compiled, rounded, x) <= 1e-5
+
+
+def test_outputs_are_the_caller_s_own():
+    model = thinned(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), 0.5)
+    compiled = sparse.compile(model, torch.randn(1, 3, 9, 9), tune=False)
+    x, y = torch.randn(2, 1, 3, 9, 9)
+    first = compiled(x)
+    before = first.clone()
+    compiled(y)
+    assert torch.equal(first, before)
+
+
+def test_an_input_of_a_convolution_with_a_stride_is_read_anew_each_time():
+    model = thinned(nn.Conv2d(3, 8, 3, 2, 1), 0.5)
+    compiled = sparse.compile(model, torch.randn(1, 3, 9, 9), tune=False)
+    for _ in range(3):
+        assert differs(compiled, model, torch.randn(1, 3, 9, 9)) <= 1e-5
+
+
+def test_it_copies_and_pickles_without_its_kernels():
+    model, x = thinned(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), 0.5), torch.randn(1, 3, 9, 9)
+    compiled = sparse.compile(model, x, tune=False)
+    for other in (copy.deepcopy(compiled), pickle.loads(pickle.dumps(compiled))):
+        assert differs(other, model, x) <= 1e-5
+    assert list(compiled.state_dict()) == [f"model.{name}" for name in model.state_dict()]
+
+
+# choices, and what is kept of them
+
+
+def test_measured_choices_compute_the_same_and_are_remembered(monkeypatch, tmp_path):
+    monkeypatch.setenv("TOPIARIST_CACHE", str(tmp_path))
+    model, x = thinned(topiarist.load_model("zoo:resnet20"), 0.9), torch.randn(1, 3, 32, 32)
+    compiled = sparse.compile(model, x, always=True)
+    assert differs(compiled, model, x) <= 1e-5
+    (file,) = (tmp_path / "kernels").glob("choices-*.json")
+    kept = file.read_text()
+    again = sparse.compile(model, x, always=True)
+    assert file.read_text() == kept
+    assert again.report() == compiled.report()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"choices": {"a": [1]}, "speeds": 3}', '{"choices": 1}'])
+def test_damaged_choices_are_measured_anew(monkeypatch, tmp_path, content):
+    monkeypatch.setenv("TOPIARIST_CACHE", str(tmp_path))
+    model, x = thinned(nn.Conv2d(3, 8, 3), 0.5), torch.randn(1, 3, 9, 9)
+    sparse.compile(model, x, always=True)
+    (file,) = (tmp_path / "kernels").glob("choices-*.json")
+    file.write_text(content)
+    check(model, x)
+
+
+def test_damaged_kernels_are_compiled_anew(monkeypatch, tmp_path):
+    monkeypatch.setenv("TOPIARIST_CACHE", str(tmp_path))
+    kernel = Convolution(host().lanes, 3)
+    first = Code(host())
+    first.address(kernel)
+    assert first.compiled == 1
+    (file,) = (tmp_path / "kernels").iterdir()
+    second = Code(host())
+    second.address(kernel)
+    assert second.compiled == 0
+    for damaged in (b"", file.read_bytes()[:-1], file.read_bytes().replace(b"conv", b"vnoc")):
+        file.write_bytes(damaged)
+        other = Code(host())
+        other.address(kernel)
+        assert other.compiled == 1
+
+
+def test_machine_code_that_others_may_have_written_is_not_run(monkeypatch, tmp_path):
+    monkeypatch.setenv("TOPIARIST_CACHE", str(tmp_path))
+    kernel = Convolution(host().lanes, 3)
+    Code(host()).address(kernel)
+    (file,) = (tmp_path / "kernels").iterdir()
+    for place in (file, file.parent):
+        before = place.stat().st_mode
+        place.chmod(before | 0o002)
+        other = Code(host())
+        other.address(kernel)
+        assert other.compiled == 1
+        (tmp_path / "kernels" / file.name).chmod(0o600)
+        file.parent.chmod(0o700)
+
+
+def test_one_example_without_a_batch_and_none_at_all():
+    model = thinned(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), 0.5)
+    compiled = sparse.compile(model, torch.randn(1, 3, 9, 9), tune=False)
+    for x in (torch.randn(3, 9, 9), torch.randn(0, 3, 9, 9)):
+        with torch.no_grad():
+            assert torch.allclose(compiled(x), model(x), atol=1e-5)
+
+
+def test_a_folder_that_cannot_be_written_costs_a_warning(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TOPIARIST_CACHE", str(tmp_path / "file"))
+    model, x = thinned(nn.Conv2d(3, 8, 3), 0.5), torch.randn(1, 3, 9, 9)
+    code_of.cache_clear()
+    with pytest.warns(UserWarning, match="set TOPIARIST_CACHE"):
+        compiled = sparse.compile(model, x, always=True)
+    assert differs(compiled, model, x) <= 1e-5
+    code_of.cache_clear()
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_kernels_are_valid_for_other_processors(lanes):
+    arm = Machine("generic", "+neon", 4, "aarch64-unknown-linux-gnu")
+    wide = Machine("skylake-avx512", "", 16, "x86_64-unknown-linux-gnu")
+    other = {4: arm, 8: Machine("haswell", "", 8, "x86_64-unknown-linux-gnu"), 16: wide}[lanes]
+    kernels = [
+        Walk(pauses=lanes > 4),
+        Phase(lanes, 1),
+        Phase(lanes, 2),
+        Phase(lanes, 3),
+        MatVec(lanes),
+        MatVec(lanes, wide=True),
+    ]
+    kernels += [Convolution(lanes, 5, 2, "relu6", True), Convolution(lanes, 3, pools=True)]
+    kernels += [MatVec(lanes, bits=True)] if lanes > 4 else []
+    for kernel in kernels:
+        assert other.machine_code(kernel.ir())[:4] == b"\x7fELF"
+
+
+# what kernels do not take
+
+
+def falls_back(model: nn.Module, x: Tensor, match: str) -> None:
+    """A sentence, and torch's answer."""
+    with pytest.warns(UserWarning, match=match):
+        compiled = sparse.compile(model, x, tune=False)
+    torch.manual_seed(1)
+    expected = model(x)
+    torch.manual_seed(1)
+    assert torch.equal(compiled(x), expected)
+
+
+def test_what_kernels_do_not_take_runs_in_torch():
+    x = torch.randn(2, 3, 9, 9)
+    layer = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout())
+    falls_back(layer.train(), x, "in training mode")
+    falls_back(layer.double().eval(), x.double(), "float64 weights")
+
+    class Branching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1 if x.sum() > 0 else x - 1
+
+    falls_back(nn.Sequential(Branching(), nn.Conv2d(3, 4, 3)).eval(), x, "torch cannot export")
+
+
+def test_a_model_on_another_device_runs_there():
+    model, x = nn.Conv2d(3, 4, 3).to("meta").eval(), torch.randn(1, 3, 9, 9, device="meta")
+    with pytest.warns(UserWarning, match="kernels run on the CPU"):
+        compiled = sparse.compile(model, x)
+    assert compiled(x).device.type == "meta"
+
+
+def test_without_llvmlite_a_sentence_says_what_to_install(monkeypatch):
+    def missing() -> Machine:
+        raise TopiaristError("llvmlite is not installed: pip install 'topiarist[sparse]'")
+
+    monkeypatch.setattr("topiarist.sparse.module.host", missing)
+    falls_back(nn.Conv2d(3, 4, 3).eval(), torch.randn(1, 3, 9, 9), r"pip install 'topiarist\[sparse\]'")
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2", 10**6])
+def test_bad_numbers_of_threads(threads):
+    with pytest.raises(TopiaristError, match="threads must be a whole number"):
+        sparse.compile(nn.Conv2d(3, 4, 3).eval(), torch.randn(1, 3, 9, 9), threads)
