@@ -48,6 +48,7 @@ class Target(ABC):
         suffix: of the files that it reads; empty where it runs the module itself.
         format: what `topiarist.deploy.export` calls these files; empty where it cannot write them.
         exporters: of torch that can write them, the quickest first.
+        reads_zeros: weights that are zero make it faster.
 
     Raises:
         TopiaristError: the number of threads is no whole number, or far above that of the processors.
@@ -59,6 +60,7 @@ class Target(ABC):
     suffix: ClassVar[str] = ""
     format: ClassVar[str] = ""
     exporters: ClassVar[tuple[str, ...]] = ()
+    reads_zeros: ClassVar[bool] = False
 
     threads: int = 1
 

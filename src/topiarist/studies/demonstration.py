@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -46,5 +47,6 @@ def demo(
     Returns:
         The plain values of ``results.json``.
     """
-    study = replace(DEMO, seeds=tuple(range(seeds)))
+    targets = ("torch", "sparse") if find_spec("llvmlite") else DEMO.targets
+    study = replace(DEMO, seeds=tuple(range(seeds)), targets=targets)
     return run(study, out, workers=workers or default_workers(), quiet=quiet)

@@ -2,7 +2,8 @@
 
 Networks that run at different moments meet a machine in different states: two of one shape once read 1.07 and 0.51 ms.
 So all networks on one data set run in turns, and networks whose tensors have the same shapes share one reading, for
-their weights take no part in it. Anything new has all of them timed anew, which takes seconds.
+their weights take no part in it; where a runtime makes use of zeros, those that have as many as well. Anything new has
+all of them timed anew, which takes seconds.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from topiarist.architecture import WEIGHTS_FILE
-from topiarist.deploy import bench
+from topiarist.deploy import bench, get_target
 from topiarist.errors import TopiaristError
 from topiarist.measure import Rounds
 from topiarist.studies.arms import ARMS
@@ -61,9 +62,12 @@ def time_together(
     with locked(out):
         for data in dict.fromkeys(cell.data for cell in cells):
             here = [cell for cell in cells if cell.data == data]
-            for shape, found in _timed(_by_shape(here, out), out, targets, data_folder).items():
-                for cell in found.cells:
-                    _finish(cell, out, found, {"shape": shape, "session": session}, report)
+            found = {cell: _Found(_shape(cell, folder(out, cell.needs[0]))) for cell in here}
+            for zeros in (False, True):
+                chosen = [target for target in targets if get_target(target).reads_zeros == zeros]
+                _time(found, chosen, zeros, out, data_folder)
+            for cell in here:
+                _finish(cell, out, found[cell], targets[0], session, report)
 
 
 def _session(cells: Sequence[Cell], targets: Sequence[str]) -> str:
@@ -81,50 +85,56 @@ def _digest(value: object) -> str:
 
 @dataclass
 class _Found:
-    """What is known of the networks of one shape: their cells, and their readings or why there are none."""
+    """What is known of a network: its shape, and its readings or why there are none."""
 
-    cells: list[Cell] = field(default_factory=list)
+    shape: str
     latency: dict[str, Result] = field(default_factory=dict)
     reason: str = ""
 
 
-def _by_shape(cells: Iterable[Cell], out: Path) -> dict[str, _Found]:
-    """Returns shape → the latency cells of its networks."""
-    shapes: dict[str, _Found] = {}
-    for cell in cells:
-        shapes.setdefault(_shape(cell, folder(out, cell.needs[0])), _Found()).cells.append(cell)
-    return shapes
+def _shape(cell: Cell, path: Path, *, zeros: bool = False) -> str:
+    """Returns the same for networks whose tensors have the same names and shapes, and as many zeros, in per cent.
 
-
-def _shape(cell: Cell, path: Path) -> str:
-    """Returns the same for networks whose tensors have the same names and shapes; a damaged one is like no other."""
+    A damaged one is like no other.
+    """
     try:
         with safe_open(str(path / WEIGHTS_FILE), "pt") as tensors:
-            shapes = {name: tensors.get_slice(name).get_shape() for name in sorted(tensors.keys())}
+            names = sorted(tensors.keys())
+            shapes: dict[str, object] = {name: tensors.get_slice(name).get_shape() for name in names}
+            if zeros:
+                shapes |= {f"{name} zeros": _zeros(tensors.get_tensor(name)) for name in names}
     except (SafetensorError, OSError):
         return _digest(cell.key)
     return _digest([cell.network, cell.data, shapes])
 
 
-def _timed(shapes: dict[str, _Found], out: Path, targets: Sequence[str], data_folder: Path | None) -> dict[str, _Found]:
-    """Times one network of each shape, all of them interleaved."""
+def _zeros(tensor: Tensor) -> int:
+    """Returns how many of a hundred entries are zero."""
+    return round(100 * float((tensor == 0).double().mean())) if tensor.numel() else 0
+
+
+def _time(found: dict[Cell, _Found], targets: Sequence[str], zeros: bool, out: Path, data_folder: Path | None) -> None:
+    """Times one network of each shape on these runtimes, all of them interleaved."""
+    shapes: dict[str, list[Cell]] = {}
+    for cell in found if targets else ():
+        shapes.setdefault(_shape(cell, folder(out, cell.needs[0]), zeros=zeros), []).append(cell)
     networks: dict[str, nn.Module] = {}
     jobs: dict[str, Job] = {}
-    for shape, found in shapes.items():
+    for shape, cells in shapes.items():
         try:
-            networks[shape], job = _loaded(found.cells, out, jobs, data_folder)
+            networks[shape], job = _loaded(cells, out, jobs, data_folder)
         except TopiaristError as error:
-            found.reason = str(error)
+            for cell in cells:
+                found[cell].reason = str(error)
     if not networks:
-        return shapes
+        return
     done = bench(networks, job.data.example(), targets, rounds=ROUNDS, macs=dict.fromkeys(networks), memory=False)
     if done.interrupted:
         raise KeyboardInterrupt
     for reading in done.readings:
-        found, target = shapes[reading.network], reading.setting.target
-        found.latency[target] = asdict(reading.latency) if reading.latency else {"reason": reading.reason}
-        found.reason = found.reason or (reading.reason if target == targets[0] else "")
-    return shapes
+        for cell in shapes[reading.network]:
+            value = asdict(reading.latency) if reading.latency else {"reason": reading.reason}
+            found[cell].latency[reading.setting.target] = value
 
 
 def _loaded(cells: Sequence[Cell], out: Path, jobs: dict[str, Job], data_folder: Path | None) -> tuple[nn.Module, Job]:
@@ -145,12 +155,13 @@ def _loaded(cells: Sequence[Cell], out: Path, jobs: dict[str, Job], data_folder:
     raise problem
 
 
-def _finish(cell: Cell, out: Path, found: _Found, known: Result, report: Progress) -> None:
-    """Writes the result of a latency cell, or why there is none."""
-    if found.reason:
-        note_failure(out, cell, found.reason)
-        report(Event(cell, "failed", error=found.reason))
+def _finish(cell: Cell, out: Path, found: _Found, first: str, session: str, report: Progress) -> None:
+    """Writes the result of a latency cell, or why there is none on the first runtime."""
+    reading = found.latency.get(first, {})
+    if reason := found.reason or reading.get("reason"):
+        note_failure(out, cell, str(reason))
+        report(Event(cell, "failed", error=str(reason)))
         return
-    first = next(iter(found.latency.values()))
-    store(cell, out, {"latency_ms": first["value"], "latency": found.latency, **known})
+    known = {"shape": found.shape, "session": session}
+    store(cell, out, {"latency_ms": reading["value"], "latency": found.latency, **known})
     report(Event(cell, "finished"))
