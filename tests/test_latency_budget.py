@@ -174,7 +174,7 @@ def test_a_latency_budget_without_a_table_is_refused(traced: Any) -> None:
 @pytest.mark.parametrize(
     ("request_of", "sentence"),
     [
-        (lambda: Pruning.of("magnitude", Budget(latency=0.5)), "leaves tensors their size"),
+        (lambda: Pruning.of("magnitude", Budget(latency=0.5)), "takes as long with zeros"),
         (lambda: Pruning.of("l1", Budget(latency=0.5), steps=3), "met in one cut: leave steps out"),
         (lambda: Budget(latency=1.5), "latency must be the fraction kept"),
         (lambda: Budget(latency=50), "write 0.5 to keep 50 %"),

@@ -8,6 +8,7 @@ from topiarist.budget.knapsack import widths
 from topiarist.budget.latency import Axis, Floats, LatencyTable, LayerLatency, axis_of, places_of
 from topiarist.budget.n_of_m import not_n_of_m
 from topiarist.budget.names import GroupName, Name, spelled, units_of
+from topiarist.budget.zeros import LayerZeros, ZerosTable
 
 __all__ = [
     "KEEPS_ITS_MEMORY",
@@ -19,9 +20,11 @@ __all__ = [
     "GroupName",
     "LatencyTable",
     "LayerLatency",
+    "LayerZeros",
     "Name",
     "OutOfReachError",
     "PricedBudget",
+    "ZerosTable",
     "allocate",
     "as_names",
     "axis_of",

@@ -39,7 +39,7 @@ def allocate(
     """Removes the lowest scores until the budget is met, and no more.
 
     Under a latency budget groups step from width to width, as its table shows what each of them costs (see
-    `topiarist.budget.knapsack`).
+    `topiarist.budget.knapsack`), or weights take the densities that lose least (see `topiarist.budget.zeros`).
 
     Args:
         graph: the network's groups.
@@ -80,7 +80,8 @@ def allocate(
             free.append(ladder)
         else:
             keep[group.name] = ladder.keep(ladder.climb(ratio))
-    kind = budget.allocation or allocation
+    by_zeros = budget.latency is not None and graph.kind == "weight"
+    kind = budget.allocation or ("uniform" if by_zeros else allocation)
     if budget.latency is not None:
         return keep_by_latency(Trade(graph, budget, keep, free, scores, kind, cost or partial(cost_of, graph)))
     return _Search(graph, budget, keep, _Removals.of(free, kind), cost).run()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from topiarist.budget.latency import LatencyTable
 from topiarist.budget.n_of_m import parse
 from topiarist.budget.names import Name, groups_made_by, plain, spelled, units_of
+from topiarist.budget.zeros import ZerosTable
 from topiarist.errors import TopiaristError
 from topiarist.files import check_fields, shown, suggestion
 from topiarist.graph import Graph
@@ -58,11 +59,13 @@ class Budget:
         floor: the least that a group keeps: 1 and above in units, below 1 as a fraction of the group.
         multiple: every group that is pruned keeps a multiple of this many units, if it has that many (8 or 16 suit
             vector hardware).
-        allocation: ``"uniform"``, ``"global"``, or ``None`` for the method's own.
+        allocation: ``"uniform"``, ``"global"``, or ``None`` for the method's own; under a latency budget for weights
+            that is uniform.
         n_of_m: ``"N:M"`` sparsity, for unstructured methods: of every ``M`` in a row along a weight's inputs the
             ``N`` of highest score are kept. Tensors whose inputs ``M`` does not divide are not pruned.
         latency: fraction kept of the milliseconds that one run takes, at most; `topiarist.prune` measures what each
-            layer costs at each width, and rounds widths where that pays.
+            layer costs at each width, and rounds widths where that pays; for unstructured methods, on ``"sparse"``, at
+            each density.
         target: the runtime whose milliseconds count, such as ``"onnxruntime"``.
         threads: of the CPU that one run uses there.
         batch: examples in one run there.
@@ -134,8 +137,8 @@ class Budget:
         ratios = {name: kept for each, kept in self.ratios.items() for name in spelled([each], model)}
         return replace(self, exclude=spelled(self.exclude, model), ratios=ratios)
 
-    def priced(self, table: LatencyTable) -> PricedBudget:
-        """Returns the same budget with a table of latencies, by which `allocate` meets ``latency``."""
+    def priced(self, table: LatencyTable | ZerosTable) -> PricedBudget:
+        """Returns the same budget with a table of latencies by which `allocate` meets ``latency``."""
         return PricedBudget(**{entry.name: getattr(self, entry.name) for entry in fields(Budget)}, table=table)
 
     def excluded(self, graph: Graph) -> dict[str, Tensor]:
@@ -170,10 +173,10 @@ class PricedBudget(Budget):
     """A latency budget with the table that says what each layer costs at each width: what methods receive.
 
     Attributes:
-        table: measured by `topiarist.deploy.latency_table`.
+        table: measured by `topiarist.deploy.latency_table`, or for weights by `topiarist.deploy.zeros_table`.
     """
 
-    table: LatencyTable | None = None
+    table: LatencyTable | ZerosTable | None = None
 
 
 def as_names(names: object, what: str = "exclude") -> tuple[Name, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NoReturn
 
 import numpy as np
 
@@ -13,8 +14,12 @@ from topiarist.budget.costs import Cost
 from topiarist.budget.knapsack import Knapsack, Rungs, global_loss, macs_of, uniform_loss, widths
 from topiarist.budget.ladder import Ladder, rounded_up
 from topiarist.budget.latency import LatencyTable
+from topiarist.budget.zeros import ZerosTable, densities_for, levels
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, Scores
+
+HALVINGS = 40
+"""Steps of the search for the lowest price of a millisecond."""
 
 
 class OutOfReachError(TopiaristError):
@@ -99,6 +104,8 @@ def keep_by_latency(trade: Trade) -> Keep:
             "a latency budget needs a table of latencies: use topiarist.prune, which measures it, or "
             "allocate(graph, scores, budget.priced(table))"
         )
+    if isinstance(table, ZerosTable):
+        return _keep_by_zeros(trade, table)
     shares = {name: float(kept.double().mean()) for name, kept in trade.settled.items()}
     knapsack = Knapsack(table, [trade.rungs(ladder, table) for ladder in trade.ladders], shares)
 
@@ -114,13 +121,67 @@ def keep_by_latency(trade: Trade) -> Keep:
     return trade.keep(knapsack.counts)
 
 
-def _refuse(trade: Trade, table: LatencyTable, knapsack: Knapsack) -> None:
+def _keep_by_zeros(trade: Trade, table: ZerosTable) -> Keep:
+    """Returns the weights that lose least for the milliseconds that their zeros free, and holds all other amounts.
+
+    Each layer takes the density that minimises ``loss + price · milliseconds``; the price is the lowest at which
+    everything fits. Under global allocation a loss is the sum of the scores of the zeros. Under uniform allocation it
+    is ``milliseconds of the whole layer / share of its scores that is kept``, so that all layers keep one share where
+    time falls as weights do.
+    """
+    least = {ladder.group: ladder.units - ladder.removed(ladder.steps) for ladder in trade.ladders}
+    losses = {ladder.group: _lost(ladder, table, trade.allocation) for ladder in trade.ladders}
+    scale = sum(float(np.median(loss)) for loss in losses.values()) / table.whole
+
+    def counts(strictness: float) -> dict[str, int]:
+        price = scale * 10.0 ** (16 * strictness - 8) if strictness else 0.0
+        chosen = densities_for(price, losses, table)
+        units = {ladder.group: ladder.units for ladder in trade.ladders}
+        return {name: max(low, int(chosen.get(name, 1.0) * units[name])) for name, low in least.items()}
+
+    def fits(strictness: float) -> bool:
+        keep = trade.keep(counts(strictness))
+        others = trade.amounts(keep).items()
+        return table.of(keep) <= (trade.budget.latency or 0.0) and all(
+            amount <= getattr(trade.budget, name) * (1 + 1e-12) for name, amount in others
+        )
+
+    if not fits(1.0):
+        fewest = trade.keep(least)
+        if table.of(fewest) > (trade.budget.latency or 0.0):
+            raise OutOfReachError(trade.budget.latency or 0.0, table.of(fewest), table.target)
+        _refuse_amounts(trade, fewest)
+    low, high = 0.0, 1.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return trade.keep(counts(0.0 if fits(0.0) else high))
+
+
+def _lost(ladder: Ladder, table: ZerosTable, allocation: Allocation) -> np.ndarray:
+    """Returns what is lost at each of the densities that a layer may take, ascending."""
+    scores = ladder.ranked.double().numpy()
+    removed = np.concatenate([[0.0], np.cumsum(scores)])
+    lost = removed[ladder.units - (levels(ladder.units) * ladder.units).astype(np.int64)]
+    if allocation == "global":
+        return np.asarray(lost)
+    share = 1 - lost / removed[-1] if removed[-1] else levels(ladder.units)
+    whole = next((float(layer.at(1.0)) for layer in table.layers if layer.group == ladder.group), 0.0)
+    return np.asarray(whole / np.maximum(share, 1e-12))
+
+
+def _refuse(trade: Trade, table: LatencyTable, knapsack: Knapsack) -> NoReturn:
     """Raises, and names the least of each amount that is out of reach."""
     fastest = knapsack.lowest
     if fastest > (trade.budget.latency or 0.0):
         raise OutOfReachError(trade.budget.latency or 0.0, fastest, table.target)
     knapsack.narrow()
-    for name, amount in trade.amounts(trade.keep(knapsack.counts)).items():
+    _refuse_amounts(trade, trade.keep(knapsack.counts))
+
+
+def _refuse_amounts(trade: Trade, fewest: Keep) -> NoReturn:
+    """Raises, and names the amount that is out of reach."""
+    for name, amount in trade.amounts(fewest).items():
         asked = getattr(trade.budget, name)
         if amount > asked:
             raise TopiaristError(

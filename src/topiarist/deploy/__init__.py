@@ -3,7 +3,7 @@
 from topiarist.deploy.benchmark import Bench, Network, Reading, Setting, bench, onnx_shapes
 from topiarist.deploy.exports import Exported, export, format_names, target_of
 from topiarist.deploy.interface import EXPORTERS
-from topiarist.deploy.prices import Cache, Layer, fastest, latency_table, layers_of, machine, ratio_of
+from topiarist.deploy.prices import Cache, Layer, fastest, latency_table, layers_of, machine, ratio_of, zeros_table
 from topiarist.deploy.target import Outputs, Session, Target
 from topiarist.deploy.targets import get_target, make_target, target_names
 
@@ -32,4 +32,5 @@ __all__ = [
     "ratio_of",
     "target_names",
     "target_of",
+    "zeros_table",
 ]

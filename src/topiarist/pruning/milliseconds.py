@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from topiarist.budget import Budget, LatencyTable, OutOfReachError
-from topiarist.deploy import Session, Target, latency_table, make_target, ratio_of
+from topiarist.budget import Budget, LatencyTable, OutOfReachError, ZerosTable
+from topiarist.deploy import Session, Target, latency_table, make_target, ratio_of, zeros_table
 from topiarist.errors import TopiaristError
 from topiarist.files import one_line
 from topiarist.graph import Graph, Keep, batch_of, call_model, random_state_kept
@@ -41,7 +41,7 @@ class Latency:
         before: milliseconds of the network that was given.
         predicted: fraction of them that the table predicted for the pruned one.
         measured: the fraction that was measured, both networks run in turns.
-        table: what each layer costs at each width.
+        table: what each layer costs at each width, or at each density.
     """
 
     target: str
@@ -50,7 +50,7 @@ class Latency:
     before: float
     predicted: float
     measured: float
-    table: LatencyTable = field(repr=False, compare=False)
+    table: LatencyTable | ZerosTable = field(repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values for `json`, without the table."""
@@ -85,7 +85,7 @@ class Stopwatch:
     model: nn.Module
     inputs: Any
     target: Target
-    table: LatencyTable
+    table: LatencyTable | ZerosTable
     whole: Session = field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,12 +103,13 @@ class Stopwatch:
         inputs, model = batch_of(example_inputs, budget.batch), copied(model).eval()
         _check_runs(model, inputs, budget.batch)
         try:
-            table = latency_table(model, graph, inputs, target, on_step=on_step)
+            measure = zeros_table if graph.kind == "weight" else latency_table
+            table: LatencyTable | ZerosTable = measure(model, graph, inputs, target, on_step=on_step)
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(
                 "interrupted; the latencies that were measured are kept for the next time"
             ) from stop
-        if not any(layer.groups for layer in table.layers):
+        if not _prices(table):
             raise TopiaristError(
                 "no layer that can be cut is a convolution, a linear layer or attention, so none can be priced: give "
                 "macs or params instead of latency"
@@ -147,10 +148,15 @@ class Stopwatch:
             _complain(latency, asked, reached)
         return chosen, latency
 
-    def _measured(self, graph: Graph, keep: Keep, table: LatencyTable) -> Latency:
+    def _measured(self, graph: Graph, keep: Keep, table: LatencyTable | ZerosTable) -> Latency:
         smaller = self.target.prepare(cut(self.model, graph, keep).eval(), self.inputs)
         measured = ratio_of(smaller, self.whole, self.inputs)
         return Latency(table.target, table.threads, table.batch, table.whole, table.of(keep), measured, table)
+
+
+def _prices(table: LatencyTable | ZerosTable) -> bool:
+    """Returns whether the table has a price for anything that is pruned."""
+    return bool(table.layers) if isinstance(table, ZerosTable) else any(layer.groups for layer in table.layers)
 
 
 def _check_runs(model: nn.Module, inputs: Any, batch: int) -> None:

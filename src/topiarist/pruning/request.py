@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from topiarist.budget import KEEPS_ITS_MEMORY, Budget
+from topiarist.deploy import get_target
 from topiarist.errors import TopiaristError
 from topiarist.files import check_fields, from_plain, shown, suggestion
 from topiarist.measure import OnStep
@@ -261,9 +262,11 @@ def _check_budget(method: Method, budget: Budget | None, steps: Steps) -> None:
         raise TopiaristError(f"N:M sparsity is unstructured, and {method.name} prunes structures: leave it out")
     if budget.n_of_m is not None and steps.count > 1:
         raise TopiaristError("N:M sparsity is reached in one cut: leave steps out")
-    if budget.latency is not None and method.granularity == "weight":
+    zeros = budget.latency is not None and get_target(budget.target).reads_zeros
+    if budget.latency is not None and method.granularity == "weight" and not zeros:
         raise TopiaristError(
-            f"{method.name} leaves tensors their size, and a runtime takes as long: give params or ratio, not latency"
+            f"{method.name} leaves tensors their size, and {budget.target} takes as long with zeros: give "
+            "target='sparse', or params or ratio instead of latency"
         )
     if budget.latency is not None and steps.count > 1:
         raise TopiaristError("a latency budget is met in one cut: leave steps out")

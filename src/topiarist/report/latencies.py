@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from topiarist.budget import LatencyTable, LayerLatency
+from topiarist.budget import LatencyTable, LayerLatency, LayerZeros, ZerosTable
 from topiarist.graph import Keep
 from topiarist.report.saved import INK, MUTED, new_figure, save_figure, tidy
 
@@ -18,27 +20,60 @@ LINE = "#3b6ea5"
 """Colour of what a layer costs."""
 
 
-def draw(table: LatencyTable, keep: Keep) -> Figure:
-    """Draws a panel for each of the layers that cost most: milliseconds against outputs, in the order of execution.
+Panel = Callable[[Axes], None]
+"""Draws one layer."""
+
+
+def draw(table: LatencyTable | ZerosTable, keep: Keep) -> Figure:
+    """Draws a panel for each of the layers that cost most, in the order of execution.
+
+    Milliseconds against outputs, or, where weights were pruned, against the fraction that is not zero.
 
     Args:
         table: what the layers cost.
         keep: what was kept of the groups.
     """
     shares = {name: float(kept.double().mean()) for name, kept in keep.items()}
-    slowest = sorted(table.layers, key=lambda layer: -float(table.layer(layer, {})))[:SHOWN]
-    shown = [layer for layer in table.layers if layer in slowest]
-    columns = max(1, min(4, len(shown)))
-    rows = max(1, -(-len(shown) // columns))
+    panels = _zeros(table, shares) if isinstance(table, ZerosTable) else _widths(table, shares)
+    columns = max(1, min(4, len(panels)))
+    rows = max(1, -(-len(panels) // columns))
     figure = new_figure(0.8 + 2.4 * columns, 0.7 + 1.9 * rows)
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in panels[len(shown) :]:
+    places = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in places[len(panels) :]:
         axes.set_visible(False)
-    for axes, layer in zip(panels, shown, strict=False):
-        _panel(axes, layer, layer.inputs.width(shares), float(layer.outputs.width(shares)))
-    figure.supxlabel("outputs of the layer", fontsize=10, color=INK)
+    for axes, panel in zip(places, panels, strict=False):
+        panel(axes)
+    along = "fraction of the weights kept" if isinstance(table, ZerosTable) else "outputs of the layer"
+    figure.supxlabel(along, fontsize=10, color=INK)
     figure.supylabel(f"milliseconds on {table.target}", fontsize=10, color=INK)
     return figure
+
+
+def _widths(table: LatencyTable, shares: Mapping[str, float]) -> list[Panel]:
+    """Returns the panels of a table of widths."""
+    slowest = sorted(table.layers, key=lambda layer: -float(table.layer(layer, {})))[:SHOWN]
+    shown = [layer for layer in table.layers if layer in slowest]
+    return [
+        partial(_panel, layer=layer, reads=layer.inputs.width(shares), makes=float(layer.outputs.width(shares)))
+        for layer in shown
+    ]
+
+
+def _zeros(table: ZerosTable, shares: Mapping[str, float]) -> list[Panel]:
+    """Returns the panels of a table of zeros."""
+    slowest = sorted(table.layers, key=lambda layer: -float(layer.at(1.0)))[:SHOWN]
+    return [
+        partial(_density, layer=layer, kept=shares.get(layer.group, 1.0)) for layer in table.layers if layer in slowest
+    ]
+
+
+def _density(axes: Axes, layer: LayerZeros, kept: float) -> None:
+    """Draws one layer by its density, and where it stands."""
+    axes.plot(layer.densities, layer.at(layer.densities), color=LINE, lw=1.4, marker="o", ms=2, label="kernel or dense")
+    axes.axvline(kept, color=INK, lw=0.8, ls=(0, (4, 3)), zorder=1)
+    axes.set_ylim(bottom=0)
+    axes.set_title(layer.group, fontsize=8, color=INK, loc="left")
+    tidy(axes)
 
 
 def _panel(axes: Axes, layer: LayerLatency, reads: object, makes: float) -> None:
@@ -52,7 +87,7 @@ def _panel(axes: Axes, layer: LayerLatency, reads: object, makes: float) -> None
     tidy(axes)
 
 
-def save_latencies(table: LatencyTable, keep: Keep, path: Path) -> None:
+def save_latencies(table: LatencyTable | ZerosTable, keep: Keep, path: Path) -> None:
     """Saves the figure, as SVG or PNG by its name.
 
     Args:
