@@ -1,0 +1,162 @@
+"""How fast is unstructured sparsity? Kernels of `topiarist.sparse` against every dense runtime at hand, in one run.
+
+    python benchmarks/sparse_speed.py [NAME …] [--out benchmarks/sparse_speed] [--fresh]
+
+Random weights; magnitude pruning layer by layer, to a tenth and a twentieth of all weights but those of the first layer
+(of MobileNetV2 the 1×1 convolutions alone; of the linear layer also half). All runtimes run in turns. With one thread a
+number is CPU time, with two it is wall time; medians of ROUNDS rounds. The dense runtimes take the network before
+pruning: zeros do not help them. Writes OUT.jsonl, a line for each network, sparsity and setting, and OUT.md; lines that
+are there are skipped. Needs the extras `vision`, `export` and `sparse`; `torch.compile` runs where a compiler is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import topiarist
+from topiarist import Budget, TopiaristError
+from topiarist.deploy import machine, make_target
+from topiarist.sparse import host
+
+ROUNDS = 15
+SECONDS = 60.0
+NETWORKS: dict[str, tuple[str, tuple[float, ...], list[str]]] = {
+    "resnet18": ("torchvision:resnet18", (0.1, 0.05), ["conv1"]),
+    "resnet50": ("torchvision:resnet50", (0.1, 0.05), ["conv1"]),
+    "vgg16": ("torchvision:vgg16", (0.1, 0.05), ["features.0"]),
+    "mobilenet_v2": ("torchvision:mobilenet_v2", (0.1, 0.05), ["features.0.0", "features.*.conv.*.0", "classifier"]),
+    "vit_tiny": ("timm:vit_tiny_patch16_224", (0.1, 0.05), ["patch_embed", "head"]),
+    "linear": ("", (0.5, 0.1, 0.05), []),
+}
+SETTINGS = ((1, 1), (2, 1), (1, 16))
+"""Threads and batch."""
+DENSE = ("torch", "channels-last", "torch.compile", "onnxruntime", "openvino")
+
+
+def network(name: str) -> tuple[nn.Module, Tensor]:
+    """The network before pruning, and one example."""
+    torch.manual_seed(0)
+    if name == "linear":
+        return nn.Sequential(nn.Linear(4096, 4096)).eval(), torch.randn(1, 4096)
+    return topiarist.load_model(NETWORKS[name][0]).eval(), torch.randn(1, 3, 224, 224)
+
+
+def excluded(name: str, model: nn.Module) -> tuple[str, ...]:
+    """The layers that stay whole."""
+    if name != "mobilenet_v2":
+        return tuple(NETWORKS[name][2])
+    convolutions = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+    return (*(n for n, m in convolutions if m.kernel_size != (1, 1)), "classifier")
+
+
+def runs(name: str, kept: float, threads: int, batch: int) -> dict[str, Callable[[], Any]]:
+    """What is measured, by the name of its column."""
+    model, one = network(name)
+    budget = Budget(ratio=kept, exclude=excluded(name, model), allocation="uniform")
+    pruned = topiarist.prune(model, one, "magnitude", budget).model
+    x = torch.cat([one] * batch)
+    last = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+    made: dict[str, Callable[[], Any]] = {}
+    for column in ("sparse", *DENSE):
+        target, given, inputs = column, model, x
+        if column == "channels-last":
+            if x.ndim != 4:
+                continue
+            target, given, inputs = "torch", copy.deepcopy(model).to(memory_format=torch.channels_last), last
+        try:
+            session = make_target(target, threads).prepare(pruned if column == "sparse" else given, inputs)
+        except TopiaristError as error:
+            print(f"{name}: no {column} ({error})", flush=True)
+            continue
+        made[column] = session.bind(inputs)
+    return made
+
+
+def medians(of: dict[str, Callable[[], Any]], clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Milliseconds of each, run in turns: median, and the quartiles."""
+    times: dict[str, list[float]] = {column: [] for column in of}
+    began = time.perf_counter()
+    for turn in range(ROUNDS):
+        for column, run in of.items():
+            run()
+            start = clock()
+            run()
+            times[column].append(1000 * (clock() - start))
+        if turn >= 4 and time.perf_counter() - began > SECONDS:
+            break
+    return {column: [statistics.median(t), *statistics.quantiles(t, n=4)[::2]] for column, t in times.items()}
+
+
+def measure(name: str, kept: float, threads: int, batch: int) -> dict[str, Any]:
+    """One line."""
+    clock = time.process_time if threads == 1 else time.perf_counter
+    found = medians(runs(name, kept, threads, batch), clock)
+    return {"network": name, "kept": kept, "threads": threads, "batch": batch, "ms": found}
+
+
+def report(lines: list[dict[str, Any]]) -> str:
+    """The page."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "onnxruntime", "openvino", "llvmlite"))
+    text = [
+        "# Sparse weights against dense runtimes",
+        "",
+        "Milliseconds, medians of runs in turns; the sparse network by `topiarist.sparse`, the whole network by the "
+        "others. One thread: CPU time. Two: wall time. The ratio is that of the fastest dense runtime to the sparse "
+        "one. Random weights, magnitude pruning layer by layer, first layer whole; 224² images. Made by "
+        "`sparse_speed.py`.",
+        "",
+        f"{machine()} ({host().cpu}, vectors of {host().lanes} floats); {date.today()}; {packages}",
+        "",
+        "| network | zeros | threads | batch | sparse | " + " | ".join(DENSE) + " | ratio |",
+        "|---" * (6 + len(DENSE)) + "|",
+    ]
+    for line in lines:
+        ms = line["ms"]
+        dense = [f"{ms[column][0]:.3g}" if column in ms else "–" for column in DENSE]
+        best = min(ms[column][0] for column in DENSE if column in ms)
+        zeros = f"{1 - line['kept']:.0%}"
+        text.append(
+            f"| {line['network']} | {zeros} | {line['threads']} | {line['batch']} | {ms['sparse'][0]:.3g} | "
+            f"{' | '.join(dense)} | **{best / ms['sparse'][0]:.2f}** |"
+        )
+    return "\n".join(text) + "\n"
+
+
+def main() -> None:
+    """Measures what is missing, and writes the page."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*", default=list(NETWORKS))
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(""))
+    parser.add_argument("--fresh", action="store_true")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    file = options.out.with_suffix(".jsonl")
+    lines = [] if options.fresh or not file.exists() else [json.loads(row) for row in file.read_text().splitlines()]
+    for name in options.names:
+        for threads, batch in SETTINGS:
+            for kept in NETWORKS[name][1]:
+                key = (name, kept, threads, batch)
+                if not any((x["network"], x["kept"], x["threads"], x["batch"]) == key for x in lines):
+                    lines.append(measure(*key))
+                    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+                    print(json.dumps(lines[-1]), flush=True)
+    order = list(NETWORKS)
+    lines.sort(key=lambda line: (order.index(line["network"]), SETTINGS.index((line["threads"], line["batch"]))))
+    options.out.with_suffix(".md").write_text(report(lines))
+
+
+if __name__ == "__main__":
+    main()
