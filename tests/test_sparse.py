@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import pickle
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from topiarist.sparse.kernels.conv import Convolution
 from topiarist.sparse.kernels.matvec import MatVec
 from topiarist.sparse.kernels.phases import Phase
 from topiarist.sparse.kernels.walk import Walk
+from topiarist.sparse.team import Team
 
 MACHINES = {"this": host(), "8 floats": without("avx512"), "4 floats": without("avx512", "avx2", "fma")}
 
@@ -380,6 +383,223 @@ def test_kernels_are_valid_for_other_processors(lanes):
     kernels += [MatVec(lanes, bits=True)] if lanes > 4 else []
     for kernel in kernels:
         assert other.machine_code(kernel.ir())[:4] == b"\x7fELF"
+
+
+# what was once wrong
+
+
+def follows(model: nn.Module, *inputs: Tensor) -> None:
+    """Compiled on zeros, where a comparison shows nothing, a network computes what it does in torch."""
+    torch.manual_seed(0)
+    compiled = sparse.compile(model.eval(), tuple(torch.zeros_like(x) for x in inputs), tune=False, always=True)
+    assert differs(compiled, model, *inputs) <= 1e-5
+
+
+ONE_POSITION = {
+    "a stride": (lambda: nn.Conv2d(8, 8, 2, 2, bias=False), (1, 8, 2, 2)),
+    "a longer stride": (lambda: nn.Conv2d(8, 8, 4, 4, bias=False), (1, 8, 4, 4)),
+    "a stride in one dimension": (lambda: nn.Conv1d(8, 8, 2, 2, bias=False), (1, 8, 2)),
+    "a mean": (lambda: nn.Sequential(nn.Conv2d(8, 8, 1, bias=False), nn.AvgPool2d(2)), (1, 8, 2, 2)),
+    "a maximum": (lambda: nn.Sequential(nn.Conv2d(8, 8, 1, bias=False), nn.ReLU(), nn.MaxPool2d(2)), (1, 8, 2, 2)),
+    "tokens, then a stride": (
+        lambda: nn.Sequential(nn.Linear(50, 16, bias=False), nn.Conv1d(8, 4, 3, 3, 1, bias=False)), (1, 8, 50)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ONE_POSITION)
+def test_results_of_one_position(name):
+    make, shape = ONE_POSITION[name]
+    torch.manual_seed(1)
+    follows(make(), torch.randn(shape))
+
+
+def test_pixels_that_one_reader_lacks_are_zero_for_the_other():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.m = nn.Conv2d(8, 1, 3, 3, 3, dilation=2, bias=False)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.m(x), self.m(x[:, :, 1:])
+
+    follows(Twice(), torch.randn(2, 8, 12, 12))
+
+
+VIEWS = {
+    "einsum": lambda h: torch.einsum("nchw->nhwc", h),
+    "type_as": lambda h: h.type_as(h),
+    "sum_to_size": lambda h: h.sum_to_size(*h.shape),
+    "atleast_3d": torch.atleast_3d,
+    "broadcast_tensors": lambda h: torch.broadcast_tensors(h, h)[0],
+    "unsafe_chunk": lambda h: torch.unsafe_chunk(h, 2, 1)[0],
+    "as_strided": lambda h: h.as_strided((2, 3), (5, 1)),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_view_outlives_what_it_is_of(name):
+    class Viewed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 6, 1, bias=False)
+            self.rest = nn.Sequential(*(nn.Conv2d(6, 6, 1, bias=False) for _ in range(5)))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            h = self.first(x)
+            view = VIEWS[name](h)
+            return self.rest(h), view * 2
+
+    follows(Viewed(), torch.randn(2, 3, 5, 5))
+
+
+def test_what_is_written_in_place_is_seen_behind_its_other_names():
+    class Behind(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c = nn.Conv2d(3, 6, 1, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.c(x)
+            other = nn.functional.dropout(h, 0.5, self.training)
+            nn.functional.relu_(h)
+            return other
+
+    falls_back(Behind().eval(), torch.randn(2, 3, 5, 5), "writes over a tensor that dropout may be another name of")
+
+
+def test_a_kernel_without_a_centre_behind_one_pixel():
+    last = nn.Conv2d(8, 8, 3, 2, 1)
+    last.weight.data[:, :, 1, 1] = 0
+    follows(nn.Sequential(nn.Conv2d(8, 8, 1), last), torch.randn(1, 8, 8, 8))
+
+
+@pytest.mark.parametrize("after", [nn.Identity(), nn.ReLU(), nn.ReLU6()])
+def test_what_is_no_number_stays_so(after):
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), after).eval(), torch.randn(1, 3, 6, 6)
+    compiled = sparse.compile(model, x, tune=False)
+    x[0, 0, 2, 2] = torch.nan
+    with torch.no_grad():
+        assert torch.equal(compiled(x).isnan(), model(x).isnan())
+
+
+class Called(nn.Module):
+    """Its arguments decide what it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q = nn.Linear(6, 6)
+
+    def forward(self, x: Any, scale: float = 1.0, *, mask: Tensor | None = None, flag: bool = False) -> Tensor:
+        if isinstance(x, dict):
+            return self.q(x["a"]) - self.q(x["b"])
+        h = self.q(x) * scale
+        h = h if mask is None else h * mask
+        return h + 1 if flag else h
+
+
+def test_all_arguments_count():
+    torch.manual_seed(0)
+    model, (x, y) = Called().eval(), torch.randn(2, 4, 6)
+    compiled = sparse.compile(model, x, tune=False, always=True)
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+        ((x,), {}), ((x,), {"flag": True}), ((x, 3.0), {}), ((x,), {"scale": 3.0}), ((x,), {"mask": y}), ((), {"x": y}),
+        ((), {"mask": x, "x": y}), (({"a": x, "b": y},), {}), (({"b": y, "a": x},), {}),
+        ((x, 2.0), {"flag": True, "mask": y}),
+    ]  # fmt: skip
+    for args, kwargs in calls * 2:
+        with torch.no_grad():
+            assert torch.allclose(compiled(*args, **kwargs), model(*args, **kwargs), atol=1e-6)
+
+
+def test_weights_are_those_of_the_time_when_it_was_compiled():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)).eval()
+    x = torch.randn(1, 3, 6, 6)
+    compiled = sparse.compile(model, x, tune=False, always=True)
+    before = compiled(x)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    assert torch.equal(compiled(x), before)
+
+
+def test_plans_made_in_inference_mode_serve_outside_too():
+    model, x = (
+        thinned(nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Sigmoid(), nn.Conv2d(4, 4, 1)), 0.5),
+        torch.randn(1, 3, 9, 9),
+    )
+    with torch.inference_mode():
+        compiled = sparse.compile(model, x, tune=False)
+        compiled(x)
+    assert differs(compiled, model, x) <= 1e-5
+
+
+class Writing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = nn.Conv2d(3, 4, 3)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.c(x)
+
+
+class Modes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.c(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "match"), [(Writing, "writes to its inputs or its buffers"), (Modes, "torch's modes")]
+)
+def test_networks_that_do_more_than_compute_run_in_torch(model, match):
+    falls_back(model().eval(), torch.randn(1, 3, 6, 6), match)
+
+
+def test_an_interrupt_leaves_no_thread_waiting(monkeypatch):
+    """The interrupt comes where it does most harm: the helper has begun, and this thread has not."""
+    model, x = thinned(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), 0.5), torch.randn(1, 3, 9, 9)
+    compiled = sparse.compile(model, x, 2, tune=False)
+    expected, start = compiled(x), Team.run
+
+    def interrupted(team: Team, call: Any, arguments: Any, keep: Any) -> None:
+        def stop(address: int, number: int) -> None:
+            if number:
+                return call(address, number)
+            raise KeyboardInterrupt
+
+        start(team, stop, arguments, keep)
+
+    for _ in range(3):
+        with monkeypatch.context() as patch:
+            patch.setattr(Team, "run", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                compiled(x)
+        assert torch.equal(compiled(x), expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_in_the_middle_of_a_call_runs_too():
+    model, x = thinned(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), 0.5), torch.randn(1, 3, 9, 9)
+    compiled = sparse.compile(model, x, 2, tune=False)
+    expected = compiled(x)
+    compiled._lock.acquire()  # as another thread would hold it
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forks in processes with threads
+            child = os.fork()
+        if child == 0:
+            torch.set_num_threads(1)
+            os._exit(0 if torch.equal(compiled(x), expected) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        compiled._lock.release()
 
 
 # what kernels do not take

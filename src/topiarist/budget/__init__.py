@@ -2,7 +2,7 @@
 
 from topiarist.budget.allocation import KEEPS_ITS_MEMORY, allocate, quota
 from topiarist.budget.budget import Allocation, Budget, PricedBudget, as_names, matching
-from topiarist.budget.by_latency import OutOfReachError
+from topiarist.budget.by_latency import NO_ZEROS, OutOfReachError
 from topiarist.budget.costs import Cost, cost
 from topiarist.budget.knapsack import widths
 from topiarist.budget.latency import Axis, Floats, LatencyTable, LayerLatency, axis_of, places_of
@@ -12,6 +12,7 @@ from topiarist.budget.zeros import LayerZeros, ZerosTable
 
 __all__ = [
     "KEEPS_ITS_MEMORY",
+    "NO_ZEROS",
     "Allocation",
     "Axis",
     "Budget",

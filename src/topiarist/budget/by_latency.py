@@ -18,6 +18,10 @@ from topiarist.budget.zeros import ZerosTable, densities_for, levels
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, Scores
 
+HELD = "floor, multiple, exclusions and layers that cannot be cut"
+"""What a latency budget cannot go below."""
+NO_ZEROS = "floor, exclusions and what no zero makes faster, such as small layers and pooling,"
+"""The same, where weights are pruned."""
 HALVINGS = 40
 """Steps of the search for the lowest price of a millisecond."""
 
@@ -29,11 +33,11 @@ class OutOfReachError(TopiaristError):
         least: the fraction that can be reached.
     """
 
-    def __init__(self, asked: float, least: float, target: str) -> None:
+    def __init__(self, asked: float, least: float, target: str, held: str = HELD) -> None:
         self.least = rounded_up(least)
         super().__init__(
-            f"the budget keeps {asked:g} of the latency on {target}, but floor, multiple, exclusions and layers that "
-            f"cannot be cut leave at least {self.least:g}: ask for that, or loosen them"
+            f"the budget keeps {asked:g} of the latency on {target}, but {held} leave at least {self.least:g}: ask for "
+            "that, or loosen them"
         )
 
 
@@ -149,7 +153,7 @@ def _keep_by_zeros(trade: Trade, table: ZerosTable) -> Keep:
     if not fits(1.0):
         fewest = trade.keep(least)
         if table.of(fewest) > (trade.budget.latency or 0.0):
-            raise OutOfReachError(trade.budget.latency or 0.0, table.of(fewest), table.target)
+            raise OutOfReachError(trade.budget.latency or 0.0, table.of(fewest), table.target, NO_ZEROS)
         _refuse_amounts(trade, fewest)
     low, high = 0.0, 1.0
     for _ in range(HALVINGS):

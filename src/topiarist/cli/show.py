@@ -227,7 +227,7 @@ def pruned(result: Pruned, values: Mapping[str, Any], out: Path) -> None:
         sizes = f"{shrunk['macs']:,} MACs and {shrunk['params']:,} parameters"
         print(f"shrunk to a dense network of {sizes}; its outputs moved by {shrunk['drift']:.0e} at most")
     latency = values["latency_ms"]
-    print(f"latency of one example: {latency['before']:.3f} → {latency['after']:.3f} ms")
+    print(f"latency of one example in torch: {latency['before']:.3f} → {latency['after']:.3f} ms")
     _accuracy(values)
     print(f"files: {out}/")
     print(f'to load them: topiarist.load(topiarist.make_model("{values["model"]}"), "{out}")')

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from topiarist.budget import Budget, LatencyTable, OutOfReachError, ZerosTable
+from topiarist.budget import NO_ZEROS, Budget, LatencyTable, OutOfReachError, ZerosTable
 from topiarist.deploy import Session, Target, latency_table, make_target, ratio_of, zeros_table
 from topiarist.errors import TopiaristError
 from topiarist.files import one_line
@@ -174,7 +174,8 @@ def _check_runs(model: nn.Module, inputs: Any, batch: int) -> None:
 def _complain(latency: Latency, asked: float, reached: bool) -> None:
     """Raises where the budget is out of reach, warns where steps or noise leave it exceeded."""
     if not reached:
-        raise OutOfReachError(asked, 1.02 * latency.measured, latency.target)
+        held = (NO_ZEROS,) if isinstance(latency.table, ZerosTable) else ()
+        raise OutOfReachError(asked, 1.02 * latency.measured, latency.target, *held)
     warnings.warn(
         f"the latency that was measured is {latency.measured:.3f} of the whole network's, above the {asked:g} of the "
         "budget: close other programs and prune again, or give a smaller budget",

@@ -6,17 +6,19 @@ import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.export import ExportedProgram, export
+from torch.export.graph_signature import OutputKind
 from torch.fx import Graph, Node
-from torch.utils._pytree import tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_unflatten
 
 from topiarist.errors import TopiaristError
 from topiarist.files import one_line
-from topiarist.graph import Inputs, arguments_of
 
 aten = torch.ops.aten
 
@@ -29,7 +31,7 @@ class Captured:
         graph: its operators in order; the last node is the output, a tuple of the tensors that it returns.
         constants: by placeholder, the parameter, buffer or constant that it stands for.
         names: by placeholder, the name of that.
-        inputs: the placeholders of what the network is given, in order.
+        inputs: the placeholders of what the network is given: of all leaves of its arguments, in order.
         program: torch's export, which knows how inputs and outputs are nested.
     """
 
@@ -39,31 +41,29 @@ class Captured:
     inputs: Sequence[Node]
     program: ExportedProgram
 
-    def given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-        """Returns the values of the inputs, of a call of the network."""
-        if not kwargs and all(isinstance(value, Tensor) for value in args):
-            return list(args)
-        order = self.program.call_spec.in_spec.child(1).context  # keywords as they came at first
-        return tree_leaves((tuple(args), {name: kwargs[name] for name in order}))
-
     def returned(self, outputs: Sequence[Any]) -> Any:
         """Returns what the network returns, nested as it was."""
         return tree_unflatten(list(outputs), self.program.call_spec.out_spec)
 
 
-def captured(model: nn.Module, inputs: Inputs) -> Captured:
-    """Returns a network's computation for inputs of exactly these shapes.
+EXPORTING = RLock()
+"""Held while torch exports, which only one thread may do at a time."""
+
+
+def captured(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Captured:
+    """Returns a network's computation for arguments of exactly this form.
 
     Raises:
-        TopiaristError: torch cannot export it; the sentence says why.
+        TopiaristError: torch cannot export it, or it does more than compute its outputs; the sentence says what.
     """
-    args, kwargs = arguments_of(inputs)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with EXPORTING, warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = export(model, tuple(args), dict(kwargs), strict=False)
             if not _functional(program.graph):
                 program = program.run_decompositions({})
+    except TopiaristError:
+        raise
     except Exception as error:  # torch's export fails with many classes
         raise TopiaristError(f"torch cannot export the network ({one_line(error)}): run it in torch") from error
     return _read(program)
@@ -80,6 +80,12 @@ FIRST = {aten._native_batch_norm_legit_no_training.default}
 
 
 def _read(program: ExportedProgram) -> Captured:
+    if any(spec.kind is not OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs):
+        raise TopiaristError("the network writes to its inputs or its buffers: run it in torch")
+    if any(node.op == "get_attr" or isinstance(node.target, HigherOrderOperator) for node in program.graph.nodes):
+        raise TopiaristError(
+            "the network changes torch's modes, or has branches that torch exports apart: run it in torch"
+        )
     signature, state = program.graph_signature, {**program.state_dict, **program.constants}
     held = {
         **signature.inputs_to_parameters,
@@ -105,9 +111,13 @@ def _functional(graph: Graph) -> bool:
             continue
         plain = _plain(node.target)
         target = node.args[0]
-        if plain is None or not isinstance(target, Node) or target.op == "placeholder" or may_view(target):
+        if plain is None or not isinstance(target, Node) or target.op == "placeholder":
             return False
-        if any(may_view(user) for user in target.users) or any(user not in seen for user in target.users):
+        if hidden := [each for each in (target, *target.users) if _may_be_what_it_was_given(each)]:
+            raise TopiaristError(
+                f"the network writes over a tensor that {hidden[0].name} may be another name of: run it in torch"
+            )
+        if any(map(may_view, (target, *target.users))) or any(user not in seen for user in target.users):
             return False
         node.target = plain
     return True
@@ -119,7 +129,7 @@ def _mutates(target: Any) -> bool:
 
 
 def may_view(node: Node) -> bool:
-    """Returns whether a node may return what it was given."""
+    """Returns whether a node's value may share memory with what it was given."""
     if node.op != "call_function":
         return False
     if node.target is operator.getitem:
@@ -128,8 +138,24 @@ def may_view(node: Node) -> bool:
     if schema is None:
         return True
     name = schema.name.partition("::")[2]
-    maybe = {"reshape", "flatten", "contiguous", "to", "dropout", "alpha_dropout", "feature_dropout", "unflatten"}
-    return name in maybe or any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
+    if name.startswith(FRESH):
+        return False
+    aliases = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
+    return aliases or name.startswith(("unsafe_", "_unsafe_", "_reshape_alias")) or _may_be_what_it_was_given(node)
+
+
+def _may_be_what_it_was_given(node: Node) -> bool:
+    """Returns whether an operator may return a view of which its schema says nothing: torch composes it of others."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or schema.name.partition("::")[2].startswith(FRESH):
+        return False
+    told = any(r.alias_info is not None for r in schema.returns)
+    composed = node.target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+    return composed and not told
+
+
+FRESH = ("conv", "linear", "batch_norm", "layer_norm", "group_norm", "matmul", "max_pool", "avg_pool", "adaptive_")
+"""How operators begin that torch composes of others, of which their schema tells no views, and that return none."""
 
 
 def _plain(target: Any) -> Any:

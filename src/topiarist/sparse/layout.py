@@ -176,6 +176,9 @@ def _grid(layout: Layout, places: set[Place], lanes: int, most: int) -> Grid:
             height, width = _size(place)
             above = max(above, -up, height - 1 + down - (rows - 1))
             beside = max(beside, -left, width - 1 + right - (columns - 1))
+    one = [layout.layers[place.node] for place in places if place.node in layout.layers]
+    if any(layer.pooled or layer.node in layout.split for layer in one):
+        beside = max(beside, 1)  # these have no kernel for one position
     place = next(iter(places))
     images = 1 if place.tokens else int(value_of(place.node).shape[0])
     return Grid(images, rows, columns, above, beside, lanes, most)
@@ -258,7 +261,8 @@ def _buffers(
     buffers: dict[Place, Tensor] = {}
     for place, (first, last) in sorted(whole.items(), key=lambda item: item[1]):
         shape, grid = _shape(layout, place), grids[place]
-        kind = (grid, shape, place.tokens, place.stride, tuple(layout.phases.get(place, ())), _size(place))
+        kind: tuple[Any, ...] = (grid, shape, place.tokens, place.stride, tuple(layout.phases.get(place, ())))
+        kind += extents(value_of(place.node).shape, place.tokens)
         waiting = free.setdefault(kind, [])
         ready = [at for at, (end, _) in enumerate(waiting) if end < first]
         buffer = waiting.pop(ready[-1])[1] if ready else grid.buffer(_channels(shape, place))

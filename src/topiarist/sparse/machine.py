@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from topiarist.errors import TopiaristError
-from topiarist.files import import_package
+from topiarist.files import import_package, one_line
 
 EXTRA = "sparse"
 REGISTERS = {4: 32, 8: 16, 16: 32}
@@ -60,8 +60,9 @@ class Machine:
             machine = target.create_target_machine(cpu=self.cpu, features=self.features, opt=3, jit=True)
             return bytes(machine.emit_object(module))
         except RuntimeError as error:
+            processor = self.cpu or "this processor"
             raise TopiaristError(
-                f"LLVM cannot compile a kernel for {self.cpu or 'this processor'} ({error}): run the network in torch"
+                f"LLVM cannot compile a kernel for {processor} ({one_line(error)}): run the network in torch"
             ) from error
 
 

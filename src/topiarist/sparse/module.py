@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
+import os
 import threading
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from topiarist.errors import TopiaristError
 from topiarist.files import shown
-from topiarist.graph import Inputs, arguments_of, call_model, tensors_in
+from topiarist.graph import Inputs, arguments_of, tensors_in
 from topiarist.measure import device_of, threads_set
 from topiarist.sparse.capture import captured
 from topiarist.sparse.code import code_of
 from topiarist.sparse.machine import Machine, host
 from topiarist.sparse.plan import Plan, planned
-from topiarist.sparse.tuning import Tuner, timed
+from topiarist.sparse.tuning import Tuner
 
 PLANS = 8
 """Shapes of inputs for which a network's plan is kept."""
@@ -57,7 +62,7 @@ class SparseModule(nn.Module):
         self.model, self.threads, self.machine = model, threads, machine
         self.tune, self.always, self.halves = tune, always, halves
         self._plans: OrderedDict[Any, Plan | str] = OrderedDict()
-        self._lock = threading.RLock()
+        self._process, self._lock = os.getpid(), threading.RLock()
         self.training = False
 
     def train(self, mode: bool = True) -> SparseModule:
@@ -66,81 +71,88 @@ class SparseModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the network."""
-        with self._lock, torch.no_grad(), threads_set(self.threads):
-            plan = self.plan(args, kwargs)
-            return self.model(*args, **kwargs) if isinstance(plan, str) else plan.run(args, kwargs)
+        with self._alone():
+            plan, leaves = self.plan(args, kwargs)
+            return self.model(*args, **kwargs) if isinstance(plan, str) else plan.run(leaves)
 
-    def plan(self, args: Any, kwargs: Any) -> Plan | str:
-        """Returns the plan for such inputs, or a sentence that says why they run in torch."""
-        key = tuple((tuple(t.shape), t.dtype) for t in tensors_in([args, kwargs]))
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Context in which one thread runs; a process that was forked meanwhile has a lock of its own."""
+        if self._process != os.getpid():
+            self._process, self._lock = os.getpid(), threading.RLock()
+        with self._lock, torch.inference_mode(False), torch.no_grad(), threads_set(self.threads):
+            yield
+
+    def plan(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Plan | str, list[Any]]:
+        """Returns the plan for such arguments, or a sentence that says why they run in torch; and their leaves."""
+        leaves, nesting = tree_flatten((tuple(args), dict(kwargs)))
+        key = (repr(nesting), tuple(map(_form, leaves)))
         if key not in self._plans:
-            self._plans[key] = self._made(kwargs if kwargs and not args else tuple(args))
+            self._plans[key] = self._made(args, kwargs, leaves)
             if isinstance(self._plans[key], str):
-                warnings.warn(f"{self._plans[key]}; it runs in torch", stacklevel=4)
+                warnings.warn(f"{self._plans[key]}; it runs in torch", stacklevel=5)
             while len(self._plans) > PLANS:
                 self._plans.popitem(last=False)
         self._plans.move_to_end(key)
-        return self._plans[key]
+        return self._plans[key], leaves
 
-    def _made(self, inputs: Inputs) -> Plan | str:
-        reason = unsuitable(self.model, inputs)
+    def _made(self, args: Sequence[Any], kwargs: Mapping[str, Any], leaves: list[Any]) -> Plan | str:
+        reason = unsuitable(self.model, leaves)
         if reason:
             return reason
         try:
             code = code_of(self.machine or host())
             tuner = Tuner(code.machine, self.tune)
             tuner.read()
-            plan = planned(captured(self.model, inputs), code, self.threads, tuner, halves=self.halves)
+            network = captured(self.model, args, kwargs)
+            plan = planned(network, code, self.threads, tuner, halves=self.halves)
         except TopiaristError as error:
             return str(error).partition(": run")[0]
-        reason = self._compared(plan, inputs, tuner)
+        reason = self._compared(plan, leaves, lambda: self.model(*args, **kwargs), tuner)
         tuner.write()
         return reason or plan
 
-    def _compared(self, plan: Plan, inputs: Inputs, tuner: Tuner) -> str:
+    def _compared(self, plan: Plan, leaves: list[Any], torchs: Callable[[], Any], tuner: Tuner) -> str:
         """Returns why a plan is not taken: it differs from torch, or is slower; else nothing."""
-        args, kwargs = arguments_of(inputs)
-        with torch.no_grad(), threads_set(self.threads):
-            expected, got = tensors_in(call_model(self.model, inputs)), tensors_in(plan.run(args, kwargs))
-            speed = 1.0 if self.always else self._speed(plan, inputs, tuner)
+        expected, got = tensors_in(torchs()), tensors_in(plan.run(leaves))
         difference = max((_difference(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
-        if difference > (ROUNDED if self.halves else TOLERANCE):
+        if not difference <= (ROUNDED if self.halves else TOLERANCE):
             return f"kernels differ from torch by {difference:.1e} of the largest output"
+        speed = 1.0 if self.always else self._speed(plan, leaves, torchs, tuner)
         return f"kernels would take {1 / speed:.2f} times torch's time" if speed < WORTH else ""
 
-    def _speed(self, plan: Plan, inputs: Inputs, tuner: Tuner) -> float:
+    def _speed(self, plan: Plan, leaves: list[Any], torchs: Callable[[], Any], tuner: Tuner) -> float:
         """Returns how many times as fast as torch a plan is, with as many threads for torch's operators as is best."""
-        args, kwargs = arguments_of(inputs)
         speeds = {}
         for plan.torch_threads in dict.fromkeys((self.threads, 1)):
             key = f"{plan.key} {plan.torch_threads}"
-            speeds[plan.torch_threads] = tuner.speed(
-                key, lambda: call_model(self.model, inputs), lambda: plan.run(args, kwargs)
-            )
+            speeds[plan.torch_threads] = tuner.speed(key, torchs, lambda: plan.run(leaves))
         plan.torch_threads = self.threads if speeds[self.threads] > CLEAR * speeds[1] else 1
         return speeds[plan.torch_threads]
 
     def seconds(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Returns how long each layer takes while the network runs, by name; what is no layer under ``""``."""
-        with self._lock, torch.no_grad(), threads_set(self.threads):
-            plan = self.plan(args, kwargs)
-            return (
-                {"": timed(lambda: self.model(*args, **kwargs))}
-                if isinstance(plan, str)
-                else plan.seconds(args, kwargs)
-            )
+        """Returns how long each layer takes while the network runs, by name; what is no layer under ``""``.
+
+        Raises:
+            TopiaristError: the network runs in torch; the sentence says why.
+        """
+        with self._alone():
+            plan, leaves = self.plan(args, kwargs)
+            if isinstance(plan, str):
+                raise TopiaristError(f"{plan}, so zeros make nothing faster: prune channels, or give no latency")
+            return plan.seconds(leaves)
 
     def report(self) -> str:
         """Returns what runs by kernels and what in torch, by the shapes of inputs."""
         lines = []
         for shapes, plan in self._plans.items():
-            lines.append(", ".join("×".join(map(str, shape)) for shape, _ in shapes) + ":")
+            lines.append(", ".join("×".join(map(str, form[0])) for form in shapes[1] if form[0]) + ":")
             lines += [f"  {line}" for line in ([plan] if isinstance(plan, str) else plan.lines)]
         return "\n".join(lines)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out the plans, which are made anew."""
-        return {**self.__dict__, "_plans": OrderedDict(), "_lock": None}
+        return {**self.__dict__, "_plans": OrderedDict(), "_lock": None, "_process": 0}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Begins without plans."""
@@ -148,18 +160,29 @@ class SparseModule(nn.Module):
         self._lock = threading.RLock()
 
 
+def _form(leaf: Any) -> tuple[Any, ...]:
+    """Returns what a plan depends on of an argument: shape and type of a tensor, else the value."""
+    if isinstance(leaf, Tensor):
+        return tuple(leaf.shape), leaf.dtype, leaf.device.type
+    return (), type(leaf), leaf if isinstance(leaf, int | float | str | bytes | None) else repr(leaf)
+
+
 def _difference(got: Tensor, expected: Tensor) -> float:
-    """Returns max |got − expected| / max |expected|."""
-    if not got.is_floating_point():
-        return 0.0 if bool((got == expected).all()) else 1.0
-    if not got.numel():
+    """Returns max |got − expected| / max |expected|; what is NaN or infinite in one must be so in the other."""
+    if got.shape != expected.shape:
+        return math.inf
+    if not got.is_floating_point() and not got.is_complex():
+        return 0.0 if bool((got == expected).all()) else math.inf
+    same = (got == expected) | (got.isnan() & expected.isnan())
+    if bool(same.all()):
         return 0.0
-    return float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+    gap = (got - expected).abs().masked_fill(same, 0.0)
+    return float(gap.max() / expected.abs().nan_to_num(0, 0, 0).max().clamp_min(1e-30))
 
 
-def unsuitable(model: nn.Module, inputs: Inputs) -> str:
+def unsuitable(model: nn.Module, leaves: Sequence[Any]) -> str:
     """Returns why a network cannot run by kernels; nothing where it can."""
-    if device_of(model).type != "cpu" or any(t.device.type != "cpu" for t in tensors_in(inputs)):
+    if device_of(model).type != "cpu" or any(t.device.type != "cpu" for t in tensors_in(leaves)):
         return "kernels run on the CPU, and the network or its input is elsewhere"
     if any(module.training for module in model.modules()):
         return "the network is in training mode: call model.eval() and compile it again"
@@ -201,5 +224,6 @@ def compile(
         raise TopiaristError(f"threads must be a whole number from 1 to 1024, but got {shown(threads)}")
     made = SparseModule(model, threads, machine=machine, tune=tune, always=always, halves=halves)
     args, kwargs = arguments_of(example_inputs)
-    made.plan(args, kwargs)
+    with made._alone():
+        made.plan(args, kwargs)
     return made

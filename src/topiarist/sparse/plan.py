@@ -17,11 +17,11 @@ from torch.fx.node import map_arg
 from topiarist.measure import threads_set
 from topiarist.sparse.capture import Captured, aten, value_of
 from topiarist.sparse.code import Code
-from topiarist.sparse.grids import extents
+from topiarist.sparse.grids import Grid, extents
 from topiarist.sparse.kernels import conv, matvec, phases
 from topiarist.sparse.layers import Layer, folded, inside, passed
 from topiarist.sparse.layout import Layout, Place, laid_out
-from topiarist.sparse.taps import Phase
+from topiarist.sparse.taps import Phase, Taps
 from topiarist.sparse.team import Program, Step, Team
 from topiarist.sparse.tuning import Candidates, Choice, Tuner, key_of, timed
 
@@ -66,23 +66,27 @@ class Plan:
     def __post_init__(self) -> None:
         self.results = [passed(node) for node in self.network.graph.output_node().args[0]]
 
-    def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Runs the network; calls must not overlap."""
-        with threads_set(self.torch_threads):
-            return self._run(args, kwargs)
+    def run(self, leaves: Sequence[Any]) -> Any:
+        """Runs the network; calls must not overlap.
 
-    def _run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        Args:
+            leaves: of its arguments, in order.
+        """
+        with threads_set(self.torch_threads):
+            return self._run(leaves)
+
+    def _run(self, leaves: Sequence[Any]) -> Any:
         values: Values = dict(self.network.constants)
-        values.update(zip(self.network.inputs, self.network.given(args, kwargs), strict=True))
+        values.update(zip(self.network.inputs, leaves, strict=True))
         for action in self.actions:
             action() if isinstance(action, Program) else action.run(values)
         results = [values[node] if isinstance(node, Node) else node for node in self.results]
         return self.network.returned([_own(result) for result in results])
 
-    def seconds(self, args: Sequence[Any], kwargs: Mapping[str, Any], runs: int = 9) -> dict[str, float]:
+    def seconds(self, leaves: Sequence[Any], runs: int = 9) -> dict[str, float]:
         """Returns how long each layer takes while the network runs, by name; what is no layer under ``""``."""
         values: Values = dict(self.network.constants)
-        values.update(zip(self.network.inputs, self.network.given(args, kwargs), strict=True))
+        values.update(zip(self.network.inputs, leaves, strict=True))
         pieces: list[tuple[str, Callable[[], object]]] = []
         for action in self.actions:
             if isinstance(action, Program):
@@ -110,10 +114,19 @@ def planned(network: Captured, code: Code, threads: int, tuner: Tuner, *, halves
     layers = folded(network)
     lanes = code.machine.lanes
     layout = laid_out(layers, nodes, lanes, most=code.machine.registers - 2)
+    _hold_still(network, layers)
     maker = _Maker(network, layout, code, threads, tuner, halves)
     for node in nodes:
         maker.add(node)
     return Plan(network, maker.finished(), maker.lines, f"{threads} {digest(maker.keys)}")
+
+
+def _hold_still(network: Captured, layers: Mapping[Node, Layer]) -> None:
+    """Copies the weights that torch's operators read, so that all are those of now."""
+    native = {*layers, *(node for layer in layers.values() for node in inside(layer))}
+    for node, tensor in network.constants.items():
+        if any(user not in native for user in node.users):
+            network.constants[node] = tensor.clone()  # type: ignore[index]
 
 
 class _Maker:
@@ -161,9 +174,12 @@ class _Maker:
         views = (aten.view.default, aten._unsafe_view.default)
         target: Any = aten.reshape.default if node.target in views else node.target  # planes are not contiguous
         args, kwargs = node.args, node.kwargs
+        strided = node.target is aten.as_strided.default
 
         def run(values: Values) -> None:
-            get = lambda n: values[passed(n)]  # noqa: E731
+            def get(n: Node) -> Any:
+                return values[passed(n)].contiguous() if strided else values[passed(n)]
+
             values[node] = target(*map_arg(args, get), **map_arg(kwargs, get))
 
         self.lines.append(f"{node.name}: torch")
@@ -203,7 +219,7 @@ class _Maker:
         vertical, horizontal = place.stride
         source = self.layout.result(place.node)
         held = self.layout.planes.get(source) if source is not None else None
-        if held is None:
+        if held is None or held.tokens:
             plain = torch.zeros(shape)
             self._act(lambda values: plain.copy_(values[place.node]))
             address, strides, keep = plain.data_ptr(), plain.stride(), plain
@@ -229,7 +245,7 @@ class _Maker:
         result = layout.planes[layout.computed(node)]
         choice = self.tuner.choose(layer, result.grid, self._candidates(node, layer))
         self.keys.append(key_of(layer, result.grid))
-        self.lines.append(f"{layer.name or node.name}: {_described(layer, choice)}")
+        self.lines.append(f"{layer.name or node.name}: {_described(layer, choice, result.grid)}")
         if node in layout.adds:
             self._copy(layout.adds[node])
         if choice.dense:
@@ -268,13 +284,14 @@ class _Maker:
         grid = result.grid
         known = layout.phases.get(layout.reads[node], [(0, 0)])
         x, y, zeros = read.address, result.address, result.inside
-        phase = np.array([known.index(p) for p in taps.phases])[taps.phase]
+        phase: Any = 0
         if node in layout.split:
             place, size = layout.computed(node), extents(value_of(node).shape, tokens=False)
             x += 4 * known.index(of) * taps.inputs * grid.plane
             y += 4 * layout.phases[place].index(of) * taps.outputs * grid.plane
             zeros = grid.inside(*(-(-(n - d) // s) for n, d, s in zip(size, of, place.stride, strict=True)))
-            phase = 0
+        else:
+            phase = _phase(taps, known)
         offsets = (phase * taps.inputs + taps.channel) * grid.plane + taps.row * grid.stride + taps.column
         there, values, starts = taps.arranged(offsets, choice.tile, choice.chains)
         blocks, vectors = grid.block(choice.vectors)
@@ -297,8 +314,10 @@ class _Maker:
         """Returns the product of a layer's weights with one vector."""
         layout, taps, result = self.layout, self.layout.taps[node], self.layout.planes[self.layout.computed(node)]
         lanes = self.code.machine.lanes
+        known = layout.phases.get(layout.reads[node], [(0, 0)])
+        places, inputs = _phase(taps, known) * taps.inputs + taps.channel, len(known) * taps.inputs
         bits = choice.bits and lanes > 4 and not self.halves
-        packed = taps.marked(lanes) if bits else taps.indexed(halves=self.halves)
+        packed = taps.marked(places, inputs, lanes) if bits else taps.indexed(places, inputs, halves=self.halves)
         read = layout.planes[layout.reads[node]]
         added = layout.planes[layout.adds[node]] if node in layout.adds else None
         given = {
@@ -311,6 +330,11 @@ class _Maker:
         return Step(made, matvec.POINTERS, matvec.INTEGERS, given, layer.name)
 
 
+def _phase(taps: Taps, known: Sequence[Phase]) -> np.ndarray:
+    """Returns for each nonzero which of the phases it reads."""
+    return np.asarray(np.array([known.index(phase) for phase in taps.phases])[taps.phase])
+
+
 def _copying(there: Tensor, source: Tensor) -> Run:
     """Returns what copies a tensor that stays where it is."""
     return lambda values: there.copy_(source)
@@ -321,12 +345,18 @@ def _own(result: Any) -> Any:
     return result.clone(memory_format=torch.contiguous_format) if isinstance(result, Tensor) else result
 
 
-def _described(layer: Layer, choice: Choice) -> str:
+def _described(layer: Layer, choice: Choice, grid: Grid) -> str:
     """Returns how a layer is computed, for people."""
+    zeros = f"{1 - layer.density:.0%} zeros"
     if choice.dense:
-        return f"{1 - layer.density:.0%} zeros, dense in torch"
-    form = "bits" if choice.bits else f"blocks of {choice.vectors} vectors, tiles of {choice.tile} channels"
-    return f"{1 - layer.density:.0%} zeros, kernel, {form}"
+        return f"{zeros}, dense in torch"
+    if grid.single:
+        return (
+            f"{zeros}, kernel for one vector, {'a bit for each weight' if choice.bits else 'an index for each nonzero'}"
+        )
+    blocks = f"blocks of {choice.vectors} vector{'s' * (choice.vectors > 1)}"
+    tiles = "" if choice.tile >= layer.weight.shape[1] * layer.groups else f", tiles of {choice.tile} channels"
+    return f"{zeros}, kernel, {blocks}{tiles}"
 
 
 def digest(keys: Sequence[str]) -> str:

@@ -102,24 +102,26 @@ class Taps:
         """Returns the nonzeros of each output."""
         return np.bincount(self.output, minlength=self.outputs)
 
-    def indexed(self, *, halves: bool = False) -> Packed:
+    def indexed(self, places: np.ndarray, inputs: int, *, halves: bool = False) -> Packed:
         """Returns the nonzeros with the index of each one, of one position; each output's are a multiple of `SUMS`.
 
         Args:
+            places: of the nonzeros, in the vector that they are multiplied with.
+            inputs: its length.
             halves: values are rounded to the upper halves of floats.
         """
-        there, values, starts = self.arranged(self.channel, max(1, self.inputs), SUMS)
+        there, values, starts = self.arranged(places, max(1, self.inputs), SUMS)
         if halves:
             values = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy()
-        wide = self.inputs > 1 << 16
+        wide = inputs > 1 << 16
         return Packed(values, there.astype(np.uint32 if wide else np.uint16), starts[0], 0, False, wide, halves)
 
-    def marked(self, lanes: int) -> Packed:
-        """Returns the nonzeros with a bit for every weight, of one position."""
-        inputs = -(-self.inputs // (lanes * SUMS)) * lanes * SUMS
+    def marked(self, places: np.ndarray, inputs: int, lanes: int) -> Packed:
+        """Returns the nonzeros with a bit for every weight, of one position; see `indexed`."""
+        inputs = -(-inputs // (lanes * SUMS)) * lanes * SUMS
         marks = np.zeros((self.outputs, inputs), bool)
-        marks[self.output, self.channel] = True
-        order = _ordered(self.output.astype(np.int64) * self.inputs + self.channel)
+        marks[self.output, places] = True
+        order = _ordered(self.output.astype(np.int64) * inputs + places)
         values = np.concatenate([self.value[order], np.zeros(lanes, np.float32)])
         starts = np.concatenate([[0], np.cumsum(self.by_output)]).astype(np.int32)
         return Packed(

@@ -40,6 +40,8 @@ class Step:
     ) -> None:
         self.kernel, self.held, self.name = kernel, dict(given), name
         plain = [given[name] for name in (*pointers, *integers)]
+        wrong = [name for name, v in given.items() if isinstance(v, np.ndarray) and not v.flags.c_contiguous]
+        assert not wrong, wrong
         self.arguments = np.array([v.ctypes.data if isinstance(v, np.ndarray) else int(v) for v in plain], np.int64)
 
 
@@ -63,6 +65,17 @@ class Team:
             helper.work.put((call, address, number + 1, arguments, keep))
         call(address, 0)
 
+    def dismiss(self) -> None:
+        """Waits until the helpers have nothing left to do, and lets them go; the next run has others."""
+        for helper in self._helpers:
+            helper.work.put(None)
+            helper.thread.join()
+        self._process, self._helpers = 0, []
+
+
+GONE = 1 << 60
+"""A counter at which no thread waits for another one."""
+
 
 class Program:
     """Steps that run one after the other, each by all threads together."""
@@ -76,14 +89,23 @@ class Program:
         given |= {"threads": team.threads, "runs": 0, "rest": _rest()}
         loop = walk.Walk(pauses=platform.machine() in ("x86_64", "AMD64"))
         self._arguments = Step(loop, walk.POINTERS, walk.INTEGERS, given).arguments
+        self._process = os.getpid()
         self._runs_at = (*walk.POINTERS, *walk.INTEGERS).index("runs")
         self._call = _WALK(code.address(loop))
 
     def __call__(self) -> None:
         """Runs the steps; calls must not overlap."""
-        self.runs += 1
-        self._arguments[self._runs_at] = self.runs
-        self.team.run(self._call, self._arguments, (self.steps, self._pairs, self._counters))
+        if self._process != os.getpid():  # forked, perhaps in the middle of a run
+            self._process, self.runs, self._counters[:] = os.getpid(), 0, 0
+        try:
+            self.runs += 1
+            self._arguments[self._runs_at] = self.runs
+            self.team.run(self._call, self._arguments, (self.steps, self._pairs, self._counters))
+        except BaseException:  # Ctrl-C, before this thread took part: the helpers wait for it
+            self._counters[:] = GONE
+            self.team.dismiss()
+            self._counters[:], self.runs = 0, 0
+            raise
 
     @property
     def parts(self) -> list[Program]:
@@ -96,7 +118,8 @@ class _Helper:
 
     def __init__(self) -> None:
         self.work: SimpleQueue[Any] = SimpleQueue()
-        threading.Thread(target=_help, args=(self.work,), daemon=True).start()
+        self.thread = threading.Thread(target=_help, args=(self.work,), daemon=True)
+        self.thread.start()
         weakref.finalize(self, self.work.put, None)
 
 

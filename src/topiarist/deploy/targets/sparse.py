@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import ClassVar
 
 from torch import nn
@@ -22,6 +23,11 @@ class Sparse(Target):
     package: ClassVar[str | None] = "llvmlite"
     extra: ClassVar[str] = "sparse"
     reads_zeros: ClassVar[bool] = True
+
+    @property
+    def version(self) -> str:
+        """Returns the package's version with that of llvmlite, which makes the machine code."""
+        return f"{version('topiarist')} (llvmlite {self.imported().__version__})"
 
     def prepare(self, model: nn.Module, example_inputs: Inputs) -> Session:
         """Makes the kernels and measures which are fastest, which takes some seconds the first time.

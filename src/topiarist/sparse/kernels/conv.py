@@ -104,7 +104,7 @@ class Convolution(NamedTuple):
                 mine = nonzero.values[chain * self.vectors : (chain + 1) * self.vectors]
                 pairs = zip(k.floats(there, self.vectors), mine, strict=True)
                 if self.pools:
-                    then += [k.intrinsic("maxnum", v, s) for v, s in pairs]
+                    then += [k.intrinsic("maximum", v, s) for v, s in pairs]
                 else:
                     value = k.spread(k.load(k["values"], at, F32))
                     then += [k.multiply_add(value, v, s) for v, s in pairs]
@@ -123,9 +123,9 @@ class Convolution(NamedTuple):
             if self.adds:
                 total = b.fadd(total, k.load(added, i64(j * self.lanes), k.vector))
             if self.activation:
-                total = k.intrinsic("maxnum", total, k.spread(F32(0.0)))
+                total = k.at_least(total, 0.0)
             if self.activation == "relu6":
-                total = k.intrinsic("minnum", total, k.spread(F32(6.0)))
+                total = k.at_most(total, 6.0)
             inside = k.load(mask, i64(j * self.lanes), integers)
             finished.append(b.bitcast(b.and_(b.bitcast(total, integers), inside), k.vector))
         return finished

@@ -95,6 +95,16 @@ class Kernel:
         """Returns a × b + c, fused where the processor can; of floats or vectors."""
         return self.intrinsic("fmuladd", a, b, c)
 
+    def at_least(self, value: Any, bound: float) -> Any:
+        """Returns the larger of a vector and a bound; what is no number passes."""
+        limit = self.spread(F32(bound))
+        return self.builder.select(self.builder.fcmp_ordered("<", value, limit), limit, value)
+
+    def at_most(self, value: Any, bound: float) -> Any:
+        """Returns the smaller of a vector and a bound; what is no number passes."""
+        limit = self.spread(F32(bound))
+        return self.builder.select(self.builder.fcmp_ordered(">", value, limit), limit, value)
+
     def prefetch(self, address: Any) -> None:
         """Asks for a line of memory that is read soon."""
         name, numbers = "llvm.prefetch.p0", [ir.Constant(I32, n) for n in (0, 3, 1)]  # for reading, to keep, data

@@ -137,4 +137,4 @@ class MatVec(NamedTuple):
 def table() -> np.ndarray:
     """Returns int32[256, 2, 8]: of a byte, where each of 8 lanes takes its nonzero from, and a mask of those it has."""
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(np.int32)
-    return np.stack([(bits.cumsum(1) - bits) * bits, -bits], 1)
+    return np.stack([(bits.cumsum(1) - bits) * bits, -bits], 1).astype(np.int32)
