@@ -112,21 +112,21 @@ class SparseModule(nn.Module):
         tuner.write()
         return reason or plan
 
-    def _compared(self, plan: Plan, leaves: list[Any], torchs: Callable[[], Any], tuner: Tuner) -> str:
+    def _compared(self, plan: Plan, leaves: list[Any], in_torch: Callable[[], Any], tuner: Tuner) -> str:
         """Returns why a plan is not taken: it differs from torch, or is slower; else nothing."""
-        expected, got = tensors_in(torchs()), tensors_in(plan.run(leaves))
+        expected, got = tensors_in(in_torch()), tensors_in(plan.run(leaves))
         difference = max((_difference(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
         if not difference <= (ROUNDED if self.halves else TOLERANCE):
             return f"kernels differ from torch by {difference:.1e} of the largest output"
-        speed = 1.0 if self.always else self._speed(plan, leaves, torchs, tuner)
+        speed = 1.0 if self.always else self._speed(plan, leaves, in_torch, tuner)
         return f"kernels would take {1 / speed:.2f} times torch's time" if speed < WORTH else ""
 
-    def _speed(self, plan: Plan, leaves: list[Any], torchs: Callable[[], Any], tuner: Tuner) -> float:
+    def _speed(self, plan: Plan, leaves: list[Any], in_torch: Callable[[], Any], tuner: Tuner) -> float:
         """Returns how many times as fast as torch a plan is, with as many threads for torch's operators as is best."""
         speeds = {}
         for plan.torch_threads in dict.fromkeys((self.threads, 1)):
             key = f"{plan.key} {plan.torch_threads}"
-            speeds[plan.torch_threads] = tuner.speed(key, torchs, lambda: plan.run(leaves))
+            speeds[plan.torch_threads] = tuner.speed(key, in_torch, lambda: plan.run(leaves))
         plan.torch_threads = self.threads if speeds[self.threads] > CLEAR * speeds[1] else 1
         return speeds[plan.torch_threads]
 
