@@ -4,9 +4,10 @@
 
 Random weights; magnitude pruning layer by layer, to a tenth and a twentieth of all weights but those of the first layer
 (of MobileNetV2 the 1×1 convolutions alone; of the linear layer also half). All runtimes run in turns. With one thread a
-number is CPU time, with two it is wall time; medians of ROUNDS rounds. The dense runtimes take the network before
-pruning: zeros do not help them. Writes OUT.jsonl, a line for each network, sparsity and setting, and OUT.md; lines that
-are there are skipped. Needs the extras `vision`, `export` and `sparse`; `torch.compile` runs where a compiler is.
+number is CPU time, with two it is wall time; medians of ROUNDS rounds, with a pause before each runtime. The dense
+runtimes take the network before pruning: zeros do not help them. Writes OUT.jsonl, a line for each network, sparsity
+and setting, and OUT.md; lines that are there are skipped. Needs the extras `vision`, `export` and `sparse`;
+`torch.compile` runs where a compiler is.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from topiarist.sparse import host
 
 ROUNDS = 15
 SECONDS = 60.0
+PAUSE = 0.1
 NETWORKS: dict[str, tuple[str, tuple[float, ...], list[str]]] = {
     "resnet18": ("torchvision:resnet18", (0.1, 0.05), ["conv1"]),
     "resnet50": ("torchvision:resnet50", (0.1, 0.05), ["conv1"]),
@@ -86,11 +88,16 @@ def runs(name: str, kept: float, threads: int, batch: int) -> dict[str, Callable
 
 
 def medians(of: dict[str, Callable[[], Any]], clock: Callable[[], float]) -> dict[str, list[float]]:
-    """Milliseconds of each, run in turns: median, and the quartiles."""
+    """Milliseconds of each, run in turns: median, and the quartiles.
+
+    Before each one is a pause, in which threads of the runtime before fall asleep: they wait for more, and a processor
+    that they hold is one that the next runtime lacks.
+    """
     times: dict[str, list[float]] = {column: [] for column in of}
     began = time.perf_counter()
     for turn in range(ROUNDS):
         for column, run in of.items():
+            time.sleep(PAUSE)
             run()
             start = clock()
             run()

@@ -8,6 +8,7 @@ import platform
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from queue import SimpleQueue
 from typing import Any
@@ -55,22 +56,36 @@ class Team:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._process, self._helpers = 0, list[_Helper]()
+        self._here = -1
 
     def run(self, call: Any, arguments: np.ndarray, keep: Sequence[Any]) -> None:
         """Calls a kernel with the number of each thread; what it reads is kept alive until all are done."""
         if self.threads > 1 and self._process != os.getpid():  # a fork has no threads but the one that forked
-            self._process, self._helpers = os.getpid(), [_Helper() for _ in range(self.threads - 1)]
+            self._process, self._here = os.getpid(), -1
+            self._helpers = [_Helper() for _ in range(self.threads - 1)]
+        if self._helpers:
+            self._keep_apart()
         address = arguments.ctypes.data
         for number, helper in enumerate(self._helpers):
             helper.work.put((call, address, number + 1, arguments, keep))
         call(address, 0)
+
+    def _keep_apart(self) -> None:
+        """Keeps the helpers off the processor of this thread: after a pause the system wakes them there, to wait."""
+        here = _processor()
+        if here >= 0 and here != self._here:
+            others = os.sched_getaffinity(0) - {here}
+            for helper in self._helpers:
+                with suppress(OSError):  # ended, or not allowed
+                    os.sched_setaffinity(helper.thread.native_id or 0, others or {here})
+            self._here = here
 
     def dismiss(self) -> None:
         """Waits until the helpers have nothing left to do, and lets them go; the next run has others."""
         for helper in self._helpers:
             helper.work.put(None)
             helper.thread.join()
-        self._process, self._helpers = 0, []
+        self._process, self._helpers, self._here = 0, [], -1
 
 
 GONE = 1 << 60
@@ -127,6 +142,21 @@ def _help(work: SimpleQueue[Any]) -> None:
     while (given := work.get()) is not None:
         call, address, number, *_ = given  # the rest is what it reads, kept alive
         call(address, number)
+
+
+@cache
+def _getcpu() -> Any:
+    """Returns the function that says on which processor a thread is; none where the system has no such."""
+    try:
+        return ctypes.CDLL(None).sched_getcpu if hasattr(os, "sched_setaffinity") else None
+    except (AttributeError, OSError, TypeError):
+        return None
+
+
+def _processor() -> int:
+    """Returns the processor of this thread; -1 where that is not known."""
+    getcpu = _getcpu()
+    return -1 if getcpu is None else int(getcpu())
 
 
 @cache
