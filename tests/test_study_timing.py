@@ -124,6 +124,17 @@ def test_an_interrupt_while_timing_leaves_a_study_that_goes_on(
     assert run(Study.of(SMALL), tmp_path, quiet=True)["failed"] == {}
 
 
+def test_a_runtime_that_zeros_make_faster_tells_networks_apart_by_them(tmp_path: Path, clock: Clock) -> None:
+    study = Study.of({**SETTINGS, "targets": ["torch", "sparse"]})
+    run(study, tmp_path, quiet=True)
+    assert [targets for _, targets in clock.sessions] == [["torch"], ["sparse"]]
+    rows = gather(study, tmp_path)["rows"]
+    whole = next(row for row in rows if row["arm"] == "unpruned")
+    sparse = next(row for row in rows if row["method"] == "magnitude" and row["arm"] == "finetune")
+    assert sparse["latency"]["torch"] == whole["latency"]["torch"]
+    assert sparse["latency"]["sparse"] != whole["latency"]["sparse"]
+
+
 def test_merged_studies_read_equal_shapes_equally(tmp_path: Path, clock: Clock) -> None:
     parts = [Study.of({**SETTINGS, "prunings": [entry]}) for entry in SETTINGS["prunings"]]
     for number, study in enumerate(parts):

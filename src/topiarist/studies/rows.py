@@ -90,12 +90,21 @@ def _latency(cells: Iterable[Cell], out: Path, readings: dict[str, Json]) -> dic
     Args:
         cells: of the row.
         out: folder of the study.
-        readings: shape → its reading, the first one that was met: after a merge there may be several.
+        readings: shape → its reading, the first one that was met: after a merge there may be several; and the same for
+            each target, where a runtime that zeros make faster has shapes of its own.
     """
     timed = [cell for cell in map(latency_cell, cells) if finished(out, cell)]
     own = {cell.key: checked_result(folder(out, cell), "latency_ms") for cell in timed}
     found = [readings.setdefault(values.get("shape", key), values) for key, values in own.items()]
-    by_target = [values.get("latency", {}) for values in found]
+    by_target = [
+        {
+            name: readings.setdefault(f"{values.get('zeros', {}).get(name, values.get('shape', key))} {name}", values)
+            .get("latency", {})
+            .get(name, of)
+            for name, of in values.get("latency", {}).items()
+        }
+        for key, values in own.items()
+    ]
     return {
         "latency_ms": median(values["latency_ms"] for values in found) if found else None,
         "latency": {name: _on_target([of[name] for of in by_target if name in of]) for name in _names(by_target)},

@@ -85,10 +85,18 @@ def _digest(value: object) -> str:
 
 @dataclass
 class _Found:
-    """What is known of a network: its shape, and its readings or why there are none."""
+    """What is known of a network: its shape, and its readings or why there are none.
+
+    Attributes:
+        shape: names networks whose tensors are alike.
+        latency: by runtime, its reading.
+        zeros: by runtime that zeros make faster, the name of networks that have as many too.
+        reason: why there is no reading.
+    """
 
     shape: str
     latency: dict[str, Result] = field(default_factory=dict)
+    zeros: dict[str, str] = field(default_factory=dict)
     reason: str = ""
 
 
@@ -135,6 +143,8 @@ def _time(found: dict[Cell, _Found], targets: Sequence[str], zeros: bool, out: P
         for cell in shapes[reading.network]:
             value = asdict(reading.latency) if reading.latency else {"reason": reading.reason}
             found[cell].latency[reading.setting.target] = value
+            if zeros:
+                found[cell].zeros[reading.setting.target] = reading.network
 
 
 def _loaded(cells: Sequence[Cell], out: Path, jobs: dict[str, Job], data_folder: Path | None) -> tuple[nn.Module, Job]:
@@ -162,6 +172,6 @@ def _finish(cell: Cell, out: Path, found: _Found, first: str, session: str, repo
         note_failure(out, cell, str(reason))
         report(Event(cell, "failed", error=str(reason)))
         return
-    known = {"shape": found.shape, "session": session}
+    known: Result = {"shape": found.shape, "session": session, **({"zeros": found.zeros} if found.zeros else {})}
     store(cell, out, {"latency_ms": reading["value"], "latency": found.latency, **known})
     report(Event(cell, "finished"))
