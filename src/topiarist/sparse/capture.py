@@ -149,9 +149,9 @@ def _may_be_what_it_was_given(node: Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     if schema is None or schema.name.partition("::")[2].startswith(FRESH):
         return False
-    told = any(r.alias_info is not None for r in schema.returns)
+    annotated = any(r.alias_info is not None for r in schema.returns)
     composed = node.target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
-    return composed and not told
+    return composed and not annotated
 
 
 FRESH = ("conv", "linear", "batch_norm", "layer_norm", "group_norm", "matmul", "max_pool", "avg_pool", "adaptive_")

@@ -8,7 +8,7 @@ import stat
 import warnings
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from topiarist.errors import TopiaristError
 from topiarist.files import atomically, user_folder
@@ -96,7 +96,3 @@ def _sources() -> str:
     """Returns a name for the code that writes kernels: another version of it compiles anew."""
     files = sorted((Path(__file__).parent / "kernels").glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-
-
-Arguments = Any
-"""int64 array of addresses and numbers, as a kernel reads them."""

@@ -105,10 +105,6 @@ class Grid:
             raise TopiaristError("a layer has more than 2³¹ activations: give smaller batches")
         return torch.zeros(floats)
 
-    def offset(self, dy: int, dx: int) -> int:
-        """Returns the positions from one to another."""
-        return dy * self.stride + dx
-
     @lru_cache(maxsize=64)  # noqa: B019  (grids are few and small)
     def inside(self, rows: int, columns: int) -> np.ndarray:
         """Returns int32 by position: all bits set where it is inside an image of so many rows and columns."""
@@ -162,13 +158,6 @@ class Planes:
         else:
             strides = (grid.pitch, grid.plane, *(grid.stride, 1)[4 - len(shape) :])
         return torch.as_strided(self.buffer, shape, strides, self.start)
-
-    @property
-    def flat(self) -> Tensor:
-        """Returns (images, channels, pitch): all positions of an image, with the zeros around it."""
-        grid = self.grid
-        size, strides = (grid.images, self.channels, grid.pitch), (grid.pitch, grid.plane, 1)
-        return torch.as_strided(self.buffer, size, strides, self.start)
 
 
 def extents(shape: Sequence[int], tokens: bool) -> tuple[int, int]:

@@ -31,7 +31,7 @@ class Walk(NamedTuple):
     """The loop, as a kernel.
 
     Attributes:
-        pauses: the processor is an x86, and is told between two looks that it waits.
+        pauses: the processor is an x86, whose instruction ``pause`` runs between two looks.
     """
 
     pauses: bool = False
