@@ -23,10 +23,13 @@ from topiarist.models import zoo
 from topiarist.sparse import Machine, host, without
 from topiarist.sparse.code import Code, code_of
 from topiarist.sparse.kernels.conv import Convolution
+from topiarist.sparse.kernels.copies import Copy
 from topiarist.sparse.kernels.matvec import MatVec
-from topiarist.sparse.kernels.phases import Phase
+from topiarist.sparse.kernels.means import Mean
+from topiarist.sparse.kernels.pools import Pool
 from topiarist.sparse.kernels.walk import Walk
 from topiarist.sparse.team import Team
+from topiarist.sparse.tuning import Choice, Tuner
 
 MACHINES = {"this": host(), "8 floats": without("avx512"), "4 floats": without("avx512", "avx2", "fma")}
 
@@ -38,7 +41,7 @@ def folder(tmp_path_factory):
         yield
 
 
-def thinned(model: nn.Module, sparsity: float, seed: int = 0) -> nn.Module:
+def pruned(model: nn.Module, sparsity: float, seed: int = 0) -> nn.Module:
     """The network in eval mode with this part of each weight zero, and with batch norms that do something."""
     draw = torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -64,15 +67,16 @@ def differs(compiled: sparse.SparseModule, model: nn.Module, *inputs: Tensor) ->
     return max(gaps)
 
 
-def check(model: nn.Module, *inputs: Tensor, threads: int = 1, machine: Machine | None = None) -> None:
-    """Compiled without measuring, a network computes what it does in torch."""
+def check(model: nn.Module, *inputs: Tensor, threads: int = 1, machine: Machine | None = None) -> str:
+    """Compiled without measuring, a network computes what it does in torch; returns what runs how."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         compiled = sparse.compile(model, inputs, threads, machine=machine, tune=False)
         assert differs(compiled, model, *inputs) <= 1e-5
+    return compiled.report()
 
 
-# single layers of any shape
+# one layer of any shape
 
 DRAWS = 400 if NIGHT else 60
 
@@ -116,7 +120,7 @@ def test_convolutions_of_any_shape(drawn, sparsity, followed, machine, threads):
     layer, x = drawn
     note(f"{layer} {tuple(x.shape)}")
     model = nn.Sequential(layer, FOLLOWED[followed](layer.out_channels))
-    check(thinned(model, sparsity), x, threads=threads, machine=MACHINES[machine])
+    check(pruned(model, sparsity), x, threads=threads, machine=MACHINES[machine])
 
 
 @settings(deadline=None, max_examples=DRAWS)
@@ -127,7 +131,7 @@ def test_linear_layers_of_any_shape(drawn, sparsity, followed, machine, threads)
     layer, x = drawn
     note(f"{layer} {tuple(x.shape)}")
     model = nn.Sequential(layer, nn.ReLU() if followed else nn.Identity())
-    check(thinned(model, sparsity), x, threads=threads, machine=MACHINES[machine])
+    check(pruned(model, sparsity), x, threads=threads, machine=MACHINES[machine])
 
 
 # what is between layers
@@ -192,7 +196,115 @@ class Inverted(nn.Module):
 @pytest.mark.parametrize("size", [(8, 8), (13, 22)])
 def test_layers_that_are_computed_phase_by_phase(stride, size):
     torch.manual_seed(0)
-    check(thinned(Inverted(stride), 0.5), torch.randn(2, 3, *size), threads=2)
+    check(pruned(Inverted(stride), 0.5), torch.randn(2, 3, *size), threads=2)
+
+
+@pytest.mark.parametrize("kind", [nn.MaxPool2d, nn.AvgPool2d])
+@pytest.mark.parametrize("window", [(2, 2), (3, 3), (2, 5), (1, 3)])
+@pytest.mark.parametrize("stride", [(2, 2), (2, 1), (1, 2), (3, 2), (2, 3)])
+def test_poolings_of_any_window(kind, window, stride):
+    torch.manual_seed(0)
+    padding = tuple(n // 2 for n in window)
+    for size, rounds_up in (((9, 37), False), ((8, 6), kind is nn.MaxPool2d), ((17, 32), kind is nn.MaxPool2d)):
+        pool = kind(window, stride, padding, ceil_mode=rounds_up)
+        model = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), pool, nn.Conv2d(5, 6, 1))
+        report = check(pruned(model, 0.4), torch.randn(3, 3, *size), threads=2)
+        assert ("kernel for windows" in report) == (stride[1] < 3)
+        assert "torch" not in report
+
+
+def test_two_poolings_read_one_tensor():
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(16, 4, 1)
+            self.pools = nn.ModuleList([nn.MaxPool2d(5, 2, 2), nn.MaxPool2d(2, 2)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.first(x))
+            return self.last(torch.cat([pool(x) for pool in self.pools], 1)) + x[:, :4, ::2, ::2]
+
+    torch.manual_seed(0)
+    check(pruned(Both(), 0.5), torch.randn(2, 3, 12, 20))
+
+
+class Means(nn.Module):
+    """Global means, and single pixels, in all shapes in which networks use them."""
+
+    def __init__(self, head: str) -> None:
+        super().__init__()
+        self.head = head
+        self.body, self.squeeze, self.excite = nn.Conv2d(3, 24, 3, padding=1), nn.Conv2d(24, 6, 1), nn.Conv2d(6, 24, 1)
+        self.last, self.out = nn.Conv2d(24, 24, 3), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = torch.relu(self.body(x))
+        x = x * self.excite(torch.relu(self.squeeze(nn.functional.adaptive_avg_pool2d(x, 1)))).sigmoid()
+        y = torch.relu(self.last(x))
+        if self.head == "mean":
+            return self.out(y.mean((2, 3)))
+        if self.head == "flatten":
+            return self.out(torch.flatten(nn.functional.adaptive_avg_pool2d(y, (1, 1)), 1))
+        if self.head == "pixel":
+            return self.out(torch.max_pool2d(y, y.shape[-1]).flatten(1))
+        if self.head == "both":
+            means = y.mean((-1, -2), keepdim=True)
+            return self.out(means.squeeze(-1).squeeze(-1)), means, y - means
+        means = nn.functional.dropout(y.mean((2, 3)), 0.5, self.training)
+        return self.out(means), means.softmax(1)
+
+
+@pytest.mark.parametrize("head", ["mean", "flatten", "pixel", "both", "read twice"])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("sparsity", [0.0, 0.8])
+def test_means_of_planes(head, batch, sparsity):
+    torch.manual_seed(0)
+    report = check(pruned(Means(head), sparsity), torch.randn(batch, 3, 9, 9), threads=2)
+    in_torch = {line.partition(":")[0].strip() for line in report.splitlines() if line.endswith("torch")}
+    assert in_torch >= {"sigmoid", "mul"}
+    assert batch > 1 or in_torch.isdisjoint({"adaptive_avg_pool2d", "adaptive_avg_pool2d_1", "flatten"})
+
+
+@pytest.mark.parametrize("blocks", [2, 4])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("machine", MACHINES)
+def test_outputs_that_are_computed_together(monkeypatch, blocks, groups, machine):
+    """Blocks of outputs have their nonzeros in the same places; every choice of how many together computes the same."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(6, 16, 3, padding=1, groups=groups), nn.ReLU(), nn.Conv2d(16, 8, 1)).eval()
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            kept = torch.rand(len(layer.weight) // blocks, *layer.weight.shape[1:]) < 0.3
+            layer.weight *= kept.repeat_interleave(blocks, 0)
+    x = torch.randn(2, 6, 11, 13)
+    for together in (1, blocks):
+        first = Choice(2, 1, 2, together=together)
+        with monkeypatch.context() as patch:
+            patch.setattr(Tuner, "choose", lambda *_, first=first: first)
+            compiled = sparse.compile(model, x, 2, machine=MACHINES[machine], always=True)
+        assert f"of {together} outputs" in compiled.report() or together == 1
+        assert differs(compiled, model, x) <= 1e-5
+
+
+def test_every_tap_of_a_phase_may_be_zero():
+    torch.manual_seed(0)
+    model = Inverted().eval()
+    with torch.no_grad():
+        model.depthwise.weight[:, :, 1::2, 1::2] = 0
+    check(model, torch.randn(1, 3, 16, 16))
+
+
+def test_inputs_in_any_layout():
+    """Inputs are read where they lie, whatever their strides; no gradient is asked of the network."""
+    torch.manual_seed(0)
+    model = pruned(nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU()), 0.5)
+    x = torch.randn(2, 4, 9, 9, requires_grad=True)
+    compiled = sparse.compile(model, x.detach(), tune=False, always=True)
+    imaginary = torch.complex(torch.randn(2, 4, 9, 9), torch.randn(2, 4, 9, 9)).conj().imag
+    layouts = [x, x.to(memory_format=torch.channels_last), x.transpose(2, 3), x[:, :, :1].expand(2, 4, 9, 9), imaginary]
+    for each in layouts:
+        assert differs(compiled, model, each) <= 1e-5
+        assert not compiled(each).requires_grad
 
 
 @pytest.mark.parametrize("model", [Between, Dense])
@@ -200,7 +312,7 @@ def test_layers_that_are_computed_phase_by_phase(stride, size):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_what_is_between_layers(model, sparsity, threads):
     torch.manual_seed(0)
-    check(thinned(model(), sparsity), torch.randn(3, 3, 37, 30), threads=threads)
+    check(pruned(model(), sparsity), torch.randn(3, 3, 37, 30), threads=threads)
 
 
 LIKE_ANOTHER = ("resnet110", "preresnet110", "preresnet164", "densenet_bc100", "vgg16", "vgg19")
@@ -212,12 +324,12 @@ def test_networks_of_the_zoo(name):
     width = {} if "width" not in inspect.signature(zoo.builder(name)).parameters or NIGHT else {"width": 0.25}
     for sparsity in (0.5, 0.8, 0.95) if NIGHT else (0.9,):
         torch.manual_seed(0)
-        model = thinned(zoo.build(name, in_channels=1, input_size=28, **width), sparsity)
+        model = pruned(zoo.build(name, in_channels=1, input_size=28, **width), sparsity)
         check(model, torch.randn(2, 1, 28, 28), threads=1 + (sparsity == 0.5))
 
 
 def test_other_batches_and_sizes_are_planned_for_when_they_come():
-    model = thinned(topiarist.load_model("zoo:resnet20"), 0.9)
+    model = pruned(topiarist.load_model("zoo:resnet20"), 0.9)
     compiled = sparse.compile(model, torch.randn(1, 3, 32, 32), threads=2, tune=False)
     for batch, size in ((1, 32), (3, 32), (16, 32), (2, 40), (1, 32)):
         assert differs(compiled, model, torch.randn(batch, 3, size, size)) <= 1e-5
@@ -244,7 +356,7 @@ class Attention(nn.Module):
 @pytest.mark.parametrize("sparsity", [0.5, 0.95])
 def test_transformers_and_arguments_by_name(tokens, sparsity):
     torch.manual_seed(0)
-    model, x = thinned(Attention(), sparsity), torch.randn(*tokens, 24)
+    model, x = pruned(Attention(), sparsity), torch.randn(*tokens, 24)
     check(model, x, threads=2)
     mask = torch.rand(tokens[1], tokens[1]) > 0.2
     given = {"mask": mask | torch.eye(tokens[1], dtype=torch.bool), "x": x}
@@ -258,7 +370,7 @@ def test_transformers_and_arguments_by_name(tokens, sparsity):
 @pytest.mark.parametrize("inputs", [33, 70_000])
 def test_weights_in_16_bits_are_the_rounded_weights(inputs):
     torch.manual_seed(0)
-    model, x = thinned(nn.Linear(inputs, 7), 0.9), torch.randn(1, inputs)
+    model, x = pruned(nn.Linear(inputs, 7), 0.9), torch.randn(1, inputs)
     compiled = sparse.compile(model, x, tune=False, halves=True)
     rounded = copy.deepcopy(model)
     rounded.weight.data = rounded.weight.data.bfloat16().float()
@@ -266,7 +378,7 @@ def test_weights_in_16_bits_are_the_rounded_weights(inputs):
 
 
 def test_outputs_are_the_caller_s_own():
-    model = thinned(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), 0.5)
+    model = pruned(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), 0.5)
     compiled = sparse.compile(model, torch.randn(1, 3, 9, 9), tune=False)
     x, y = torch.randn(2, 1, 3, 9, 9)
     first = compiled(x)
@@ -276,14 +388,14 @@ def test_outputs_are_the_caller_s_own():
 
 
 def test_an_input_of_a_convolution_with_a_stride_is_read_anew_each_time():
-    model = thinned(nn.Conv2d(3, 8, 3, 2, 1), 0.5)
+    model = pruned(nn.Conv2d(3, 8, 3, 2, 1), 0.5)
     compiled = sparse.compile(model, torch.randn(1, 3, 9, 9), tune=False)
     for _ in range(3):
         assert differs(compiled, model, torch.randn(1, 3, 9, 9)) <= 1e-5
 
 
 def test_it_copies_and_pickles_without_its_kernels():
-    model, x = thinned(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), 0.5), torch.randn(1, 3, 9, 9)
+    model, x = pruned(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), 0.5), torch.randn(1, 3, 9, 9)
     compiled = sparse.compile(model, x, tune=False)
     for other in (copy.deepcopy(compiled), pickle.loads(pickle.dumps(compiled))):
         assert differs(other, model, x) <= 1e-5
@@ -295,7 +407,7 @@ def test_it_copies_and_pickles_without_its_kernels():
 
 def test_measured_choices_compute_the_same_and_are_remembered(monkeypatch, tmp_path):
     monkeypatch.setenv("TOPIARIST_CACHE", str(tmp_path))
-    model, x = thinned(topiarist.load_model("zoo:resnet20"), 0.9), torch.randn(1, 3, 32, 32)
+    model, x = pruned(topiarist.load_model("zoo:resnet20"), 0.9), torch.randn(1, 3, 32, 32)
     compiled = sparse.compile(model, x, always=True)
     assert differs(compiled, model, x) <= 1e-5
     (file,) = (tmp_path / "kernels").glob("choices-*.json")
@@ -308,7 +420,7 @@ def test_measured_choices_compute_the_same_and_are_remembered(monkeypatch, tmp_p
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"choices": {"a": [1]}, "speeds": 3}', '{"choices": 1}'])
 def test_damaged_choices_are_measured_anew(monkeypatch, tmp_path, content):
     monkeypatch.setenv("TOPIARIST_CACHE", str(tmp_path))
-    model, x = thinned(nn.Conv2d(3, 8, 3), 0.5), torch.randn(1, 3, 9, 9)
+    model, x = pruned(nn.Conv2d(3, 8, 3), 0.5), torch.randn(1, 3, 9, 9)
     sparse.compile(model, x, always=True)
     (file,) = (tmp_path / "kernels").glob("choices-*.json")
     file.write_text(content)
@@ -348,7 +460,7 @@ def test_machine_code_that_others_may_have_written_is_not_run(monkeypatch, tmp_p
 
 
 def test_one_example_without_a_batch_and_none_at_all():
-    model = thinned(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), 0.5)
+    model = pruned(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), 0.5)
     compiled = sparse.compile(model, torch.randn(1, 3, 9, 9), tune=False)
     for x in (torch.randn(3, 9, 9), torch.randn(0, 3, 9, 9)):
         with torch.no_grad():
@@ -358,7 +470,7 @@ def test_one_example_without_a_batch_and_none_at_all():
 def test_a_folder_that_cannot_be_written_costs_a_warning(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TOPIARIST_CACHE", str(tmp_path / "file"))
-    model, x = thinned(nn.Conv2d(3, 8, 3), 0.5), torch.randn(1, 3, 9, 9)
+    model, x = pruned(nn.Conv2d(3, 8, 3), 0.5), torch.randn(1, 3, 9, 9)
     code_of.cache_clear()
     with pytest.warns(UserWarning, match="set TOPIARIST_CACHE"):
         compiled = sparse.compile(model, x, always=True)
@@ -373,13 +485,17 @@ def test_kernels_are_valid_for_other_processors(lanes):
     other = {4: arm, 8: Machine("haswell", "", 8, "x86_64-unknown-linux-gnu"), 16: wide}[lanes]
     kernels = [
         Walk(pauses=lanes > 4),
-        Phase(lanes, 1),
-        Phase(lanes, 2),
-        Phase(lanes, 3),
+        Copy(lanes, 1),
+        Copy(lanes, 2),
+        Copy(lanes, 3),
+        Mean(lanes),
+        Pool(lanes, (3, 2), (2, 2), largest=True),
+        Pool(lanes, (2, 2), (3, 1), largest=False),
         MatVec(lanes),
         MatVec(lanes, wide=True),
     ]
     kernels += [Convolution(lanes, 5, 2, "relu6", True), Convolution(lanes, 3, pools=True)]
+    kernels += [Convolution(lanes, 2, 1, "relu", True, together=4)]
     kernels += [MatVec(lanes, bits=True)] if lanes > 4 else []
     for kernel in kernels:
         assert other.machine_code(kernel.ir())[:4] == b"\x7fELF"
@@ -525,7 +641,7 @@ def test_weights_are_those_of_the_time_when_it_was_compiled():
 
 def test_plans_made_in_inference_mode_serve_outside_too():
     model, x = (
-        thinned(nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Sigmoid(), nn.Conv2d(4, 4, 1)), 0.5),
+        pruned(nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Sigmoid(), nn.Conv2d(4, 4, 1)), 0.5),
         torch.randn(1, 3, 9, 9),
     )
     with torch.inference_mode():
@@ -564,7 +680,7 @@ def test_networks_that_do_more_than_compute_run_in_torch(model, match):
 
 def test_an_interrupt_leaves_no_thread_waiting(monkeypatch):
     """The interrupt comes where it does most harm: the helper has begun, and this thread has not."""
-    model, x = thinned(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), 0.5), torch.randn(1, 3, 9, 9)
+    model, x = pruned(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), 0.5), torch.randn(1, 3, 9, 9)
     compiled = sparse.compile(model, x, 2, tune=False)
     expected, start = compiled(x), Team.run
 
@@ -586,7 +702,7 @@ def test_an_interrupt_leaves_no_thread_waiting(monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_fork_in_the_middle_of_a_call_runs_too():
-    model, x = thinned(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), 0.5), torch.randn(1, 3, 9, 9)
+    model, x = pruned(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), 0.5), torch.randn(1, 3, 9, 9)
     compiled = sparse.compile(model, x, 2, tune=False)
     expected = compiled(x)
     compiled._lock.acquire()  # as another thread would hold it

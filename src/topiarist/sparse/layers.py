@@ -6,7 +6,7 @@ import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,15 @@ LINEAR = {aten.linear.default}
 BATCH_NORMS = {aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default}
 POOLINGS = {aten.max_pool2d.default, aten.avg_pool2d.default}
 ADDITIONS = {aten.add.Tensor}
+RESHAPES = {
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.flatten.using_ints,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+}
 SAME = {
     aten.dropout.default,
     aten.clone.default,
@@ -71,6 +80,21 @@ class Layer:
     def density(self) -> float:
         """Returns the fraction of weights that are not zero."""
         return float(self.weight.count_nonzero()) / max(1, self.weight.numel())
+
+    @property
+    def window(self) -> bool:
+        """Returns whether it takes the largest, or the mean, of windows without gaps."""
+        plain = self.groups == len(self.weight) and self.weight.shape[1] == 1 and self.dilation == (1, 1)
+        alike = plain and bool((self.weight == self.weight[:1, :, :1, :1]).all()) and not bool(self.bias.any())
+        return alike and self.added is None and not self.activation
+
+    def filled(self, together: int) -> float:
+        """Returns the fraction of nonzeros where neighbouring outputs, so many together, share their places."""
+        outputs = self.weight.shape[0]
+        if outputs // self.groups % together:
+            return 0.0
+        marks = (self.weight != 0).reshape(outputs // together, together, -1)
+        return float(marks.sum()) / max(1, together * int(marks.any(1).sum()))
 
     def dense(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """Computes the layer in torch."""
@@ -161,6 +185,42 @@ def _never_negative(node: Node, layers: Mapping[Node, Layer]) -> bool:
         return all(_never_negative(passed(part), layers) for part in node.args[0])
     layer = layers.get(node)
     return layer is not None and (bool(layer.activation) or (layer.pooled and _never_negative(layer.source, layers)))
+
+
+class Gathered(NamedTuple):
+    """One number of each plane of a tensor.
+
+    Attributes:
+        node: the tensor.
+        mean: it is the mean of the plane; else the plane has one pixel.
+    """
+
+    node: Node
+    mean: bool
+
+
+def gathered(node: Node) -> Gathered | None:
+    """Returns what a node takes one number of each plane of, channel after channel and image after image."""
+    inner = node
+    while inner.op == "call_function" and inner.target in RESHAPES:
+        inner = passed(inner.args[0])
+    mean = _is_mean(inner)
+    planes = passed(inner.args[0]) if mean else inner
+    if planes is node or not all(isinstance(value_of(n), Tensor) for n in (planes, node)):
+        return None
+    shape, numbers = value_of(planes).shape, value_of(node).shape
+    if len(shape) != 4 or numbers not in (shape[:2], (*shape[:2], 1, 1)) or not (mean or shape[2:] == (1, 1)):
+        return None
+    return Gathered(planes, mean)
+
+
+def _is_mean(node: Node) -> bool:
+    """Returns whether a node is the mean over the last two of four axes."""
+    if node.target is aten.adaptive_avg_pool2d.default:
+        return list(_arguments(node)["output_size"]) == [1, 1]
+    if node.target is not aten.mean.dim or _arguments(node)["dtype"] is not None:
+        return False
+    return sorted(axis % 4 for axis in _arguments(node)["dim"] or ()) == [2, 3]
 
 
 def passed(node: Any) -> Any:

@@ -16,7 +16,8 @@ from torch.fx import Node
 
 from topiarist.sparse.capture import may_view, value_of
 from topiarist.sparse.grids import Grid, Planes, extents
-from topiarist.sparse.layers import Layer, Pair, inside, is_joined, passed
+from topiarist.sparse.kernels.pools import STRIDES
+from topiarist.sparse.layers import Gathered, Layer, Pair, gathered, inside, is_joined, passed
 from topiarist.sparse.taps import Phase, Taps
 
 
@@ -48,7 +49,9 @@ class Layout:
         joins: nodes that join channels.
         planes: by place.
         phases: what is read of a place with a stride.
+        pools: poolings with a stride, which read the planes of a result as they are.
         copies: what is copied to where it is joined, with the first channel.
+        gathered: tensors with one number of each plane of a result: where layers read them, kernels fill their places.
         split: layers that are computed phase by phase, with the stride of what reads them: each pixel by itself, so
             that the few channels that it reads are taken apart instead of the many that it makes.
     """
@@ -60,7 +63,9 @@ class Layout:
     joins: dict[Node, list[Node]] = field(default_factory=dict)
     planes: dict[Place, Planes] = field(default_factory=dict)
     phases: dict[Place, list[Phase]] = field(default_factory=dict)
+    pools: set[Node] = field(default_factory=set)
     copies: dict[Node, list[tuple[Node, int]]] = field(default_factory=dict)
+    gathered: dict[Node, Gathered] = field(default_factory=dict)
     split: dict[Node, Pair] = field(default_factory=dict)
 
     def result(self, node: Node) -> Place | None:
@@ -90,10 +95,16 @@ def laid_out(layers: Mapping[Node, Layer], nodes: Sequence[Node], lanes: int, mo
     layout = Layout(layers, {node: Taps.of(layer) for node, layer in layers.items()})
     layout.joins = {n: [passed(p) for p in n.args[0]] for n in nodes if is_joined(n, layers)}
     layout.split = _split(layers, nodes)
+    layout.gathered = {node: taken for node in nodes if (taken := _gathered(layout, node)) is not None}
     shared: DisjointSet = DisjointSet()
+    layout.pools = {node for node, layer in layers.items() if _is_pool(layout, layer)}
     for node, layer in layers.items():
         result = layout.computed(node)
         layout.reads[node] = _read(layout, node, layer)
+        if node in layout.pools:
+            shared.add(layout.reads[node])
+            shared.add(result)
+            continue
         if layer.added is not None:
             layout.adds[node] = _whole(layout, passed(layer.added), layer.tokens)
         for place in (layout.reads[node], layout.adds.get(node, result)):
@@ -142,9 +153,27 @@ def _split(layers: Mapping[Node, Layer], nodes: Sequence[Node]) -> dict[Node, Pa
     return split
 
 
+def _gathered(layout: Layout, node: Node) -> Gathered | None:
+    """Returns what a node takes of the planes of a kernel's result, one number of each."""
+    taken = None if layout.result(node) is not None else gathered(node)
+    result = None if taken is None else layout.result(taken.node)
+    return None if result is None or result.tokens or result.node in layout.split else taken
+
+
+def _is_pool(layout: Layout, layer: Layer) -> bool:
+    """Returns whether a layer is a pooling with a stride, of what a kernel computed."""
+    source = passed(layer.source)
+    result = layout.result(source)
+    if result is None or result.tokens or source in layout.split or layer.stride == (1, 1):
+        return False
+    return layer.stride[1] in STRIDES and layer.window and len(value_of(source).shape) == 4
+
+
 def _read(layout: Layout, node: Node, layer: Layer) -> Place:
     """Returns the place that a layer reads."""
     source = passed(layer.source)
+    if node in layout.pools:
+        return layout.computed(source)
     if source in layout.split:
         return layout.computed(source)
     if node in layout.split:
@@ -171,17 +200,28 @@ def _grid(layout: Layout, places: set[Place], lanes: int, most: int) -> Grid:
     rows, columns = (max(sizes) for sizes in zip(*map(_size, places), strict=True))
     above = beside = 0
     for place in places:
-        if not place.copied and place.node in layout.layers:
+        if not place.copied and place.node in layout.layers and place.node not in layout.pools:
             up, down, left, right = layout.taps[place.node].reach
             height, width = _size(place)
             above = max(above, -up, height - 1 + down - (rows - 1))
             beside = max(beside, -left, width - 1 + right - (columns - 1))
+    for node in layout.pools:
+        if layout.reads[node] in places:
+            below, right = _overhang(layout.layers[node], (rows, columns))
+            above, beside = max(above, below), max(beside, right)
     one = [layout.layers[place.node] for place in places if place.node in layout.layers]
-    if any(layer.pooled or layer.node in layout.split for layer in one):
+    if any(layer.pooled or layer.node in layout.split or layer.node in layout.pools for layer in one):
         beside = max(beside, 1)  # these have no kernel for one position
     place = next(iter(places))
     images = 1 if place.tokens else int(value_of(place.node).shape[0])
     return Grid(images, rows, columns, above, beside, lanes, most)
+
+
+def _overhang(layer: Layer, size: Pair) -> Pair:
+    """Returns the rows and columns around an image of such a size that the windows of a pooling read."""
+    outputs = extents(value_of(layer.node).shape, tokens=False)
+    around = zip(size, outputs, layer.weight.shape[2:], layer.stride, layer.padding, strict=True)
+    return tuple(max(p, (n - 1) * s + k - p - extent) for extent, n, k, s, p in around)  # type: ignore[return-value]
 
 
 def _shape(layout: Layout, place: Place) -> tuple[int, ...]:
@@ -223,9 +263,12 @@ def _spans(layout: Layout, places: Iterable[Place], nodes: Sequence[Node]) -> di
     index = {node: at for at, node in enumerate(nodes)}
     runs = {inner: index[node] for node, layer in layout.layers.items() for inner in inside(layer)}
     reads: dict[Node, int] = {}
-    for node in nodes:
+    for node in reversed(nodes):
         native = node in runs or node in layout.layers or node in layout.joins
-        end = len(nodes) if node.op == "output" or (not native and may_view(node)) else runs.get(node, index[node])
+        if node in layout.gathered:  # wherever it is read: its planes are read only there
+            end = max(index[node], reads.get(node, 0), runs.get(node, 0))
+        else:
+            end = len(nodes) if node.op == "output" or (not native and may_view(node)) else runs.get(node, index[node])
         for operand in node.all_input_nodes:
             before = passed(operand)
             reads[before] = max(reads.get(before, 0), end)

@@ -73,22 +73,34 @@ class SparseModule(nn.Module):
         """Runs the network."""
         with self._alone():
             plan, leaves = self.plan(args, kwargs)
-            return self.model(*args, **kwargs) if isinstance(plan, str) else plan.run(leaves)
+            if not isinstance(plan, str):
+                return plan.run(leaves)
+            with self._apart():
+                return self.model(*args, **kwargs)
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Context in which one thread runs; a process that was forked meanwhile has a lock of its own."""
+    def _alone(self) -> threading.RLock:
+        """Returns a lock, so that one thread runs; a process that was forked meanwhile has a lock of its own."""
         if self._process != os.getpid():
             self._process, self._lock = os.getpid(), threading.RLock()
-        with self._lock, torch.inference_mode(False), torch.no_grad(), threads_set(self.threads):
+        return self._lock
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Context in which torch's settings are this module's, whatever the caller's are."""
+        with torch.inference_mode(False), torch.no_grad(), threads_set(self.threads):
             yield
 
     def plan(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Plan | str, list[Any]]:
         """Returns the plan for such arguments, or a sentence that says why they run in torch; and their leaves."""
-        leaves, nesting = tree_flatten((tuple(args), dict(kwargs)))
-        key = (repr(nesting), tuple(map(_form, leaves)))
+        nesting: Any = len(args)
+        leaves = list(args)
+        if kwargs or not all(isinstance(leaf, Tensor) for leaf in leaves):
+            leaves, tree = tree_flatten((tuple(args), dict(kwargs)))
+            nesting = repr(tree)
+        key = (nesting, tuple(map(_form, leaves)))
         if key not in self._plans:
-            self._plans[key] = self._made(args, kwargs, leaves)
+            with self._apart():
+                self._plans[key] = self._made(args, kwargs, leaves)
             if isinstance(self._plans[key], str):
                 warnings.warn(f"{self._plans[key]}; it runs in torch", stacklevel=5)
             while len(self._plans) > PLANS:
@@ -140,7 +152,8 @@ class SparseModule(nn.Module):
             plan, leaves = self.plan(args, kwargs)
             if isinstance(plan, str):
                 raise TopiaristError(f"{plan}, so zeros make nothing faster: prune channels, or give no latency")
-            return plan.seconds(leaves)
+            with self._apart():
+                return plan.seconds(leaves)
 
     def report(self) -> str:
         """Returns what runs by kernels and what in torch, by the shapes of inputs."""
@@ -163,7 +176,7 @@ class SparseModule(nn.Module):
 def _form(leaf: Any) -> tuple[Any, ...]:
     """Returns what a plan depends on of an argument: shape and type of a tensor, else the value."""
     if isinstance(leaf, Tensor):
-        return tuple(leaf.shape), leaf.dtype, leaf.device.type
+        return leaf.shape, leaf.dtype, leaf.device.type
     return (), type(leaf), leaf if isinstance(leaf, int | float | str | bytes | None) else repr(leaf)
 
 

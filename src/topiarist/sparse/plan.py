@@ -17,10 +17,11 @@ from torch.fx.node import map_arg
 from topiarist.measure import threads_set
 from topiarist.sparse.capture import Captured, aten, value_of
 from topiarist.sparse.code import Code
-from topiarist.sparse.grids import Grid, extents
-from topiarist.sparse.kernels import conv, matvec, phases
+from topiarist.sparse.grids import Grid, Planes, extents
+from topiarist.sparse.kernels import conv, matvec
 from topiarist.sparse.layers import Layer, folded, inside, passed
 from topiarist.sparse.layout import Layout, Place, laid_out
+from topiarist.sparse.moves import Mover
 from topiarist.sparse.taps import Phase, Taps
 from topiarist.sparse.team import Program, Step, Team
 from topiarist.sparse.tuning import Candidates, Choice, Tuner, key_of, timed
@@ -65,6 +66,12 @@ class Plan:
 
     def __post_init__(self) -> None:
         self.results = [passed(node) for node in self.network.graph.output_node().args[0]]
+        programs = [action for action in self.actions if isinstance(action, Program)]
+        self.calls = len(programs) < len(self.actions)
+        later = [given for program in programs for step in program.steps for _, given in step.later]
+        self.fresh = {given.key for given in later if given.shape is not None}
+        read = self.network.constants if self.calls else {given.key for given in later if given.shape is None}
+        self.constants = {key: value for key, value in self.network.constants.items() if key in read}
 
     def run(self, leaves: Sequence[Any]) -> Any:
         """Runs the network; calls must not overlap.
@@ -72,25 +79,40 @@ class Plan:
         Args:
             leaves: of its arguments, in order.
         """
-        with threads_set(self.torch_threads):
+        if not self.calls:  # nothing of torch runs: its settings do not matter
+            return self._run(leaves)
+        with torch.inference_mode(False), torch.no_grad(), threads_set(self.torch_threads):
             return self._run(leaves)
 
     def _run(self, leaves: Sequence[Any]) -> Any:
-        values: Values = dict(self.network.constants)
-        values.update(zip(self.network.inputs, leaves, strict=True))
+        values = self._values(leaves)
         for action in self.actions:
-            action() if isinstance(action, Program) else action.run(values)
-        results = [values[node] if isinstance(node, Node) else node for node in self.results]
-        return self.network.returned([_own(result) for result in results])
+            action(values) if isinstance(action, Program) else action.run(values)
+        return self.network.returned([self._result(node, values) for node in self.results])
+
+    def _values(self, leaves: Sequence[Any]) -> Values:
+        values: Values = dict(self.constants)
+        values.update(zip(self.network.inputs, leaves, strict=True))
+        return values
+
+    def _result(self, node: Any, values: Values) -> Any:
+        """Returns a result that the next run does not write over."""
+        if not isinstance(node, Node):
+            return node
+        value = values[node] if node in values else self.network.constants[node]
+        if node in self.fresh or not isinstance(value, Tensor):
+            return value
+        return value.detach().clone(memory_format=torch.contiguous_format)
 
     def seconds(self, leaves: Sequence[Any], runs: int = 9) -> dict[str, float]:
         """Returns how long each layer takes while the network runs, by name; what is no layer under ``""``."""
-        values: Values = dict(self.network.constants)
-        values.update(zip(self.network.inputs, leaves, strict=True))
+        values = self._values(leaves)
         pieces: list[tuple[str, Callable[[], object]]] = []
         for action in self.actions:
             if isinstance(action, Program):
-                pieces += [(step.name, part) for step, part in zip(action.steps, action.parts, strict=True)]
+                pieces += [
+                    (step.name, partial(part, values)) for step, part in zip(action.steps, action.parts, strict=True)
+                ]
             else:
                 pieces.append((action.name, partial(action.run, values)))
         times = np.array([[timed(run) for _, run in pieces] for _ in range(runs)])
@@ -136,6 +158,9 @@ class _Maker:
         self.network, self.layout, self.code, self.threads, self.tuner = network, layout, code, threads, tuner
         self.halves = halves
         self.team = Team(threads)
+        self.mover = Mover(layout, code.machine.lanes, threads)
+        self.results = {passed(node) for node in network.graph.output_node().args[0]}
+        self.waiting: set[Node] = set()
         self.actions: list[Action] = []
         self.steps: list[Step] = []
         self.lines: list[str] = []
@@ -156,7 +181,15 @@ class _Maker:
             self._join(node)
         elif node in self.layout.layers:
             self._layer(node)
+        elif node in self.layout.gathered and node not in self.results:
+            self.waiting.add(node)
         elif node not in self.folded:  # a layer that ends later computes it
+            self._torch(node)
+
+    def _want(self, node: Any) -> None:
+        """Adds what computes a node that torch reads, where that was not sure before."""
+        if node in self.waiting:
+            self.waiting.remove(node)
             self._torch(node)
 
     def _end(self) -> None:
@@ -182,6 +215,8 @@ class _Maker:
 
             values[node] = target(*map_arg(args, get), **map_arg(kwargs, get))
 
+        for operand in node.all_input_nodes:
+            self._want(passed(operand))
         self.lines.append(f"{node.name}: torch")
         self._act(run)
 
@@ -193,56 +228,38 @@ class _Maker:
             source = self.layout.planes[Place(part, False)].view
             there = view[:, first : first + source.shape[1]]
             self._act(_copying(there, source))
-        self._hold(node, view)
+        self._hold(node, planes)
 
-    def _hold(self, node: Node, view: Tensor) -> None:
-        """Lets torch's operators read a tensor that kernels write."""
-        self.network.constants[node] = view  # type: ignore[index]
+    def _hold(self, node: Node, planes: Planes) -> None:
+        """Lets torch's operators read a tensor that kernels write, and copies it out where it is a result."""
+        self.network.constants[node] = planes.view  # type: ignore[index]
+        if node in self.results:
+            self.steps += self.mover.leaving(planes, node)
 
     def _copy(self, place: Place) -> None:
         """Adds the copy of a tensor into planes."""
         if not place.copied or place in self.copied:
             return
         self.copied.add(place)
-        if place in self.layout.phases:
-            self._phases(place)
-        else:
+        steps = self.mover.entering(place)
+        if not steps or any(step.later for step in steps):  # read when a program begins: computed before
+            self._want(place.node)
+            if place.node in self.network.constants:
+                self._end()
+        self.steps += steps
+        if not steps:
             view = self.layout.planes[place].view
             self._act(lambda values: view.copy_(values[place.node]))
-
-    def _phases(self, place: Place) -> None:
-        """Adds what takes the pixels of a tensor apart, by row and column modulo the stride."""
-        written = self.layout.planes[place]
-        grid, shape = written.grid, value_of(place.node).shape
-        channels, columns = shape[1], shape[-1]
-        rows = shape[2] if len(shape) == 4 else 1
-        vertical, horizontal = place.stride
-        source = self.layout.result(place.node)
-        held = self.layout.planes.get(source) if source is not None else None
-        if held is None or held.tokens:
-            plain = torch.zeros(shape)
-            self._act(lambda values: plain.copy_(values[place.node]))
-            address, strides, keep = plain.data_ptr(), plain.stride(), plain
-        else:
-            address, strides, keep = held.address, held.view.stride(), held.buffer
-        row = strides[2] if len(shape) == 4 else 0
-        shares = np.linspace(0, channels, self.threads + 1).astype(np.int64)
-        ranges = np.stack([shares[:-1], shares[1:]], 1)
-        for number, (dy, dx) in enumerate(self.layout.phases[place]):
-            taken = max(0, -(-(rows - dy) // vertical)), max(0, -(-(columns - dx) // horizontal))
-            given = {
-                "x": address + 4 * (dy * row + dx), "y": written.address + 4 * number * channels * grid.plane,
-                "ranges": ranges.copy(), "images": shape[0], "rows": taken[0], "columns": taken[1],
-                "x_channel": strides[1], "x_image": strides[0], "x_row": vertical * row,
-                "y_channel": grid.plane, "y_image": grid.pitch, "y_row": grid.stride, "keep": keep,
-            }  # fmt: skip
-            kernel = phases.Phase(self.code.machine.lanes, horizontal)
-            self.steps.append(Step(kernel, phases.POINTERS, phases.INTEGERS, given))
 
     def _layer(self, node: Node) -> None:
         """Adds a layer, by a kernel or by torch."""
         layer, layout = self.layout.layers[node], self.layout
         result = layout.planes[layout.computed(node)]
+        if node in layout.pools:
+            self.steps.append(self.mover.pooled(layer))
+            self.lines.append(f"{node.name}: kernel for windows")
+            self._hold(node, result)
+            return
         choice = self.tuner.choose(layer, result.grid, self._candidates(node, layer))
         self.keys.append(key_of(layer, result.grid))
         self.lines.append(f"{layer.name or node.name}: {_described(layer, choice, result.grid)}")
@@ -251,21 +268,28 @@ class _Maker:
         if choice.dense:
             added = None if layer.added is None else passed(layer.added)
             source, view = passed(layer.source), result.view
+            self._want(source)
             self._act(lambda values: view.copy_(layer.dense(values[source], None if added is None else values[added])))
         else:
             self._copy(layout.reads[node])
-            for phase in layout.phases[layout.computed(node)] if node in layout.split else ((0, 0),):
-                self.steps.append(self._kernel(node, layer, choice, phase))
+            self.steps += [self._kernel(node, layer, choice, phase) for phase in self._parts(node)]
         if node not in layout.split:
-            self._hold(node, result.view)
+            self._hold(node, result)
+
+    def _parts(self, node: Node) -> Sequence[Phase]:
+        """Returns the phases by which a layer is computed; one, where it is not split."""
+        layout = self.layout
+        return layout.phases[layout.computed(node)] if node in layout.split else [(0, 0)]
 
     def _candidates(self, node: Node, layer: Layer) -> Candidates:
         """Returns the ways to compute a layer, for measuring: on what its planes hold now."""
         layout, source = self.layout, passed(layer.source)
         result = layout.planes[layout.computed(node)].view
 
+        one = self._parts(node)[0]
+
         def kernel(choice: Choice) -> Callable[[], None]:
-            return Program([self._kernel(node, layer, choice)], self.code, Team(1))
+            return Program([self._kernel(node, layer, choice, one)], self.code, Team(1))
 
         def dense() -> None:
             held = self.network.constants.get(source)
@@ -275,7 +299,7 @@ class _Maker:
 
         return Candidates(kernel, None if node in layout.split else dense)
 
-    def _kernel(self, node: Node, layer: Layer, choice: Choice, of: Phase = (0, 0)) -> Step:
+    def _kernel(self, node: Node, layer: Layer, choice: Choice, of: Phase) -> Step:
         """Returns the kernel of a layer with its arguments; of a layer that is split, for one phase."""
         if self.layout.planes[self.layout.computed(node)].grid.single:
             return self._product(node, layer, choice)
@@ -293,21 +317,21 @@ class _Maker:
         else:
             phase = _phase(taps, known)
         offsets = (phase * taps.inputs + taps.channel) * grid.plane + taps.row * grid.stride + taps.column
-        there, values, starts = taps.arranged(offsets, choice.tile, choice.chains)
+        there, values, starts = taps.arranged(offsets, choice.tile, choice.chains, choice.together)
         blocks, vectors = grid.block(choice.vectors)
         added = layout.planes[layout.adds[node]] if node in layout.adds else None
-        shares = taps.shares(self.threads)
+        shares = taps.shares(self.threads, choice.together)
         given = {
             "x": x, "offsets": there, "values": values, "starts": starts,
             "bias": layer.bias.numpy().astype(np.float32), "zeros": zeros,
             "added": 0 if added is None else added.address, "y": y,
             "ranges": np.column_stack([np.zeros(self.threads), np.full(self.threads, blocks), shares]).astype(np.int64),
-            "outputs": taps.outputs, "tiles": len(starts), "added_stride": grid.plane, "y_stride": grid.plane,
+            "groups": taps.outputs // choice.together, "tiles": len(starts),
+            "added_stride": grid.plane, "y_stride": grid.plane,
             "keep": (read.buffer, result.buffer, None if added is None else added.buffer),
         }  # fmt: skip
-        made = conv.Convolution(
-            grid.lanes, vectors, choice.chains, layer.activation, layer.added is not None, layer.pooled
-        )
+        then = layer.activation, layer.added is not None, layer.pooled
+        made = conv.Convolution(grid.lanes, vectors, choice.chains, *then, choice.together)
         return Step(made, conv.POINTERS, conv.INTEGERS, given, layer.name)
 
     def _product(self, node: Node, layer: Layer, choice: Choice) -> Step:
@@ -340,11 +364,6 @@ def _copying(there: Tensor, source: Tensor) -> Run:
     return lambda values: there.copy_(source)
 
 
-def _own(result: Any) -> Any:
-    """Returns a result that the next run does not write over."""
-    return result.clone(memory_format=torch.contiguous_format) if isinstance(result, Tensor) else result
-
-
 def _described(layer: Layer, choice: Choice, grid: Grid) -> str:
     """Returns how a layer is computed, for people."""
     zeros = f"{1 - layer.density:.0%} zeros"
@@ -355,6 +374,7 @@ def _described(layer: Layer, choice: Choice, grid: Grid) -> str:
             f"{zeros}, kernel for one vector, {'a bit for each weight' if choice.bits else 'an index for each nonzero'}"
         )
     blocks = f"blocks of {choice.vectors} vector{'s' * (choice.vectors > 1)}"
+    blocks += f" of {choice.together} outputs" * (choice.together > 1)
     tiles = "" if choice.tile >= layer.weight.shape[1] * layer.groups else f", tiles of {choice.tile} channels"
     return f"{zeros}, kernel, {blocks}{tiles}"
 

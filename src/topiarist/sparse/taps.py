@@ -76,25 +76,36 @@ class Taps:
             min(0, self.row.min()), max(0, self.row.max()), min(0, self.column.min()), max(0, self.column.max())
         ))  # fmt: skip
 
-    def arranged(self, offsets: np.ndarray, tile: int, chains: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns offsets, values and starts by tile and output, in the order in which a kernel reads them.
+    def arranged(
+        self, offsets: np.ndarray, tile: int, chains: int, together: int = 1
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns offsets, values and starts by tile and group of outputs, in the order in which a kernel reads them.
 
         Args:
             offsets: of each nonzero, in floats.
             tile: channels of a tile.
-            chains: the nonzeros of an output and tile become a multiple of this, by zeros.
+            chains: the nonzeros of a group and tile become a multiple of this, by zeros.
+            together: outputs of a group; each offset of one of them is one of all, with a value for each.
         """
-        tiles = max(1, -(-self.inputs // tile))
-        bucket = (self.channel // tile).astype(np.int64) * self.outputs + self.output
-        order = _ordered(bucket)
-        counts = np.bincount(bucket, minlength=tiles * self.outputs)
+        tiles, groups = max(1, -(-self.inputs // tile)), self.outputs // together
+        bucket = (self.channel // tile).astype(np.int64) * groups + self.output // together
+        order, column = _ordered(bucket), np.zeros(len(bucket), np.int64)
+        entry = np.arange(len(order))
+        if together > 1:
+            order = np.lexsort((offsets, bucket))
+            new = (np.diff(bucket[order], prepend=-1) != 0) | (np.diff(offsets[order], prepend=-1) != 0)
+            entry, column = np.cumsum(new) - 1, self.output[order] % together
+        else:
+            new = np.ones(len(order), bool)
+        bucket, offsets, value = bucket[order], offsets[order], self.value[order]
+        counts = np.bincount(bucket[new], minlength=tiles * groups)
         room = -(-counts // chains) * chains
         begins = np.concatenate([[0], np.cumsum(room)])
         first = np.concatenate([[0], np.cumsum(counts)])[:-1]
-        place = begins[:-1][bucket[order]] + np.arange(len(order)) - first[bucket[order]]
-        there, values = np.zeros(max(1, begins[-1]), np.int32), np.zeros(max(1, begins[-1]), np.float32)
-        there[place], values[place] = offsets[order], self.value[order]
-        rows = np.arange(tiles)[:, None] * self.outputs + np.arange(self.outputs + 1)
+        place = begins[:-1][bucket] + entry - first[bucket]
+        there, values = np.zeros(max(1, begins[-1]), np.int32), np.zeros((max(1, begins[-1]), together), np.float32)
+        there[place], values[place, column] = offsets, value
+        rows = np.arange(tiles)[:, None] * groups + np.arange(groups + 1)
         return there, values, begins[rows].astype(np.int32)
 
     @cached_property
@@ -128,11 +139,11 @@ class Taps:
             values, np.packbits(marks, axis=1, bitorder="little"), starts, inputs // lanes, True, False, False
         )
 
-    def shares(self, threads: int) -> np.ndarray:
-        """Returns the first and last output of each thread: equal work, of nonzeros and of what an output costs."""
-        cost = np.cumsum(self.by_output + 4.0)
+    def shares(self, threads: int, together: int = 1) -> np.ndarray:
+        """Returns the first and last group of outputs of each thread: equal work, of nonzeros and of each output."""
+        cost = np.cumsum(self.by_output.reshape(-1, together).sum(1) + 4.0)
         ends = np.searchsorted(cost, cost[-1] * np.arange(1, threads) / threads) + 1
-        edges = np.concatenate([[0], np.minimum(ends, self.outputs), [self.outputs]])
+        edges = np.concatenate([[0], np.minimum(ends, len(cost)), [len(cost)]])
         return np.stack([edges[:-1], edges[1:]], 1).astype(np.int64)
 
 

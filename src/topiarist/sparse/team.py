@@ -7,18 +7,43 @@ import os
 import platform
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from functools import cache
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from topiarist.sparse.code import Code, Kernel
 from topiarist.sparse.kernels import walk
 
 _WALK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
+
+
+class Given(NamedTuple):
+    """The address of a tensor that is known when a program runs.
+
+    Attributes:
+        key: names the tensor among the values of the run.
+        offset: bytes behind its beginning.
+        shape: of a tensor that is made for the run, and written; none where it is read.
+    """
+
+    key: Any
+    offset: int = 0
+    shape: tuple[int, ...] | None = None
+
+    def tensor(self, values: MutableMapping[Any, Any]) -> Tensor:
+        """Returns the tensor, its floats one after the other."""
+        if self.shape is not None:
+            values[self.key] = torch.empty(self.shape)
+        tensor: Tensor = values[self.key]
+        if tensor.dtype is torch.float32 and tensor.is_contiguous() and not tensor.is_neg():
+            return tensor
+        return tensor.resolve_neg().to(torch.float32).contiguous()
 
 
 class Step:
@@ -29,6 +54,10 @@ class Step:
         pointers, integers: names of its arguments, in order.
         given: the arguments; arrays stand for their addresses, and are kept alive.
         name: of the layer that it computes; empty where it computes none.
+
+    Attributes:
+        arguments: as the kernel reads them.
+        later: those that are known when the program runs, by their index.
     """
 
     def __init__(
@@ -43,7 +72,15 @@ class Step:
         plain = [given[name] for name in (*pointers, *integers)]
         wrong = [name for name, v in given.items() if isinstance(v, np.ndarray) and not v.flags.c_contiguous]
         assert not wrong, wrong
-        self.arguments = np.array([v.ctypes.data if isinstance(v, np.ndarray) else int(v) for v in plain], np.int64)
+        self.later = [(at, v) for at, v in enumerate(plain) if isinstance(v, Given)]
+        self.arguments = np.array([_number(v) for v in plain], np.int64)
+
+
+def _number(argument: Any) -> int:
+    """Returns an argument as kernels read it: arrays by their addresses; what is known later as 0."""
+    if isinstance(argument, np.ndarray):
+        return int(argument.ctypes.data)
+    return 0 if isinstance(argument, Given) else int(argument)
 
 
 class Team:
@@ -97,6 +134,7 @@ class Program:
 
     def __init__(self, steps: Sequence[Step], code: Code, team: Team) -> None:
         self.steps, self.code, self.team, self.runs = list(steps), code, team, 0
+        self._later = [(step.arguments, at, given) for step in steps for at, given in step.later]
         pairs = [(code.address(step.kernel), step.arguments.ctypes.data) for step in steps]
         self._pairs = np.array(pairs, np.int64).reshape(-1, 2)
         self._counters = np.zeros(len(steps), np.int64)
@@ -108,14 +146,22 @@ class Program:
         self._runs_at = (*walk.POINTERS, *walk.INTEGERS).index("runs")
         self._call = _WALK(code.address(loop))
 
-    def __call__(self) -> None:
-        """Runs the steps; calls must not overlap."""
+    def __call__(self, values: MutableMapping[Any, Any] | None = None) -> None:
+        """Runs the steps; calls must not overlap.
+
+        Args:
+            values: the tensors that steps read and write beside their own, by key.
+        """
+        tensors = []
+        for arguments, at, given in self._later:
+            tensors.append(given.tensor({} if values is None else values))
+            arguments[at] = tensors[-1].data_ptr() + given.offset
         if self._process != os.getpid():  # forked, perhaps in the middle of a run
             self._process, self.runs, self._counters[:] = os.getpid(), 0, 0
         try:
             self.runs += 1
             self._arguments[self._runs_at] = self.runs
-            self.team.run(self._call, self._arguments, (self.steps, self._pairs, self._counters))
+            self.team.run(self._call, self._arguments, (self.steps, self._pairs, self._counters, tensors))
         except BaseException:  # Ctrl-C, before this thread took part: the helpers wait for it
             self._counters[:] = GONE
             self.team.dismiss()

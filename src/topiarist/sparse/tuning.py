@@ -22,6 +22,10 @@ RUNS = 3
 """Runs of a candidate, after one that is not counted; the fastest decides."""
 DENSE = 0.25
 """Density from which on torch's dense operator is measured too."""
+GROUPS = (2, 4)
+"""Outputs that are computed together."""
+WORTHWHILE = 2.2
+"""A group of outputs is tried where its nonzeros with these zeros between them are at most so many times as many."""
 ALL = 1 << 20
 """A tile that holds all channels."""
 LARGEST = 16 << 20
@@ -37,6 +41,7 @@ class Choice(NamedTuple):
         tile: input channels of a tile.
         bits: of a product with one vector, nonzeros are marked by bits.
         dense: by torch, all weights.
+        together: outputs that are computed together.
     """
 
     vectors: int
@@ -44,6 +49,7 @@ class Choice(NamedTuple):
     tile: int = 32
     bits: bool = False
     dense: bool = False
+    together: int = 1
 
 
 class Candidates(NamedTuple):
@@ -114,7 +120,7 @@ class Tuner:
         if not self.measures:
             return first
         best, least = first, _seconds(candidates.kernel(first))
-        for vary in (self._tiles, self._blocks):
+        for vary in (self._tiles, self._blocks, self._groups):
             for choice in vary(best, layer, grid):
                 if (seconds := _seconds(candidates.kernel(choice))) < least:
                     best, least = choice, seconds
@@ -153,14 +159,23 @@ class Tuner:
         if grid.vectors * 2 <= free and not layer.pooled:
             yield best._replace(vectors=grid.vectors, chains=2)
 
+    def _groups(self, best: Choice, layer: Layer, grid: Grid) -> Iterator[Choice]:
+        free = self.machine.registers - 2
+        for together in () if grid.single or layer.pooled else GROUPS:
+            if layer.filled(together) * WORTHWHILE < 1:
+                continue
+            for most in sorted({max(1, free // (together + 1)), max(1, free // (together + 1) - 1)}):
+                for tile in sorted({best.tile, 128}):
+                    yield Choice(grid.block(most)[1], 1, tile, best.bits, together=together)
+
 
 def _is_choice(value: Any, machine: Machine) -> bool:
     """Returns whether what was read is a choice that kernels exist for."""
-    kinds = (int, int, int, bool, bool)
+    kinds = (int, int, int, bool, bool, int)
     if not isinstance(value, list) or [type(v) for v in value] != list(kinds):
         return False
-    vectors, chains, tile = value[:3]
-    return 0 < vectors <= machine.registers and 0 < chains <= 2 and 0 < tile <= ALL
+    vectors, chains, tile, *_, together = value
+    return together in (1, *GROUPS) and 0 < vectors <= machine.registers and 0 < chains <= 2 and 0 < tile <= ALL
 
 
 def key_of(layer: Layer, grid: Grid) -> str:

@@ -43,7 +43,7 @@ def zeros_table(
             on_step("latencies at densities", done, len(DENSITIES))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # all densities are priced by kernels, also where torch is faster
-            compiled = sparse.compile(_thinned(model, graph, density), inputs, target.threads, always=True)
+            compiled = sparse.compile(_pruned(model, graph, density), inputs, target.threads, always=True)
             found.append(compiled.seconds(*args, **kwargs))
     layers = [
         LayerZeros(
@@ -66,7 +66,7 @@ def zeros_table(
     )
 
 
-def _thinned(model: nn.Module, graph: Graph, density: float) -> nn.Module:
+def _pruned(model: nn.Module, graph: Graph, density: float) -> nn.Module:
     """Returns a copy whose weights keep the largest of each tensor, so many of them."""
     made = copied(model).eval()
     tensors = dict(made.named_parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import ClassVar
@@ -10,9 +11,8 @@ from typing import ClassVar
 from torch import nn
 
 from topiarist import sparse
-from topiarist.deploy.target import Session, Target
-from topiarist.deploy.targets.torch import TorchSession
-from topiarist.graph import Inputs
+from topiarist.deploy.target import Outputs, Session, Target
+from topiarist.graph import Inputs, call_model, tensors_in
 
 
 @dataclass(frozen=True)
@@ -39,4 +39,19 @@ class Sparse(Target):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a network that is not sparse runs in torch
             compiled = sparse.compile(model.eval(), example_inputs, self.threads)
-        return TorchSession(compiled, self.threads)
+        return SparseSession(compiled)
+
+
+class SparseSession(Session):
+    """A network that runs by kernels; it sets torch's threads itself, where something of torch runs.
+
+    Args:
+        model: the network, compiled.
+    """
+
+    def __init__(self, model: sparse.SparseModule) -> None:
+        self.model = model
+
+    def bind(self, inputs: Inputs) -> Callable[[], Outputs]:
+        """Returns a function that runs the network once."""
+        return lambda: tensors_in(call_model(self.model, inputs))

@@ -7,6 +7,9 @@ For a block of positions q, output o and its nonzeros k:
 Positions are of a padded plane (see `grids`), so that channel and tap of a weight are one offset. A nonzero costs one
 broadcast, and for each vector of the block one unaligned load and one fused multiply-add; the sums stay in registers.
 Inputs are taken in tiles of channels, so that what a block reads of a tile stays in the nearest cache.
+
+Where neighbouring outputs have their nonzeros in the same places, since all weights are there or whole blocks are
+pruned, they are computed together: a vector is loaded once for all, and multiplications set the pace, not loads.
 """
 
 from __future__ import annotations
@@ -18,16 +21,16 @@ from topiarist.sparse.kernels.emit import F32, I32, I64, Kernel, i64
 POINTERS = (
     "x",  # float*: position 0 of input channel 0
     "offsets",  # int32*: by nonzero, in floats from a position of the block
-    "values",  # float*: by nonzero
-    "starts",  # int32*[tiles, outputs + 1]: where the nonzeros of an output begin
+    "values",  # float*[nonzeros, outputs together]
+    "starts",  # int32*[tiles, groups + 1]: where the nonzeros of a group of outputs begin
     "bias",  # float*[outputs]
     "zeros",  # int32*: by position, all bits set where it is inside the image, else none
     "added",  # float*: position 0 of output 0 of the tensor that is added
     "y",  # float*: position 0 of output 0
-    "ranges",  # int64*[threads, 4]: first and last block, first and last output of each thread
+    "ranges",  # int64*[threads, 4]: first and last block, first and last group of each thread
 )
 INTEGERS = (
-    "outputs",
+    "groups",  # of outputs
     "tiles",
     "added_stride",  # floats from one channel to the next
     "y_stride",
@@ -44,6 +47,7 @@ class Convolution(NamedTuple):
         activation: ``"relu"``, ``"relu6"`` or none.
         adds: a tensor is added before the activation.
         pools: not the sum of value · x, but the largest x; values are none.
+        together: outputs of a group, which share offsets.
     """
 
     lanes: int
@@ -52,12 +56,13 @@ class Convolution(NamedTuple):
     activation: str = ""
     adds: bool = False
     pools: bool = False
+    together: int = 1
 
     @property
     def name(self) -> str:
         """Returns a name that says all."""
         then = f"{self.activation}{'_added' * self.adds}{'_max' * self.pools}"
-        return f"conv_{self.lanes}x{self.vectors}x{self.chains}{then}"
+        return f"conv_{self.lanes}x{self.vectors}x{self.chains}x{self.together}{then}"
 
     def ir(self) -> str:
         """Returns the kernel as LLVM IR."""
@@ -70,62 +75,70 @@ class Convolution(NamedTuple):
             q = b.mul(block.index, width)
             inputs, mask = k.at(k["x"], q), k.at(k["zeros"], q, I32)
             with k.loop(i64(0), k["tiles"]) as tile:
-                begins = k.at(k["starts"], b.mul(tile.index, b.add(k["outputs"], i64(1))), I32)
+                begins = k.at(k["starts"], b.mul(tile.index, b.add(k["groups"], i64(1))), I32)
                 is_first = b.icmp_signed("==", tile.index, i64(0))
                 is_last = b.icmp_signed("==", tile.index, b.sub(k["tiles"], i64(1)))
-                with k.loop(first, last) as o:
-                    result = k.at(k["y"], b.add(q, b.mul(o.index, k["y_stride"])))
-                    plus = k.at(k["added"], b.add(q, b.mul(o.index, k["added_stride"])))
+                with k.loop(first, last) as group:
+                    outputs = [b.add(b.mul(group.index, i64(self.together)), i64(n)) for n in range(self.together)]
+                    results = [k.at(k["y"], b.add(q, b.mul(o, k["y_stride"]))) for o in outputs]
+                    pluses = [k.at(k["added"], b.add(q, b.mul(o, k["added_stride"]))) for o in outputs]
                     sums = k.either(
                         is_first,
-                        lambda o=o: [k.spread(k.load(k["bias"], o.index, F32))] * self.vectors,
-                        lambda result=result: k.floats(result, self.vectors),
+                        lambda outputs=outputs: [
+                            value for o in outputs for value in [k.spread(k.load(k["bias"], o, F32))] * self.vectors
+                        ],
+                        lambda results=results: [v for result in results for v in k.floats(result, self.vectors)],
                     )
-                    sums = self._products(k, inputs, begins, o.index, sums)
+                    sums = self._products(k, inputs, begins, group.index, sums)
                     sums = k.either(
                         is_last,
-                        lambda sums=sums, plus=plus, mask=mask: self._finish(k, sums, plus, mask),
+                        lambda sums=sums, pluses=pluses, mask=mask: self._finish(k, sums, pluses, mask),
                         lambda sums=sums: sums,
                     )
-                    for j, value in enumerate(sums):
-                        k.store(value, result, i64(j * self.lanes))
+                    for at, value in enumerate(sums):
+                        output, vector = divmod(at, self.vectors)
+                        k.store(value, results[output], i64(vector * self.lanes))
         return k.finished()
 
-    def _products(self, k: Kernel, inputs: Any, begins: Any, o: Any, sums: list[Any]) -> list[Any]:
-        """Writes Σ_k value[k] · x[q + offset[k]]."""
-        b = k.builder
-        begin, end = (b.sext(k.load(begins, n, I32), I64) for n in (o, b.add(o, i64(1))))
-        nothing = [k.spread(F32(0.0))] * self.vectors * (self.chains - 1)
+    def _products(self, k: Kernel, inputs: Any, begins: Any, group: Any, sums: list[Any]) -> list[Any]:
+        """Writes Σ_k value[k] · x[q + offset[k]], output by output."""
+        b, size = k.builder, len(sums)
+        begin, end = (b.sext(k.load(begins, n, I32), I64) for n in (group, b.add(group, i64(1))))
+        nothing = [k.spread(F32(0.0))] * size * (self.chains - 1)
         with k.loop(begin, end, [*sums, *nothing], step=self.chains) as nonzero:
             then = []
             for chain in range(self.chains):
                 at = b.add(nonzero.index, i64(chain))
                 there = k.at(inputs, b.sext(k.load(k["offsets"], at, I32), I64))
-                mine = nonzero.values[chain * self.vectors : (chain + 1) * self.vectors]
-                pairs = zip(k.floats(there, self.vectors), mine, strict=True)
+                mine = nonzero.values[chain * size : (chain + 1) * size]
+                vectors = k.floats(there, self.vectors)
                 if self.pools:
-                    then += [k.intrinsic("maximum", v, s) for v, s in pairs]
-                else:
-                    value = k.spread(k.load(k["values"], at, F32))
-                    then += [k.multiply_add(value, v, s) for v, s in pairs]
+                    then += [k.intrinsic("maximum", v, s) for v, s in zip(vectors, mine, strict=True)]
+                    continue
+                first = b.mul(at, i64(self.together))
+                for output in range(self.together):
+                    value = k.spread(k.load(k["values"], b.add(first, i64(output)), F32))
+                    its = mine[output * self.vectors : (output + 1) * self.vectors]
+                    then += [k.multiply_add(value, v, s) for v, s in zip(vectors, its, strict=True)]
             nonzero.then = then
-        total = nonzero.values[: self.vectors]
+        total = nonzero.values[:size]
         for chain in range(1, self.chains):
-            more = nonzero.values[chain * self.vectors : (chain + 1) * self.vectors]
+            more = nonzero.values[chain * size : (chain + 1) * size]
             total = [b.fadd(s, m) for s, m in zip(total, more, strict=True)]
         return total
 
-    def _finish(self, k: Kernel, sums: list[Any], added: Any, mask: Any) -> list[Any]:
+    def _finish(self, k: Kernel, sums: list[Any], pluses: list[Any], mask: Any) -> list[Any]:
         """Writes what follows the sums."""
         b, finished = k.builder, []
-        integers = k.integers
-        for j, total in enumerate(sums):
+        for at, value in enumerate(sums):
+            total, (output, vector) = value, divmod(at, self.vectors)
+            place = i64(vector * self.lanes)
             if self.adds:
-                total = b.fadd(total, k.load(added, i64(j * self.lanes), k.vector))
+                total = b.fadd(total, k.load(pluses[output], place, k.vector))
             if self.activation:
                 total = k.at_least(total, 0.0)
             if self.activation == "relu6":
                 total = k.at_most(total, 6.0)
-            inside = k.load(mask, i64(j * self.lanes), integers)
-            finished.append(b.bitcast(b.and_(b.bitcast(total, integers), inside), k.vector))
+            inside = k.load(mask, place, k.integers)
+            finished.append(b.bitcast(b.and_(b.bitcast(total, k.integers), inside), k.vector))
         return finished

@@ -77,6 +77,21 @@ class Kernel:
         """Reads vectors that lie one after the other."""
         return [self.load(base, i64(k * self.lanes), self.vector) for k in range(count)]
 
+    def every_second(self, base: Any) -> Any:
+        """Reads a vector of every second float, and nothing behind the last of them."""
+        first = self.load(base, i64(0), self.vector)
+        second = self.load(base, i64(self.lanes - 1), self.vector)  # ends with the last one that is taken
+        taken = [2 * n if 2 * n < self.lanes else 2 * n + 1 for n in range(self.lanes)]
+        return self.builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(I32, self.lanes), taken))
+
+    def store_first(self, count: Any, vector: Any, base: Any, index: Any) -> None:
+        """Writes so many lanes of a vector, and what is there already behind them."""
+        lanes = ir.Constant(ir.VectorType(I64, self.lanes), list(range(self.lanes)))
+        counted = self.builder.insert_element(ir.Constant(lanes.type, ir.Undefined), count, ir.Constant(I32, 0))
+        zeros = ir.Constant(self.integers, [0] * self.lanes)
+        inside = self.builder.icmp_signed("<", lanes, self.builder.shuffle_vector(counted, counted, zeros))
+        self.store(self.builder.select(inside, vector, self.load(base, index, self.vector)), base, index)
+
     def spread(self, value: Any) -> Any:
         """Returns a vector that holds one float in all lanes."""
         empty = ir.Constant(self.vector, ir.Undefined)

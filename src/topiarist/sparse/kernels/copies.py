@@ -1,20 +1,19 @@
-"""Every second pixel, or every s-th: what a convolution with a stride reads, so that its taps are offsets again.
+"""Copies into planes, out of them, and of every s-th pixel: what a convolution with a stride reads.
 
-    y[channel, image, row, column] = x[channel, image, row · s + dy, column · s + dx]
+    y[channel, image, row, column] = x[channel, image, row, column · s]
 
-for one phase (dy, dx). The rows of x may be those of any tensor whose columns are contiguous.
+Strides of channels, images and rows are free, and columns of y are contiguous: with s times the stride of a row, x at
+pixel (dy, dx) is one phase of a convolution.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from llvmlite import ir
-
-from topiarist.sparse.kernels.emit import F32, I32, I64, Kernel, i64
+from topiarist.sparse.kernels.emit import F32, I64, Kernel, i64
 
 POINTERS = (
-    "x",  # float*: the first pixel of the phase
+    "x",  # float*: the first pixel
     "y",  # float*: position 0 of channel 0
     "ranges",  # int64*[threads, 2]: first and last channel of each thread
 )
@@ -31,7 +30,7 @@ INTEGERS = (
 )
 
 
-class Phase(NamedTuple):
+class Copy(NamedTuple):
     """A kernel's name, by what is written into it: floats of a vector, and the stride along a row."""
 
     lanes: int
@@ -40,7 +39,7 @@ class Phase(NamedTuple):
     @property
     def name(self) -> str:
         """Returns a name that says all."""
-        return f"phase_{self.lanes}x{self.step}"
+        return f"copy_{self.lanes}x{self.step}"
 
     def ir(self) -> str:
         """Returns the kernel as LLVM IR."""
@@ -64,16 +63,7 @@ class Phase(NamedTuple):
             x, y = places
             with k.loop(i64(0), whole, step=self.lanes) as at:
                 there = k.at(x, b.mul(at.index, i64(self.step)))
-                k.store(self._every(k, there), y, at.index)
+                k.store(k.load(there, i64(0), k.vector) if self.step == 1 else k.every_second(there), y, at.index)
             with k.loop(whole, columns) as at:
                 k.store(k.load(x, b.mul(at.index, i64(self.step)), F32), y, at.index)
         return k.finished()
-
-    def _every(self, k: Kernel, there: Any) -> Any:
-        """Reads a vector of every step-th float, and nothing behind the last of them."""
-        if self.step == 1:
-            return k.load(there, i64(0), k.vector)
-        first = k.load(there, i64(0), k.vector)
-        second = k.load(there, i64(self.lanes - 1), k.vector)  # ends with the last one that is taken
-        taken = [2 * n if 2 * n < self.lanes else 2 * n + 1 for n in range(self.lanes)]
-        return k.builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(I32, self.lanes), taken))
