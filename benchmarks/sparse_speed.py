@@ -3,11 +3,12 @@
     python benchmarks/sparse_speed.py [NAME …] [--out benchmarks/sparse_speed] [--fresh]
 
 Random weights; magnitude pruning layer by layer, to a tenth and a twentieth of all weights but those of the first layer
-(of MobileNetV2 the 1×1 convolutions alone; of the linear layer also half). All runtimes run in turns. With one thread a
-number is CPU time, with two it is wall time; medians of ROUNDS rounds, with a pause before each runtime. The dense
-runtimes take the network before pruning: zeros do not help them. Writes OUT.jsonl, a line for each network, sparsity
-and setting, and OUT.md; lines that are there are skipped. Needs the extras `vision`, `export` and `sparse`;
-`torch.compile` runs where a compiler is.
+(of MobileNetV2 the 1×1 convolutions alone; of the linear layer also half; "in fours": the weights of four neighbouring
+output channels together). All runtimes run in turns. With one thread a number is CPU time, with two it is wall time;
+medians of ROUNDS rounds, with a pause before each runtime. The dense runtimes take the network before pruning: zeros do
+not help them. Two more columns have it in lower precision, which some processors compute natively; they do not count in
+the ratio. Writes OUT.jsonl, a line for each network, sparsity and setting, and OUT.md; lines that are there are
+skipped. Needs the extras `vision`, `export` and `sparse`; `torch.compile` runs where a compiler is.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import copy
 import json
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -29,7 +31,7 @@ from torch import Tensor, nn
 
 import topiarist
 from topiarist import Budget, TopiaristError
-from topiarist.deploy import machine, make_target
+from topiarist.deploy import export, machine, make_target
 from topiarist.sparse import host
 
 ROUNDS = 15
@@ -38,6 +40,7 @@ PAUSE = 0.1
 NETWORKS: dict[str, tuple[str, tuple[float, ...], list[str]]] = {
     "resnet18": ("torchvision:resnet18", (0.1, 0.05), ["conv1"]),
     "resnet50": ("torchvision:resnet50", (0.1, 0.05), ["conv1"]),
+    "resnet18, in fours": ("torchvision:resnet18", (0.1, 0.05), ["conv1"]),
     "vgg16": ("torchvision:vgg16", (0.1, 0.05), ["features.0"]),
     "mobilenet_v2": ("torchvision:mobilenet_v2", (0.1, 0.05), ["features.0.0", "features.*.conv.*.0", "classifier"]),
     "vit_tiny": ("timm:vit_tiny_patch16_224", (0.1, 0.05), ["patch_embed", "head"]),
@@ -46,6 +49,7 @@ NETWORKS: dict[str, tuple[str, tuple[float, ...], list[str]]] = {
 SETTINGS = ((1, 1), (2, 1), (1, 16))
 """Threads and batch."""
 DENSE = ("torch", "channels-last", "torch.compile", "onnxruntime", "openvino")
+LOWER = ("openvino bf16", "onnxruntime int8")
 
 
 def network(name: str) -> tuple[nn.Module, Tensor]:
@@ -68,7 +72,8 @@ def runs(name: str, kept: float, threads: int, batch: int) -> dict[str, Callable
     """What is measured, by the name of its column."""
     model, one = network(name)
     budget = Budget(ratio=kept, exclude=excluded(name, model), allocation="uniform")
-    pruned = topiarist.prune(model, one, "magnitude", budget).model
+    method = topiarist.methods.make("magnitude", block=4 if "fours" in name else 1)
+    pruned = topiarist.prune(model, one, method, budget).model
     x = torch.cat([one] * batch)
     last = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
     made: dict[str, Callable[[], Any]] = {}
@@ -84,7 +89,39 @@ def runs(name: str, kept: float, threads: int, batch: int) -> dict[str, Callable
             print(f"{name}: no {column} ({error})", flush=True)
             continue
         made[column] = session.bind(inputs)
-    return made
+    return made | lower_precision(model, x, threads)
+
+
+def lower_precision(model: nn.Module, x: Tensor, threads: int) -> dict[str, Callable[[], Any]]:
+    """The dense network in bfloat16 and in 8-bit integers, calibrated on random inputs: for its speed alone."""
+    import onnxruntime
+    import openvino
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Random(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self, entry: str) -> None:
+            self.left = iter([{entry: torch.randn(x[:1].shape).numpy()} for _ in range(4)])
+
+        def get_next(self) -> Any:
+            return next(self.left, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        path, ready, small = (str(Path(folder) / f"{name}.onnx") for name in ("whole", "ready", "int8"))
+        export(model, x[:1], path)
+        settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "bf16"}
+        compiled = openvino.Core().compile_model(path, "CPU", settings | {"PERFORMANCE_HINT": "LATENCY"})
+        quant_pre_process(path, ready)
+        entry = onnxruntime.InferenceSession(ready).get_inputs()[0].name
+        quantize_static(ready, small, Random(entry), per_channel=True)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(small, options)
+    request, array = compiled.create_infer_request(), x.numpy()
+    return {
+        "openvino bf16": lambda: request.infer([array], share_inputs=True),
+        "onnxruntime int8": lambda: session.run(None, {entry: array}),
+    }
 
 
 def medians(of: dict[str, Callable[[], Any]], clock: Callable[[], float]) -> dict[str, list[float]]:
@@ -127,17 +164,21 @@ def report(lines: list[dict[str, Any]]) -> str:
         "",
         f"{machine()} ({host().cpu}, vectors of {host().lanes} floats); {date.today()}; {packages}",
         "",
-        "| network | zeros | threads | batch | sparse | " + " | ".join(DENSE) + " | ratio |",
-        "|---" * (6 + len(DENSE)) + "|",
+        "| network | zeros | threads | batch | sparse | "
+        + " | ".join(DENSE)
+        + " | ratio | "
+        + " | ".join(LOWER)
+        + " |",
+        "|---" * (6 + len(DENSE) + len(LOWER)) + "|",
     ]
     for line in lines:
         ms = line["ms"]
-        dense = [f"{ms[column][0]:.3g}" if column in ms else "–" for column in DENSE]
+        dense, lower = ([f"{ms[c][0]:.3g}" if c in ms else "–" for c in columns] for columns in (DENSE, LOWER))
         best = min(ms[column][0] for column in DENSE if column in ms)
         zeros = f"{1 - line['kept']:.0%}"
         text.append(
             f"| {line['network']} | {zeros} | {line['threads']} | {line['batch']} | {ms['sparse'][0]:.3g} | "
-            f"{' | '.join(dense)} | **{best / ms['sparse'][0]:.2f}** |"
+            f"{' | '.join(dense)} | **{best / ms['sparse'][0]:.2f}** | {' | '.join(lower)} |"
         )
     return "\n".join(text) + "\n"
 

@@ -452,3 +452,23 @@ def test_random_scores_depend_on_seed_and_group_alone():
     one, two = (make("random", seed=seed).score(graph, None) for seed in (0, 1))
     assert not torch.equal(one["conv1"], two["conv1"])
     assert not torch.equal(one["conv1"][:5], one["stem"][:5])
+
+
+def test_magnitude_prunes_blocks_of_outputs_together():
+    """Of each block all weights at one input and place are kept, or none; which, says their mean."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.Flatten(), nn.Linear(8, 6, bias=False))
+    graph = topiarist.trace(model, torch.randn(2, 3, 3, 3)).weights()
+    keep = choose(make("magnitude", block=4), graph, collect(model, graph), Budget(ratio=0.5, allocation="uniform"))
+    for name, outputs in (("0.weight", 8), ("2.weight", 6)):
+        w, kept = dict(model.named_parameters())[name].detach(), keep[name].reshape(outputs, -1)
+        for first in range(0, outputs, 4):
+            its = kept[first : first + 4]
+            assert torch.equal(its, its[:1].expand_as(its))
+        if name == "0.weight":
+            means = w.abs().reshape(2, 4, -1).mean(1)
+            assert float(means[kept[::4]].min()) > float(means[~kept[::4]].max())
+    with pytest.raises(TopiaristError, match="block must be"):
+        make("magnitude", block=0)
+    with pytest.raises(TopiaristError, match="leave out the block"):
+        make("magnitude", block=4, quality=1.0)

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from topiarist.budget import Budget, matching
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Group, Keep, Scores
@@ -19,12 +22,14 @@ class Magnitude(Method):
 
     Formula: ``s = |w|`` under a budget, with one threshold for the network as in "Rethinking the Value of Network
     Pruning". With ``quality`` the rule of the paper, for which no budget is needed: layer ``l`` keeps ``|w| >= q_l *
-    std(w_l)``, and at least its largest weight. Needs the weights alone, of the graph of individual weights. Returns
+    std(w_l)``, and at least its largest weight. With ``block`` the score is the mean of ``|w|`` over so many neighbouring
+    output channels at one input and place, so that they are kept or pruned together: kernels compute them together
+    (`topiarist.sparse`), twice as fast with four at the same sparsity. Needs the weights alone, of the graph of individual weights. Returns
     ``(units,)`` for each weight tensor, in units of the weights.
 
     Raises:
-        TopiaristError: ``quality`` is negative or names no layer, ``layers`` is neither word, a budget comes with it,
-            or the graph is not one of weights.
+        TopiaristError: ``quality`` is negative or names no layer, ``layers`` is neither word, ``block`` is less than 1,
+            a budget or a block comes with ``quality``, or the graph is not one of weights.
 
     Paper: Han, Pool, Tran, Dally: "Learning both Weights and Connections for Efficient Neural Networks", NIPS 2015.
 
@@ -32,6 +37,7 @@ class Magnitude(Method):
         layers: ``"all"`` weights, or those of convolutions only (``"conv"``, as in Liu et al. 2019).
         quality: the paper's ``q``: one number, or glob pattern on weight names → number; the last pattern that
             matches counts, and layers that none matches are not pruned.
+        block: output channels whose weights are pruned together; of a block the budget's count may leave a part.
     """
 
     family = "weight magnitude and norms"
@@ -43,16 +49,29 @@ class Magnitude(Method):
 
     layers: Literal["all", "conv"] = "all"
     quality: float | Mapping[str, float] | None = None
+    block: int = 1
 
     def __post_init__(self) -> None:
         if self.layers not in ("all", "conv"):
             raise TopiaristError(f"layers must be 'all' or 'conv', but got {self.layers!r}")
         if not all(q >= 0 for q in self._qualities().values()):
             raise TopiaristError(f"quality must not be negative, but got {self.quality!r}")
+        if not isinstance(self.block, int) or isinstance(self.block, bool) or self.block < 1:
+            raise TopiaristError(f"block must be a whole number of at least 1, but got {self.block!r}")
+        if self.block > 1 and self.quality is not None:
+            raise TopiaristError("quality chooses each weight by itself: leave out the block, or the quality")
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """Computes ``s = |w|``."""
-        return {group.name: weights_of(group, stats).abs() for group in self._layers(graph)}
+        """Computes ``s = |w|``, or its mean over blocks of output channels."""
+        scores = {group.name: weights_of(group, stats).abs() for group in self._layers(graph)}
+        if self.block == 1:
+            return scores
+        shapes = {group.name: graph.shapes[group.slices[0].tensor] for group in self._layers(graph)}
+        return {name: self._by_block(s.reshape(shapes[name])).flatten() for name, s in scores.items()}
+
+    def _by_block(self, s: Tensor) -> Tensor:
+        """Returns the mean over each block of outputs, for all of them."""
+        return torch.cat([part.mean(0, keepdim=True).expand_as(part) for part in s.split(self.block)])
 
     def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep | None:
         """Keeps ``|w| >= q_l * std(w_l)``, if there is a ``q``."""

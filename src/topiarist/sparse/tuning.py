@@ -179,10 +179,11 @@ def _is_choice(value: Any, machine: Machine) -> bool:
 
 
 def key_of(layer: Layer, grid: Grid) -> str:
-    """Returns what a choice depends on: the shapes, and the sparsity in per cent."""
+    """Returns what a choice depends on: the shapes, the sparsity in per cent, and how much outputs share."""
     shape = [*layer.weight.shape, *layer.stride, *layer.padding, *layer.dilation, layer.groups]
+    shared = "" if grid.single or layer.pooled else " ".join(f"{layer.filled(n):.1f}" for n in GROUPS)
     kind = f"{layer.activation}{'+' * (layer.added is not None)}{'max' * layer.pooled}"
-    return f"{shape} {grid.images}x{grid.rows}x{grid.columns} {1 - layer.density:.2f} {kind}"
+    return f"{shape} {grid.images}x{grid.rows}x{grid.columns} {1 - layer.density:.2f} {shared} {kind}"
 
 
 def _seconds(run: Callable[[], Any]) -> float:
