@@ -5,8 +5,9 @@
 DATA holds `fashion_mnist.npz` and `cifar10.npz` as `fetch.py` writes them; FILE holds trained weights of
 `zoo:resnet56`. Half-width VGG-11 on fashion_mnist is trained here; ResNet-56 on cifar10 is fine-tuned on these images
 first. Channels are pruned by L1 to fractions of the milliseconds in ONNX Runtime, weights by magnitude to fractions of
-those in `topiarist.sparse`, and both one after the other; all with one thread and batch 1. All arms fine-tune for as
-many epochs in all: both for half of them between the two. Then all networks of a seed run in turns on every runtime,
+those in `topiarist.sparse`, one by one and in fours (of four neighbouring output channels together), and both channels
+and weights one after the other; all with one thread and batch 1. All arms fine-tune for as many epochs in all, the
+whole network too; both for half of them between the two. Then all networks of a seed run in turns on every runtime,
 and of each network the fastest one counts. A fraction that is out of reach is left out, and named. Writes OUT.jsonl, a
 line for each network, seed, arm and fraction, OUT.md and OUT.svg; networks and seeds that are there are skipped. Needs
 the extras `export` and `sparse`.
@@ -36,7 +37,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from topiarist import Budget, Data, Pruned, Recipe, TopiaristError, cost, evaluate, fit, load_model, prune, trace
+from topiarist import (
+    Budget,
+    Data,
+    Pruned,
+    Recipe,
+    TopiaristError,
+    cost,
+    evaluate,
+    fit,
+    load_model,
+    methods,
+    prune,
+    trace,
+)
 from topiarist.deploy import machine, make_target
 from topiarist.sparse import host
 from topiarist.train import Speed
@@ -53,8 +67,9 @@ TRAIN = {"vgg11": 10_000, "resnet56": 5_000}
 TUNE = {"vgg11": 5_000, "resnet56": 2_500}
 TEST = {"vgg11": 4_000, "resnet56": 2_000}
 """Images that the network is trained, fine-tuned and tested on."""
-CHANNELS = (0.7, 0.5, 0.35, 0.25)
-WEIGHTS = (0.5, 0.35, 0.25)
+CHANNELS = (0.7, 0.5, 0.35)
+WEIGHTS = (0.5, 0.35, 0.25, 0.18)
+FOURS = (0.35, 0.25, 0.18)
 BOTH = tuple((channels, weights) for channels in (0.7, 0.5) for weights in (0.5, 0.35))
 """Fractions of the milliseconds; of both the second is one of the network whose channels are pruned."""
 DENSE = ("torch", "onnxruntime", "openvino")
@@ -62,7 +77,12 @@ ROUNDS = 9
 SECONDS = 0.03
 PAUSE = 0.05
 WARM = 3
-ARMS = {"channels": ("#e08214", "s"), "weights": ("#2166ac", "o"), "both": ("#1b7837", "D")}
+ARMS = {
+    "channels": ("#e08214", "s"),
+    "weights": ("#2166ac", "o"),
+    "weights in fours": ("#7b3294", "^"),
+    "both": ("#1b7837", "D"),
+}
 """Colour and marker."""
 
 Line = dict[str, Any]
@@ -132,9 +152,9 @@ def fewer_channels(model: nn.Module, x: Tensor, fraction: float) -> Pruned:
     return prune(model, x, "l1", Budget(latency=fraction, target="onnxruntime"))
 
 
-def fewer_weights(model: nn.Module, x: Tensor, fraction: float) -> Pruned:
-    """Prunes weights to a fraction of the milliseconds."""
-    return prune(model, x, "magnitude", Budget(latency=fraction, target="sparse"))
+def fewer_weights(model: nn.Module, x: Tensor, fraction: float, block: int = 1) -> Pruned:
+    """Prunes weights to a fraction of the milliseconds, those of so many output channels together."""
+    return prune(model, x, methods.make("magnitude", block=block), Budget(latency=fraction, target="sparse"))
 
 
 def zeros(model: nn.Module) -> float:
@@ -147,8 +167,11 @@ def results_of(model: nn.Module, images: Images, seed: int) -> list[Result]:
     """The whole network, and that of every arm and fraction, fine-tuned."""
     x = images.tune.example()
     macs, before = cost(trace(model, x)).macs, accuracy(model, images)
-    whole = {"arm": "whole", "asked": [], "before": before, "pruned": before, "accuracy": before}
-    results = [Result(model, {**whole, "zeros": zeros(model), "macs": 1.0})]
+    tuned = copy.deepcopy(model)
+    for at, recipe in enumerate(FINE_TUNING):
+        fit(tuned, images.tune, recipe, seed=len(FINE_TUNING) * seed + at, speed=Speed(channels_last=True))
+    whole = {"arm": "whole", "asked": [], "before": before, "pruned": before, "accuracy": accuracy(tuned, images)}
+    results = [Result(tuned.eval(), {**whole, "zeros": zeros(tuned), "macs": 1.0})]
 
     def add(arm: str, asked: list[float], prunes: Callable[[], Pruned], recipes: tuple[Recipe, ...]) -> list[nn.Module]:
         began = time.perf_counter()
@@ -169,6 +192,8 @@ def results_of(model: nn.Module, images: Images, seed: int) -> list[Result]:
     fewer = {f: add("channels", [f], partial(fewer_channels, model, x, f), FINE_TUNING) for f in CHANNELS}
     for fraction in WEIGHTS:
         add("weights", [fraction], partial(fewer_weights, model, x, fraction), FINE_TUNING)
+    for fraction in FOURS:
+        add("weights in fours", [fraction], partial(fewer_weights, model, x, fraction, 4), FINE_TUNING)
     for first, second in BOTH:
         if fewer[first]:
             add("both", [first, second], partial(fewer_weights, fewer[first][0], x, second), FINE_TUNING[1:])
@@ -260,7 +285,7 @@ def table(lines: list[Line], name: str) -> list[str]:
             spread([best(whole[line["seed"]]) / best(line) for line in same]),
             mean([line["pruned"] for line in same], 1),
             spread([line["accuracy"] for line in same]),
-            "–" if arm == "whole" else spread([line["accuracy"] - line["before"] for line in same]),
+            "–" if arm == "whole" else spread([line["accuracy"] - whole[line["seed"]]["accuracy"] for line in same]),
         ]
         text.append(f"| {arm} | {asked} | {' | '.join(cells)} |")
     return [*text, ""]
@@ -276,7 +301,8 @@ def report(lines: list[Line]) -> str:
         "# Accuracy against milliseconds",
         "",
         "Channels are pruned by L1 to a fraction of the milliseconds in ONNX Runtime, weights by magnitude to a "
-        "fraction of those in `topiarist.sparse`, and both one after the other: the second fraction is one of the "
+        "fraction of those in `topiarist.sparse` (in fours: those of four neighbouring output channels together), and "
+        "both channels and weights one after the other: the second fraction is one of the "
         f"network whose channels are pruned. All fine-tune for as long: {tuned}. Milliseconds are CPU time of one "
         "thread at batch 1, medians of runs in turns. *Dense* is the fastest of torch, ONNX Runtime and OpenVINO. "
         "*Speed-up* and the picture take the fastest runtime of each network, of the whole one too. Accuracy on "

@@ -307,6 +307,18 @@ def test_inputs_in_any_layout():
         assert not compiled(each).requires_grad
 
 
+@pytest.mark.parametrize("dense", [False, True])
+def test_each_layer_has_its_time_also_where_torch_computes_it(monkeypatch, dense):
+    torch.manual_seed(0)
+    model, x = pruned(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1)), 0.5), torch.randn(1, 3, 9, 9)
+    monkeypatch.setattr(Tuner, "choose", lambda *_: Choice(2, dense=dense))
+    compiled = sparse.compile(model, x, always=True)
+    assert ("dense in torch" in compiled.report()) == dense
+    seconds = compiled.seconds(x)
+    assert seconds["0"] > 0
+    assert seconds["2"] > 0
+
+
 @pytest.mark.parametrize("model", [Between, Dense])
 @pytest.mark.parametrize("sparsity", [0.5, 0.9])
 @pytest.mark.parametrize("threads", [1, 2])

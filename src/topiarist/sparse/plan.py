@@ -269,7 +269,11 @@ class _Maker:
             added = None if layer.added is None else passed(layer.added)
             source, view = passed(layer.source), result.view
             self._want(source)
-            self._act(lambda values: view.copy_(layer.dense(values[source], None if added is None else values[added])))
+
+            def dense(values: Values) -> None:
+                view.copy_(layer.dense(values[source], None if added is None else values[added]))
+
+            self._act(dense, layer.name)
         else:
             self._copy(layout.reads[node])
             self.steps += [self._kernel(node, layer, choice, phase) for phase in self._parts(node)]
