@@ -213,6 +213,31 @@ def test_poolings_of_any_window(kind, window, stride):
         assert "torch" not in report
 
 
+class Shortcuts(nn.Module):
+    """The shortcuts of networks for small images: fewer pixels, and zeros for the channels that are missing."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.stem = kind, nn.Conv2d(3, 8, 3, padding=1)
+        self.narrow, self.last = nn.Conv2d(8, 12, 3, 2, 1), nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        if self.kind == "pooled":
+            y = nn.functional.avg_pool2d(x, 1, 2, ceil_mode=True)
+        else:
+            y = x[:, :, ::2, ::2] if self.kind == "sliced" else x[:, :, 1::2, :-1:2]
+        return self.last(torch.relu(self.narrow(x) + nn.functional.pad(y, (0, 0, 0, 0, 1, 3))))
+
+
+@pytest.mark.parametrize("kind", ["pooled", "sliced", "sliced elsewhere"])
+@pytest.mark.parametrize("size", [(8, 8), (10, 38)])
+def test_shortcuts_by_zeros(kind, size):
+    torch.manual_seed(0)
+    report = check(pruned(Shortcuts(kind), 0.5), torch.randn(2, 3, *size), threads=2)
+    assert ("torch" in report) == (kind == "sliced elsewhere")
+
+
 def test_two_poolings_read_one_tensor():
     class Both(nn.Module):
         def __init__(self) -> None:

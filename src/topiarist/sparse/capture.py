@@ -15,7 +15,7 @@ from torch._ops import HigherOrderOperator
 from torch.export import ExportedProgram, export
 from torch.export.graph_signature import OutputKind
 from torch.fx import Graph, Node
-from torch.utils._pytree import tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from topiarist.errors import TopiaristError
 from topiarist.files import one_line
@@ -32,18 +32,18 @@ class Captured:
         constants: by placeholder, the parameter, buffer or constant that it stands for.
         names: by placeholder, the name of that.
         inputs: the placeholders of what the network is given: of all leaves of its arguments, in order.
-        program: torch's export, which knows how inputs and outputs are nested.
+        nesting: of what the network returns.
     """
 
     graph: Graph
     constants: Mapping[Node, Tensor]
     names: Mapping[Node, str]
     inputs: Sequence[Node]
-    program: ExportedProgram
+    nesting: TreeSpec
 
     def returned(self, outputs: Sequence[Any]) -> Any:
         """Returns what the network returns, nested as it was."""
-        return tree_unflatten(list(outputs), self.program.call_spec.out_spec)
+        return tree_unflatten(outputs, self.nesting)
 
 
 EXPORTING = RLock()
@@ -96,7 +96,9 @@ def _read(program: ExportedProgram) -> Captured:
     names = {node: held[node.name] for node in placeholders if node.name in held}
     constants = {node: state[name].detach() for node, name in names.items() if isinstance(state.get(name), Tensor)}
     inputs = [node for node in placeholders if node not in names]
-    return Captured(program.graph, constants, names, inputs, program)
+    nesting = program.call_spec.out_spec
+    assert nesting is not None
+    return Captured(program.graph, constants, names, inputs, nesting)
 
 
 def _functional(graph: Graph) -> bool:

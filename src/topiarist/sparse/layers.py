@@ -23,6 +23,7 @@ CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv1d.padding, a
 LINEAR = {aten.linear.default}
 BATCH_NORMS = {aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default}
 POOLINGS = {aten.max_pool2d.default, aten.avg_pool2d.default}
+PADDINGS = {aten.pad.default, aten.constant_pad_nd.default}
 ADDITIONS = {aten.add.Tensor}
 RESHAPES = {
     aten.view.default,
@@ -153,6 +154,10 @@ def _between(network: Captured, node: Node, layers: Mapping[Node, Layer]) -> Lay
         return replace(plain, weight=affine[0][:, None, None, None], bias=affine[1])
     if node.target in POOLINGS:
         return _pooling(node, plain, layers)
+    if node.target in PADDINGS:
+        return _padded(node, plain)
+    if node.target is aten.slice.Tensor:
+        return _every(node, plain)
     if node.target in ADDITIONS:
         return _added(node, plain, 0)
     return replace(plain, activation=kind) if (kind := activation(node)) else None
@@ -183,9 +188,31 @@ def _pooling(node: Node, plain: Layer, layers: Mapping[Node, Layer]) -> Layer | 
         dilation = _pair(given["dilation"], 4)
         made = replace(made, dilation=dilation, pooled=True, rounds_up=given["ceil_mode"])
         return made if _never_negative(plain.source, layers) else None
-    if given["ceil_mode"] or given["divisor_override"] or (padding != (0, 0) and not given["count_include_pad"]):
+    sizes = zip(value_of(plain.source).shape[2:], value_of(node).shape[2:], kernel, stride, padding, strict=True)
+    whole = all((n - 1) * s + k <= size + 2 * p for size, n, k, s, p in sizes)  # no window ends outside
+    if not whole or given["divisor_override"] or (padding != (0, 0) and not given["count_include_pad"]):
         return None
     return replace(made, weight=made.weight / (kernel[0] * kernel[1]))
+
+
+def _every(node: Node, plain: Layer) -> Layer | None:
+    """Returns every second row or column, or every s-th, as a pooling of one pixel."""
+    given, shape = _arguments(node), value_of(plain.source).shape
+    axis, last = given["dim"] % 4, given["end"]
+    if axis < 2 or given["start"] not in (None, 0) or (last is not None and last < shape[axis]) or given["step"] == 1:
+        return None
+    return replace(plain, stride=(given["step"], 1) if axis == 2 else (1, given["step"]))
+
+
+def _padded(node: Node, plain: Layer) -> Layer | None:
+    """Returns channels of zeros before and behind others, as a layer: each output is an input, or nothing."""
+    given = _arguments(node)
+    around, channels = list(given["pad"]), len(plain.weight)
+    plainly = given.get("mode", "constant") == "constant" and not given["value"]
+    if not plainly or len(around) != 6 or any(around[:4]) or min(around[4:]) < 0:
+        return None
+    weight = F.pad(torch.eye(channels), (0, 0, *around[4:]))[:, :, None, None]
+    return replace(plain, weight=weight, bias=torch.zeros(len(weight)), groups=1)
 
 
 def _never_negative(node: Node, layers: Mapping[Node, Layer]) -> bool:
