@@ -26,6 +26,7 @@ from topiarist.sparse.kernels.conv import Convolution
 from topiarist.sparse.kernels.copies import Copy
 from topiarist.sparse.kernels.matvec import MatVec
 from topiarist.sparse.kernels.means import Mean
+from topiarist.sparse.kernels.norms import Norm
 from topiarist.sparse.kernels.pools import Pool
 from topiarist.sparse.kernels.walk import Walk
 from topiarist.sparse.team import Team
@@ -213,6 +214,51 @@ def test_poolings_of_any_window(kind, window, stride):
         assert "torch" not in report
 
 
+ACTIVATIONS = {
+    "relu": nn.ReLU(),
+    "relu6": nn.ReLU6(),
+    "sigmoid": nn.Sigmoid(),
+    "silu": nn.SiLU(),
+    "hardswish": nn.Hardswish(),
+    "gelu": nn.GELU(),
+    "gelu by tanh": nn.GELU(approximate="tanh"),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("machine", MACHINES)
+def test_activations(name, machine):
+    """Small and large, of one vector and of many, and what is no number."""
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 64).eval()
+    x = torch.cat([torch.linspace(-110, 110, 40), torch.linspace(-3, 3, 40)])[:, None] * torch.tensor([1.0, 0, 0, 0])
+    with torch.no_grad():
+        layer.weight[:, 0], layer.bias[:] = torch.linspace(0.1, 1, 64), 0
+    model = nn.Sequential(layer, ACTIVATIONS[name]).eval()
+    for inputs in (x, x[36:37], x[60:61], x[78:79]):
+        report = check(model, inputs, machine=MACHINES[machine])
+        assert "torch" not in report
+        compiled = sparse.compile(model, inputs, machine=MACHINES[machine], tune=False)
+        exact = copy.deepcopy(model).double()(inputs.double()).float()
+        assert torch.allclose(compiled(inputs), exact, rtol=2e-6, atol=4e-7)
+    odd = inputs.clone()
+    odd[0, 0] = torch.nan
+    assert compiled(odd).isnan().all()
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("shape", [(5, 12), (2, 7, 12), (3, 2, 31, 12)])
+@pytest.mark.parametrize("machine", MACHINES)
+def test_layer_norms_of_what_kernels_compute(affine, shape, machine):
+    torch.manual_seed(0)
+    norm = nn.LayerNorm(20, eps=1e-3, elementwise_affine=affine)
+    model = nn.Sequential(nn.Linear(12, 20), norm, nn.Linear(20, 8), nn.GELU(), nn.LayerNorm(8)).eval()
+    if affine:
+        nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    report = check(pruned(model, 0.5), 100 + torch.randn(shape), threads=2, machine=MACHINES[machine])
+    assert "torch" not in report
+
+
 class Shortcuts(nn.Module):
     """The shortcuts of networks for small images: fewer pixels, and zeros for the channels that are missing."""
 
@@ -286,7 +332,7 @@ def test_means_of_planes(head, batch, sparsity):
     torch.manual_seed(0)
     report = check(pruned(Means(head), sparsity), torch.randn(batch, 3, 9, 9), threads=2)
     in_torch = {line.partition(":")[0].strip() for line in report.splitlines() if line.endswith("torch")}
-    assert in_torch >= {"sigmoid", "mul"}
+    assert "mul" in in_torch
     assert batch > 1 or in_torch.isdisjoint({"adaptive_avg_pool2d", "adaptive_avg_pool2d_1", "flatten"})
 
 
@@ -526,13 +572,15 @@ def test_kernels_are_valid_for_other_processors(lanes):
         Copy(lanes, 2),
         Copy(lanes, 3),
         Mean(lanes),
+        Norm(lanes, 3),
         Pool(lanes, (3, 2), (2, 2), largest=True),
         Pool(lanes, (2, 2), (3, 1), largest=False),
         MatVec(lanes),
         MatVec(lanes, wide=True),
     ]
     kernels += [Convolution(lanes, 5, 2, "relu6", True), Convolution(lanes, 3, pools=True)]
-    kernels += [Convolution(lanes, 2, 1, "relu", True, together=4)]
+    kernels += [Convolution(lanes, 2, 1, name, True, together=4) for name in ("relu", "gelu", "gelu_tanh", "silu")]
+    kernels += [MatVec(lanes, activation=name) for name in ("sigmoid", "hardswish")]
     kernels += [MatVec(lanes, bits=True)] if lanes > 4 else []
     for kernel in kernels:
         assert other.machine_code(kernel.ir())[:4] == b"\x7fELF"

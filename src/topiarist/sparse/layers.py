@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,7 @@ RESHAPES = {
     aten.squeeze.dim,
     aten.squeeze.dims,
 }
+PLAIN = {getattr(aten, name).default: name for name in ("relu", "relu6", "sigmoid", "silu", "hardswish")}
 SAME = {
     aten.dropout.default,
     aten.clone.default,
@@ -44,6 +45,17 @@ SAME = {
 """Operators that return what they are given, in evaluation."""
 
 
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
+"""Those that kernels know, as torch computes them."""
+NEVER_NEGATIVE = ("relu", "relu6", "sigmoid")
 SAMPLE = 1 << 16
 """Weights that are looked at for what outputs share."""
 
@@ -62,9 +74,10 @@ class Layer:
         groups: of the convolution.
         tokens: it is linear: channels are the last axis of what it reads.
         added: a tensor that is added before the activation, or none.
-        activation: ``"relu"``, ``"relu6"`` or none.
+        activation: its name in `ACTIVATIONS`, or none.
         pooled: not a sum but the largest: max pooling of what is never negative.
         rounds_up: the pooling has windows that end outside.
+        epsilon: of a layer norm over the channels of each token, whose factors are the weight; none of other layers.
     """
 
     name: str
@@ -81,6 +94,7 @@ class Layer:
     activation: str = ""
     pooled: bool = False
     rounds_up: bool = False
+    epsilon: float | None = None
 
     @cached_property
     def density(self) -> float:
@@ -119,7 +133,7 @@ class Layer:
         else:
             y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
         y = y if added is None else y + added
-        return {"": lambda t: t, "relu": F.relu, "relu6": F.relu6}[self.activation](y)
+        return ACTIVATIONS[self.activation](y) if self.activation else y
 
 
 def folded(network: Captured) -> dict[Node, Layer]:
@@ -143,6 +157,8 @@ def _between(network: Captured, node: Node, layers: Mapping[Node, Layer]) -> Lay
     source = passed(node.args[0]) if node.args else None
     if not isinstance(source, Node) or not isinstance(value_of(source), Tensor):
         return None
+    if node.target is aten.layer_norm.default:
+        return _layer_norm(network, node, source, layers)
     if not _read_from_layers(source, layers):
         return None
     shape = value_of(source).shape
@@ -161,6 +177,27 @@ def _between(network: Captured, node: Node, layers: Mapping[Node, Layer]) -> Lay
     if node.target in ADDITIONS:
         return _added(node, plain, 0)
     return replace(plain, activation=kind) if (kind := activation(node)) else None
+
+
+def _layer_norm(network: Captured, node: Node, source: Node, layers: Mapping[Node, Layer]) -> Layer | None:
+    """Returns the layer norm of what a linear layer computes, over its channels."""
+    given, shape = _arguments(node), value_of(source).shape
+    if (
+        source not in layers
+        or not layers[source].tokens
+        or len(given["normalized_shape"]) != 1
+        or shape[:-1].numel() < 2
+    ):
+        return None
+    plain = torch.ones(shape[-1]), torch.zeros(shape[-1])
+    gamma, beta = (
+        default if given[name] is None else network.constants.get(given[name])
+        for name, default in zip(("weight", "bias"), plain, strict=True)
+    )
+    if gamma is None or beta is None:
+        return None
+    weight = gamma[:, None, None, None]
+    return Layer("", node, source, weight, beta, groups=shape[-1], tokens=True, epsilon=given["eps"])
 
 
 def _read_from_layers(node: Node, layers: Mapping[Node, Layer]) -> bool:
@@ -220,7 +257,9 @@ def _never_negative(node: Node, layers: Mapping[Node, Layer]) -> bool:
     if node.target is aten.cat.default:
         return all(_never_negative(passed(part), layers) for part in node.args[0])
     layer = layers.get(node)
-    return layer is not None and (bool(layer.activation) or (layer.pooled and _never_negative(layer.source, layers)))
+    return layer is not None and (
+        layer.activation in NEVER_NEGATIVE or (layer.pooled and _never_negative(layer.source, layers))
+    )
 
 
 class Gathered(NamedTuple):
@@ -370,17 +409,17 @@ def _added(node: Node, layer: Layer, at: int) -> Layer | None:
 
 
 def _activated(node: Node, layer: Layer) -> Layer | None:
-    """Folds a ReLU or a ReLU6."""
+    """Folds an activation."""
     kind = activation(node)
     return replace(layer, node=node, activation=kind) if kind and not layer.activation and not layer.pooled else None
 
 
 def activation(node: Node) -> str:
     """Returns the activation that a node is, as kernels know it; empty where it is another operator."""
-    if node.target is aten.relu.default:
-        return "relu"
-    if node.target is aten.relu6.default:
-        return "relu6"
+    if node.target is aten.gelu.default:
+        return {"none": "gelu", "tanh": "gelu_tanh"}.get(_arguments(node)["approximate"], "")
+    if node.target in PLAIN:
+        return PLAIN[node.target]
     if node.target in (aten.hardtanh.default, aten.clamp.default):
         bounds = tuple(node.args[1:3])
         return "relu6" if bounds == (0, 6) else "relu" if bounds == (0,) else ""

@@ -210,8 +210,9 @@ def _grid(layout: Layout, places: set[Place], lanes: int, most: int) -> Grid:
             below, right = _overhang(layout.layers[node], (rows, columns))
             above, beside = max(above, below), max(beside, right)
     one = [layout.layers[place.node] for place in places if place.node in layout.layers]
-    if any(layer.pooled or layer.node in layout.split or layer.node in layout.pools for layer in one):
-        beside = max(beside, 1)  # these have no kernel for one position
+    several = [n for n in one if n.pooled or n.epsilon is not None or n.node in layout.split or n.node in layout.pools]
+    if several:  # these have no kernel for one position
+        beside = max(beside, 1)
     place = next(iter(places))
     images = 1 if place.tokens else int(value_of(place.node).shape[0])
     return Grid(images, rows, columns, above, beside, lanes, most)

@@ -10,11 +10,13 @@ from torch.fx import Node
 
 from topiarist.sparse.capture import value_of
 from topiarist.sparse.grids import Planes, extents
-from topiarist.sparse.kernels import copies, means, pools
+from topiarist.sparse.kernels import copies, means, norms, pools
 from topiarist.sparse.layers import Layer
 from topiarist.sparse.layout import Layout, Place
 from topiarist.sparse.team import Given, Step
 
+VECTORS = 6
+"""Of a block of positions whose norms are computed together, at most."""
 Counts = tuple[int, int, int, int]
 """Channels, images, rows and columns."""
 
@@ -107,6 +109,20 @@ class Mover(NamedTuple):
         height, width = layer.weight.shape[2:]
         kernel = pools.Pool(self.lanes, (height, width), layer.stride, layer.pooled)
         return Step(kernel, pools.POINTERS, pools.INTEGERS, given)
+
+    def normed(self, layer: Layer) -> Step:
+        """Returns a layer norm over the channels of each position."""
+        node = layer.node
+        read, written = self.layout.planes[self.layout.reads[node]], self.layout.planes[self.layout.computed(node)]
+        blocks, vectors = written.grid.block(VECTORS)
+        given = {
+            "x": read.address, "y": written.address, "gamma": layer.weight.flatten().contiguous().numpy(),
+            "beta": layer.bias.contiguous().numpy(),
+            "numbers": np.array([1 / layer.weight.shape[0], layer.epsilon], np.float32),
+            "zeros": written.inside, "ranges": self._shares(blocks), "channels": layer.weight.shape[0],
+            "x_channel": read.grid.plane, "y_channel": written.grid.plane, "keep": (read.buffer, written.buffer),
+        }  # fmt: skip
+        return Step(norms.Norm(self.lanes, vectors), norms.POINTERS, norms.INTEGERS, given)
 
     def _row(self, x: int | Given, y: int | Given, planes: Planes) -> Step:
         """Returns the copy of a tensor whose channels lie one after the other."""

@@ -255,9 +255,10 @@ class _Maker:
         """Adds a layer, by a kernel or by torch."""
         layer, layout = self.layout.layers[node], self.layout
         result = layout.planes[layout.computed(node)]
-        if node in layout.pools:
-            self.steps.append(self.mover.pooled(layer))
-            self.lines.append(f"{node.name}: kernel for windows")
+        if node in layout.pools or layer.epsilon is not None:
+            self._copy(layout.reads[node])
+            self.steps.append(self.mover.pooled(layer) if node in layout.pools else self.mover.normed(layer))
+            self.lines.append(f"{node.name}: kernel for {'windows' if node in layout.pools else 'norms'}")
             self._hold(node, result)
             return
         choice = self.tuner.choose(layer, result.grid, self._candidates(node, layer))

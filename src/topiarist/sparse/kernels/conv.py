@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from topiarist.sparse.kernels.activations import activated
 from topiarist.sparse.kernels.emit import F32, I32, I64, Kernel, i64
 
 POINTERS = (
@@ -44,7 +45,7 @@ class Convolution(NamedTuple):
         lanes: floats of a vector.
         vectors: of a block of positions.
         chains: nonzeros whose sums are apart, so that short blocks do not wait for one another; divides all counts.
-        activation: ``"relu"``, ``"relu6"`` or none.
+        activation: its name, or none.
         adds: a tensor is added before the activation.
         pools: not the sum of value · x, but the largest x; values are none.
         together: outputs of a group, which share offsets.
@@ -135,10 +136,7 @@ class Convolution(NamedTuple):
             place = i64(vector * self.lanes)
             if self.adds:
                 total = b.fadd(total, k.load(pluses[output], place, k.vector))
-            if self.activation:
-                total = k.at_least(total, 0.0)
-            if self.activation == "relu6":
-                total = k.at_most(total, 6.0)
+            total = activated(k, total, self.activation)
             inside = k.load(mask, place, k.integers)
             finished.append(b.bitcast(b.and_(b.bitcast(total, k.integers), inside), k.vector))
         return finished

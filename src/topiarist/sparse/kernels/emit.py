@@ -99,6 +99,10 @@ class Kernel:
         lanes = ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
         return self.builder.shuffle_vector(first, empty, lanes)
 
+    def like(self, value: Any, number: float) -> Any:
+        """Returns a number as a float, or in all lanes, as a value is."""
+        return F32(number) if value.type == F32 else self.spread(F32(number))
+
     def intrinsic(self, name: str, *operands: Any) -> Any:
         """Calls an intrinsic of LLVM whose operands and result are all floats, or all vectors."""
         of = operands[0].type
@@ -111,13 +115,13 @@ class Kernel:
         return self.intrinsic("fmuladd", a, b, c)
 
     def at_least(self, value: Any, bound: float) -> Any:
-        """Returns the larger of a vector and a bound; what is no number passes."""
-        limit = self.spread(F32(bound))
+        """Returns the larger of a value and a bound; what is no number passes."""
+        limit = self.like(value, bound)
         return self.builder.select(self.builder.fcmp_ordered("<", value, limit), limit, value)
 
     def at_most(self, value: Any, bound: float) -> Any:
-        """Returns the smaller of a vector and a bound; what is no number passes."""
-        limit = self.spread(F32(bound))
+        """Returns the smaller of a value and a bound; what is no number passes."""
+        limit = self.like(value, bound)
         return self.builder.select(self.builder.fcmp_ordered(">", value, limit), limit, value)
 
     def prefetch(self, address: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from llvmlite import ir
 
+from topiarist.sparse.kernels.activations import activated
 from topiarist.sparse.kernels.emit import F32, I1, I8, I16, I32, I64, Kernel, i64
 
 POINTERS = (
@@ -42,7 +43,7 @@ class MatVec(NamedTuple):
         bits: nonzeros are marked by bits, not by indices.
         wide: indices have 32 bits.
         halves: values are the upper halves of floats (bfloat16).
-        activation: ``"relu"``, ``"relu6"`` or none.
+        activation: its name, or none.
         adds: a tensor is added before the activation.
     """
 
@@ -69,18 +70,8 @@ class MatVec(NamedTuple):
             total = b.fadd(total, k.load(k["bias"], o.index, F32))
             if self.adds:
                 total = b.fadd(total, k.load(k["added"], o.index, F32))
-            if self.activation:
-                total = self._bounded(k, total, ">", 0.0)
-            if self.activation == "relu6":
-                total = self._bounded(k, total, "<", 6.0)
-            k.store(total, k["y"], o.index)
+            k.store(activated(k, total, self.activation), k["y"], o.index)
         return k.finished()
-
-    @staticmethod
-    def _bounded(k: Kernel, value: Any, sign: str, bound: float) -> Any:
-        """Writes the larger or smaller of a value and a bound; what is no number passes."""
-        outside = k.builder.fcmp_ordered("<" if sign == ">" else ">", value, F32(bound))
-        return k.builder.select(outside, F32(bound), value)
 
     def _value(self, k: Kernel, at: Any) -> Any:
         """Reads one value."""
