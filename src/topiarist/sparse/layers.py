@@ -181,7 +181,7 @@ def _between(network: Captured, node: Node, layers: Mapping[Node, Layer]) -> Lay
 
 def _layer_norm(network: Captured, node: Node, source: Node, layers: Mapping[Node, Layer]) -> Layer | None:
     """Returns the layer norm of what a linear layer computes, over its channels."""
-    given, shape = _arguments(node), value_of(source).shape
+    given, shape = arguments_of_operator(node), value_of(source).shape
     if (
         source not in layers
         or not layers[source].tokens
@@ -209,14 +209,18 @@ def _read_from_layers(node: Node, layers: Mapping[Node, Layer]) -> bool:
 
 def is_joined(node: Node, layers: Mapping[Node, Layer]) -> bool:
     """Returns whether a node joins the channels of tensors that have the layout of kernels."""
-    if node.target is not aten.cat.default or _arguments(node)["dim"] not in (1, -3) or value_of(node).ndim != 4:
+    if (
+        node.target is not aten.cat.default
+        or arguments_of_operator(node)["dim"] not in (1, -3)
+        or value_of(node).ndim != 4
+    ):
         return False
     return all(_read_from_layers(passed(part), layers) for part in node.args[0])
 
 
 def _pooling(node: Node, plain: Layer, layers: Mapping[Node, Layer]) -> Layer | None:
     """Returns a pooling: the mean of a window, or the largest where nothing is negative: the zeros around are least."""
-    given = _arguments(node)
+    given = arguments_of_operator(node)
     kernel = _pair(given["kernel_size"], 4)
     stride = _pair(given["stride"] or given["kernel_size"], 4)
     padding = _pair(given["padding"], 4)
@@ -234,7 +238,7 @@ def _pooling(node: Node, plain: Layer, layers: Mapping[Node, Layer]) -> Layer | 
 
 def _every(node: Node, plain: Layer) -> Layer | None:
     """Returns every second row or column, or every s-th, as a pooling of one pixel."""
-    given, shape = _arguments(node), value_of(plain.source).shape
+    given, shape = arguments_of_operator(node), value_of(plain.source).shape
     axis, last = given["dim"] % 4, given["end"]
     if axis < 2 or given["start"] not in (None, 0) or (last is not None and last < shape[axis]) or given["step"] == 1:
         return None
@@ -243,7 +247,7 @@ def _every(node: Node, plain: Layer) -> Layer | None:
 
 def _padded(node: Node, plain: Layer) -> Layer | None:
     """Returns channels of zeros before and behind others, as a layer: each output is an input, or nothing."""
-    given = _arguments(node)
+    given = arguments_of_operator(node)
     around, channels = list(given["pad"]), len(plain.weight)
     plainly = given.get("mode", "constant") == "constant" and not given["value"]
     if not plainly or len(around) != 6 or any(around[:4]) or min(around[4:]) < 0:
@@ -292,10 +296,10 @@ def gathered(node: Node) -> Gathered | None:
 def _is_mean(node: Node) -> bool:
     """Returns whether a node is the mean over the last two of four axes."""
     if node.target is aten.adaptive_avg_pool2d.default:
-        return list(_arguments(node)["output_size"]) == [1, 1]
-    if node.target is not aten.mean.dim or _arguments(node)["dtype"] is not None:
+        return list(arguments_of_operator(node)["output_size"]) == [1, 1]
+    if node.target is not aten.mean.dim or arguments_of_operator(node)["dtype"] is not None:
         return False
-    return sorted(axis % 4 for axis in _arguments(node)["dim"] or ()) == [2, 3]
+    return sorted(axis % 4 for axis in arguments_of_operator(node)["dim"] or ()) == [2, 3]
 
 
 def passed(node: Any) -> Any:
@@ -315,7 +319,7 @@ def _layer(network: Captured, node: Node) -> Layer | None:
     """Returns the layer that a convolution or linear operator is."""
     if node.target not in CONVOLUTIONS | LINEAR:
         return None
-    given = _arguments(node)
+    given = arguments_of_operator(node)
     weight, bias = network.constants.get(given["weight"]), given["bias"]
     source, value = given["input"], value_of(node)
     if weight is None or (bias is not None and bias not in network.constants) or not isinstance(source, Node):
@@ -381,7 +385,7 @@ def _normalised(network: Captured, node: Node, layer: Layer) -> Layer | None:
 
 def batch_norm(network: Captured, node: Node) -> tuple[Tensor, Tensor] | None:
     """Returns a batch norm's factor and what it adds, by channel; none where it is not a constant one."""
-    given = _arguments(node)
+    given = arguments_of_operator(node)
     mean, variance = (network.constants.get(given[name]) for name in ("running_mean", "running_var"))
     if mean is None or variance is None or given.get("training"):
         return None
@@ -417,7 +421,7 @@ def _activated(node: Node, layer: Layer) -> Layer | None:
 def activation(node: Node) -> str:
     """Returns the activation that a node is, as kernels know it; empty where it is another operator."""
     if node.target is aten.gelu.default:
-        return {"none": "gelu", "tanh": "gelu_tanh"}.get(_arguments(node)["approximate"], "")
+        return {"none": "gelu", "tanh": "gelu_tanh"}.get(arguments_of_operator(node)["approximate"], "")
     if node.target in PLAIN:
         return PLAIN[node.target]
     if node.target in (aten.hardtanh.default, aten.clamp.default):
@@ -426,7 +430,7 @@ def activation(node: Node) -> str:
     return ""
 
 
-def _arguments(node: Node) -> Mapping[str, Any]:
+def arguments_of_operator(node: Node) -> Mapping[str, Any]:
     """Returns an operator's arguments by name, defaults too."""
     schema = node.target._schema.arguments
     return {

@@ -14,6 +14,7 @@ from scipy.cluster.hierarchy import DisjointSet
 from torch import Tensor
 from torch.fx import Node
 
+from topiarist.sparse.attention import Attention, attentions
 from topiarist.sparse.capture import may_view, value_of
 from topiarist.sparse.grids import Grid, Planes, extents
 from topiarist.sparse.kernels.pools import STRIDES
@@ -46,6 +47,7 @@ class Layout:
         taps: of each layer.
         reads: the place that each layer reads.
         adds: the place that each layer adds, where it adds one.
+        attentions: by the node of their result.
         joins: nodes that join channels.
         planes: by place.
         phases: what is read of a place with a stride.
@@ -60,6 +62,7 @@ class Layout:
     taps: Mapping[Node, Taps]
     reads: dict[Node, Place] = field(default_factory=dict)
     adds: dict[Node, Place] = field(default_factory=dict)
+    attentions: Mapping[Node, Attention] = field(default_factory=dict)
     joins: dict[Node, list[Node]] = field(default_factory=dict)
     planes: dict[Place, Planes] = field(default_factory=dict)
     phases: dict[Place, list[Phase]] = field(default_factory=dict)
@@ -72,6 +75,8 @@ class Layout:
         """Returns the place of a node's value, where a kernel computes it."""
         if node in self.joins:
             return Place(node, False)
+        if node in self.attentions:
+            return Place(node, True)
         if node not in self.layers:
             return None
         return Place(node, self.layers[node].tokens, self.split.get(node, (1, 1)))
@@ -93,6 +98,7 @@ def laid_out(layers: Mapping[Node, Layer], nodes: Sequence[Node], lanes: int, mo
         most: vectors of the longest block.
     """
     layout = Layout(layers, {node: Taps.of(layer) for node, layer in layers.items()})
+    layout.attentions = attentions(list(nodes), layers)
     layout.joins = {n: [passed(p) for p in n.args[0]] for n in nodes if is_joined(n, layers)}
     layout.split = _split(layers, nodes)
     layout.gathered = {node: taken for node in nodes if (taken := _gathered(layout, node)) is not None}
@@ -117,6 +123,8 @@ def laid_out(layers: Mapping[Node, Layer], nodes: Sequence[Node], lanes: int, mo
     for node in layout.split:
         known = layout.phases.setdefault(layout.reads[node], [])
         known += [phase for phase in layout.phases[layout.computed(node)] if phase not in known]
+    for node in layout.attentions:
+        shared.add(layout.computed(node))
     for node, parts in layout.joins.items():
         for part in parts:
             for place in (Place(node, False), Place(part, False)):
@@ -211,6 +219,7 @@ def _grid(layout: Layout, places: set[Place], lanes: int, most: int) -> Grid:
             above, beside = max(above, below), max(beside, right)
     one = [layout.layers[place.node] for place in places if place.node in layout.layers]
     several = [n for n in one if n.pooled or n.epsilon is not None or n.node in layout.split or n.node in layout.pools]
+    several += [n for n in layout.attentions if Place(n, True) in places]
     if several:  # these have no kernel for one position
         beside = max(beside, 1)
     place = next(iter(places))
@@ -263,9 +272,10 @@ def _spans(layout: Layout, places: Iterable[Place], nodes: Sequence[Node]) -> di
     """Returns when each place is in use; one that torch may look into by a view is in use to the end."""
     index = {node: at for at, node in enumerate(nodes)}
     runs = {inner: index[node] for node, layer in layout.layers.items() for inner in inside(layer)}
+    runs |= {inner: index[node] for node, attention in layout.attentions.items() for inner in attention.inside}
     reads: dict[Node, int] = {}
     for node in reversed(nodes):
-        native = node in runs or node in layout.layers or node in layout.joins
+        native = node in runs or layout.result(node) is not None
         if node in layout.gathered:  # wherever it is read: its planes are read only there
             end = max(index[node], reads.get(node, 0), runs.get(node, 0))
         else:

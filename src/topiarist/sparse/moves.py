@@ -8,15 +8,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.fx import Node
 
+from topiarist.sparse.attention import Attention
 from topiarist.sparse.capture import value_of
 from topiarist.sparse.grids import Planes, extents
-from topiarist.sparse.kernels import copies, means, norms, pools
+from topiarist.sparse.kernels import attend, copies, means, norms, pools
 from topiarist.sparse.layers import Layer
 from topiarist.sparse.layout import Layout, Place
 from topiarist.sparse.team import Given, Step
 
 VECTORS = 6
 """Of a block of positions whose norms are computed together, at most."""
+LONGEST = 5
+"""Vectors of a block of queries."""
 Counts = tuple[int, int, int, int]
 """Channels, images, rows and columns."""
 
@@ -124,6 +127,28 @@ class Mover(NamedTuple):
         }  # fmt: skip
         return Step(norms.Norm(self.lanes, vectors), norms.POINTERS, norms.INTEGERS, given)
 
+    def attended(self, attention: Attention) -> Step:
+        """Returns attention, of queries, keys and values in planes."""
+        written = self.layout.planes[self.layout.computed(attention.node)]
+        images, queries, _ = written.shape
+        given: dict[str, Any] = {
+            "images": images, "queries": queries, "keys": attention.keys, "width": attention.width,
+            "scale": np.array([attention.scale], np.float32), "ranges": self._shares(attention.heads),
+            "y": written.address, "y_head": attention.width * written.grid.plane, "y_channel": written.grid.plane,
+            "y_image": queries,
+        }  # fmt: skip
+        held = [written]
+        for name, heads in zip("qkv", (attention.query, attention.key, attention.value), strict=True):
+            read = self.layout.planes[self.layout.computed(heads.source)]
+            plane, tokens = read.grid.plane, queries if name == "q" else attention.keys
+            given |= {name: read.address + 4 * heads.first * plane, f"{name}_head": heads.head * plane}
+            given |= {f"{name}_channel": heads.channel * plane, f"{name}_image": tokens}
+            held.append(read)
+        vectors = _even(-(-queries // self.lanes), min(planes.grid.vectors for planes in held))
+        given["scratch"] = np.zeros((self.threads, attention.keys, vectors * self.lanes), np.float32)
+        given["keep"] = [planes.buffer for planes in held]
+        return Step(attend.Attend(self.lanes, vectors), attend.POINTERS, attend.INTEGERS, given)
+
     def _row(self, x: int | Given, y: int | Given, planes: Planes) -> Step:
         """Returns the copy of a tensor whose channels lie one after the other."""
         row = Rows(x, 0, 0, 0, planes.buffer), Rows(y, 0, 0, 0, planes.buffer)
@@ -172,6 +197,12 @@ class Mover(NamedTuple):
         """Returns the first and last channel of each thread."""
         edges = np.linspace(0, channels, self.threads + 1).astype(np.int64)
         return np.stack([edges[:-1], edges[1:]], 1)
+
+
+def _even(vectors: int, most: int) -> int:
+    """Returns the length of blocks that fill the vectors of all queries with the fewest to spare."""
+    lengths = range(1, min(most, LONGEST) + 1)
+    return min(lengths, key=lambda n: (-(-vectors // n) * n + (n < 3), -n))
 
 
 def _counts(shape: tuple[int, ...]) -> Counts:

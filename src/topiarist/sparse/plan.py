@@ -167,6 +167,7 @@ class _Maker:
         self.keys: list[str] = []
         self.copied: set[Place] = set()
         self.folded = {inner for layer in layout.layers.values() for inner in inside(layer)}
+        self.folded |= {inner for attention in layout.attentions.values() for inner in attention.inside}
 
     def finished(self) -> list[Action]:
         """Returns the actions."""
@@ -181,6 +182,10 @@ class _Maker:
             self._join(node)
         elif node in self.layout.layers:
             self._layer(node)
+        elif node in self.layout.attentions:
+            self.steps.append(self.mover.attended(self.layout.attentions[node]))
+            self.lines.append(f"{node.name}: kernel for attention")
+            self._hold(node, self.layout.planes[self.layout.computed(node)])
         elif node in self.layout.gathered and node not in self.results:
             self.waiting.add(node)
         elif node not in self.folded:  # a layer that ends later computes it
