@@ -28,7 +28,7 @@ from topiarist.graph import tensors_in
 from topiarist.sparse import host
 
 SPARSITIES, BATCHES = (0.5, 0.8, 0.95), (1, 3, 16)
-IMAGES = ("resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0")
+IMAGES = ("resnet18", "resnet50", "vgg16", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0")
 
 
 def bert() -> nn.Module:
