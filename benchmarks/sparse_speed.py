@@ -1,14 +1,15 @@
 """How fast is unstructured sparsity? Kernels of `topiarist.sparse` against every dense runtime at hand, in one run.
 
-    python benchmarks/sparse_speed.py [NAME …] [--out benchmarks/sparse_speed] [--fresh]
+    python benchmarks/sparse_speed.py [NAME …] [--out benchmarks/sparse_speed] [--fresh] [--threads 1 2]
 
 Random weights; magnitude pruning layer by layer, to a tenth and a twentieth of all weights but those of the first layer
-(of MobileNetV2 the 1×1 convolutions alone; of the linear layer also half; "in fours": the weights of four neighbouring
-output channels together). All runtimes run in turns. With one thread a number is CPU time, with two it is wall time;
-medians of ROUNDS rounds, with a pause before each runtime. The dense runtimes take the network before pruning: zeros do
-not help them. Two more columns have it in lower precision, which some processors compute natively; they do not count in
-the ratio. Writes OUT.jsonl, a line for each network, sparsity and setting, and OUT.md; lines that are there are
-skipped. Needs the extras `vision`, `export` and `sparse`; `torch.compile` runs where a compiler is.
+(of MobileNetV2 the 1×1 convolutions alone; of the linear layer also half; of ResNet-18 also a fifth, and "in fours":
+the weights of four neighbouring output channels together). All runtimes run in turns. With one thread a number is CPU
+time, with two it is wall time; medians of ROUNDS rounds, with a pause before each runtime. The dense runtimes take the
+network before pruning: zeros do not help them. Two more columns have it in lower precision, which some processors
+compute natively; they do not count in the ratio. Writes OUT.jsonl, a line for each network and setting, and OUT.md;
+lines that are there are skipped. Needs the extras `vision`, `export` and `sparse`; `torch.compile` runs where a
+compiler is.
 """
 
 from __future__ import annotations
@@ -37,14 +38,16 @@ from topiarist.sparse import host
 ROUNDS = 15
 SECONDS = 60.0
 PAUSE = 0.1
-NETWORKS: dict[str, tuple[str, tuple[float, ...], list[str]]] = {
-    "resnet18": ("torchvision:resnet18", (0.1, 0.05), ["conv1"]),
-    "resnet50": ("torchvision:resnet50", (0.1, 0.05), ["conv1"]),
-    "resnet18, in fours": ("torchvision:resnet18", (0.1, 0.05), ["conv1"]),
-    "vgg16": ("torchvision:vgg16", (0.1, 0.05), ["features.0"]),
-    "mobilenet_v2": ("torchvision:mobilenet_v2", (0.1, 0.05), ["features.0.0", "features.*.conv.*.0", "classifier"]),
-    "vit_tiny": ("timm:vit_tiny_patch16_224", (0.1, 0.05), ["patch_embed", "head"]),
-    "linear": ("", (0.5, 0.1, 0.05), []),
+Variant = tuple[float, int]
+"""The part of the weights that is kept, and the output channels whose weights are pruned together."""
+USUAL: tuple[Variant, ...] = ((0.1, 1), (0.05, 1))
+NETWORKS: dict[str, tuple[str, tuple[Variant, ...], list[str]]] = {
+    "linear": ("", ((0.5, 1), *USUAL), []),
+    "resnet18": ("torchvision:resnet18", ((0.2, 1), *USUAL, (0.2, 4), (0.1, 4), (0.05, 4)), ["conv1"]),
+    "resnet50": ("torchvision:resnet50", USUAL, ["conv1"]),
+    "mobilenet_v2": ("torchvision:mobilenet_v2", USUAL, ["features.0.0", "features.*.conv.*.0", "classifier"]),
+    "vit_tiny": ("timm:vit_tiny_patch16_224", USUAL, ["patch_embed", "head"]),
+    "vgg16": ("torchvision:vgg16", USUAL, ["features.0"]),
 }
 SETTINGS = ((1, 1), (2, 1), (1, 16))
 """Threads and batch."""
@@ -68,27 +71,37 @@ def excluded(name: str, model: nn.Module) -> tuple[str, ...]:
     return (*(n for n, m in convolutions if m.kernel_size != (1, 1)), "classifier")
 
 
-def runs(name: str, kept: float, threads: int, batch: int) -> dict[str, Callable[[], Any]]:
-    """What is measured, by the name of its column."""
+def pruned(name: str, kept: float, block: int) -> nn.Module:
+    """The network with zeros."""
     model, one = network(name)
     budget = Budget(ratio=kept, exclude=excluded(name, model), allocation="uniform")
-    method = topiarist.methods.make("magnitude", block=4 if "fours" in name else 1)
-    pruned = topiarist.prune(model, one, method, budget).model
+    return topiarist.prune(model, one, topiarist.methods.make("magnitude", block=block), budget).model
+
+
+def label(variant: Variant) -> str:
+    """How a variant is named."""
+    kept, block = variant
+    return f"{1 - kept:.0%}{', in fours' * (block == 4)}"
+
+
+def runs(name: str, threads: int, batch: int) -> dict[str, Callable[[], Any]]:
+    """What is measured, by the name of its column or variant."""
+    model, one = network(name)
     x = torch.cat([one] * batch)
     last = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
     made: dict[str, Callable[[], Any]] = {}
-    for column in ("sparse", *DENSE):
+    for variant in NETWORKS[name][1]:
+        made[label(variant)] = make_target("sparse", threads).prepare(pruned(name, *variant), x).bind(x)
+    for column in DENSE:
         target, given, inputs = column, model, x
         if column == "channels-last":
             if x.ndim != 4:
                 continue
             target, given, inputs = "torch", copy.deepcopy(model).to(memory_format=torch.channels_last), last
         try:
-            session = make_target(target, threads).prepare(pruned if column == "sparse" else given, inputs)
+            made[column] = make_target(target, threads).prepare(given, inputs).bind(inputs)
         except TopiaristError as error:
             print(f"{name}: no {column} ({error})", flush=True)
-            continue
-        made[column] = session.bind(inputs)
     return made | lower_precision(model, x, threads)
 
 
@@ -139,16 +152,15 @@ def medians(of: dict[str, Callable[[], Any]], clock: Callable[[], float]) -> dic
             start = clock()
             run()
             times[column].append(1000 * (clock() - start))
-        if turn >= 4 and time.perf_counter() - began > SECONDS:
+        if turn >= 2 and time.perf_counter() - began > SECONDS:
             break
     return {column: [statistics.median(t), *statistics.quantiles(t, n=4)[::2]] for column, t in times.items()}
 
 
-def measure(name: str, kept: float, threads: int, batch: int) -> dict[str, Any]:
+def measure(name: str, threads: int, batch: int) -> dict[str, Any]:
     """One line."""
     clock = time.process_time if threads == 1 else time.perf_counter
-    found = medians(runs(name, kept, threads, batch), clock)
-    return {"network": name, "kept": kept, "threads": threads, "batch": batch, "ms": found}
+    return {"network": name, "threads": threads, "batch": batch, "ms": medians(runs(name, threads, batch), clock)}
 
 
 def report(lines: list[dict[str, Any]]) -> str:
@@ -175,11 +187,11 @@ def report(lines: list[dict[str, Any]]) -> str:
         ms = line["ms"]
         dense, lower = ([f"{ms[c][0]:.3g}" if c in ms else "–" for c in columns] for columns in (DENSE, LOWER))
         best = min(ms[column][0] for column in DENSE if column in ms)
-        zeros = f"{1 - line['kept']:.0%}"
-        text.append(
-            f"| {line['network']} | {zeros} | {line['threads']} | {line['batch']} | {ms['sparse'][0]:.3g} | "
-            f"{' | '.join(dense)} | **{best / ms['sparse'][0]:.2f}** | {' | '.join(lower)} |"
-        )
+        text += [
+            f"| {line['network']} | {variant} | {line['threads']} | {line['batch']} | {ms[variant][0]:.3g} | "
+            f"{' | '.join(dense)} | **{best / ms[variant][0]:.2f}** | {' | '.join(lower)} |"
+            for variant in map(label, NETWORKS[line["network"]][1])
+        ]
     return "\n".join(text) + "\n"
 
 
@@ -189,18 +201,19 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=list(NETWORKS))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(""))
     parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     file = options.out.with_suffix(".jsonl")
     lines = [] if options.fresh or not file.exists() else [json.loads(row) for row in file.read_text().splitlines()]
     for name in options.names:
         for threads, batch in SETTINGS:
-            for kept in NETWORKS[name][1]:
-                key = (name, kept, threads, batch)
-                if not any((x["network"], x["kept"], x["threads"], x["batch"]) == key for x in lines):
-                    lines.append(measure(*key))
-                    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-                    print(json.dumps(lines[-1]), flush=True)
+            if threads in options.threads and not any(
+                (x["network"], x["threads"], x["batch"]) == (name, threads, batch) for x in lines
+            ):
+                lines.append(measure(name, threads, batch))
+                file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+                print(json.dumps(lines[-1]), flush=True)
     order = list(NETWORKS)
     lines.sort(key=lambda line: (order.index(line["network"]), SETTINGS.index((line["threads"], line["batch"]))))
     options.out.with_suffix(".md").write_text(report(lines))
