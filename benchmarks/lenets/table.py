@@ -241,6 +241,8 @@ def _starts(found: Mapping[str, Found]) -> list[str]:
     told = []
     for network in plan.NETWORKS:
         for method, settings, _ in found[network.name].get("gated", ()):
+            if method == "l0":
+                told.append(L0_NOTE)
             if widths := settings.get("widths"):
                 kept = ", ".join(f"{100 * fraction:g} % of {name}" for name, fraction in widths.items())
                 told.append(
@@ -250,6 +252,10 @@ def _starts(found: Mapping[str, Found]) -> list[str]:
     return ["", " ".join(["In their papers random gates train 200 epochs.", *dict.fromkeys(told)])]
 
 
+L0_NOTE = (
+    "These runs of l0 gated units alone, where the paper gates each of the 800 flattened features too, and counted "
+    "weights between two gated layers twice, so that their lam is worth up to two of the paper's."
+)
 GATED = {
     ("lenet300", "vardrop"): "1.92 % at 68×",
     ("lenet5", "vardrop"): "0.75 % at 280×",

@@ -22,10 +22,10 @@ class Magnitude(Method):
 
     Formula: ``s = |w|`` under a budget, with one threshold for the network as in "Rethinking the Value of Network
     Pruning". With ``quality`` the rule of the paper, for which no budget is needed: layer ``l`` keeps ``|w| >= q_l *
-    std(w_l)``, and at least its largest weight. With ``block`` the score is the mean of ``|w|`` over so many neighbouring
-    output channels at one input and place, so that they are kept or pruned together: kernels compute them together
-    (`topiarist.sparse`), twice as fast with four at the same sparsity. Needs the weights alone, of the graph of individual weights. Returns
-    ``(units,)`` for each weight tensor, in units of the weights.
+    std(w_l)``, and at least its largest weight. With ``block`` the score is the mean of ``|w|`` over so many
+    neighbouring output channels at one input and place, so that they are kept or pruned together: kernels compute them
+    together (`topiarist.sparse`), twice as fast with four at the same sparsity. Needs the weights alone, of the graph
+    of individual weights. Returns ``(units,)`` for each weight tensor, in units of the weights.
 
     Raises:
         TopiaristError: ``quality`` is negative or names no layer, ``layers`` is neither word, ``block`` is less than 1,
