@@ -144,6 +144,24 @@ def test_more_candidates_are_never_worse():
         assert found[0] < found[2]
 
 
+@pytest.mark.parametrize("fitness", ["accuracy", "loss"])
+def test_equal_candidates_are_told_apart_by_the_other_measure(monkeypatch, fitness):
+    """The whole network is wrong on all examples, so that many candidates are equally bad."""
+    model, x, y = tiny()
+    x, y = x[:3], (y[:3] + 1) % 3
+    graph = topiarist.trace(model, x[:1])
+    stats, made = collect(model, graph, [(x, y)]), []
+    with monkeypatch.context() as patch:
+        patch.setattr(lcp, "evaluate_batches", lambda *args: made.append(evaluate_batches(*args)) or made[-1])
+        keep = choose(make("lcp", fitness=fitness, **QUICK), graph, stats, HALF)
+    found = evaluate_batches(cut(model, graph, keep), [(x, y)])
+    orders = {"accuracy": lambda each: (each.accuracy, -each.loss), "loss": lambda each: (-each.loss, each.accuracy)}
+    best_one = max(made, key=orders[fitness])
+    assert len({each.loss for each in made if each.accuracy == best_one.accuracy}) > 1
+    assert found.loss == pytest.approx(best_one.loss)
+    assert found.accuracy == best_one.accuracy
+
+
 def test_every_group_keeps_a_tenth_unless_the_budget_says_otherwise():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 2)).double()
