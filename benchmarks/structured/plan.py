@@ -24,8 +24,6 @@ FIELDS: Mapping[str, Callable[[str, float | None], dict[str, Any]]] = {
     "slimming": lambda network, macs: {"lam": 1e-3},
     # The successor's form: a shift alone cannot bridge layers whose norms differ in size.
     "lcp": lambda network, macs: {"form": "affine"},
-    # Its rate is a part of the target: MACs go with the square of the widths.
-    "sfp": lambda network, macs: {"rate": round(macs**0.5, 2)} if macs else {},
     # Blocks, where there are some that can go.
     "sss": lambda network, macs: {"structure": "channel"} if "vgg" in network else {},
 }
@@ -156,8 +154,10 @@ def pruned(setting: Setting, method: str, macs: float, seed: int) -> Cell:
     start = base(setting, seed)
     chosen = {} if method.startswith(PEER) else fields(method, setting.network, macs)
     if trains(method):
-        # One sparse training serves all budgets, unless the fields are the budget's.
+        # One sparse training serves all budgets, but for sfp, which trains for one.
         told = {"recipe": dict(setting.extra), "fields": chosen}
+        if method == "sfp":  # its rate follows from what may be cut, see `work.rate_of`
+            told["budget"] = {"macs": macs, "exclude": list(setting.exclude)}
         start = Cell("sparse", setting.network, setting.data_name, seed, chooser(method), settings=told, needs=(start,))
     told = {
         "fields": chosen,

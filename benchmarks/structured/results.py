@@ -147,17 +147,17 @@ def finals(out: Path, found: dict[str, Any], settings: Iterable[Setting], seeds:
     return rows
 
 
-def against_random(rows: list[Record]) -> dict[str, Difference]:
-    """Method → accuracy right after pruning less random's, over all that both have; paired by seed.
+def against_random(rows: list[Record], when: str) -> dict[str, Difference]:
+    """Method → accuracy ``"before"`` or ``"after"`` fine-tuning less random's, over all that both have; paired by seed.
 
     A seed's value is the mean over networks and budgets.
     """
     usable = [row for row in rows if holds(row)]
-    chance = {_place(row): row["before"]["test"] for row in usable if row["method"] == "random"}
+    chance = {_place(row): row[when]["test"] for row in usable if row["method"] == "random"}
     gains: dict[str, dict[int, list[float]]] = {}
     for row in usable:
         if row["method"] != "random" and _place(row) in chance:
-            lead = row["before"]["test"] - chance[_place(row)]
+            lead = row[when]["test"] - chance[_place(row)]
             gains.setdefault(row["method"], {}).setdefault(row["seed"], []).append(lead)
     means = {name: {seed: fmean(values) for seed, values in seeds.items()} for name, seeds in gains.items()}
     return {name: paired(seeds, dict.fromkeys(seeds, 0.0)) for name, seeds in means.items()}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import topiarist
 from topiarist import Architecture, Recipe, evaluate, fit, methods
-from topiarist.budget import cost
+from topiarist.budget import Budget, allocate, cost
 from topiarist.data import Data
 from topiarist.graph import Graph, trace
 from topiarist.methods import Rule, Selector
@@ -136,13 +136,31 @@ def sparse(bench: Bench, folder: Path, start: Path) -> Result:
         method: methods.Method = peer.regulariser(model, bench.data.example(), name)
     else:
         method = bench.method()
-    accuracy = bench.train(model, recipe, method=method, graph=graph)
+    options: dict[str, Any] = {}
+    if settings := bench.cell.settings.get("budget"):
+        method = methods.make(method, rate=rate_of(graph, Budget(**settings)))
+        options["exclude"] = settings["exclude"]
+    accuracy = bench.train(model, recipe, method=method, graph=graph, **options)
     topiarist.save(model, Architecture.of(graph, graph.full()), folder)
     stored = model.state_dict()
     extras = {name: buffer.contiguous() for name, buffer in model.named_buffers() if name not in stored}
     if extras:
         save_file(extras, folder / EXTRAS)
     return {"accuracy": accuracy}
+
+
+def rate_of(graph: Graph, budget: Budget) -> float:
+    """The largest rate of soft pruning, in hundredths, at which what may be cut meets the budget's MACs."""
+    assert budget.macs is not None
+    equal = {group.name: torch.ones(group.units) for group in graph.groups}
+    keep = allocate(graph, equal, budget, "uniform")
+    cut = {name: len(kept) for name, kept in keep.items() if not kept.all()}
+    for rate in (hundredths / 100 for hundredths in range(99, 0, -1)):
+        # As many as it zeroes, see `topiarist.methods.sfp`.
+        left = {name: torch.arange(n) >= min(n - 1, int(n * (1 - rate) + 1e-9)) for name, n in cut.items()}
+        if cost(graph, left).macs <= budget.macs * cost(graph).macs:
+            return rate
+    raise topiarist.TopiaristError("no rate meets the budget: ask for more MACs")
 
 
 def pruned(bench: Bench, folder: Path, start: Path) -> Result:

@@ -14,7 +14,8 @@ def row() -> Answers:
 
     x = (1, 2): z = (1, 2), (0, 0); out = 2 * 1 + 1 * 2 = 4; y = 3, slope of the output 1; dL/dm = 1 * 4, 0.
     x = (3, -1): z = (3, 0), (0, 1); out = 2 * 3 - 3 * 1 = 3; y = 1, slope 2; dL/dm = 2 * 6, 2 * -3.
-    Scores (16 + 144) / 4 and (0 + 36) / 4.
+    Scores (16 + 144) / 4 and (0 + 36) / 4. A unit costs 2 products of its filter and 2 of the head: at a price of 2
+    for each, both are worth 8 less.
     """
     model = nn.Sequential(nn.Conv1d(1, 2, 1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(4, 1, bias=False))
     with torch.no_grad():
@@ -23,4 +24,5 @@ def row() -> Answers:
     x, y = torch.tensor([[[1.0, 2.0]], [[3.0, -1.0]]]), torch.tensor([[3.0], [1.0]])
     graph = topiarist.trace(model, x)
     stats = collect(model, graph, [(x, y)], make("fisher").needs, loss=lambda out, y: ((out - y) ** 2 / 2).mean())
-    return make("fisher").score(graph, stats), {"0": numbers(40, 9)}
+    priced = make("fisher", beta=2.0).score(graph, stats)["0"]
+    return {**make("fisher").score(graph, stats), "priced": priced}, {"0": numbers(40, 9), "priced": numbers(32, 1)}

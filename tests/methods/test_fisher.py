@@ -87,6 +87,18 @@ def test_scores_are_the_second_order_term_where_the_model_is_true():
     torch.testing.assert_close(torch.cat([got["conv"], got["conv2"]]), curvature / 2)
 
 
+def test_a_price_of_multiply_accumulates_is_taken_off():
+    """By hand: a map of the first layer costs 9 x (2 x 9) for its filter and 4 x (4 x 4) where it is read."""
+    model = network(function)
+    graph = topiarist.trace(model, X[:1])
+    stats = collect(model, graph, [(X, Y)], make("fisher").needs)
+    plain, priced = (make("fisher", beta=beta).score(graph, stats) for beta in (0.0, 1e-3))
+    for name, macs in (("conv", 9 * 18 + 4 * 16), ("conv2", 4 * 20 + 4 * 3)):
+        torch.testing.assert_close(priced[name], plain[name] - 1e-3 * macs)
+    with pytest.raises(TopiaristError, match="beta must be a number from 0 on"):
+        make("fisher", beta=-1.0)
+
+
 def test_units_that_nothing_hears_are_worth_nothing():
     model = network(function)
     with torch.no_grad():

@@ -110,6 +110,38 @@ def test_training_finds_the_known_solution(solver):
     assert bool((model[0].weight[1] == 0).all()) == (solver == "proximal")
 
 
+@pytest.mark.parametrize("solver", ["gradient", "proximal"])
+def test_a_share_of_the_groups_is_penalised_those_of_smallest_norm(solver):
+    """Half of each layer's: the gradual scheme of Lebedev and Lempitsky."""
+    model = nn.Sequential(nn.Linear(2, 4, bias=False), nn.ReLU(), nn.Linear(4, 2)).double()
+    graph = topiarist.trace(model, torch.randn(1, 2).double())
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[3.0, 4.0], [0.6, 0.8], [0.0, 2.0], [5.0, 12.0]]))
+    before = model[0].weight.detach().clone()
+    method = make("group_lasso", lam=0.5, share=0.5, solver=solver)
+    if solver == "gradient":
+        penalty = method.penalty(model, graph)
+        assert float(penalty.detach()) == pytest.approx(0.5 * (1 + 2))
+        penalty.backward()
+        expected = torch.tensor([[0.0, 0.0], [0.3, 0.4], [0.0, 0.5], [0.0, 0.0]]).double()
+        torch.testing.assert_close(model[0].weight.grad, expected)
+    else:
+        method.proximal(model, graph, 1.0)
+        left = torch.tensor([1.0, 1 - 0.5 * 2**0.5, 1 - 0.25 * 2**0.5, 1.0]).double()
+        torch.testing.assert_close(model[0].weight.detach(), left[:, None] * before)
+
+
+def test_small_weights_become_zero_after_a_step_where_it_is_asked_for():
+    model, graph = traced()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    make("group_lasso", zero_below=0.3).proximal(model, graph, 1.0)
+    for name, tensor in model.state_dict().items():
+        penalised = name in ("stem.weight", "a.weight", "b.weight", "up.weight")
+        small = (before[name].abs() < 0.3) & penalised
+        assert bool(small.any()) == penalised
+        assert torch.equal(tensor, before[name].masked_fill(small, 0))
+
+
 def test_one_solver_acts_at_a_time():
     model, graph = traced()
     assert make("group_lasso", solver="proximal").penalty(model, graph) == 0
@@ -147,6 +179,8 @@ def test_refusals():
         ({"lam": float("inf")}, "lam must be"),
         ({"kind": "depth"}, "kind must be one of filter"),
         ({"solver": "newton"}, "solver must be"),
+        ({"share": 0.0}, "share must be"),
+        ({"zero_below": -1.0}, "zero_below must be"),
         ({"kind": "both", "solver": "proximal"}, "overlap"),
     ):
         with pytest.raises(TopiaristError, match=message):

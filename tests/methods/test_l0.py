@@ -118,6 +118,106 @@ def test_a_unit_counts_as_its_parameters_or_as_one(weighted, size):
         assert float(method.penalty(model, graph)) == pytest.approx(2.0 / 64 * sum(size))
 
 
+def lenet():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(1, 4, 5), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 5), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(96, 20), nn.ReLU(), nn.Linear(20, 10)),
+    )
+
+
+def mlp():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 3))
+
+
+CASES = {"mlp": (mlp, (1, 12)), "lenet": (lenet, (1, 1, 28, 28))}
+every_case = pytest.mark.parametrize("case", CASES)
+
+
+def open_penalty(case, **fields):
+    """The penalty of a network whose gates are all open, each parameter at a price of one."""
+    make_model, shape = CASES[case]
+    model, x = make_model().eval(), torch.randn(shape)
+    graph = topiarist.trace(model, x)
+    method = make("l0", lam=1.0, examples=1, **fields)
+    with attach(method, model, torch.optim.SGD(model.parameters(), lr=0.1), graph), torch.no_grad():
+        model.l0_gates.log_alpha.fill_(60.0)
+        return float(method.penalty(model, graph)), model, len(model.l0_gates.log_alpha)
+
+
+@every_case
+@pytest.mark.parametrize("inputs", [False, True])
+def test_every_parameter_counts_once(case, inputs):
+    """All but the last bias, which no gate removes; many lie between two gated groups."""
+    value, model, _ = open_penalty(case, inputs=inputs)
+    assert value == sum(parameter.numel() for parameter in model.parameters()) - len(model[-1].bias)
+
+
+@pytest.mark.parametrize(("case", "gates"), [("mlp", 12 + 9 + 7), ("lenet", 4 + 6 + 96 + 20)])
+def test_the_paper_s_gates_are_those_of_maps_inputs_and_flattened_features(case, gates):
+    assert open_penalty(case, inputs=True)[2] == gates
+
+
+def test_the_penalty_is_the_number_of_weights_that_samples_leave():
+    """By brute force: with gates on all inputs each weight is multiplied by the gate that it counts behind."""
+    model = mlp()
+    graph = topiarist.trace(model, torch.randn(1, 12))
+    method, runs = make("l0", lam=1.0, examples=1, inputs=True), 4000
+    layers = [module for module in model if isinstance(module, nn.Linear)]
+    with attach(method, model.train(), torch.optim.SGD(model.parameters(), lr=0.1), graph), torch.no_grad():
+        gates = model.l0_gates
+        gates.log_alpha.copy_(torch.linspace(-4, 2, len(gates.log_alpha)))
+        biases = torch.sigmoid(gates.log_alpha[: 9 + 7] - 2 / 3 * math.log(0.1 / 1.1)).sum()
+        left = []
+        for _ in range(runs):
+            gates.open()
+            left.append(sum(int(layer.weight.count_nonzero()) for layer in layers))
+            gates.close()
+        expected = float(method.penalty(model, graph) - biases)
+    left = torch.tensor(left).double()
+    assert float(left.mean()) == pytest.approx(expected, abs=5 * float(left.std()) / math.sqrt(runs))
+
+
+def test_a_convolution_counts_behind_its_own_maps_and_a_linear_layer_behind_its_inputs():
+    """The paper's numbers of LeNet-5, here smaller: 25 weights and a bias, a scale, a shift of a map, and so on."""
+    model = lenet().eval()
+    graph = topiarist.trace(model, torch.randn(1, 1, 28, 28))
+    method = make("l0", lam=1.0, examples=1, inputs=True)
+    with attach(method, model, torch.optim.SGD(model.parameters(), lr=0.1), graph), torch.no_grad():
+        gates = model.l0_gates
+        for first, last, each in ((0, 4, 25 + 3), (4, 10, 4 * 25 + 1), (10, 30, 1 + 10), (30, 126, 20)):
+            gates.log_alpha.fill_(-60.0)
+            gates.log_alpha[first:last] = 60.0
+            assert float(method.penalty(model, graph)) == pytest.approx((last - first) * each)
+
+
+def test_shut_inputs_leave_columns_of_zeros_and_maps_without_features_are_pruned():
+    model = lenet().eval()
+    x = torch.randn(2, 1, 28, 28)
+    graph = topiarist.trace(model, x)
+    method = make("l0", examples=1, inputs=True)
+    with attach(method, model, torch.optim.SGD(model.parameters(), lr=0.1), graph), torch.no_grad():
+        gates = model.l0_gates
+        assert float(gates.log_alpha.mean()) == pytest.approx(0, abs=0.02)
+        gates.log_alpha.fill_(4.0)
+        gates.log_alpha[30 : 30 + 16 + 5] = -4.0  # all features of the first map, five of the second
+        wanted = model.eval()(x)
+    assert int((model[7].weight != 0).any(0).sum()) == 96 - 21
+    assert distance(model(x), wanted) <= 1e-6
+    done = prune(model, x, method)
+    assert [int(kept.sum()) for kept in done.keep.values()] == [4, 5, 20]
+    assert done.proof.ok
+
+
+def test_inputs_of_the_network_start_at_a_rate_of_their_own():
+    model = mlp()
+    graph = topiarist.trace(model, torch.randn(1, 12))
+    with make("l0", examples=1, inputs=True).gates(model, graph) as gates, torch.no_grad():
+        assert float(gates.log_alpha[:16].mean()) == pytest.approx(0, abs=0.02)
+        assert float(gates.log_alpha[16:].mean()) == pytest.approx(math.log(4), abs=0.02)
+
+
 @every_kind
 def test_training_samples_evaluation_does_not_and_the_end_folds(granularity):
     model, method, graph, optimizer = gated(granularity)
@@ -257,6 +357,8 @@ def test_fit_knows_how_many_examples_there_are():
         (lambda: make("l0", lam=-1), "lam must be a number from 0 on"),
         (lambda: make("l0", granularity="layer"), "granularity"),
         (lambda: make("l0", dropout=1.0), "dropout must be a rate between 0 and 1"),
+        (lambda: make("l0", input_dropout=0.0), "input_dropout must be a rate between 0 and 1"),
+        (lambda: make("l0", inputs=True, granularity="weight"), "leave out inputs"),
         (lambda: make("l0", examples=0), "examples must be the number"),
         (lambda: make("l0").penalty(network(), topiarist.trace(network(), X)), "l0 needs its gates in training"),
         (lambda: _penalised(), "say how many, examples="),

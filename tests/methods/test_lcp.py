@@ -73,12 +73,13 @@ def test_the_oldest_dies_however_good_it_is_but_is_not_forgotten():
 def test_a_child_differs_from_its_parent_in_a_tenth_of_the_groups():
     method, chance = make("lcp", form="affine"), torch.Generator().manual_seed(1)
     parent = torch.randn(2, 30, generator=chance, dtype=torch.float64)
-    for number, scale in ((0, 1.0), (399, 1 - 399 / 500)):
-        moves = torch.cat([method._draw(30, parent, number, chance) - parent for _ in range(400)])
-        moved = moves.view(400, 2, 30) != 0
+    for number, scale in ((0, 1.0), (200, 1 - 200 / 500), (399, 1 - 399 / 500)):
+        moves = torch.stack([method._draw(30, parent, number, chance) - parent for _ in range(400)])
+        moved = moves != 0
         assert (moved.sum(2) == 3).all()
         assert torch.equal(moved[:, 0], moved[:, 1])
-        assert float(moves[moves != 0].std()) == pytest.approx(scale, rel=0.1)
+        for step, expected in zip(moves.unbind(1), (scale, 1.0), strict=True):  # those of shifts do not shrink
+            assert float(step[step != 0].std()) == pytest.approx(expected, rel=0.1)
     assert (make("lcp")._draw(30, None, 5, chance)[0] == 0).all()  # the shift alone
     assert (method._draw(30, None, 0, chance) == 0).all()  # the identity
 
@@ -141,6 +142,24 @@ def test_more_candidates_are_never_worse():
         ]
         assert found == sorted(found)
         assert found[0] < found[2]
+
+
+@pytest.mark.parametrize("fitness", ["accuracy", "loss"])
+def test_equal_candidates_are_told_apart_by_the_other_measure(monkeypatch, fitness):
+    """The whole network is wrong on all examples, so that many candidates are equally bad."""
+    model, x, y = tiny()
+    x, y = x[:3], (y[:3] + 1) % 3
+    graph = topiarist.trace(model, x[:1])
+    stats, made = collect(model, graph, [(x, y)]), []
+    with monkeypatch.context() as patch:
+        patch.setattr(lcp, "evaluate_batches", lambda *args: made.append(evaluate_batches(*args)) or made[-1])
+        keep = choose(make("lcp", fitness=fitness, **QUICK), graph, stats, HALF)
+    found = evaluate_batches(cut(model, graph, keep), [(x, y)])
+    orders = {"accuracy": lambda each: (each.accuracy, -each.loss), "loss": lambda each: (-each.loss, each.accuracy)}
+    best_one = max(made, key=orders[fitness])
+    assert len({each.loss for each in made if each.accuracy == best_one.accuracy}) > 1
+    assert found.loss == pytest.approx(best_one.loss)
+    assert found.accuracy == best_one.accuracy
 
 
 def test_every_group_keeps_a_tenth_unless_the_budget_says_otherwise():

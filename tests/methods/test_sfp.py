@@ -123,6 +123,14 @@ def test_a_rate_typed_in_decimals_counts_as_typed():
     assert int((model[0].bias == 0).sum()) == 1
 
 
+def test_one_filter_stays_at_any_rate(data):
+    model = net()
+    graph = topiarist.trace(model, data.example())
+    largest = int(model[0].weight.flatten(1).norm(dim=1).argmax())
+    make("sfp", rate=1e-12).soften(model, graph, 0, 1)
+    assert zeroed(model).tolist() == [unit != largest for unit in range(6)]
+
+
 def test_refusals(data):
     for rate in (0, 1.1, float("nan")):
         with pytest.raises(TopiaristError, match="rate must be"):

@@ -210,6 +210,43 @@ def test_noise_is_drawn_along_the_memory_of_any_layout():
         assert drawn.stride() == torch.empty_like(layout).stride()
 
 
+def test_log_alpha_is_clamped_at_eight():
+    """Beyond it the noise follows the weight, and no variance has a gradient of the divergence."""
+    model, method, graph, optimizer = noisy(nn.Linear(5, 3).double())
+    with attach(method, model.train(), optimizer, graph):
+        noise, theta = model.vardrop_noise, model.weight
+        for given, clamped in ((-20.0, -8.0), (-7.5, -7.5), (7.5, 7.5), (20.0, 8.0)):
+            with torch.no_grad():
+                noise.log_sigma2[0].copy_(given + (theta.square() + 1e-8).log())
+            k1, k2, k3 = 0.63576, 1.87320, 1.48695
+            one = k1 / (1 + math.exp(k2 + k3 * clamped)) + 0.5 * math.log(1 + math.exp(-clamped))
+            penalty = method.penalty(model, graph)
+            assert float(penalty.detach()) == pytest.approx(15 * one / 16, rel=1e-9)
+            (gradient,) = torch.autograd.grad(penalty, [noise.log_sigma2[0]])
+            assert bool(gradient.any()) == (given == clamped)
+            expected = math.exp(clamped / 2) * theta.detach().abs()
+            torch.testing.assert_close(noise.sigma(theta).detach(), expected)
+
+
+@pytest.mark.parametrize("drawn", ["outputs", "weights"])
+def test_the_mean_of_noisy_weights_is_clipped_where_it_is_asked_for(drawn):
+    """Its noise stays: the authors clip the mean alone."""
+    for clip in (False, True):
+        model, method, graph, optimizer = noisy(nn.Linear(5, 3).double(), clip_mean=clip)
+        if drawn == "weights":
+            model.forward = lambda x, model=model: x @ model.weight.T + model.bias
+        with attach(method, model.train(), optimizer, graph), torch.no_grad():
+            alpha = drowned(model)["weight"]
+            torch.manual_seed(0)
+            outputs = torch.cat([model(X[:1]) for _ in range(4000)])
+            theta = model.weight.clone()
+        kept = theta.masked_fill(alpha >= 3, 0) if clip else theta
+        assert (alpha >= 3).any()
+        mean, spread = X[0] @ kept.T + model.bias, (X[0].square() @ (alpha.exp() * theta.square()).T).sqrt()
+        assert ((outputs.mean(0) - mean).abs() <= 5 * spread / math.sqrt(4000)).all()
+        assert ((outputs.var(0).log() - spread.square().log()).abs() <= 5 * math.sqrt(2 / 4000)).all()
+
+
 def test_evaluation_is_free_of_noise_and_the_end_is_what_it_saw():
     model, method, graph, optimizer = noisy()
     keys = model.state_dict().keys()

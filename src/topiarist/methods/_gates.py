@@ -31,11 +31,19 @@ class GateIndex(NamedTuple):
 
 
 class Gated(NamedTuple):
-    """Holds what gates multiply: tensor → index, the number of each group's first gate, and the number of gates."""
+    """Holds what gates multiply.
+
+    Attributes:
+        tensors: tensor → index of the gates of groups.
+        first: group → number of its first gate.
+        total: number of gates.
+        inputs: tensor → index of the gates that belong to no group (see `with_inputs`).
+    """
 
     tensors: Mapping[str, GateIndex] = {}
     first: Mapping[str, int] = {}
     total: int = 0
+    inputs: Mapping[str, GateIndex] = {}
 
     def with_units(self, graph: Graph, group: Group, free: Collection[str]) -> Gated:
         """Adds the weights that read a group's units; several positions of the units may lie in one weight.
@@ -69,7 +77,27 @@ class Gated(NamedTuple):
 
     def with_group(self, tensors: Mapping[str, GateIndex], group: Group) -> Gated:
         """Adds the gates of a group, which are in ``tensors`` already."""
-        return Gated(tensors, {**self.first, group.name: self.total}, self.total + group.units)
+        first = {**self.first, group.name: self.total}
+        return self._replace(tensors=tensors, first=first, total=self.total + group.units)
+
+    def with_inputs(self, graph: Graph, free: Collection[str]) -> Gated:
+        """Adds a gate for each input of a linear layer that no unit's gate has to itself.
+
+        Those are what the network reads, and the features of a flattened map, several of which make up one unit.
+        """
+        inputs, total = dict(self.inputs), self.total
+        for name in graph.parameters:
+            axis = graph.input_axis(name)
+            if axis is None or name not in free or len(graph.shapes[name]) != 2:
+                continue
+            gate = torch.full((graph.shapes[name][axis],), -1)
+            shared = torch.ones_like(gate, dtype=torch.bool)
+            if (own := self.tensors.get(name)) and own.axis == axis:
+                uses = torch.bincount(own.gate[own.gate >= 0], minlength=self.total)
+                shared = (own.gate < 0) | (uses[own.gate] > 1)
+            gate[shared] = total + torch.arange(int(shared.sum()))
+            inputs[name], total = GateIndex(axis, gate), total + int(shared.sum())
+        return self._replace(inputs=inputs, total=total)
 
     def nonzero(self, stats: Stats) -> Tensor:
         """Returns bool ``(total,)``: whether any of the entries that a gate multiplies is not zero."""
@@ -114,10 +142,12 @@ class Gates(nn.Module, ABC):
     def __init__(self, model: nn.Module, gated: Gated) -> None:
         super().__init__()
         # In tuples, so that the model's modules do not become modules of the gates.
-        self._owners = tuple((model.get_submodule(name.rpartition(".")[0]), name) for name in gated.tensors)
+        names = dict.fromkeys([*gated.tensors, *gated.inputs])
+        self._owners = tuple((model.get_submodule(name.rpartition(".")[0]), name) for name in names)
         holders = holders_of(model)
         self._holders = {name: tuple(holders[id(parameter_of(owner, name))]) for owner, name in self._owners}
         self._tensors = dict(gated.tensors)
+        self._indices = {name: [by[name] for by in (gated.tensors, gated.inputs) if name in by] for name in names}
 
     @abstractmethod
     def multipliers(self) -> Tensor:
@@ -131,15 +161,13 @@ class Gates(nn.Module, ABC):
         """Returns what it gets, for models that call all of their submodules in turn."""
         return x
 
-    def _at(self, name: str, values: Tensor, rest: float) -> Tensor:
-        """Returns each gate's value at its positions in a tensor, and ``rest`` where there is no gate."""
-        padded = torch.cat([values, values.new_full((1,), rest)])  # the last one for -1
-        return padded[self._tensors[name].gate.to(padded.device)]
-
     def _factor(self, name: str, values: Tensor, like: Tensor) -> Tensor:
         """Returns what a parameter is multiplied by, broadcastable to it."""
-        factor, axis = self._at(name, values, 1.0).to(like.dtype), self._tensors[name].axis
-        return factor if axis is None else factor.view([-1 if k == axis else 1 for k in range(like.ndim)])
+        factor = like.new_ones(())
+        for axis, gate in self._indices[name]:
+            own = _at(gate, values, 1.0).to(like.dtype)
+            factor = factor * (own if axis is None else broadcast(own, axis, like.ndim))
+        return factor
 
     def open(self, *_: object) -> None:
         """Puts multiplied values in front of the parameters, tied ones everywhere: a hook before the model runs."""
@@ -166,7 +194,19 @@ class Gates(nn.Module, ABC):
         for owner, name in self._owners:
             parameter = parameter_of(owner, name)
             parameter.mul_(self._factor(name, values, parameter))
-            register_gate(owner, name.rpartition(".")[2] + suffix, self._at(name, saved, 1.0))
+            if name in self._tensors:
+                register_gate(owner, name.rpartition(".")[2] + suffix, _at(self._tensors[name].gate, saved, 1.0))
+
+
+def broadcast(line: Tensor, axis: int, ndim: int) -> Tensor:
+    """Returns a vector along one axis, shaped so that it broadcasts to a tensor of so many."""
+    return line.view([-1 if k == axis else 1 for k in range(ndim)])
+
+
+def _at(gate: Tensor, values: Tensor, rest: float) -> Tensor:
+    """Returns each gate's value at its positions, and ``rest`` where there is no gate."""
+    padded = torch.cat([values, values.new_full((1,), rest)])  # the last one for -1
+    return padded[gate.to(padded.device)]
 
 
 def parameter_of(owner: nn.Module, name: str) -> nn.Parameter:

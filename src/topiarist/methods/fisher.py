@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Group, Scores, Site
 from topiarist.measure import Stats, Watch, flat_response, on_responses, unit_sums
+from topiarist.methods._unit_costs import macs_of_one_unit
 from topiarist.methods.base import Method, checked_scores
 
 
@@ -49,7 +51,9 @@ class Fisher(Method):
     Formula: ``s_j = 1/2 * mean over examples of (sum over locations of dL/dz_j * z_j)^2``, with ``z_j`` the unit's
     response and ``L`` the loss of one example. It is Optimal Brain Damage with channels for weights: near a minimum the
     gradients average out to 0, and the curvature is the Fisher information, taken at the data's labels. After a ReLU or
-    before it the score is the same. Needs data with targets. Returns ``(units,)`` for each group that can be seen while
+    before it the score is the same. With ``beta`` units that cost much are favoured for removal, as the paper lowers
+    ``L + beta C``: ``s_j = ... - beta * c_j`` with ``c_j`` the multiply-accumulates of one example that removing unit
+    ``j`` alone saves. Needs data with targets. Returns ``(units,)`` for each group that can be seen while
     the model runs, in units of the loss, so that all layers compare and one threshold serves them.
 
     Cost: one forward and one backward pass over the data; as much memory as training on its batches, and a few numbers
@@ -59,10 +63,14 @@ class Fisher(Method):
     the network fits every example perfectly, as then all gradients are 0; use data that it was not trained on.
 
     Raises:
-        TopiaristError: the statistic was not measured, all of it is 0, or the loss depends on no group that can be cut.
+        TopiaristError: ``beta`` is negative or not finite, the statistic was not measured, all of it is 0, or the loss
+            depends on no group that can be cut.
 
     Paper: Theis, Korshunova, Tejani, Huszár: "Faster gaze prediction with dense networks and Fisher pruning", arXiv
     2018.
+
+    Attributes:
+        beta: loss that one multiply-accumulate is worth; 0 leaves the cost out. The paper counts FLOPs and tunes it.
     """
 
     family = "loss sensitivity (gradients, Hessian)"
@@ -71,14 +79,20 @@ class Fisher(Method):
     allocation = "global"
     formula = (
         r"s_j = \frac{1}{2 N} \sum_{n=1}^{N} \left( \sum_{m} \frac{\partial L_n}{\partial z_{njm}}\, "
-        r"z_{njm} \right)^2"
+        r"z_{njm} \right)^2 - \beta c_j"
     )
     paper = (
         "Theis, Korshunova, Tejani, Huszár: Faster gaze prediction with dense networks and Fisher pruning, arXiv 2018"
     )
 
+    beta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.beta < math.inf:
+            raise TopiaristError(f"beta must be a number from 0 on, the price of a MAC, but got {self.beta!r}")
+
     def score(self, graph: Graph, stats: Stats) -> Scores:
-        """Computes ``s_j = mean (dL/dm_j)^2 / 2``."""
+        """Computes ``s_j = mean (dL/dm_j)^2 / 2 - beta c_j``."""
         measured = [group.name for group in graph.groups if (group.name, "fisher.squares") in stats.sums]
         if not measured:
             raise TopiaristError(
@@ -86,4 +100,7 @@ class Fisher(Method):
                 "on the graph whose units it scores"
             )
         scores = {name: stats.mean(name, "fisher.squares") / 2 for name in measured}
-        return checked_scores(self, scores, "use other data, or l1")
+        checked_scores(self, scores, "use other data, or l1")
+        if self.beta == 0:
+            return scores
+        return {name: s - self.beta * macs_of_one_unit(graph, graph[name]) for name, s in scores.items()}

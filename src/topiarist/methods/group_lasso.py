@@ -38,6 +38,11 @@ class GroupLasso(Method):
 
     Cost: a pass over the weights at each step, with columns also an index of their size. The score reads the weights.
 
+    Zeros: with the solver ``"gradient"`` no group ever becomes exactly 0, but hovers about it by a step of the
+    optimiser; Wen et al. set weights below 1e-4 to 0 after every step, ``zero_below=1e-4``. The proximal solver makes
+    zeros. What no slice of a removable unit holds is never penalised: pinned units, 1-D parameters of norms, and biases
+    under the gradient. Not here: the paper's depth, a group for a whole layer behind a shortcut (`sss` removes blocks).
+
     Use it: where a network is trained anyhow, and has no batch norms whose scales say as much. A batch norm undoes
     the size of the filters before it, so there prefer ``"channel"``, or slimming. Columns make sparse filters rather
     than dead units. Where groups share weights (rows and columns of one matrix) their proximal steps follow each other.
@@ -54,6 +59,9 @@ class GroupLasso(Method):
         lam: strength of the penalty.
         kind: which weights become zero together: ``"filter"``, ``"channel"``, ``"both"``, ``"unit"`` or ``"column"``.
         solver: ``"gradient"`` of the penalty, or ``"proximal"``: a step after the optimiser's.
+        share: of the groups that are penalised in each layer, those of smallest norm. The gradual scheme of Lebedev and
+            Lempitsky raises it from training to training up to the sparsity that is wanted.
+        zero_below: absolute value below which a penalised weight is set to 0 after each step.
     """
 
     family = "sparsity penalties"
@@ -66,6 +74,8 @@ class GroupLasso(Method):
     lam: float = 5e-3
     kind: Literal["filter", "channel", "both", "unit", "column"] = "filter"
     solver: Literal["gradient", "proximal"] = "gradient"
+    share: float = 1.0
+    zero_below: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.lam < math.inf:
@@ -74,6 +84,10 @@ class GroupLasso(Method):
             raise TopiaristError(f"kind must be one of {', '.join(_KINDS)}, but got {self.kind!r}")
         if self.solver not in ("gradient", "proximal"):
             raise TopiaristError(f"solver must be 'gradient' or 'proximal', but got {self.solver!r}")
+        if not 0 < self.share <= 1:
+            raise TopiaristError(f"share must be a share of the groups, above 0 and up to 1, but got {self.share!r}")
+        if not 0 <= self.zero_below < math.inf:
+            raise TopiaristError(f"zero_below must be a number from 0 on, but got {self.zero_below!r}")
         if self.solver == "proximal" and self.kind == "both":
             raise TopiaristError(
                 "filters and channels overlap, so that no proximal step solves both: use the solver 'gradient', or one "
@@ -85,18 +99,26 @@ class GroupLasso(Method):
         if self.solver == "proximal":
             return torch.zeros(())
         norms = [_norms(bundle, model.get_parameter) for bundle in self._bundles(graph)]
-        return self.lam * torch.cat(norms).sum()
+        return self.lam * torch.cat([each[self._penalised(each)] for each in norms]).sum()
 
     @torch.no_grad()
     def proximal(self, model: nn.Module, graph: Graph, lr: float) -> None:
         """Sets ``theta = max(0, 1 - lr * lam * sqrt(P) / ||theta||) * theta``, if the solver is proximal."""
-        if self.solver == "gradient":
-            return
-        for bundle in self._bundles(graph):
+        for bundle in self._bundles(graph) if self.solver == "proximal" else ():
             root = math.sqrt(sum(_numbers(part, graph.shapes[part.tensor]) for part in bundle))
-            factors = (1 - lr * self.lam * root / _norms(bundle, model.get_parameter)).clamp(min=0)
+            norms = _norms(bundle, model.get_parameter)
+            factors = torch.ones_like(norms)
+            few = self._penalised(norms)
+            factors[few] = (1 - lr * self.lam * root / norms[few]).clamp(min=0)
             for part in bundle:
                 _multiply(model.get_parameter(part.tensor), part, factors)
+        for name in {part.tensor for bundle in self._bundles(graph) for part in bundle} if self.zero_below else ():
+            weight = model.get_parameter(name)
+            weight.masked_fill_(weight.abs() < self.zero_below, 0)
+
+    def _penalised(self, norms: Tensor) -> Tensor:
+        """Returns which groups of one layer are penalised: the share of smallest norm, one at least."""
+        return norms.detach().argsort()[: max(1, round(self.share * len(norms)))]
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
         """Computes ``s_j = ||theta_j||``."""

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
 from topiarist.files import GATE
-from topiarist.graph import Graph, Group, Keep, Scores
+from topiarist.graph import Graph, Group, Keep, Scores, Slice
 from topiarist.measure import Stats
-from topiarist.methods._gates import Gated, Gates, check_trained, gating, trainable, trained_with_gates
+from topiarist.methods._gates import Gated, Gates, broadcast, check_trained, gating, trainable, trained_with_gates
 from topiarist.methods.base import Method, checked_examples
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
@@ -36,13 +36,24 @@ class L0(Method):
     Formula: in training each gate is ``z = min(1, max(0, s (zeta - gamma) + gamma))`` with ``s = sigmoid((log u - log(1
     - u) + log alpha) / beta)`` and a new uniform ``u`` at every run of the model; ``L = loss + lam / N * sum_j |g_j|
     P(z_j > 0)`` with ``P(z > 0) = sigmoid(log alpha - beta log(-gamma / zeta))``, ``N`` training examples and ``|g_j|``
-    parameters of unit ``j``; ``beta = 2/3``, ``gamma = -0.1``, ``zeta = 1.1``. When the network is evaluated, and for
+    parameters of gate ``j``; ``beta = 2/3``, ``gamma = -0.1``, ``zeta = 1.1``. When the network is evaluated, and for
     good in the end, ``z = min(1, max(0, sigmoid(log alpha) (zeta - gamma) + gamma))`` is multiplied into the weights.
     ``s_j = P(z_j > 0)``, without units: ``(units,)`` for each group that layers read, or for each weight tensor; 0
     where the weights are 0, and 1 where the network was not trained so. What is read by frozen weights has no gates and
     is not pruned. Without a budget all whose evaluated gate is 0 are pruned, but one of each group; with one, the
     lowest scores over all groups. A unit is multiplied in the weights that read it, that is behind its normalisation
     and activation.
+
+    Counts: each parameter counts once, behind one gate, as in the paper. A weight of a linear layer counts behind the
+    gate of the input that it reads; where that has none, behind the gate of the unit that it produces. A weight of a
+    convolution counts behind the gate of the map that it produces; where that has none, behind the gate of the map
+    that it reads. Biases and what normalises count with their unit, and what no gate removes does not count. So a
+    weight between two gated groups counts until its own gate is shut, although either shuts it off.
+
+    Inputs: with ``inputs`` each input of the network that a linear layer reads has a gate too, and each feature of a
+    flattened map, beside the gate of the map: the paper's LeNets, whose widths of 784-300-100 and of 20-50-800-500 are
+    numbers of gates. Shut ones leave columns of zeros in the weight that reads them, ``(weight != 0).any(0)``: they are
+    no units, so nothing is cut, unless all of a map's features are shut, which prunes the map.
 
     Cost: the training's own, and a product with the gated weights at each step.
 
@@ -60,8 +71,10 @@ class L0(Method):
     Attributes:
         lam: strength of the penalty, for each parameter and the loss summed over all training examples.
         granularity: ``"structure"`` gates units, ``"weight"`` individual weights.
-        dropout: the rate ``1 - sigmoid(log alpha)`` that gates start with; the paper takes 0.5, and 0.2 for inputs.
-        weighted: whether a unit counts as many parameters as it has; otherwise each counts as one.
+        dropout: the rate ``1 - sigmoid(log alpha)`` that gates start with.
+        inputs: whether inputs and flattened features of linear layers have gates of their own.
+        input_dropout: what gates on the network's inputs start with.
+        weighted: whether a gate counts its parameters; otherwise each gate counts as one.
         examples: ``N``, of the training set; `topiarist.train.fit` knows it, loops of your own give it.
     """
 
@@ -78,6 +91,8 @@ class L0(Method):
     lam: float = 0.1
     granularity: Literal["structure", "weight"] = "structure"  # type: ignore[misc]  # a choice here, one of the class elsewhere
     dropout: float = 0.5
+    inputs: bool = False
+    input_dropout: float = 0.2
     weighted: bool = True
     examples: int | None = None
 
@@ -86,8 +101,11 @@ class L0(Method):
             raise TopiaristError(f"lam must be a number from 0 on, the strength of the penalty, but got {self.lam!r}")
         if self.granularity not in ("structure", "weight"):
             raise TopiaristError(f"granularity must be 'structure' or 'weight', but got {self.granularity!r}")
-        if not 0 < self.dropout < 1:
-            raise TopiaristError(f"dropout must be a rate between 0 and 1, but got {self.dropout!r}")
+        for name, rate in (("dropout", self.dropout), ("input_dropout", self.input_dropout)):
+            if not 0 < rate < 1:
+                raise TopiaristError(f"{name} must be a rate between 0 and 1, but got {rate!r}")
+        if self.inputs and self.granularity == "weight":
+            raise TopiaristError("individual weights have gates of their own: leave out inputs, or the granularity")
         checked_examples(self.examples)
 
     def in_training(self, examples: int, steps: int) -> L0:
@@ -96,12 +114,12 @@ class L0(Method):
 
     def gates(self, model: nn.Module, graph: Graph) -> AbstractContextManager[nn.Module]:
         """Attaches one gate for each unit or weight; in the end they are multiplied into the weights."""
-        graph = self.units(graph)
-        gated = self._gated(graph, trainable(model))
-        sizes = [_size(graph, graph[name]) if self.weighted else 1 for name in gated.first]
-        counts = torch.tensor([graph[name].units for name in gated.first])
-        gates = _Gates(model, gated, self.dropout, torch.tensor(sizes).repeat_interleave(counts))
-        return gating(model, graph, _GATES, gates, _LEFT)
+        graph, free = self.units(graph), trainable(model)
+        gated = self._gated(graph, free)
+        if self.inputs:
+            gated = gated.with_inputs(graph, free)
+        counts = parameters_of_gates(graph, gated) if self.weighted else torch.ones(gated.total)
+        return gating(model, graph, _GATES, _Gates(model, gated, self._start(graph, gated), counts), _LEFT)
 
     def penalty(self, model: nn.Module, graph: Graph) -> Tensor:
         """Computes ``lam / N * sum_j |g_j| P(z_j > 0)``."""
@@ -109,7 +127,7 @@ class L0(Method):
         return (
             self.lam
             / checked_examples(self.examples, self.name)
-            * (gates.sizes * open_probability(gates.log_alpha)).sum()
+            * (gates.counts * open_probability(gates.log_alpha)).sum()
         )
 
     def proximal(self, model: nn.Module, graph: Graph, lr: float) -> None:
@@ -138,6 +156,14 @@ class L0(Method):
                 keep[name] = torch.zeros_like(keep[name])
                 keep[name][scores.argmax()] = True
         return keep
+
+    def _start(self, graph: Graph, gated: Gated) -> Tensor:
+        """Returns the mean location that each gate starts with: ``input_dropout`` where no unit feeds the input."""
+        rates = torch.full((gated.total,), self.dropout)
+        for name, (_, gate) in gated.inputs.items():
+            fed = {int(at) for group in graph.groups for part in _read(group, name) for at in part.positions.flatten()}
+            rates[gate[[at for at in range(len(gate)) if at not in fed and gate[at] >= 0]]] = self.input_dropout
+        return torch.logit(1 - rates)
 
     def _gated(self, graph: Graph, free: Collection[str]) -> Gated:
         """Returns the weights that each gate multiplies, among those that are free to be multiplied."""
@@ -171,13 +197,40 @@ def open_probability(log_alpha: Tensor) -> Tensor:
     return torch.sigmoid(log_alpha - BETA * math.log(-GAMMA / ZETA))
 
 
-def _size(graph: Graph, group: Group) -> float:
-    """Returns how many parameters one unit of a group has."""
-    shapes = [(graph.shapes[part.tensor], part) for part in group.slices if part.tensor in graph.parameters]
-    return sum(
-        part.positions.shape[1] * (1 if part.axis is None else math.prod(shape) // shape[part.axis])
-        for shape, part in shapes
-    )
+def parameters_of_gates(graph: Graph, gated: Gated) -> Tensor:
+    """Counts each parameter once, behind one gate, and returns how many each gate has, ``(gates,)``."""
+    counts = torch.zeros(gated.total, dtype=torch.int64)
+    for name in graph.parameters:
+        shape = graph.shapes[name]
+        candidates = _candidates(graph, gated, name)
+        axes = {axis for axis, _ in candidates}
+        gate = torch.full([n if axis in axes or None in axes else 1 for axis, n in enumerate(shape)], -1)
+        for axis, line in candidates:
+            own = line.view(shape) if axis is None else broadcast(line, axis, len(shape))
+            gate = torch.where(gate < 0, own, gate)
+        counts += torch.bincount(gate[gate >= 0], minlength=gated.total) * (math.prod(shape) // gate.numel())
+    return counts
+
+
+def _candidates(graph: Graph, gated: Gated, name: str) -> list[tuple[int | None, Tensor]]:
+    """Returns the gates along axes of a parameter, -1 where there is none; the first ones come first in counting it."""
+    shape = graph.shapes[name]
+    read: list[tuple[int | None, Tensor]] = []
+    if name in gated.inputs:
+        read.append((gated.inputs[name].axis, gated.inputs[name].gate))
+    made: list[tuple[int | None, Tensor]] = []
+    for group in graph.groups:
+        for part in group.slices if group.name in gated.first else ():
+            if part.tensor == name:
+                line = torch.full((math.prod(shape) if part.axis is None else shape[part.axis],), -1)
+                units = gated.first[group.name] + torch.arange(group.units)
+                line[part.positions] = units.unsqueeze(1).expand(part.positions.shape)
+                (read if part.role == "input" else made).append((part.axis, line))
+    return [*made, *read] if len(shape) > 2 else [*read, *made]
+
+
+def _read(group: Group, name: str) -> list[Slice]:
+    return [part for part in group.by_role("input") if part.tensor == name]
 
 
 def _attached(model: nn.Module) -> _Gates:
@@ -192,17 +245,16 @@ class _Gates(Gates):
 
     Attributes:
         log_alpha: ``(gates,)``.
-        sizes: ``(gates,)`` what each counts in the penalty.
+        counts: ``(gates,)`` what each counts in the penalty.
     """
 
-    sizes: Tensor
+    counts: Tensor
 
-    def __init__(self, model: nn.Module, gated: Gated, dropout: float, sizes: Tensor) -> None:
+    def __init__(self, model: nn.Module, gated: Gated, start: Tensor, counts: Tensor) -> None:
         super().__init__(model, gated)
         first = model.get_parameter(next(iter(gated.tensors)))
-        start = torch.normal(math.log((1 - dropout) / dropout), 0.01, (gated.total,))
-        self.log_alpha = nn.Parameter(start.to(first.device, first.dtype))
-        self.register_buffer("sizes", sizes.to(first.device, first.dtype), persistent=False)
+        self.log_alpha = nn.Parameter(torch.normal(start, 0.01).to(first.device, first.dtype))
+        self.register_buffer("counts", counts.to(first.device, first.dtype), persistent=False)
 
     def multipliers(self) -> Tensor:
         """Returns a new sample in training, and the evaluated gates otherwise."""

@@ -110,8 +110,13 @@ def _group_of(graph: Graph, layer: str | int, preset: str) -> str:
                 return group.name
     what = f"convolution {layer}" if isinstance(layer, int) else f"{layer!r}"
     raise TopiaristError(
-        f"the preset {preset!r} prunes {what}, which cannot be pruned here: use it with zoo:{preset.split('-')[0]}"
+        f"the preset {preset!r} prunes {what}, which cannot be pruned here: use it with {_network_of(preset)}"
     )
+
+
+def _network_of(preset: str) -> str:
+    name = preset.partition("-")[0]
+    return f"torchvision:{name}" if name == "resnet34" else f"zoo:{name}"
 
 
 def _is_conv(graph: Graph, group: Group) -> bool:

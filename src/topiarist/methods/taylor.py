@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from topiarist.budget import cost
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, Group, Scores
+from topiarist.graph import Graph, Scores
 from topiarist.measure import Stats
 from topiarist.methods._schedules import linear
+from topiarist.methods._unit_costs import macs_of_one_unit
 from topiarist.methods.base import Method, checked_scores
 
 
@@ -78,8 +78,7 @@ class Taylor(Method):
         checked_scores(self, effects, "use other data, or l1")
         if self.lam == 0:
             return effects
-        full = cost(graph).macs
-        saved = torch.tensor([full - _macs_without_one(graph, group) for group in groups], dtype=torch.float64)
+        saved = torch.tensor([macs_of_one_unit(graph, group) for group in groups], dtype=torch.float64)
         flops = dict(zip(effects, _normalised(saved), strict=True))
         return {name: effect - self.lam * flops[name] for name, effect in effects.items()}
 
@@ -92,10 +91,3 @@ def _normalised(values: Tensor) -> Tensor:
     """Returns ``v / sqrt(sum v^2)``, and 0 where all are."""
     norm = values.norm()
     return values if norm == 0 else values / norm
-
-
-def _macs_without_one(graph: Graph, group: Group) -> int:
-    """Returns the MACs of the network without one unit of the group; its units cost the same."""
-    keep = torch.ones(group.units, dtype=torch.bool)
-    keep[0] = False
-    return cost(graph, {group.name: keep}).macs

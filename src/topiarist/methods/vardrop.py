@@ -49,10 +49,11 @@ class VarDrop(Method):
     1.48695``, ``N`` training examples and ``t`` rising from 0 to 1. For linear and convolutional layers the outputs are
     drawn instead of the weights, which has less variance: ``y ~ N(W x, (alpha theta^2) x^2)``, each output of each
     example for itself; wherever else a weight is used, it is drawn. When the network is evaluated, and for good in the
-    end, weights with ``log alpha >= threshold`` are 0. ``s = -log alpha``, without units: ``(units,)`` for each weight
-    tensor; where the network was not trained so, with the variance of the start: the order of magnitudes, which takes
-    no budget. Without one all of ``log alpha < threshold`` are kept, all that were not trained so, and at least one
-    weight of each tensor; with one, the highest scores. Biases and frozen weights have no noise and are not pruned.
+    end, weights with ``log alpha >= threshold`` are 0; with ``clip_mean`` in training too, in the mean ``W x`` but not
+    in the variance, as in the authors' code. ``s = -log alpha``, without units: ``(units,)`` for each weight tensor;
+    where the network was not trained so, with the variance of the start: the order of magnitudes, which takes no
+    budget. Without one all of ``log alpha < threshold`` are kept, all that were not trained so, and at least one weight
+    of each tensor; with one, the highest scores. Biases and frozen weights have no noise and are not pruned.
 
     Cost: each product of the training is computed twice, for mean and variance, and each weight has a second parameter
     with its own state in the optimiser: twice the memory of the weights, and over twice the time.
@@ -71,6 +72,8 @@ class VarDrop(Method):
     Attributes:
         threshold: of ``log alpha``; 3 stands for a dropout rate above 0.95.
         start: ``log sigma^2`` that all weights start with.
+        clip_mean: whether the training's mean leaves out weights above the threshold, which then learn from their
+            noise alone.
         warmup: between which fractions of the steps the weight of the divergence rises linearly from 0 to 1: the
             paper's epochs 5 to 20 of 200. With ``(0, 0)`` it is 1 from the start.
         examples: ``N``, of the training set; `topiarist.train.fit` knows it, loops of your own give it.
@@ -90,6 +93,7 @@ class VarDrop(Method):
 
     threshold: float = 3.0
     start: float = -10.0
+    clip_mean: bool = False
     warmup: tuple[float, float] = (0.025, 0.1)
     examples: int | None = None
     steps: int | None = None
@@ -119,7 +123,7 @@ class VarDrop(Method):
             raise TopiaristError(
                 "vardrop found no trainable weight in this network: unfreeze weights, or remove parametrizations"
             )
-        return _attach(model, _Noise(model, names, self.start, self.threshold))
+        return _attach(model, _Noise(model, names, self.start, self.threshold, self.clip_mean))
 
     def penalty(self, model: nn.Module, graph: Graph) -> Tensor:
         """Computes ``t * KL / N``."""
@@ -213,11 +217,11 @@ class _Noise(nn.Module):
 
     done: Tensor
 
-    def __init__(self, model: nn.Module, names: Iterable[str], start: float, threshold: float) -> None:
+    def __init__(self, model: nn.Module, names: Iterable[str], start: float, threshold: float, clip: bool) -> None:
         super().__init__()
         # In a tuple, so that the model's modules do not become modules of the noise.
         self._owners = tuple((model.get_submodule(name.rpartition(".")[0]), name) for name in names)
-        self._threshold = threshold
+        self._threshold, self._clip = threshold, clip
         weights = self._weights()
         self._index = {id(weight): index for index, weight in enumerate(weights)}
         self.log_sigma2 = nn.ParameterList(nn.Parameter(torch.full_like(weight, start)) for weight in weights)
@@ -247,7 +251,15 @@ class _Noise(nn.Module):
     def effective(self, theta: Tensor) -> Tensor:
         """Returns one of the weights as the model uses it: drawn in training, 0 above the threshold in evaluation."""
         if self.training:
-            return theta + self.sigma(theta) * normal_like(theta)
+            return self.mean(theta) + self.sigma(theta) * normal_like(theta)
+        return self._silenced(theta)
+
+    def mean(self, theta: Tensor) -> Tensor:
+        """Returns the mean of one of the weights in training."""
+        return self._silenced(theta) if self._clip else theta
+
+    def _silenced(self, theta: Tensor) -> Tensor:
+        """Returns one of the weights with 0 where it is noisy."""
         noisy = log_alpha(theta, self.log_sigma2[self._index[id(theta)]]) >= self._threshold
         return theta.masked_fill(noisy, 0)
 
@@ -283,7 +295,7 @@ class _Drawing(FunctionMode):
     def drawn(self, func: Func, given: dict[str, Any], more: Args) -> Tensor:
         """Draws from ``N(W x + b, (alpha theta^2) x^2)``."""
         x, theta, bias = (given.pop(name, None) for name in ("input", "weight", "bias"))
-        mean = func(x, theta, bias, *more, **given)
+        mean = func(x, self.noise.mean(theta), bias, *more, **given)
         variance = func(x.square(), self.noise.sigma(theta).square(), None, *more, **given)
         return mean + (variance + _SMALL).sqrt() * normal_like(mean)
 
