@@ -5,11 +5,11 @@
 Random weights; magnitude pruning layer by layer, to a tenth and a twentieth of all weights but those of the first layer
 (of MobileNetV2 the 1×1 convolutions alone; of the linear layer also half; of ResNet-18 also a fifth, and "in fours":
 the weights of four neighbouring output channels together). All runtimes run in turns. With one thread a number is CPU
-time, with two it is wall time; medians of ROUNDS rounds, with a pause before each runtime. The dense runtimes take the
-network before pruning: zeros do not help them. Two more columns have it in lower precision, which some processors
-compute natively; they do not count in the ratio. Writes OUT.jsonl, a line for each network and setting, and OUT.md;
-lines that are there are skipped. Needs the extras `vision`, `export` and `sparse`; `torch.compile` runs where a
-compiler is.
+time, with two it is wall time; medians of ROUNDS rounds, each after a pause and a few runs that do not count. The dense
+runtimes take the network before pruning: zeros do not help them. Two more columns have it in lower precision, which
+some processors compute natively; they do not count in the ratio. Writes OUT.jsonl, a line for each network and setting,
+and OUT.md; lines that are there are skipped. Needs the extras `vision`, `export` and `sparse`; `torch.compile` runs
+where a compiler is.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from topiarist import Budget, TopiaristError
 from topiarist.deploy import export, machine, make_target
 from topiarist.sparse import host
 
-ROUNDS = 15
-SECONDS = 60.0
-PAUSE = 0.1
+ROUNDS = 9
+SECONDS = 40.0
+PAUSE, WARM = 0.1, 0.05
 Variant = tuple[float, int]
 """The part of the weights that is kept, and the output channels whose weights are pruned together."""
 USUAL: tuple[Variant, ...] = ((0.1, 1), (0.05, 1))
 NETWORKS: dict[str, tuple[str, tuple[Variant, ...], list[str]]] = {
-    "linear": ("", ((0.5, 1), *USUAL), []),
     "resnet18": ("torchvision:resnet18", ((0.2, 1), *USUAL, (0.2, 4), (0.1, 4), (0.05, 4)), ["conv1"]),
     "resnet50": ("torchvision:resnet50", USUAL, ["conv1"]),
     "mobilenet_v2": ("torchvision:mobilenet_v2", USUAL, ["features.0.0", "features.*.conv.*.0", "classifier"]),
     "vit_tiny": ("timm:vit_tiny_patch16_224", USUAL, ["patch_embed", "head"]),
+    "linear": ("", ((0.5, 1), *USUAL), []),
     "vgg16": ("torchvision:vgg16", USUAL, ["features.0"]),
 }
 SETTINGS = ((1, 1), (2, 1), (1, 16))
@@ -141,14 +141,17 @@ def medians(of: dict[str, Callable[[], Any]], clock: Callable[[], float]) -> dic
     """Milliseconds of each, run in turns: median, and the quartiles.
 
     Before each one is a pause, in which threads of the runtime before fall asleep: they wait for more, and a processor
-    that they hold is one that the next runtime lacks.
+    that they hold is one that the next runtime lacks. Then it runs for a while, or once, before the run that counts.
     """
     times: dict[str, list[float]] = {column: [] for column in of}
     began = time.perf_counter()
     for turn in range(ROUNDS):
         for column, run in of.items():
             time.sleep(PAUSE)
+            warm = time.perf_counter() + WARM
             run()
+            while time.perf_counter() < warm:
+                run()
             start = clock()
             run()
             times[column].append(1000 * (clock() - start))
