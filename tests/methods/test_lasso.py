@@ -77,6 +77,14 @@ def test_ties_go_to_the_larger_coefficient():
     assert path.support(2).tolist() == [True, True, False]
 
 
+def test_where_the_data_leave_too_few_those_that_pull_most_are_kept():
+    """Three coefficients are 0 at any lambda; the residual is that of the right side, so it says which comes first."""
+    path = Path(torch.eye(4).double(), torch.tensor([1.0, 0.0, 1e-8, -5e-7]).double())
+    assert path.support(1).tolist() == [True, False, False, False]
+    assert path.support(2).tolist() == [True, False, False, True]
+    assert path.support(3).tolist() == [True, False, True, True]
+
+
 def test_least_squares_from_front_to_back():
     """In each layer what is missing is orthogonal to what it reads in the repaired network: no weights do better."""
     model, graph, x = traced(
