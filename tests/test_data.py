@@ -2,6 +2,8 @@
 
 import gzip
 import io
+import os
+import socket
 import struct
 import sys
 import warnings
@@ -207,6 +209,34 @@ def test_one_colour_image_makes_all_of_them_colour(tmp_path):
     assert data.input_shape == (3, 5, 6)
     assert data.train_x[0, :, 0, 0].tolist() == [10, 10, 10]
     assert data.test_x[-1, :, 0, 0].tolist() == [1, 2, 3]
+
+
+def fifo(path):
+    os.mkfifo(path)
+
+
+def listening(path):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(path))  # an absolute one may be too long
+
+
+@pytest.mark.parametrize("make", [fifo, listening, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_what_is_no_regular_file_is_refused_before_it_is_opened(make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gallery(tmp_path)
+    make(tmp_path / "test" / "dog" / "x.png")
+    assert "x.png is named as an image, but is no regular file" in refusal(load_data, f"folder:{tmp_path}")
+
+
+def test_more_pixels_than_memory_may_hold_are_refused_with_the_size_to_give(tmp_path):
+    gallery(tmp_path)
+    picture(tmp_path / "train" / "cat" / "0.png", 1, size=(13_000, 13_000), mode="1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own, of one image that is so large
+        said = refusal(load_data, f"folder:{tmp_path}")
+    assert "12 images of 13000x13000, the first one's size, are 2,028,000,000 pixels" in said
+    assert said.endswith(f"as in folder:{tmp_path}?size=224")
+    assert "the given size" in refusal(load_data, f"folder:{tmp_path}?size=20000")
 
 
 def test_folders_that_cannot_be_used(tmp_path):

@@ -4,13 +4,17 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from xml.etree.ElementTree import fromstring as parse_xml
 
 import pytest
 from rich.console import Console
 
 from report_results import LABELS, make_results
+from topiarist.deploy import Bench, Setting
+from topiarist.deploy.benchmark.values import Network, Reading
 from topiarist.errors import TopiaristError
-from topiarist.report import arm_styles, figures, formatting, render, show, write_report
+from topiarist.pruning import Point, Sensitivity
+from topiarist.report import arm_styles, figures, formatting, render, save_bench, save_sensitivity, show, write_report
 from topiarist.studies import read_results, write_results
 
 
@@ -103,6 +107,28 @@ def test_names_cannot_steer_the_terminal():
     show(results, Console(file=out, width=200))
     assert "[/bold]" in out.getvalue()
     assert out.getvalue().replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("name", ["$x_{$", "a$b$c", r"\frac{$", "\x01 \x08", "half \ud83d", "", "%s{0}", "<&>"])
+def test_figures_show_names_as_they_are_written(name, tmp_path):
+    results = make_results(name)
+    for entry in results["rows"]:
+        entry |= {"network": name, "label": name, "widths": {name: [3.0, 8], f"{name}.b": [5.0, 8]}}
+    texts = [draw_all(render(results))]
+    points = tuple(Point(group, name, 8, 0.5, 4, 40.0, 1.0) for group in (name, f"{name}.b"))
+    save_sensitivity(Sensitivity("l1", "digits", 10, 50.0, 1.0, points, 2), tmp_path / "it.svg")
+    measured = Bench((Network(name, 3),), (Reading(name, Setting("torch", 1, 1)),), False, {})
+    save_bench(measured, tmp_path / "other.svg")
+    texts += [draw_all((tmp_path / file).read_text()) for file in ("it.svg", "other.svg")]
+    assert all(formatting.printable(name) in text for text in texts)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["it.svg", "other.svg"]
+
+
+def draw_all(page):
+    """Reads every drawing in a page as a browser does; returns their texts."""
+    roots = [parse_xml(drawing) for drawing in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
+    assert roots
+    return "\n".join(text for root in roots for text in root.itertext())
 
 
 @pytest.mark.usefixtures("blank_figures")

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from topiarist.errors import TopiaristError
+from topiarist.files import locked
 from topiarist.studies import Study, merge, run
 from topiarist.studies.cells import folder
-from topiarist.studies.queue import locked
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import topiarist
 from reading import contributions, noise, traced
+from topiarist import Data, Pruning, TopiaristError, prune
 from topiarist.budget import Budget
-from topiarist.errors import TopiaristError
 from topiarist.measure import collect
 from topiarist.methods import _reconstruction, lasso, make
 from topiarist.methods.lasso import Path
@@ -323,3 +323,21 @@ def test_what_is_missing_is_refused():
     ):
         with pytest.raises(TopiaristError, match=message):
             make("lasso", **fields)
+
+
+@pytest.mark.parametrize("shade", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("repair", [False, True])
+def test_images_of_one_shade_say_nothing_to_least_squares(shade, repair):
+    images, labels = torch.full((32, 1, 8, 8), shade), torch.arange(32) % 4
+    data = Data.of("one shade", images, labels, images, labels)
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+    model = nn.Sequential(*layers)
+    if not repair:
+        with pytest.raises(TopiaristError, match="does not vary on this data"):
+            prune(model, data.example(), "lasso", 0.5, data)
+        return
+    done = prune(model, data.example(), Pruning.of("l1", 0.5, repair="lasso"), data=data)
+    shown = data.example()
+    assert done.proof.ok
+    assert torch.allclose(done.model(shown), model.eval()(shown), atol=1e-5)  # the bias alone makes up for it

@@ -1,18 +1,19 @@
 """The command line: ``topiarist COMMAND``, one thin layer over the library's functions.
 
-Exit status: 0 on success, 2 on bad input (one sentence on stderr), 130 when interrupted; anything else is a bug.
+Exit status: 0 on success, 1 where cells of a study failed, 2 on bad input (one sentence on stderr), 130 when
+interrupted, 141 where the reader of a pipe has left; anything else is a bug.
 """
 
 from __future__ import annotations
 
 import errno
 import importlib
-import os
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from topiarist.cli.terminal import PrintError, steady_streams
 from topiarist.errors import TopiaristError
 
 COMMANDS = {
@@ -36,6 +37,9 @@ COMMANDS = {
 _AGAIN = "run the same command again: it continues from what is finished"
 
 
+_ELSEWHERE = "send it elsewhere; files that the command writes are complete"
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one command.
 
@@ -46,14 +50,15 @@ def main(words: Sequence[str] | None = None) -> int:
         The exit status.
     """
     typed = list(sys.argv[1:] if words is None else words)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), steady_streams():
         warnings.showwarning = _print_warning
         try:
             status = _run(typed)
-            if sys.stdout is not None:  # closed by whoever started this
-                sys.stdout.flush()
+            sys.stdout.flush()
         except TopiaristError as error:
             status = _fail(2, str(error))
+        except PrintError as lost:
+            status = 141 if lost.reader_left else _fail(2, f"cannot print the result ({lost}): {_ELSEWHERE}")
         except OSError as error:
             status = _fail_on_file(error)
         except KeyboardInterrupt as stop:
@@ -100,10 +105,7 @@ def _fail(status: int, sentence: str) -> int:
 
 
 def _fail_on_file(error: OSError) -> int:
-    """Reports a file that cannot be read or written as bad input; a closed pipe is the reader's choice and no error."""
-    if isinstance(error, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains while closing
-        return 141
+    """Reports a file that cannot be read or written as bad input."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return _fail(2, f"the disk is full ({error.strerror}): make room, then {_AGAIN}")
     if error.filename is None:

@@ -50,6 +50,7 @@ def parse(name: str, command: Command, words: Sequence[str]) -> dict[str, Any]:
     Raises:
         TopiaristError: the command has no such option, a value is of the wrong type, or a file is not YAML.
     """
+    _refuse_empty(words)
     typed, config = _split_config([_underscored(word) for word in words])
     options = _options(command)
     short = {key: field for key, field in SHORT.items() if key in options}
@@ -75,6 +76,17 @@ def _options(command: Command) -> tuple[str, ...]:
     hints = get_type_hints(command)
     names = ((REQUEST if hints[key] is Pruning else (key,)) for key in inspect.signature(command).parameters)
     return tuple(name for group in names for name in group)
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """Raises where a value is empty, as a shell's variable that is not set: it would be taken for a default."""
+    for before, word in zip(["", *words], words, strict=False):
+        option, equals, value = word.partition("=")
+        if not value and equals and option.startswith("--"):
+            raise TopiaristError(f"{shown(option)} has an empty value: give one, or leave the option out")
+        if not word.strip():
+            what = f"the value of {shown(before)}" if before.startswith("--") and "=" not in before else "an argument"
+            raise TopiaristError(f"{what} is empty: give one, or leave it out")
 
 
 def _underscored(word: str) -> str:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Literal
 
 from topiarist.cli import show
 from topiarist.cli.exporting import export as export
-from topiarist.cli.inputs import example_inputs, make_source, writable_folder
+from topiarist.cli.inputs import example_inputs, make_source, own_folder
 from topiarist.cli.pruning import TRAINING, Plan, fit, run, write_json
 from topiarist.cli.studies import demo as demo
 from topiarist.cli.studies import merge as merge
 from topiarist.cli.studies import report as report
 from topiarist.cli.studies import study as study
 from topiarist.errors import TopiaristError
+from topiarist.files import locked_file, remove_drafts
 from topiarist.methods import Method
 from topiarist.pruning import RATIOS, Pruning, trains_sparsely
 from topiarist.train import Recipe
@@ -121,17 +122,18 @@ def train(
     """
     from topiarist.architecture import SHAPE_FILE, WEIGHTS_FILE, write_tensors
 
-    writable_folder(out)
     if exclude and (method is None or not trains_sparsely(method)):
         raise TopiaristError("--exclude says what a method leaves alone in training: give --method of one that trains")
-    source = make_source(model, data, weights, seed)
-    network = source.model()
-    history = fit(source, network, _with_epochs(recipe, epochs), method, exclude, out, quiet=json)
-    write_tensors(network, out / WEIGHTS_FILE)
-    (out / SHAPE_FILE).unlink(missing_ok=True)  # of a pruned network, which is overwritten
-    result = {"model": model, "data": data, "accuracy": history.accuracy, "epochs": list(map(asdict, history.epochs))}
-    write_json(out / "result.json", result)
-    (out / TRAINING).unlink(missing_ok=True)
+    with own_folder(out):
+        source = make_source(model, data, weights, seed)
+        network = source.model()
+        history = fit(source, network, _with_epochs(recipe, epochs), method, exclude, out, quiet=json)
+        write_tensors(network, out / WEIGHTS_FILE)
+        (out / SHAPE_FILE).unlink(missing_ok=True)  # of a pruned network, which is overwritten
+        epochs_done = list(map(asdict, history.epochs))
+        result = {"model": model, "data": data, "accuracy": history.accuracy, "epochs": epochs_done}
+        write_json(out / "result.json", result)
+        (out / TRAINING).unlink(missing_ok=True)
     show.result(result, json, lambda: show.trained(result, out))
 
 
@@ -168,15 +170,15 @@ def prune(
         out: folder for result.json, model.safetensors, architecture.json, and latencies.svg under a latency budget.
         json: print the result as JSON.
     """
-    writable_folder(out)
     if data is None and weights is None:
         raise TopiaristError("pruning needs trained weights: give --weights FILE, or --data DATA to train first")
     if data is None and epochs:
         raise TopiaristError("fine-tuning needs data: give --data DATA, or leave --epochs out")
-    source = make_source(model, data, weights, seed)
-    tuned = _with_epochs(finetune, epochs)
-    plan = Plan(source, pruning, train, tuned, selectors, shrink, out, quiet=json)
-    done, result = run(plan, example_inputs(source, input))
+    with own_folder(out):
+        source = make_source(model, data, weights, seed)
+        tuned = _with_epochs(finetune, epochs)
+        plan = Plan(source, pruning, train, tuned, selectors, shrink, out, quiet=json)
+        done, result = run(plan, example_inputs(source, input))
     show.result(result, json, lambda: show.pruned(done, result, out))
 
 
@@ -222,24 +224,24 @@ def bench(
     from topiarist.measure import Rounds
     from topiarist.report import save_bench
 
-    writable_folder(out)
     how = Rounds(rounds, seconds, warmup, seed)
-    found = named(networks, data, input, network)
-    with show.steps(quiet=json) as steps, _nothing_yet():
-        result = measure(
-            {name: each.network for name, each in found.items()},
-            inputs_of(found, input),
-            targets,
-            threads,
-            batch,
-            rounds=how,
-            macs={name: each.macs for name, each in found.items() if each.macs is not None},
-            memory=not no_memory,
-            progress=steps,
-        )
-    write_json(out / "bench.json", result.to_json())
-    for kind in ("svg", "png"):
-        save_bench(result, out / f"bench.{kind}")
+    with own_folder(out):
+        found = named(networks, data, input, network)
+        with show.steps(quiet=json) as steps, _nothing_yet():
+            result = measure(
+                {name: each.network for name, each in found.items()},
+                inputs_of(found, input),
+                targets,
+                threads,
+                batch,
+                rounds=how,
+                macs={name: each.macs for name, each in found.items() if each.macs is not None},
+                memory=not no_memory,
+                progress=steps,
+            )
+        write_json(out / "bench.json", result.to_json())
+        for kind in ("svg", "png"):
+            save_bench(result, out / f"bench.{kind}")
     show.result(result.to_json(), json, lambda: show.bench(result, out))
     if result.interrupted:
         raise KeyboardInterrupt(f"interrupted; what was measured is in {out / 'bench.json'}")
@@ -287,12 +289,12 @@ def sensitivity(
     from topiarist.pruning import sensitivity as scan
     from topiarist.report import save_sensitivity
 
-    writable_folder(out)
-    source = make_source(model, data, weights, seed)
-    assert source.data is not None
-    network, file = source.model(), out / "sensitivity.json"
-    graph = trace(network, source.data.example())
-    with show.steps(quiet=json) as steps:
+    file = out / "sensitivity.json"
+    with own_folder(out), show.steps(quiet=json) as steps:
+        source = make_source(model, data, weights, seed)
+        assert source.data is not None
+        network = source.model()
+        graph = trace(network, source.data.example())
 
         def write(partial: Sensitivity) -> None:
             write_json(file, partial.to_json())
@@ -304,8 +306,8 @@ def sensitivity(
             )
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(f"interrupted; the points that were measured are in {file}") from stop
-    for kind in ("svg", "png"):
-        save_sensitivity(result, file.with_suffix(f".{kind}"))
+        for kind in ("svg", "png"):
+            save_sensitivity(result, file.with_suffix(f".{kind}"))
     show.result(result.to_json(), json, lambda: show.sensitivity(result, out))
 
 
@@ -327,11 +329,11 @@ def pattern(networks: list[Path], *, out: Path = Path("runs/pattern"), json: boo
     from topiarist.architecture import SHAPE_FILE, Architecture
     from topiarist.report import save_pattern
 
-    writable_folder(out)
-    averaged = guided.of(*(Architecture.load(folder / SHAPE_FILE) for folder in networks))
-    averaged.save(out / "pattern.json")
-    for kind in ("svg", "png"):
-        save_pattern(averaged, out / f"pattern.{kind}")
+    with own_folder(out):
+        averaged = guided.of(*(Architecture.load(folder / SHAPE_FILE) for folder in networks))
+        averaged.save(out / "pattern.json")
+        for kind in ("svg", "png"):
+            save_pattern(averaged, out / f"pattern.{kind}")
     show.result(averaged.to_json(), json, lambda: show.pattern(averaged, out))
 
 
@@ -376,8 +378,10 @@ def compress(
         raise TopiaristError("only centroids are trained: give --bits, --model and --data, or leave the epochs out")
     plan = Plan(weights, bits, init, half, bare, recipe, seed, out)
     plan.check()
-    source = None if model is None else make_source(model, data, None, seed)
-    report, result = run(plan, source, quiet=json)
+    with locked_file(out):
+        remove_drafts(out.parent, out.name)
+        source = None if model is None else make_source(model, data, None, seed)
+        report, result = run(plan, source, quiet=json)
     show.result(result, json, lambda: show.compressed(report, result, out))
 
 
@@ -394,6 +398,6 @@ def decompress(
     """
     from topiarist.cli.compression import restore
 
-    writable_folder(out)
-    result = restore(file, max_bytes, out)
+    with own_folder(out):
+        result = restore(file, max_bytes, out)
     show.result(result, json, lambda: show.decompressed(result, out))

@@ -12,6 +12,7 @@ from topiarist.cli import show
 from topiarist.cli.folders import read_pruned
 from topiarist.cli.inputs import Source, example_inputs, make_source
 from topiarist.errors import TopiaristError
+from topiarist.files import locked_file, writable
 
 
 def export(
@@ -48,16 +49,18 @@ def export(
     from topiarist.deploy import export as written
 
     found = find(model, data, weights, seed, shaped=input is not None, network=network)
-    done = written(
-        found.model,
-        example_inputs(found.source, input),
-        out,
-        target,
-        exporter=exporter,
-        dynamic_size=dynamic_size,
-        metadata=found.metadata,
-        seed=seed,
-    )
+    writable(out)
+    with locked_file(out):
+        done = written(
+            found.model,
+            example_inputs(found.source, input),
+            out,
+            target,
+            exporter=exporter,
+            dynamic_size=dynamic_size,
+            metadata=found.metadata,
+            seed=seed,
+        )
     show.result({**done.to_json(), "metadata": found.metadata}, json, lambda: show.exported(done))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from topiarist.cli.weights import put_weights
 from topiarist.errors import TopiaristError
-from topiarist.files import shown
+from topiarist.files import locked, remove_drafts, shown
 
 if TYPE_CHECKING:
     from topiarist.data import Data
@@ -95,6 +97,19 @@ def parse_shape(text: str) -> tuple[int, ...]:
     sizes = tuple(int(word) for word in words)
     one_example = len(sizes) == 1 or (len(sizes) == 3 and "," not in text)
     return (1, *sizes) if one_example else sizes
+
+
+@contextmanager
+def own_folder(path: Path) -> Iterator[None]:
+    """Makes a folder for what a command writes, and keeps other runs out of it until the command ends.
+
+    Raises:
+        TopiaristError: it cannot be written, or another run is using it.
+    """
+    writable_folder(path)
+    with locked(path):
+        remove_drafts(path)
+        yield
 
 
 def writable_folder(path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from topiarist.errors import TopiaristError
+from topiarist.graph import check_plain
 
 Split = Literal["train", "test"]
 _AUGMENTS = ("crop-flip", "crop", None)
@@ -249,6 +250,12 @@ def stratified(y: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def _check_split(name: str, split: str, x: Tensor, y: Tensor, classes: int | None) -> None:
     """Raises a TopiaristError unless ``x`` are images and ``y`` their labels, below ``classes`` where that is known."""
+    for part, values in (("x", x), ("y", y)):
+        if not isinstance(values, Tensor):
+            raise TopiaristError(
+                f"{name}: {split}_{part} is of type {type(values).__name__}: give a tensor, as torch.as_tensor makes it"
+            )
+        check_plain(values, f"{name}: {split}_{part} is")
     if x.ndim != 4 or x.dtype not in (torch.uint8, torch.float32) or 0 in x.shape:
         raise TopiaristError(
             f"{name}: {split}_x is {x.dtype} of shape {tuple(x.shape)}, but must be uint8 or float32 of shape "

@@ -19,6 +19,7 @@ from topiarist.files import import_package, one_line
 _KEYS = ("train_x", "train_y", "test_x", "test_y")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 _MOST_CHANNELS = 4  # an axis this short is taken for colours
+_MOST_PIXELS = 2_000_000_000  # of all images of a folder together, which are in memory at once
 _MOST_INFLATED = 1100  # deflate makes nothing smaller than about a thousandth
 
 Array = np.ndarray[Any, Any]
@@ -76,7 +77,8 @@ def read_folder(source: str, _seed: int, *, size: int | None = None) -> dict[str
         size: height and width that every image is resized to; by default the first image's.
 
     Raises:
-        TopiaristError: a folder is missing or empty, or an image is damaged.
+        TopiaristError: a folder is missing or empty, an image is damaged or no regular file, or all images together
+            have more than two billion pixels.
     """
     root = Path(source).expanduser()
     if size is not None and (type(size) is not int or size < 1):
@@ -88,6 +90,7 @@ def read_folder(source: str, _seed: int, *, size: int | None = None) -> dict[str
     import_package("PIL", "vision")
     files = [path for entries in listed.values() for _, path in entries]
     shape = _opened(files[0])[1] if size is None else (size, size)
+    _check_pixels(source, len(files), shape, "the first one's" if size is None else "the given")
     mode = "L" if all(_opened(path)[0] in ("1", "L") for path in files) else "RGB"
     parts: dict[str, Tensor] = {}
     for split, entries in listed.items():
@@ -96,17 +99,39 @@ def read_folder(source: str, _seed: int, *, size: int | None = None) -> dict[str
     return parts
 
 
+def _check_pixels(source: str, count: int, shape: tuple[int, int], whose: str) -> None:
+    """Raises before memory is taken for more pixels than a data set may have."""
+    width, height = shape
+    if count * width * height <= _MOST_PIXELS:
+        return
+    raise TopiaristError(
+        f"{source}: {count:,} images of {width}x{height}, {whose} size, are {count * width * height:,} pixels, and "
+        f"{_MOST_PIXELS:,} are the most: give a smaller size, as in folder:{source}?size={_largest_side(count)}"
+    )
+
+
+def _largest_side(count: int) -> int:
+    """Returns the largest usual side with which so many images may be loaded."""
+    fitting = (side for side in (224, 128, 64, 32, 16) if count * side * side <= _MOST_PIXELS)
+    return next(fitting, 1)
+
+
 def _list_images(folder: Path) -> list[tuple[str, Path]]:
     """Returns the class name and path of every image in the folders of ``folder``, in order."""
     if not folder.is_dir():
         raise TopiaristError(f"there is no folder {folder}: put images into train/CLASS/ and test/CLASS/")
-    images = [
-        (label.name, path)
-        for label in sorted(folder.iterdir())
-        if label.is_dir() and not label.name.startswith(".")
-        for path in sorted(label.iterdir())
-        if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
-    ]
+    try:
+        images = [
+            (label.name, path)
+            for label in sorted(folder.iterdir())
+            if label.is_dir() and not label.name.startswith(".")
+            for path in sorted(label.iterdir())
+            if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
+        ]
+    except OSError as error:
+        raise TopiaristError(f"cannot list {error.filename} ({error.strerror}): check its permissions") from error
+    if odd := next((path for _, path in images if not path.is_file()), None):
+        raise TopiaristError(f"{odd} is named as an image, but is no regular file: remove or rename it")
     if not images:
         raise TopiaristError(f"{folder} has no images: put {', '.join(_SUFFIXES)} files into one folder for each class")
     return images

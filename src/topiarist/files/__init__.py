@@ -6,6 +6,7 @@ from topiarist.files.documents import from_yaml, read_json, read_yaml, write_jso
 from topiarist.files.fields import check_fields, from_plain
 from topiarist.files.gates import GATE, gate_buffers, gates_file, read_gates, register_gate, write_gates
 from topiarist.files.imports import import_package
+from topiarist.files.locks import locked, locked_file, waiting_lock
 from topiarist.files.sentences import one_line, shown, suggestion
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "gate_buffers",
     "gates_file",
     "import_package",
+    "locked",
+    "locked_file",
     "one_line",
     "read_gates",
     "read_json",
@@ -27,6 +30,7 @@ __all__ = [
     "shown",
     "suggestion",
     "user_folder",
+    "waiting_lock",
     "writable",
     "write_gates",
     "write_json",

@@ -7,6 +7,7 @@ import stat
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 
 from topiarist.errors import TopiaristError
@@ -85,9 +86,14 @@ def write_text(path: Path, text: str) -> None:
     atomically(path, lambda draft: draft.write_text(text, encoding="utf-8", errors="replace"))
 
 
-def remove_drafts(folder: Path) -> None:
-    """Removes the temporary files that killed processes left in a folder; no other process may be writing there."""
-    for draft in folder.glob(f".*{_DRAFT}"):
+def remove_drafts(folder: Path, of: str = "") -> None:
+    """Removes the temporary files that killed processes left in a folder; no other process may be writing there.
+
+    Args:
+        folder: where they are.
+        of: how the names of the files begin whose drafts are removed; all by default.
+    """
+    for draft in folder.glob(f".{escape(of)}*.{'?' * 8}{_DRAFT}"):
         draft.unlink(missing_ok=True)
 
 

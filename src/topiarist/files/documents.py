@@ -69,6 +69,8 @@ def from_yaml(text: str | IO[str]) -> Any:
 
 def _read(path: Path, what: str, remedy: str, parse: Callable[[str], Any]) -> Any:
     try:
+        if not Path(path).is_file() and Path(path).exists():
+            raise OSError("it is not a regular file")
         return parse(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         reason = error.strerror or one_line(error)

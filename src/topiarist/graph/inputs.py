@@ -105,6 +105,36 @@ def tensors_in(value: object) -> list[Tensor]:
     return []
 
 
+def check_plain(values: object, what: str) -> None:
+    """Raises where a tensor in nested values is none that every operator takes: dense, with values of a common type.
+
+    Args:
+        values: nested, as for `tensors_in`.
+        what: what the message calls them, with its verb: ``"the example input is"``.
+
+    Raises:
+        TopiaristError: a tensor is nested, sparse, quantised, without values, or of floats of 8 bits or fewer.
+    """
+    for tensor in tensors_in(values):
+        if (fault := _fault(tensor)) is not None:
+            raise TopiaristError(f"{what} {fault}")
+
+
+def _fault(tensor: Tensor) -> str | None:
+    """Returns what is odd about a tensor, and what to give instead; ``None`` where nothing is."""
+    if tensor.is_nested:
+        return "a nested tensor: give a padded one, as tensor.to_padded_tensor(0.0) returns"
+    if tensor.layout != torch.strided:
+        return f"a tensor of the layout {tensor.layout}: give a dense one, as tensor.to_dense() returns"
+    if tensor.is_meta:
+        return "a meta tensor, which has no values: give one that has them"
+    if tensor.is_quantized:
+        return "a quantised tensor: give numbers, as tensor.dequantize() returns"
+    if tensor.is_floating_point() and tensor.element_size() == 1:
+        return f"a tensor of {tensor.dtype}, which few operators take: give numbers, as tensor.float() returns"
+    return None
+
+
 def map_tensors(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Returns the same inputs with their tensors changed."""
     if isinstance(inputs, Tensor):
@@ -146,8 +176,10 @@ def batch_of(inputs: Inputs, size: int) -> Any:
     The batch is the first axis of every tensor that has as many positions there as the first tensor.
 
     Raises:
-        TopiaristError: there is no memory for so many examples.
+        TopiaristError: the inputs hold no example, or there is no memory for so many.
     """
+    if any(tensor.ndim and not len(tensor) for tensor in tensors_in(inputs)[:1]):
+        raise TopiaristError("the example input holds no example (its first axis is empty): give one that does")
 
     def resized(tensor: Tensor) -> Tensor:
         return tensor if len(tensor) == size else tensor[torch.arange(size, device=tensor.device) % len(tensor)]

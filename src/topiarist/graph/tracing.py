@@ -26,6 +26,7 @@ from topiarist.graph.inputs import (
     Inputs,
     arguments_of,
     call_model,
+    check_plain,
     form_of,
     named_tensors,
     random_state_kept,
@@ -82,6 +83,7 @@ def trace(
     deadline = time.monotonic() + seconds
     model = unwrapped(model)
     check_finite(model)
+    check_plain((example_inputs, *more_inputs), "the example input is")
     for tensor in tensors_in((example_inputs, *more_inputs)):
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise TopiaristError("the example input holds NaN or infinite values; give a finite one")
@@ -97,6 +99,7 @@ def check_finite(model: nn.Module) -> None:
     if any(is_lazy(p) or p.is_meta for p in model.parameters()):
         raise TopiaristError("the model has no values yet (lazy or meta parameters); run it once, or load its weights")
     for name, tensor in named_tensors(model).items():
+        check_plain(tensor, f"{name} of the model is")
         if not tensor.is_floating_point() or math.isfinite(float(tensor.detach().sum())):
             continue
         if not bool(torch.isfinite(tensor).all()):  # the sum alone may overflow

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
 from topiarist.files import suggestion
-from topiarist.graph import Graph, call_model, check_finite, unwrapped
+from topiarist.graph import Graph, call_model, check_finite, check_plain, unwrapped
 from topiarist.measure.batches import Batch, batch_size, device_of, inputs_and_target, mode, to_device
 from topiarist.measure.evaluation import Loss, cross_entropy
 from topiarist.measure.processes import batches_of_rank, rank_and_world_size, sum_over_processes
@@ -189,6 +189,7 @@ def _measure(
                 handles.callback(handle.remove)
         for batch, counts in batches:
             inputs, target = inputs_and_target(batch)
+            check_plain(batch, "a batch of the data is")
             output = call_model(model, to_device(inputs, device))
             seen += 1
             if backward:

@@ -15,7 +15,7 @@ from torch import nn
 
 from topiarist.errors import TopiaristError
 from topiarist.files import check_fields
-from topiarist.graph import call_model
+from topiarist.graph import call_model, check_plain
 from topiarist.measure.batches import Inputs, device_of, mode
 
 _ALONE = RLock()
@@ -127,7 +127,11 @@ def latencies(
         example_inputs: as of `latency`.
         rounds: how many, and how long.
         threads: of the CPU.
+
+    Raises:
+        TopiaristError: the example input is no dense tensor with values.
     """
+    check_plain(example_inputs, "the example input is")
     with ExitStack() as stack:
         for context in (_ALONE, threads_set(threads), torch.inference_mode()):
             stack.enter_context(context)

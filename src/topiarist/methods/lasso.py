@@ -265,7 +265,9 @@ class _Products:
         """Returns ``(units, units)`` and ``(units,)``, on the CPU."""
         if self.centred:
             z = torch.einsum("ce,oce->oc", self.x, self.w)
-            return (self.zz - z.T @ z / self.locations).cpu(), (self.zr - self.r @ z / self.locations).cpu()
+            zz, zr = self.zz - z.T @ z / self.locations, self.zr - self.r @ z / self.locations
+            _constant_left_out(self.zz.diagonal(), zz, zr)
+            return zz.cpu(), zr.cpu()
         return self.zz.cpu(), self.zr.cpu()
 
 
@@ -293,8 +295,10 @@ class _LeastSquares:
         """Solves, and adds the solution to the layer's weight and bias."""
         layer = self.layer
         if layer.bias is not None:
+            squares = self.xx.diagonal().clone()
             self.xx.addr_(self.x, self.x, alpha=-1 / self.locations)
             self.xr.addr_(self.x, self.r, alpha=-1 / self.locations)
+            _constant_left_out(squares, self.xx, self.xr)
         step = _ridge_solution(self.xx, self.xr, ridge)
         offset = (self.r - self.x @ step) / self.locations
         audible = self.scale.abs() > _FAINT * self.scale.abs().max()
@@ -314,10 +318,29 @@ def in_order(graph: Graph, layers: Iterable[str]) -> list[str]:
     return sorted(layers, key=lambda name: order.get(f"{name}.weight", len(order)))
 
 
+def _constant_left_out(squares: Tensor, a: Tensor, b: Tensor) -> None:
+    """Sets to 0, in place, the products of unknowns that do not vary: once centred, they are rounding alone.
+
+    Args:
+        squares: sums of squares ``(n,)`` before they were centred.
+        a: products of the unknowns with each other, centred.
+        b: their products with the response, centred.
+    """
+    constant = a.diagonal() <= _ROUNDING * squares
+    a[constant], a[:, constant], b[constant] = 0, 0, 0
+
+
 def _ridge_solution(a: Tensor, b: Tensor, ridge: float) -> Tensor:
-    """Returns ``(A + ridge * mean(diag A) I)^-1 B``, in the memory of A and one more of its size."""
+    """Returns ``(A + ridge * mean(diag A) I)^-1 B``, in the memory of A and one more of its size.
+
+    Raises:
+        TopiaristError: the sum is not positive definite.
+    """
     a.diagonal().add_(ridge * a.diagonal().mean() + torch.finfo(a.dtype).tiny)
-    return torch.cholesky_solve(b, torch.linalg.cholesky(a))
+    factor, fault = torch.linalg.cholesky_ex(a)
+    if int(fault):
+        raise TopiaristError("the least squares of lasso have no solution: raise its ridge, or give it more data")
+    return torch.cholesky_solve(b, factor)
 
 
 _WIDE = 8192
@@ -325,5 +348,7 @@ _WIDE = 8192
 _HALVINGS = 50
 _WARNINGS = Lock()
 """Held while warnings are filtered: the filters are the process's."""
+_ROUNDING = 1e-10
+"""Share of a sum of squares below which what centring leaves of it is rounding."""
 _FAINT = 1e-4
 """Outputs that a batch norm scales by less, against its largest scale, are not refitted."""

@@ -16,7 +16,7 @@ from topiarist.budget import Budget, allocate, cost
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
 from topiarist.files import shown
-from topiarist.graph import Graph, Keep, check_finite, hindrance, trace, unwrapped, unwrapped_names
+from topiarist.graph import Graph, Keep, check_finite, check_plain, hindrance, trace, unwrapped, unwrapped_names
 from topiarist.measure import Stats, check_fits, collect
 from topiarist.methods import Method, Repair, Rule, Selector
 from topiarist.pruning.choice import Choice, make_choice
@@ -75,6 +75,7 @@ def prune(
     if not isinstance(run, Run):
         raise TopiaristError(f"run must be a topiarist.Run, but got {shown(run)}: write Run(seed=1)")
     _check_inputs(model, request, data, initial)
+    check_plain((example_inputs, *more_inputs), "the example input is")
     if request.budget is not None:
         if run.distributed and request.budget.latency is not None:
             raise TopiaristError("a latency budget is measured by one process: leave distributed out of the run")

@@ -11,6 +11,11 @@ from markupsafe import Markup, escape
 DASH = "–"
 
 
+def printable(text: str) -> str:
+    """Returns a text without what no file of text can hold: control characters and unpaired surrogates become ``�``."""
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "�", text)
+
+
 def count(value: float | None) -> str:
     """Formats a count with three digits and a unit prefix: ``1234567`` → ``"1.23 M"``."""
     if value is None:

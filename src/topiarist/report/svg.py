@@ -14,6 +14,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from topiarist.report.arm_styles import COLOURS, variable
+from topiarist.report.saved import plain_texts
 
 
 @contextmanager
@@ -45,6 +46,7 @@ def drawing(salt: str, width: float, height: float) -> Iterator[tuple[Figure, Ca
         FigureCanvasSVG(figure)
         drawn: list[str] = []
         yield figure, lambda: drawn[0]
+        plain_texts(figure)
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)

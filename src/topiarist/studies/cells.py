@@ -14,15 +14,15 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from topiarist.errors import TopiaristError
-from topiarist.files import read_json, remove_drafts, write_json
+from topiarist.files import read_json, remove_drafts, waiting_lock, write_json
 
 Json = Mapping[str, Any]
 """Plain values, as JSON holds them."""
@@ -151,7 +151,7 @@ def compute(cell: Cell, out: Path, work: Work) -> None:
         return
     draft, final = out / "drafts" / cell.key, folder(out, cell)
     draft.mkdir(parents=True, exist_ok=True)
-    with file_lock(draft):
+    with waiting_lock(draft):
         if finished(out, cell):  # by the process that had the lock until now
             with suppress(OSError):
                 draft.rmdir()
@@ -186,34 +186,13 @@ def publish(draft: Path, final: Path) -> None:
     os.replace(draft, final)
 
 
-@contextmanager
-def file_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Locks a file or folder for this process alone; the system unlocks it however the process ends.
-
-    Raises:
-        BlockingIOError: another process has locked it, and ``wait`` is off.
-    """
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise
-        except (ImportError, OSError):  # no such locks on this system: the user has to avoid two runs at once
-            pass
-        yield
-    finally:
-        os.close(handle)
-
-
 def failure(out: Path, cell: Cell) -> str:
     """Returns why the cell failed when it was last tried, in one sentence; empty if it did not."""
     try:
-        return (out / "drafts" / cell.key / "error.txt").read_text().partition("\n")[0]
+        note = (out / "drafts" / cell.key / "error.txt").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+    return note.partition("\n")[0]
 
 
 def note_failure(out: Path, cell: Cell, reason: str) -> None:
@@ -221,7 +200,7 @@ def note_failure(out: Path, cell: Cell, reason: str) -> None:
     note = out / "drafts" / cell.key / "error.txt"
     with suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(f"{reason}\n")
+        note.write_text(f"{reason}\n", encoding="utf-8", errors="replace")
 
 
 def prepare(out: Path) -> None:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from topiarist.errors import TopiaristError
-from topiarist.files import write_json
+from topiarist.files import locked, remove_drafts, write_json
 from topiarist.studies.arms import ARMS
-from topiarist.studies.cells import Cell, finished, folder, publish, unfold
-from topiarist.studies.queue import locked
+from topiarist.studies.cells import Cell, finished, folder, prepare, publish, unfold
 from topiarist.studies.results import gather, write_results
 from topiarist.studies.study import Study
 from topiarist.studies.timing import latency_cells
@@ -49,7 +48,9 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
     if (out / "study.json").is_file() and joined([study, Study.load(out / "study.json")]) != study:
         raise TopiaristError(f"{out} holds a study that is not to be merged; name it as well, or choose another folder")
     cells = unfold(study.cells())
+    prepare(out)
     with locked(out):
+        remove_drafts(out)
         write_json(out / "study.json", study.as_json())
         for cell in [*cells, *latency_cells(cells)]:
             source = next((each for each in [out, *sources] if finished(each, cell)), out)

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from topiarist.errors import TopiaristError
-from topiarist.studies.cells import Cell, Work, file_lock, finished, prepare, unfold
-from topiarist.studies.executors.base import LOCK, Executor, Pool
+from topiarist.files import locked
+from topiarist.studies.cells import Cell, Work, finished, prepare, unfold
+from topiarist.studies.executors.base import Executor, Pool
 from topiarist.studies.executors.local import Local
 
 State = Literal["reused", "started", "finished", "failed", "blocked"]
@@ -74,17 +73,24 @@ def run_cells(
         TopiaristError: the folder cannot be written, or another run is using it.
         KeyboardInterrupt: after the processes have been stopped; run again to go on.
     """
-    wanted = unfold(cells)
-    report = progress or (lambda event: None)
+    prepare(out)
     with locked(out):
-        reused = [cell for cell in wanted if finished(out, cell)]
-        for cell in reused:
-            report(Event(cell, "reused"))
-        keys = tuple(cell.key for cell in reused)
-        queue = _Queue([cell for cell in wanted if cell.key not in keys], set(keys))
-        if not queue.ready:
-            return Outcome(keys)
-        done, failed = _compute_all(queue, (executor or Local(workers)).pool(out, work, preload), report)
+        return compute_cells(cells, out, work, executor or Local(workers), preload, progress or (lambda event: None))
+
+
+def compute_cells(
+    cells: Iterable[Cell], out: Path, work: Work, executor: Executor, preload: Sequence[str], report: Progress
+) -> Outcome:
+    """Does what `run_cells` does, in a folder that is prepared and that the caller has locked."""
+    wanted = unfold(cells)
+    reused = [cell for cell in wanted if finished(out, cell)]
+    for cell in reused:
+        report(Event(cell, "reused"))
+    keys = tuple(cell.key for cell in reused)
+    queue = _Queue([cell for cell in wanted if cell.key not in keys], set(keys))
+    if not queue.ready:
+        return Outcome(keys)
+    done, failed = _compute_all(queue, executor.pool(out, work, preload), report)
     return Outcome(keys, tuple(done), failed)
 
 
@@ -146,20 +152,3 @@ def _compute_all(queue: _Queue, pool: Pool, report: Progress) -> tuple[list[str]
     finally:
         pool.stop()
     return done, failed
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Locks the study's folder for this run alone.
-
-    Raises:
-        TopiaristError: the folder cannot be written, or another run is using it.
-    """
-    prepare(out)
-    (out / LOCK).touch()
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(file_lock(out / LOCK, wait=False))
-        except BlockingIOError as error:
-            raise TopiaristError(f"another run is using {out}; wait for it or choose another folder") from error
-        yield

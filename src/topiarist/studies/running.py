@@ -12,13 +12,14 @@ from rich.console import Console
 from topiarist.data import load_data
 from topiarist.deploy import make_target
 from topiarist.errors import TopiaristError
-from topiarist.files import write_json
+from topiarist.files import locked, remove_drafts, write_json
 from topiarist.models import make_model
-from topiarist.studies.cells import Cell, Work, finished, unfold
+from topiarist.studies.cells import Cell, Work, finished, prepare, unfold
 from topiarist.studies.data_paths import missing, placed
 from topiarist.studies.executors.base import Executor
+from topiarist.studies.executors.local import Local
 from topiarist.studies.progress import Live
-from topiarist.studies.queue import locked, run_cells
+from topiarist.studies.queue import compute_cells, run_cells
 from topiarist.studies.results import gather, write_results
 from topiarist.studies.study import Study
 from topiarist.studies.timing import latency_cells, time_together
@@ -74,17 +75,19 @@ def run(
         if not any(finished(out, cell) for cell in cells):
             _dry_run(study, ArmWork(source, dry_run=True), quiet)
     timed = latency_cells(cells)
-    with locked(out):  # never changes the study of another run
+    prepare(out)
+    with locked(out):
+        remove_drafts(out)
         write_json(out / "study.json", study.as_json())
-    with Live(len(cells) + len(timed), quiet) as live:
-        outcome = run_cells(cells, out, work, executor=executor, workers=workers, preload=PRELOAD, progress=live)
-        timed = tuple(cell for cell in timed if cell.needs[0].key not in outcome.failed)
-        if isinstance(work, ArmWork):  # when nothing else runs
-            time_together(timed, out, study.targets, live, source)
-        else:
-            run_cells(timed, out, work, progress=live.only("latency"))
-    results = gather(study, out)
-    write_results(out, results)
+        with Live(len(cells) + len(timed), quiet) as live:
+            outcome = compute_cells(cells, out, work, executor or Local(workers), PRELOAD, live)
+            timed = tuple(cell for cell in timed if cell.needs[0].key not in outcome.failed)
+            if isinstance(work, ArmWork):  # when nothing else runs
+                time_together(timed, out, study.targets, live, source)
+            else:
+                compute_cells(timed, out, work, Local(), (), live.only("latency"))
+        results = gather(study, out)
+        write_results(out, results)
     return results
 
 

@@ -25,7 +25,7 @@ from topiarist.studies.arms import ARMS
 from topiarist.studies.cells import Cell, finished, folder, note_failure, read_result, store, unfold
 from topiarist.studies.data_paths import placed
 from topiarist.studies.job import Job, Result
-from topiarist.studies.queue import Event, Progress, locked
+from topiarist.studies.queue import Event, Progress
 
 ROUNDS = Rounds(count=50, seconds=60.0)
 """Of all networks on one data set, for each target."""
@@ -49,7 +49,7 @@ def time_together(
 
     Args:
         cells: of networks that are finished.
-        out: folder of the study.
+        out: folder of the study, which the caller has locked.
         targets: names of runtimes; the first one's median is ``latency_ms``.
         report: called when a cell is finished.
         data_folder: where relative paths of data begin.
@@ -59,15 +59,14 @@ def time_together(
         for cell in cells:
             report(Event(cell, "reused"))
         return
-    with locked(out):
-        for data in dict.fromkeys(cell.data for cell in cells):
-            here = [cell for cell in cells if cell.data == data]
-            found = {cell: _Found(_shape(cell, folder(out, cell.needs[0]))) for cell in here}
-            for zeros in (False, True):
-                chosen = [target for target in targets if get_target(target).reads_zeros == zeros]
-                _time(found, chosen, zeros, out, data_folder)
-            for cell in here:
-                _finish(cell, out, found[cell], targets[0], session, report)
+    for data in dict.fromkeys(cell.data for cell in cells):
+        here = [cell for cell in cells if cell.data == data]
+        found = {cell: _Found(_shape(cell, folder(out, cell.needs[0]))) for cell in here}
+        for zeros in (False, True):
+            chosen = [target for target in targets if get_target(target).reads_zeros == zeros]
+            _time(found, chosen, zeros, out, data_folder)
+        for cell in here:
+            _finish(cell, out, found[cell], targets[0], session, report)
 
 
 def _session(cells: Sequence[Cell], targets: Sequence[str]) -> str:

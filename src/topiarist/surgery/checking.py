@@ -11,7 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
-from topiarist.graph import Graph, Inputs, ModuleStack, call_model, converted, fast_path_off, regroup, tensors_in
+from topiarist.graph import (
+    Graph,
+    Inputs,
+    ModuleStack,
+    call_model,
+    check_plain,
+    converted,
+    fast_path_off,
+    regroup,
+    tensors_in,
+)
 from topiarist.surgery.cutting import copied, cut, mask
 from topiarist.surgery.decisions import TOLERANCE, difference
 from topiarist.surgery.paths import EXAMPLE, Path, paths
@@ -44,6 +54,7 @@ def check(
     deadline = time.monotonic() + seconds
     if graph.kind == "weight" or (graph.kind == "block" and not graph.groups):
         return graph
+    check_plain((example_inputs, *more_inputs), "the example input is")
     model = non_degenerate(copied(model).double().eval())
     inputs, more = (converted(given, torch.float64) for given in (example_inputs, list(more_inputs)))
     if graph.kind == "block":

@@ -24,6 +24,7 @@ from topiarist.graph import (
     Keep,
     broadcast_kept,
     call_model,
+    check_plain,
     checked_keep,
     converted,
     fast_path_off,
@@ -101,6 +102,7 @@ def prove(
         TopiaristError: the weights are not finite, or the model fails on the inputs.
     """
     keep, model = checked_keep(graph, keep), unwrapped(model)
+    check_plain((example_inputs, *more_inputs), "the example input is")
     double = copied(model).double().eval()
     inputs, more = (converted(given, torch.float64) for given in (example_inputs, list(more_inputs)))
     with torch.no_grad(), fast_path_off():

@@ -20,7 +20,7 @@ from topiarist.deploy.prices import machine
 from topiarist.deploy.targets import make_target
 from topiarist.errors import TopiaristError
 from topiarist.files import one_line, shown
-from topiarist.graph import Inputs, batch_of
+from topiarist.graph import Inputs, batch_of, check_plain
 from topiarist.measure import OnStep, Rounds, interleaved, mode
 
 ROUNDS = Rounds(count=200, seconds=10.0)
@@ -65,6 +65,7 @@ def bench(
     settings = _settings(targets, threads, batches)
     if not isinstance(networks, Mapping) or not networks:
         raise TopiaristError("there is no network to measure: give at least one, {name: model}")
+    check_plain(example_inputs, "the example input is")
     subjects = [Subject.of(name, network, example_inputs) for name, network in networks.items()]
     known = macs or {}
     described = [Network(s.name, known[s.name] if s.name in known else s.macs(example_inputs)) for s in subjects]

@@ -23,7 +23,7 @@ from topiarist.deploy.target import Target
 from topiarist.deploy.targets import get_target, target_names
 from topiarist.errors import TopiaristError
 from topiarist.files import as_path, atomically, one_line, suggestion, writable
-from topiarist.graph import Inputs, map_tensors, unwrapped
+from topiarist.graph import Inputs, check_plain, map_tensors, named_tensors, unwrapped
 from topiarist.measure import device_of
 from topiarist.surgery import copied
 
@@ -116,6 +116,8 @@ def export(
     runtime.imported()
     writable(file)
     model = unwrapped(model)
+    check_plain(example_inputs, "the example input is")
+    check_plain(named_tensors(model), "a weight of the network is")
     if device_of(model).type != "cpu":
         model = copied(model).cpu()
     with as_exported(model), tempfile.TemporaryDirectory() as folder:

@@ -11,9 +11,6 @@ from topiarist.errors import TopiaristError
 from topiarist.files import one_line
 from topiarist.studies.cells import Cell, Work, compute, note_failure
 
-LOCK = ".lock"
-"""The file of a study's folder that its run locks."""
-
 
 class Ended(NamedTuple):
     """A cell that is no longer running: the seconds it took, and why it failed (empty for success)."""

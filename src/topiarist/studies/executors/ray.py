@@ -22,7 +22,7 @@ from typing import Any
 from topiarist.errors import TopiaristError
 from topiarist.files import check_fields, one_line
 from topiarist.studies.cells import Cell, Work, finished
-from topiarist.studies.executors.base import LOCK, Ended, Pool, attempt
+from topiarist.studies.executors.base import Ended, Pool, attempt
 from topiarist.studies.executors.local import default_workers
 
 OBJECTS = 100 * 2**20
@@ -179,7 +179,7 @@ def _compute(cell: Cell, out: Path, work: Work, threads: int, version: str) -> s
     """Computes the cell of one task; returns why it failed, empty for success."""
     if version != (own := installed("topiarist")):
         return f"{platform.node()} has Topiarist {own}; install {version} on all nodes"
-    if not (out / LOCK).exists():
+    if not (out / "drafts").is_dir():
         return f"{platform.node()} does not see the folder {out}; choose one that all nodes of the cluster share"
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
