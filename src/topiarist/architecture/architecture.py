@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
+from topiarist.architecture.consistency import check_layers, check_runs, check_sizes
 from topiarist.architecture.encoding import Shape, decode, encode
 from topiarist.errors import TopiaristError
 from topiarist.files import (
@@ -34,6 +35,7 @@ from topiarist.graph import (
     SELECTOR,
     Graph,
     Group,
+    Inputs,
     Keep,
     check_finite,
     checked_keep,
@@ -84,19 +86,28 @@ class Architecture(Shape):
                 kept.setdefault(tensor, {})[axis] = torch.nonzero(positions).flatten()
         return Plan(kept, self.sizes, self.corrections, masks, removed_blocks(self.groups, self.keep))
 
-    def apply(self, model: nn.Module) -> nn.Module:
+    def apply(self, model: nn.Module, inputs: Inputs | None = None) -> nn.Module:
         """Cuts a model of the old shape; the weights that are kept stay as they are.
 
         Channel selectors that it lacks are declared first.
 
+        Args:
+            model: of the old shape.
+            inputs: example inputs that the smaller network must run on; without them its layers alone are checked.
+
         Raises:
-            TopiaristError: the model's tensors are not those that were traced.
+            TopiaristError: the model's tensors are not those that were traced, or the smaller network cannot run.
         """
         if self.selectors:
             declare_selectors(model := copied(model), self.selectors)
         model = unwrapped(model)
         check_shapes(model, self.shapes)
-        return apply_plan(model, self.plan())
+        check_sizes(model, self.sizes)
+        smaller = apply_plan(model, self.plan())
+        check_layers(smaller)
+        if inputs is not None:
+            check_runs(smaller, inputs)
+        return smaller
 
     def check(self, state: Mapping[str, Tensor]) -> None:
         """Sees that tensors are those of a network that was cut to this shape.
@@ -193,12 +204,13 @@ def write_tensors(model: nn.Module, path: Path) -> None:
         write_gates(model, gates)
 
 
-def load(make_model: Callable[[], nn.Module], path: str | os.PathLike[str]) -> nn.Module:
+def load(make_model: Callable[[], nn.Module], path: str | os.PathLike[str], inputs: Inputs | None = None) -> nn.Module:
     """Restores a pruned model, without pickle and without tracing.
 
     Args:
         make_model: returns a model of the old shape.
         path: the folder that `save` wrote, or the safetensors file in it.
+        inputs: example inputs that the network must run on, as for `Architecture.apply`.
 
     Raises:
         TopiaristError: a file is missing, damaged, or belongs to another model.
@@ -207,7 +219,7 @@ def load(make_model: Callable[[], nn.Module], path: str | os.PathLike[str]) -> n
         raise TopiaristError(f"load() takes a function that makes the model: topiarist.make_model({make_model!r})")
     folder = Path(path)
     folder = folder.parent if folder.suffix == ".safetensors" else folder
-    model = Architecture.load(folder / SHAPE_FILE).apply(make_model())
+    model = Architecture.load(folder / SHAPE_FILE).apply(make_model(), inputs)
     file = folder / WEIGHTS_FILE
     if file.is_dir():
         raise TopiaristError(f"{file} is a folder and no file; give the folder that prune() wrote")

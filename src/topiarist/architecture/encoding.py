@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from topiarist.errors import TopiaristError
-from topiarist.files import IN_WEIGHTS, check_size
+from topiarist.files import IN_WEIGHTS, check_size, one_line, shown
 from topiarist.graph import (
     CORRECTIONS,
     GUARD,
@@ -135,7 +135,7 @@ def decode(value: Any) -> Shape:
     version = value.get("version")
     if version not in (VERSION, WITH_BLOCKS, WITH_PLACES):
         raise TopiaristError(
-            f"the architecture has version {version!r}, this release reads {VERSION} to {WITH_PLACES}; "
+            f"the architecture has version {shown(version)}, this release reads {VERSION} to {WITH_PLACES}; "
             "upgrade topiarist"
         )
     if version != WITH_PLACES and value.get("corrections"):
@@ -164,19 +164,19 @@ def decode(value: Any) -> Shape:
         corrections = {_text(m): _corrections(made) for m, made in value["corrections"].items()}
         selectors = _selectors(value.get("selectors", []), shapes)  # older files have none
     except DAMAGE as error:
-        raise TopiaristError(f"the architecture is damaged ({error}); write it again with prune()") from error
+        raise TopiaristError(f"the architecture is damaged ({one_line(error)}); write it again with prune()") from error
     return Shape(groups, keep, shapes, sizes, corrections, selectors)
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} where a name belongs")
+        raise TypeError(f"{shown(value)} where a name belongs")
     return value
 
 
 def _count(value: Any, least: int = 0) -> int:
     if type(value) is not int or not least <= value <= LARGEST:
-        raise ValueError(f"{value!r} where a count belongs")
+        raise ValueError(f"{shown(value)} where a count belongs")
     return value
 
 
@@ -240,7 +240,7 @@ def _slice(part: Any, units: int, shapes: Mapping[str, tuple[int, ...]]) -> Slic
     for start, count, step in runs:
         total += _count(count, 1)
         if type(step) is not int or not 0 <= _count(start) < size or not 0 <= start + (count - 1) * step < size:
-            raise ValueError(f"positions beyond the axis {axis} of {tensor}")
+            raise ValueError(f"positions beyond the axis {axis} of {shown(tensor)}")
     if total % units or not units <= total <= size * units:
         raise ValueError(f"{total} positions for {units} units in {tensor}")
     positions = torch.cat([torch.arange(count) * step + start for start, count, step in runs])
@@ -252,7 +252,7 @@ def _selectors(value: Any, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, 
         raise TypeError("selectors that are no list")
     for name in value:
         if f"{_text(name)}.{SELECTOR}.indices".lstrip(".") not in shapes:
-            raise ValueError(f"no indices for the selector of {name}")
+            raise ValueError(f"no indices for the selector of {shown(name)}")
     return tuple(value)
 
 
@@ -277,7 +277,7 @@ def _correction(value: Any) -> Correction:
 
 def _slot(value: Any) -> int:
     if _count(value) > SLOTS:
-        raise ValueError(f"{value!r} where the number of an argument belongs")
+        raise ValueError(f"{shown(value)} where the number of an argument belongs")
     return int(value)
 
 
@@ -302,7 +302,7 @@ def _right(value: Any) -> Ratio | float:
         right, asked = value
         return INFERRED if value == list(INFERRED) else Ratio(_count(right, 1), _count(asked))
     if type(value) not in (int, float) or not isfinite(value):
-        raise ValueError(f"{value!r} where a number belongs")
+        raise ValueError(f"{shown(value)} where a number belongs")
     return value
 
 

@@ -95,7 +95,7 @@ def _shared(
             shape.check(state)
         made = state if plan.bits is None else compress.share_state(state, bits, plan.init, seed=plan.seed)
         return made, {}, None
-    model = source.model() if shape is None else shape.apply(source.model())
+    model = source.model() if shape is None else shape.apply(source.model(), source.data.example())
     put_weights(model, plan.file)
     accuracy: dict[str, float | None] = {"before": _accuracy(model, source)}
     if plan.bits is None:

@@ -7,11 +7,12 @@ from topiarist.files.documents import from_json, from_yaml, read_json, read_yaml
 from topiarist.files.fields import check_fields, from_plain
 from topiarist.files.gates import GATE, gate_buffers, gates_file, read_gates, register_gate, write_gates
 from topiarist.files.imports import import_package
-from topiarist.files.limits import IN_IMAGES, IN_WEIGHTS, allowance, check_size
+from topiarist.files.limits import ALLOWANCE, IN_IMAGES, IN_WEIGHTS, allowance, check_size
 from topiarist.files.sentences import one_line, shown, suggestion
 from topiarist.files.tensors import read_safetensors, write_safetensors
 
 __all__ = [
+    "ALLOWANCE",
     "GATE",
     "IN_IMAGES",
     "IN_WEIGHTS",

@@ -19,6 +19,8 @@ from topiarist.files.sentences import one_line
 
 MOST_VALUES = 100_000
 """A YAML file holds no more values, those that its aliases repeat included."""
+DEEPEST = 100
+"""Its lists and mappings are nested no deeper."""
 MOST_CHARACTERS = 1 << 20
 """A YAML file is no longer, nor are its values together."""
 
@@ -138,12 +140,16 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.count = 0
+        self.count, self.depth = 0, 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        self.count += 1
+        self.count, self.depth = self.count + 1, self.depth + 1
         _check_total(self.count, 0)
-        return super().compose_node(parent, index)
+        if self.depth > DEEPEST:
+            raise yaml.YAMLError(f"it is nested more than {DEEPEST} levels deep: write less")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)

@@ -33,7 +33,7 @@ def shown(value: object) -> str:
     text = ""
     try:
         for piece in _pieces(value):
-            text += piece
+            text += piece.replace("\n", " ")
             if len(text) > 120:
                 return text[:117] + "..."
     except Exception:  # too deep, or too many digits
