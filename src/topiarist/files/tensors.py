@@ -20,7 +20,7 @@ from topiarist.files.sentences import one_line
 
 T = TypeVar("T")
 
-_KEY, _KIND, _DIGITS = "topiarist.checksum", "sha256:", 64
+_KEY, _KIND, _DIGITS = "topiarist.checksum", "topiarist-sha256:", 64
 _EMPTY = {_KEY: _KIND + _DIGITS * "0"}
 _ENTRY = re.compile(rf'"{re.escape(_KEY)}":"{_KIND}([0-9a-f]{{{_DIGITS}}})"'.encode())
 _TRACES = (_KEY.encode(), _KIND.encode())
@@ -63,7 +63,7 @@ def read_safetensors(path: Path, load: Callable[[str], T], remedy: str) -> T:
     """
     try:
         if not path.is_file():
-            raise FileNotFoundError(f"there is no file {path}; {remedy}")
+            raise FileNotFoundError
         sealed = _is_sealed(path)
         value = load(str(path))
     except FileNotFoundError as error:
@@ -83,11 +83,11 @@ def read_safetensors(path: Path, load: Callable[[str], T], remedy: str) -> T:
 def _seal(path: Path) -> None:
     """Puts the checksum of a file into the place that its metadata has for it."""
     _, header = _header(path)
-    found = _ENTRY.search(header)
-    assert found is not None, "safetensors writes metadata as it is given"
-    digits = _checksum(path, found.start(1)).encode()
+    entry = _ENTRY.search(header)
+    assert entry is not None, "safetensors writes metadata as it is given"
+    digits = _checksum(path, entry.start(1)).encode()
     with path.open("r+b") as file:
-        file.seek(8 + found.start(1))
+        file.seek(8 + entry.start(1))
         file.write(digits)
 
 
@@ -98,13 +98,12 @@ def _is_sealed(path: Path) -> bool:
         ValueError: it is not that of the file.
     """
     length, header = _header(path)
-    found = _ENTRY.findall(header)
-    if not found and not any(trace in header for trace in _TRACES):
+    entries = list(_ENTRY.finditer(header))
+    if not entries and not any(trace in header for trace in _TRACES):
         return False
-    place = _ENTRY.search(header)
-    if place is None or len(found) > 1 or length != len(header):
+    if len(entries) != 1 or length != len(header):
         raise ValueError("its checksum is damaged")
-    if _checksum(path, place.start(1)).encode() != place[1]:
+    if _checksum(path, entries[0].start(1)).encode() != entries[0][1]:
         raise ValueError("its checksum is wrong")
     return True
 
