@@ -36,6 +36,11 @@ class Tree:
 LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join(9 * [f'*a{n - 1}'])}]\n" for n in range(1, 30))
 """Aliases of aliases: a few lines that stand for more values than any memory holds."""
 
+MERGES = "a0: &a0 {x: y}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join(9 * [f'*a{n - 1}'])}]}}\n" for n in range(1, 30))
+"""The same of mappings that are merged."""
+LONG = f"a: &a {'x' * 100_000}\nb: [{'*a, ' * 50_000}]"
+"""Few values, of more text than any memory holds."""
+
 DEEP: list[Any] = []
 for _ in range(100_000):
     DEEP = [DEEP]
@@ -70,7 +75,7 @@ def test_plain_values_become_a_dataclass_with_their_types_untouched() -> None:
         ({"leaf": {"width": 1, "rate": float("inf")}}, "must be a finite number"),
         ({"leaf": {"width": 1, "rate": 10**400}}, "must be a finite number"),
         ({"leaf": {"width": 1, "rate": 10**5000}}, "must be a finite number, but got a value of type int"),
-        ({"leaf": DEEP}, "leaf of the tree must be .*, but got a value of type list"),
+        ({"leaf": DEEP}, r"leaf of the tree must be .*, but got \[\[\["),
         ({"names": "ab"}, "names of the tree must be a list, but got 'ab'"),
         ({"names": ["a", 3]}, "entry 2 of names of the tree must be text"),
         ({"shares": {"x": "half"}}, "'x' of shares of the tree must be a finite number"),
@@ -98,7 +103,7 @@ def test_suggestions_are_close_names_or_what_there_is() -> None:
     assert suggestion("zzz", ["vgg"], "look elsewhere") == "look elsewhere"
 
 
-@pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"a": NaN}', "9" * 5000])
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"a": NaN}', "9" * 5000, "9" * 400, "1e999", '"\\ud800"'])
 def test_files_that_are_no_json_get_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(TopiaristError, match=r"cannot read the values .*a\.json \(.*\); write it again") as refused:
@@ -107,7 +112,12 @@ def test_files_that_are_no_json_get_one_sentence(tmp_path: Path, text: str) -> N
 
 
 @pytest.mark.parametrize(
-    "text", ["a: [", "[" * 10_000, "a: 1\na: 2\n", "a: 2020-01-01\n", "9" * 5000, "&a [*a]", LAUGHS]
+    "text",
+    [
+        *("a: [", "[" * 10_000, "a: 1\na: 2\n", "a: 2020-01-01\n", "9" * 5000, "&a [*a]", LAUGHS, LONG, MERGES),
+        *("!!timestamp x", "!!bool maybe", "!!int ''", "!!float ''", "2024-13-45", "1" + ":59" * 300, ".inf"),
+        *("{1: a, b: c}", "{true: a}", '"\\ud800"', "a: " + "x " * 600_000, "- a\n" * 100_000),
+    ],
 )
 def test_files_that_are_no_yaml_get_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.yaml").write_text(text)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from topiarist.compress import MAX_BYTES, Report
+from topiarist.compress import Report
 from topiarist.compress.ans import DamagedError, Ints, entropy
 from topiarist.compress.binary import Source, bits_of, from_bits, pack_values, unpack_values, varint
 from topiarist.compress.coding import LARGEST, MOST_CODES, Blob, Coding, Sparse, decode, encode
@@ -47,7 +47,7 @@ def pack(state: Mapping[str, Tensor], index_bits: int | None = None) -> tuple[by
     )
 
 
-def unpack(data: bytes, max_bytes: int = MAX_BYTES) -> dict[str, Tensor]:
+def unpack(data: bytes, max_bytes: int | None = None) -> dict[str, Tensor]:
     """Returns the state dict in a file's bytes; errors as of `topiarist.compress.unpack`."""
     return File.read(data, max_bytes).tensors(decode_any)
 

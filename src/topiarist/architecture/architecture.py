@@ -8,31 +8,34 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import load_model as load_tensors
-from safetensors.torch import save_model as save_tensors
+from safetensors import safe_open
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
+from topiarist.architecture.consistency import check_layers, check_runs, check_sizes
 from topiarist.architecture.encoding import Shape, decode, encode
 from topiarist.errors import TopiaristError
 from topiarist.files import (
-    atomically,
     gate_buffers,
     gates_file,
     read_gates,
     read_json,
+    read_safetensors,
     writable,
     write_gates,
     write_json,
+    write_safetensors,
 )
 from topiarist.graph import (
     SELECTOR,
     Graph,
     Group,
+    Inputs,
     Keep,
     check_finite,
     checked_keep,
@@ -83,19 +86,28 @@ class Architecture(Shape):
                 kept.setdefault(tensor, {})[axis] = torch.nonzero(positions).flatten()
         return Plan(kept, self.sizes, self.corrections, masks, removed_blocks(self.groups, self.keep))
 
-    def apply(self, model: nn.Module) -> nn.Module:
+    def apply(self, model: nn.Module, inputs: Inputs | None = None) -> nn.Module:
         """Cuts a model of the old shape; the weights that are kept stay as they are.
 
         Channel selectors that it lacks are declared first.
 
+        Args:
+            model: of the old shape.
+            inputs: example inputs that the smaller network must run on; without them its layers alone are checked.
+
         Raises:
-            TopiaristError: the model's tensors are not those that were traced.
+            TopiaristError: the model's tensors are not those that were traced, or the smaller network cannot run.
         """
         if self.selectors:
             declare_selectors(model := copied(model), self.selectors)
         model = unwrapped(model)
         check_shapes(model, self.shapes)
-        return apply_plan(model, self.plan())
+        check_sizes(model, self.sizes)
+        smaller = apply_plan(model, self.plan())
+        check_layers(smaller)
+        if inputs is not None:
+            check_runs(smaller, inputs)
+        return smaller
 
     def check(self, state: Mapping[str, Tensor]) -> None:
         """Sees that tensors are those of a network that was cut to this shape.
@@ -176,35 +188,29 @@ def save(model: nn.Module, architecture: Architecture, path: str | os.PathLike[s
 
 
 def write_tensors(model: nn.Module, path: Path) -> None:
-    """Writes a model's state dict as safetensors, whole or not at all; tied tensors are stored once.
+    """Writes a model's state dict as safetensors with a checksum, whole or not at all; tied tensors are stored once.
 
     What a training with gates left for the score goes into a file beside it, ``model.gates.safetensors``.
 
     Raises:
         TopiaristError: the file cannot be written.
     """
-
-    def write(temporary: Path) -> None:
-        try:
-            save_tensors(model, str(temporary))
-        except safetensors.SafetensorError as error:
-            raise OSError(str(error)) from error
-
     model = unwrapped(model)
     gates = gates_file(writable(path))
     if gates.is_file():
         gates.unlink()  # those of other weights
-    atomically(path, write)
+    write_safetensors(path, partial(save_model, model))
     if gate_buffers(model):
-        atomically(gates, lambda temporary: write_gates(model, temporary))
+        write_gates(model, gates)
 
 
-def load(make_model: Callable[[], nn.Module], path: str | os.PathLike[str]) -> nn.Module:
+def load(make_model: Callable[[], nn.Module], path: str | os.PathLike[str], inputs: Inputs | None = None) -> nn.Module:
     """Restores a pruned model, without pickle and without tracing.
 
     Args:
         make_model: returns a model of the old shape.
         path: the folder that `save` wrote, or the safetensors file in it.
+        inputs: example inputs that the network must run on, as for `Architecture.apply`.
 
     Raises:
         TopiaristError: a file is missing, damaged, or belongs to another model.
@@ -213,21 +219,12 @@ def load(make_model: Callable[[], nn.Module], path: str | os.PathLike[str]) -> n
         raise TopiaristError(f"load() takes a function that makes the model: topiarist.make_model({make_model!r})")
     folder = Path(path)
     folder = folder.parent if folder.suffix == ".safetensors" else folder
-    model = Architecture.load(folder / SHAPE_FILE).apply(make_model())
+    model = Architecture.load(folder / SHAPE_FILE).apply(make_model(), inputs)
     file = folder / WEIGHTS_FILE
     if file.is_dir():
         raise TopiaristError(f"{file} is a folder and no file; give the folder that prune() wrote")
     picked = {name: b.clone() for name, b in model.named_buffers() if not b.is_floating_point() and _of_selector(name)}
-    try:
-        _check_types(model, file)
-        load_tensors(model, str(file))
-    except FileNotFoundError as error:
-        raise TopiaristError(f"there is no {file}; give the folder that prune() wrote") from error
-    except (safetensors.SafetensorError, OSError) as error:
-        raise TopiaristError(f"{file} is damaged or no safetensors file ({error}); write it again") from error
-    except RuntimeError as error:
-        told = " ".join(str(error).split())[:200]
-        raise TopiaristError(f"{file} does not belong to this architecture: {told}") from error
+    read_safetensors(file, partial(_fill, model), "write it again, or give the folder that prune() wrote")
     check_finite(model)
     read_gates(model, gates_file(file))
     for name, indices in picked.items():
@@ -240,10 +237,22 @@ def _of_selector(name: str) -> bool:
     return name.endswith(f"{SELECTOR}.indices")
 
 
-def _check_types(model: nn.Module, file: Path) -> None:
+def _fill(model: nn.Module, file: str) -> None:
+    """Reads a file's tensors into a model."""
+    _check_types(model, file)
+    try:
+        load_model(model, file)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TopiaristError(
+            f"{file} does not belong to this architecture ({reason}): give the folder that prune() wrote"
+        ) from error
+
+
+def _check_types(model: nn.Module, file: str) -> None:
     """Raises where a file holds whole numbers, truth values or complex numbers in the place of weights."""
     state = model.state_dict()
-    with safetensors.safe_open(str(file), "pt") as tensors:
+    with safe_open(file, "pt") as tensors:
         for name in tensors.keys():  # noqa: SIM118  (it is no dict)
             kind = tensors.get_slice(name).get_dtype()
             if name in state and state[name].is_floating_point() and not kind.startswith(("F", "BF")):

@@ -1,6 +1,6 @@
 """The JSON of an architecture: how it is written, and how it is read from a file that nobody vouches for.
 
-Everything is checked before anything is allocated: a damaged file costs a sentence, not the memory of the machine.
+Everything is counted before anything is allocated: a damaged file costs a sentence, not the memory of the machine.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from topiarist.errors import TopiaristError
+from topiarist.files import IN_WEIGHTS, check_size, one_line, shown
 from topiarist.graph import (
     CORRECTIONS,
     GUARD,
@@ -43,10 +44,10 @@ VERSION, WITH_BLOCKS, WITH_PLACES = 1, 2, 3
 """Files without blocks, or without corrected places, stay readable for releases that do not know these."""
 LARGEST = 1 << 40
 """No tensor of a network has more elements, no attribute a larger value."""
-POSITIONS = 1 << 28
-"""No group has more positions on an axis (2 GiB of them)."""
-WEIGHTS = 1 << 31
-"""No tensor has more individual weights that are pruned."""
+AXES = 64
+"""No tensor has more axes."""
+_UNIT, _WEIGHT, _POSITION = 4, 9, 17
+"""Bytes that a unit takes in its mask, as an individual weight, and each of its positions on an axis, while reading."""
 
 DEEPEST, SLOTS, CORRECTED = 64, 4096, 10_000
 """Functions on the way to a place, arguments of a call, and corrections of a module, at most."""
@@ -116,8 +117,11 @@ def _plain(block: Block) -> list[Any]:
 
 def digest(value: Mapping[str, Any]) -> str:
     """Returns the checksum of everything but itself, so that a damaged number is noticed."""
-    content = {key: entry for key, entry in value.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(_text_of(value).encode()).hexdigest()
+
+
+def _text_of(value: Mapping[str, Any]) -> str:
+    return json.dumps({key: entry for key, entry in value.items() if key != "sha256"}, sort_keys=True)
 
 
 def decode(value: Any) -> Shape:
@@ -131,7 +135,7 @@ def decode(value: Any) -> Shape:
     version = value.get("version")
     if version not in (VERSION, WITH_BLOCKS, WITH_PLACES):
         raise TopiaristError(
-            f"the architecture has version {version!r}, this release reads {VERSION} to {WITH_PLACES}; "
+            f"the architecture has version {shown(version)}, this release reads {VERSION} to {WITH_PLACES}; "
             "upgrade topiarist"
         )
     if version != WITH_PLACES and value.get("corrections"):
@@ -145,6 +149,7 @@ def decode(value: Any) -> Shape:
         shapes = {_text(name): _shape(shape) for name, shape in value["shapes"].items()}
         if not isinstance(value["groups"], list):
             raise TypeError("groups that are no list")
+        check_size(memory_of(value), "the architecture", IN_WEIGHTS * len(_text_of(value)))
         masks = [unpack_mask(entry["kept"], _count(entry["units"], 1)) for entry in value["groups"]]
         if not all(mask.any() for mask in masks):
             raise ValueError("a group that keeps nothing")
@@ -159,26 +164,52 @@ def decode(value: Any) -> Shape:
         corrections = {_text(m): _corrections(made) for m, made in value["corrections"].items()}
         selectors = _selectors(value.get("selectors", []), shapes)  # older files have none
     except DAMAGE as error:
-        raise TopiaristError(f"the architecture is damaged ({error}); write it again with prune()") from error
+        raise TopiaristError(f"the architecture is damaged ({one_line(error)}); write it again with prune()") from error
     return Shape(groups, keep, shapes, sizes, corrections, selectors)
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} where a name belongs")
+        raise TypeError(f"{shown(value)} where a name belongs")
     return value
 
 
 def _count(value: Any, least: int = 0) -> int:
     if type(value) is not int or not least <= value <= LARGEST:
-        raise ValueError(f"{value!r} where a count belongs")
+        raise ValueError(f"{shown(value)} where a count belongs")
     return value
 
 
 def _shape(value: Any) -> tuple[int, ...]:
+    if len(value) > AXES:
+        raise ValueError("a tensor of too many axes")
     shape = tuple(_count(n) for n in value)
     _count(prod(shape))
     return shape
+
+
+def memory_of(value: Mapping[str, Any]) -> int:
+    """Returns the bytes that decoding takes: masks, positions, and what the plan of a cut says of each position.
+
+    Raises:
+        Exception: one of ``DAMAGE``.
+    """
+    shapes, size = value["shapes"], 0
+    for entry in value["groups"]:
+        size += _UNIT * _count(entry["units"], 1)
+        for tensor, axis, _, runs in entry["slices"]:
+            shape = _shape(shapes[_text(tensor)])
+            if axis is None:
+                size += _WEIGHT * prod(shape)
+            else:
+                size += shape[_axis(axis, shape)] + _POSITION * sum(_count(count, 1) for _, count, _ in runs)
+    return size
+
+
+def _axis(value: Any, shape: tuple[int, ...]) -> int:
+    if _count(value) >= len(shape):
+        raise ValueError(f"an axis {value} of a tensor of the shape {shape}")
+    return int(value)
 
 
 def _group(entry: Any, shapes: Mapping[str, tuple[int, ...]]) -> Group:
@@ -204,13 +235,13 @@ def _slice(part: Any, units: int, shapes: Mapping[str, tuple[int, ...]]) -> Slic
         if units != prod(shape):
             raise ValueError(f"{units} units in the {shape} of {tensor}")
         return Slice(tensor, None, torch.arange(units).unsqueeze(1), _text(role))
-    size = shape[_count(axis)] if _count(axis) < len(shape) else 0
+    size = shape[_axis(axis, shape)]
     total = 0
     for start, count, step in runs:
         total += _count(count, 1)
         if type(step) is not int or not 0 <= _count(start) < size or not 0 <= start + (count - 1) * step < size:
-            raise ValueError(f"positions beyond the axis {axis} of {tensor}")
-    if total % units or not units <= total <= min(size * units, POSITIONS):
+            raise ValueError(f"positions beyond the axis {axis} of {shown(tensor)}")
+    if total % units or not units <= total <= size * units:
         raise ValueError(f"{total} positions for {units} units in {tensor}")
     positions = torch.cat([torch.arange(count) * step + start for start, count, step in runs])
     return Slice(tensor, axis, positions.view(units, -1), _text(role))
@@ -221,7 +252,7 @@ def _selectors(value: Any, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, 
         raise TypeError("selectors that are no list")
     for name in value:
         if f"{_text(name)}.{SELECTOR}.indices".lstrip(".") not in shapes:
-            raise ValueError(f"no indices for the selector of {name}")
+            raise ValueError(f"no indices for the selector of {shown(name)}")
     return tuple(value)
 
 
@@ -246,7 +277,7 @@ def _correction(value: Any) -> Correction:
 
 def _slot(value: Any) -> int:
     if _count(value) > SLOTS:
-        raise ValueError(f"{value!r} where the number of an argument belongs")
+        raise ValueError(f"{shown(value)} where the number of an argument belongs")
     return int(value)
 
 
@@ -271,7 +302,7 @@ def _right(value: Any) -> Ratio | float:
         right, asked = value
         return INFERRED if value == list(INFERRED) else Ratio(_count(right, 1), _count(asked))
     if type(value) not in (int, float) or not isfinite(value):
-        raise ValueError(f"{value!r} where a number belongs")
+        raise ValueError(f"{shown(value)} where a number belongs")
     return value
 
 
@@ -288,8 +319,6 @@ def unpack_mask(text: Any, units: int) -> Tensor:
         ValueError: it is no base64, or of another number of bits.
         zlib.error: it is damaged.
     """
-    if units > WEIGHTS:
-        raise ValueError(f"{units} units in a group")
     length = (units + 7) // 8
     data = zlib.decompressobj().decompress(base64.b64decode(_text(text), validate=True), length + 1)
     if len(data) != length:

@@ -392,7 +392,7 @@ def decompress(
 
     Args:
         file: what compress wrote.
-        max_bytes: memory that reading may take; 4 GiB by default.
+        max_bytes: memory that reading may take; by default 256 MiB and 512 times the file.
         out: folder for model.safetensors and architecture.json.
         json: print the result as JSON.
     """

@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import safetensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ from topiarist.cli import show
 from topiarist.cli.inputs import Source
 from topiarist.cli.weights import put_weights, read_weights
 from topiarist.errors import TopiaristError
-from topiarist.files import atomically, read_json, writable
+from topiarist.files import read_json, writable, write_safetensors
 from topiarist.train import Recipe
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _shared(
             shape.check(state)
         made = state if plan.bits is None else compress.share_state(state, bits, plan.init, seed=plan.seed)
         return made, {}, None
-    model = source.model() if shape is None else shape.apply(source.model())
+    model = source.model() if shape is None else shape.apply(source.model(), source.data.example())
     put_weights(model, plan.file)
     accuracy: dict[str, float | None] = {"before": _accuracy(model, source)}
     if plan.bits is None:
@@ -158,26 +158,19 @@ def restore(file: Path, max_bytes: int | None, out: Path) -> dict[str, Any]:
         TopiaristError: the file is damaged or too large, or holds types that safetensors does not know; or the folder
             cannot be written, or is full.
     """
-    from topiarist import compress
     from topiarist.compress import load_both
 
     _not_onto(file, out / WEIGHTS_FILE)
-    limit = compress.MAX_BYTES if max_bytes is None else max_bytes
-    state, shape = load_both(file, max_bytes=limit)
+    state, shape = load_both(file, max_bytes=max_bytes)
     once = {id(value): name for name, value in reversed(list(state.items()))}  # tied tensors are written once
     tensors = {name: value for name, value in state.items() if once[id(value)] == name}
 
-    def write(temporary: Path) -> None:
-        try:
-            save_file(tensors, temporary)
-        except KeyError as error:
-            raise TopiaristError(
-                f"{file} holds {error}, which safetensors does not know: read it with compress.load"
-            ) from error
-        except safetensors.SafetensorError as error:  # a full disk, as a rule
-            raise OSError(str(error)) from error
-
-    atomically(out / WEIGHTS_FILE, write)
+    try:
+        write_safetensors(out / WEIGHTS_FILE, partial(save_file, tensors))
+    except KeyError as error:
+        raise TopiaristError(
+            f"{file} holds {error}, which safetensors does not know: read it with compress.load"
+        ) from error
     _forget_result(out)
     if shape is None:
         (out / SHAPE_FILE).unlink(missing_ok=True)  # that of another network

@@ -77,4 +77,5 @@ def read_pruned(
             "with this name"
         )
     source = make_source(name, given, None, seed)
-    return PrunedFolder(load(source.make, folder), source, result)
+    example = None if source.data is None else source.data.example()
+    return PrunedFolder(load(source.make, folder, example), source, result)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 
 from topiarist.cli.show import some
 from topiarist.errors import TopiaristError
-from topiarist.files import gates_file, read_gates
+from topiarist.files import ForeignObjectError, gates_file, read_archive, read_gates, read_safetensors
 from topiarist.graph import unwrapped_names
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -40,7 +38,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors or len(tensors) < len(state):
         raise TopiaristError(f"{path} holds no state dict: {_SAVE}")
+    for key, value in tensors.items():
+        if kind := _not_dense(value):
+            raise TopiaristError(f"{path} cannot be used ({key} is a {kind} tensor): save dense tensors of numbers")
     return tensors
+
+
+def _not_dense(value: Tensor) -> str:
+    """Returns what kind of tensor this is, where it is none with a number of its own for each entry."""
+    kinds = {"quantised": value.is_quantized, "nested": value.is_nested, "meta": value.is_meta}
+    kinds["sparse"] = value.layout != torch.strided
+    return next((kind for kind, is_so in kinds.items() if is_so), "")
 
 
 def _read(path: Path) -> Mapping[str, object]:
@@ -63,28 +71,22 @@ def _damaged(path: Path) -> TopiaristError:
 
 
 def _read_safetensors(path: Path) -> Mapping[str, object]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise TopiaristError(f"{path} is truncated or no safetensors file: write or copy it again") from error
+    return read_safetensors(path, load_file, "write or copy it again")
 
 
 def _read_torch(path: Path) -> Mapping[str, object]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about other formats: the errors below are clearer
-            value = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error) and "not an allowed global" not in str(error):
-            raise _damaged(path) from error
+        value = read_archive(path)
+    except ForeignObjectError as error:
         raise TopiaristError(
-            f"{path} holds objects that only code can restore, which Topiarist does not run: save the tensors alone, "
-            "with torch.save(model.state_dict(), FILE)"
+            f"{path} holds {error}, which only code can restore, and Topiarist does not run any of a file: save the "
+            "tensors alone, with torch.save(model.state_dict(), FILE)"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except TopiaristError:
+        raise
+    except Exception as error:  # a damaged archive fails in any way: zip, pickle, key, type, end of file
         raise _damaged(path) from error
     if not isinstance(value, Mapping):
         raise TopiaristError(f"{path} holds a {type(value).__name__} and no state dict: save model.state_dict()")
@@ -112,10 +114,9 @@ def put_weights(model: nn.Module, path: Path) -> None:
         if value.shape != own[key].shape:
             sizes = f"{key} is {tuple(value.shape)} in the file and {tuple(own[key].shape)} in the model"
             raise TopiaristError(f"{path} does not fit the model ({sizes}): give the options it was trained with")
-        dense = value.layout == torch.strided
-        if not dense or value.is_meta or value.dtype.is_floating_point != own[key].dtype.is_floating_point:
-            kind = f"{key} is a {'' if dense else 'sparse '}tensor of {value.dtype}"
-            raise TopiaristError(f"{path} does not fit the model ({kind}): save dense tensors of {own[key].dtype}")
+        if value.dtype.is_floating_point != own[key].dtype.is_floating_point:
+            kind = f"{key} is a tensor of {value.dtype}"
+            raise TopiaristError(f"{path} does not fit the model ({kind}): save tensors of {own[key].dtype}")
         if value.is_floating_point() and not value.float().isfinite().all():
             raise TopiaristError(f"{path} has NaN or infinite values in {key}: train with a smaller learning rate")
     model.load_state_dict(weights, strict=False)

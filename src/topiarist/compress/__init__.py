@@ -11,14 +11,13 @@ Examples:
 
 from topiarist.compress.binary import bits_of
 from topiarist.compress.clusters import Clusters, cluster
-from topiarist.compress.container import MAGIC, MAX_BYTES
+from topiarist.compress.container import MAGIC
 from topiarist.compress.files import load, load_architecture, load_both, load_model, pack, save, unpack
 from topiarist.compress.report import Report, Row
 from topiarist.compress.sharing import Shared, share, share_state
 
 __all__ = [
     "MAGIC",
-    "MAX_BYTES",
     "Clusters",
     "Report",
     "Row",

@@ -35,13 +35,17 @@ def varint(number: int) -> bytes:
 
 @dataclass
 class Memory:
-    """What decoding may still allocate, in bytes."""
+    """What decoding may still allocate, in bytes, and how many symbols it may still read: as many as bytes at first.
+
+    A symbol takes some 20 ns, so that the limit on memory is one on time too.
+    """
 
     left: int
 
     def __post_init__(self) -> None:
         """Checks that there is a limit."""
         checked_whole("max_bytes", self.left)
+        self._symbols = self.left
 
     def need(self, size: int, what: str, *, keep: bool = False) -> None:
         """Reserves some bytes before they are allocated, for a while or to keep.
@@ -55,6 +59,19 @@ class Memory:
                 "you trust the file"
             )
         self.left -= size if keep else 0
+
+    def work(self, symbols: int, what: str) -> None:
+        """Reserves the time of some symbols before they are read.
+
+        Raises:
+            TopiaristError: they are more than may still be read.
+        """
+        if symbols > self._symbols:
+            raise TopiaristError(
+                f"decoding {what} takes as long as {symbols:,} values, but only {self._symbols:,} of max_bytes remain: "
+                "raise max_bytes if you trust the file"
+            )
+        self._symbols -= symbols
 
 
 @dataclass

@@ -29,6 +29,8 @@ _SMALL = 1 << 12
 """Tensors of at most so many values are always tried without a codebook as well."""
 _BYTES_EACH = 96
 """Bytes that decoding takes at most for each nonzero value, while it works."""
+_SYMBOLS_A_ROW = 512
+"""A row of a mask takes as long as so many symbols, beside its own."""
 _DENSE_FACTOR = 1.001
 """Zeros as symbols must save more than a thousandth, since gaps decode twice as fast."""
 
@@ -269,6 +271,7 @@ def _decode_dense(source: Source, dtype: torch.dtype, size: int, what: str) -> N
     if not codes:
         raise DamagedError("a codebook without values")
     source.memory.need(source.left * 2 + size * (16 + dtype.itemsize) + 64 * codes, what)
+    source.memory.work(size, what)
     reader = Reader(source.take(source.left))
     symbols = reader.take(size, Histogram.take(reader, codes + 1))
     reader.finish()
@@ -285,6 +288,8 @@ def _decode_sparse(
     codes, book = _read_book(source, dtype, n, what)
     masked = coding in (Coding.ROWS, Coding.COLUMNS)
     source.memory.need(_BYTES_EACH * n + 2 * source.left + (48 * size if masked else 0), what)
+    rows = (size // shape[0] if coding is Coding.COLUMNS else shape[0]) if masked and shape else 0
+    source.memory.work(2 * n + (size + _SYMBOLS_A_ROW * rows if masked else 0), what)
     reader = Reader(source.take(source.left))
     positions = _take_mask(reader, shape, n, columns=coding is Coding.COLUMNS) if masked else Gaps.take(reader, n)
     if len(positions) != n or positions[-1] >= size:

@@ -27,13 +27,17 @@ from topiarist.compress.binary import Memory, Source, deflated, varint
 from topiarist.compress.coding import Blob, Coding, decode
 from topiarist.compress.inputs import DTYPES
 from topiarist.errors import TopiaristError
+from topiarist.files import IN_WEIGHTS, allowance
 
 MAGIC, VERSION = b"TPCF", 2
 READS = (1, VERSION)
 """Version 1 is the same, but for masks of unstructured pruning, which were complete in the architecture."""
-MAX_BYTES = 1 << 32
-"""Memory that reading may take unless the caller says otherwise: 4 GiB."""
 _TENSORS, _AXES, _HEADER = 1 << 20, 64, 1 << 28
+
+
+def default_limit(size: int) -> int:
+    """Returns the memory that reading a file of this size may take, in bytes, unless the caller says otherwise."""
+    return allowance() + IN_WEIGHTS * size
 
 
 Decode = Callable[[Source, Coding, torch.dtype, tuple[int, ...], str], Tensor]
@@ -106,8 +110,8 @@ class File:
     memory: Memory
 
     @classmethod
-    def read(cls, data: bytes, max_bytes: int = MAX_BYTES) -> File:
-        """Reads a header and checks everything in it against the data and the memory.
+    def read(cls, data: bytes, max_bytes: int | None = None) -> File:
+        """Reads a header and checks everything in it against the data and the memory, see `default_limit`.
 
         Raises:
             TopiaristError: this is not such a file, it is damaged, of an unknown version, or too large.
@@ -119,7 +123,7 @@ class File:
                 f"this compressed network has version {data[4]}, this release reads {' and '.join(map(str, READS))}: "
                 "upgrade topiarist"
             )
-        memory = Memory(max_bytes)
+        memory = Memory(default_limit(len(data)) if max_bytes is None else max_bytes)
         memory.need(2 * len(data), "the file")
         try:
             if len(data) < 11 or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):

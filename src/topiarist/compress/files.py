@@ -16,13 +16,16 @@ from topiarist.architecture import Architecture
 from topiarist.compress import shape
 from topiarist.compress.binary import Memory, bits_of, varint
 from topiarist.compress.coding import Blob, Coding, encode
-from topiarist.compress.container import MAX_BYTES, File, write
+from topiarist.compress.container import File, default_limit, write
 from topiarist.compress.inputs import checked_state, identity
 from topiarist.compress.report import Report, Row
 from topiarist.compress.shape import SHAPE
 from topiarist.errors import TopiaristError
-from topiarist.files import as_path, atomically, writable
+from topiarist.files import allowance, as_path, atomically, writable
 from topiarist.graph import check_finite, unwrapped
+
+_BYTES_OF_A_VALUE = 160
+"""What decoding takes for a value of a tensor at most, while it works."""
 
 
 def save(
@@ -111,18 +114,19 @@ def _halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: halves.get(identity(tensor), tensor) for name, tensor in state.items()}
 
 
-def unpack(data: bytes, *, max_bytes: int = MAX_BYTES) -> dict[str, Tensor]:
+def unpack(data: bytes, *, max_bytes: int | None = None) -> dict[str, Tensor]:
     """Returns the state dict in a file's bytes, see `load`."""
     return File.read(data, max_bytes).tensors()
 
 
-def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> dict[str, Tensor]:
+def load(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> dict[str, Tensor]:
     """Reads the state dict of a file that `save` wrote. Nothing in a file is ever run.
 
     Args:
         path: the file.
-        max_bytes: memory that reading may take, file and result included; a file that asks for more is refused before
-            the memory is touched.
+        max_bytes: memory that reading may take, file and result included; by default 256 MiB (or the environment
+            variable ``TOPIARIST_READ_BYTES``) and 512 times the file. A file that asks for more is refused before the
+            memory is touched.
 
     Returns:
         Name → tensor, on the CPU; tied tensors are one object.
@@ -133,7 +137,7 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> dict[st
     return unpack(_read(path, max_bytes), max_bytes=max_bytes)
 
 
-def load_architecture(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Architecture | None:
+def load_architecture(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> Architecture | None:
     """Returns the shape of the network in a file, where it was stored with one.
 
     Raises:
@@ -143,7 +147,7 @@ def load_architecture(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTE
 
 
 def load_both(
-    path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES
+    path: str | os.PathLike[str], *, max_bytes: int | None = None
 ) -> tuple[dict[str, Tensor], Architecture | None]:
     """Returns the state dict of a file, see `load`, and the shape of the network where it was stored with one."""
     file = File.read(_read(path, max_bytes), max_bytes)
@@ -159,7 +163,8 @@ def load_model(
     Args:
         make_model: returns a model of the old shape if the file has an architecture, else one of the stored shape.
         path: the file.
-        max_bytes: memory that reading may take; by default 160 bytes for each value of the model, and 64 MiB.
+        max_bytes: memory that reading may take; by default 256 MiB (or the environment variable
+            ``TOPIARIST_READ_BYTES``), the bytes of the model twice, and 160 for each value of its largest tensor.
 
     Raises:
         TopiaristError: as for `load`; or the file is of another network.
@@ -172,7 +177,7 @@ def load_model(
     if not isinstance(model, nn.Module):
         raise TopiaristError(f"make_model() returned a {type(model).__name__}: let it return a torch.nn.Module")
     own = checked_state(model)
-    most = 160 * sum(t.numel() for t in own.values()) + (1 << 26) if max_bytes is None else max_bytes
+    most = _needed(own) + allowance() if max_bytes is None else max_bytes
     file = File.read(_read(path, most), most)
     architecture = shape.of_file(file, None)
     if architecture is not None:
@@ -196,6 +201,12 @@ def load_model(
     return model
 
 
+def _needed(own: Mapping[str, Tensor]) -> int:
+    """Returns the bytes that decoding these tensors takes: the file and the tensors, and the work on one of them."""
+    largest = max((tensor.numel() for tensor in own.values()), default=0)
+    return 2 * sum(tensor.nbytes for tensor in own.values()) + _BYTES_OF_A_VALUE * largest
+
+
 def _check_ties(path: str | os.PathLike[str], own: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
     """Raises where tensors that are one in a model differ in a file: the last of them would win."""
     first: dict[tuple[object, ...], str] = {}
@@ -209,10 +220,12 @@ def _check_ties(path: str | os.PathLike[str], own: Mapping[str, Tensor], stored:
             )
 
 
-def _read(path: str | os.PathLike[str], max_bytes: int) -> bytes:
+def _read(path: str | os.PathLike[str], max_bytes: int | None) -> bytes:
     file = as_path(path)
     try:
-        memory, size = Memory(max_bytes), file.stat().st_size
+        most = Memory(0 if max_bytes is None else max_bytes)
+        size = file.stat().st_size
+        memory = Memory(default_limit(size)) if max_bytes is None else most
         if not file.is_file():
             raise OSError(EINVAL, "it is not a file")
         memory.need(2 * size, f"the file {path}")

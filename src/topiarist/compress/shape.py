@@ -8,14 +8,14 @@ happens to be zero, takes a little more.
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from topiarist.architecture import Architecture, digest, pack_mask, unpack_mask
+from topiarist.architecture import DAMAGE, Architecture, digest, memory_of, pack_mask, unpack_mask
 from topiarist.compress.container import File, damaged
+from topiarist.files import from_json
 
 SHAPE = "architecture"
 _KEPT, _AGREES = "kept", "told"
@@ -46,17 +46,18 @@ def of_file(file: File, tensors: Mapping[str, Tensor] | None) -> Architecture | 
     if SHAPE not in file.texts:
         return None
     try:
-        value = json.loads(file.texts[SHAPE])
+        value = from_json(file.texts[SHAPE])
         implied = [entry for entry in value["groups"] if _AGREES in entry]
         if tensors is None:
             value["groups"] = [entry for entry in value["groups"] if entry not in implied]
         else:
             for entry in implied:
                 tensor = tensors[entry["name"]]
-                file.memory.need(16 * tensor.numel(), f"the mask of {entry['name']}", keep=True)
+                file.memory.need(8 * tensor.numel(), f"the mask of {entry['name']}")
                 entry[_KEPT] = pack_mask(unpack_mask(entry.pop(_AGREES), tensor.numel()) == _nonzero(tensor))
         value["sha256"] = digest(value)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, zlib.error) as error:
+        file.memory.need(memory_of(value), "the architecture", keep=True)
+    except DAMAGE as error:
         raise damaged(error) from error
     return Architecture.from_json(value)
 

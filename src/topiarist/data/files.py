@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from topiarist.errors import TopiaristError
-from topiarist.files import import_package, one_line
+from topiarist.files import IN_IMAGES, check_size, import_package, one_line
 
 _KEYS = ("train_x", "train_y", "test_x", "test_y")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 _MOST_CHANNELS = 4  # an axis this short is taken for colours
 _MOST_PIXELS = 2_000_000_000  # of all images of a folder together, which are in memory at once
-_MOST_INFLATED = 1100  # deflate makes nothing smaller than about a thousandth
 
 Array = np.ndarray[Any, Any]
 T = TypeVar("T")
@@ -35,27 +34,30 @@ def read_npz(source: str, _seed: int) -> dict[str, Tensor]:
     path = Path(source).expanduser()
     if not path.is_file():
         raise TopiaristError(f"there is no file {source}: give the path of an npz file with {', '.join(_KEYS)}")
-    arrays = {}
+    parts = {}
     try:
         with zipfile.ZipFile(path) as archive:
             present = {name.removesuffix(".npy") for name in archive.namelist()}
             if missing := [key for key in _KEYS if key not in present]:
                 raise TopiaristError(f"{source} lacks {', '.join(missing)}: store {', '.join(_KEYS)} with numpy.savez")
+            size = sum(_size(archive, key) for key in _KEYS)
+            check_size(size, f"the data in {source}", honest=IN_IMAGES * path.stat().st_size)
             for key in _KEYS:
-                _check_member(archive, f"{key}.npy", limit=_MOST_INFLATED * path.stat().st_size)
                 with archive.open(f"{key}.npy") as stream:
-                    arrays[key] = np.lib.format.read_array(stream, allow_pickle=False)
+                    array = np.lib.format.read_array(stream, allow_pickle=False)
+                parts[key] = (to_images if key.endswith("x") else to_labels)(source, key, array)
     except TopiaristError:
         raise
     except Exception as error:  # a damaged archive fails in many ways, and all of them mean the same
         raise TopiaristError(
             f"{source} cannot be read ({one_line(error)}): write it again with numpy.savez, numbers only"
         ) from error
-    return {key: (to_images if key.endswith("x") else to_labels)(source, key, array) for key, array in arrays.items()}
+    return parts
 
 
-def _check_member(archive: zipfile.ZipFile, name: str, limit: int) -> None:
-    """Compares the size that an array's header announces with the member's, before memory is taken for it."""
+def _size(archive: zipfile.ZipFile, key: str) -> int:
+    """Returns the bytes that an array takes, with its conversion, if its header says what the archive does."""
+    name = f"{key}.npy"
     info = archive.getinfo(name)
     with archive.open(name) as stream:
         version = np.lib.format.read_magic(stream)
@@ -65,8 +67,10 @@ def _check_member(archive: zipfile.ZipFile, name: str, limit: int) -> None:
         shape, _, dtype = read(stream)
         if dtype.hasobject:
             raise ValueError(f"{name} holds Python objects")
-        if info.file_size > limit or stream.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
+        if stream.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
             raise ValueError(f"{name} is not as long as it says")
+    converted = np.dtype(np.uint8 if dtype == np.uint8 else np.float32 if key.endswith("x") else np.int64)
+    return info.file_size + math.prod(shape) * (0 if converted == dtype else converted.itemsize)
 
 
 def read_folder(source: str, _seed: int, *, size: int | None = None) -> dict[str, Tensor]:

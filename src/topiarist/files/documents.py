@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
+import re
+import sys
+from collections.abc import Callable, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,10 +14,18 @@ import yaml
 
 from topiarist.errors import TopiaristError
 from topiarist.files.atomic import write_text
+from topiarist.files.limits import check_size, json_size
 from topiarist.files.sentences import one_line
 
 MOST_VALUES = 100_000
-"""A YAML file holds no more values."""
+"""A YAML file holds no more values, those that its aliases repeat included."""
+DEEPEST = 100
+"""Its lists and mappings are nested no deeper."""
+MOST_CHARACTERS = 1 << 20
+"""A YAML file is no longer, nor are its values together."""
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+"""The escape of half a character in JSON."""
 
 
 def read_json(path: Path, what: str, remedy: str) -> Any:
@@ -27,9 +37,14 @@ def read_json(path: Path, what: str, remedy: str) -> Any:
         remedy: what to do where it cannot be read.
 
     Raises:
-        TopiaristError: there is no such file, it is not JSON, or a number in it is not finite.
+        TopiaristError: there is no such file, it is not JSON, a number is not finite, or it takes too much memory.
     """
-    return _read(path, what, remedy, lambda text: json.loads(text, parse_constant=_refuse_constant))
+
+    def parse(text: str) -> Any:
+        check_size(json_size(text), f"{what} {path}", honest=len(text))
+        return from_json(text)
+
+    return _read(path, what, remedy, parse)
 
 
 def read_yaml(path: Path, what: str, remedy: str) -> Any:
@@ -54,16 +69,38 @@ def write_json(path: Path, values: object, *, compact: bool = False) -> None:
     write_text(path, json.dumps(values, allow_nan=False, **layout) + ("" if compact else "\n"))
 
 
+def from_json(text: str) -> Any:
+    """Returns the value of a JSON text.
+
+    Raises:
+        ValueError: it is not JSON, a number in it is not finite, or half a character stands alone.
+        RecursionError: it is too deep.
+    """
+    value = json.loads(text, parse_constant=_number, parse_float=_number, parse_int=_whole)
+    if _SURROGATE.search(text):
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
 def from_yaml(text: str | IO[str]) -> Any:
     """Returns the value of a YAML text or open file.
 
     Raises:
         yaml.YAMLError: it is not YAML, a key occurs twice, it has too many values, or JSON has no such one.
     """
-    value = yaml.load(text, _Loader)
-    count = sum(1 for _ in islice(_values(value), MOST_VALUES + 1))
-    if count > MOST_VALUES:
-        raise yaml.YAMLError(f"with its aliases it holds more than {MOST_VALUES:,} values: write less")
+    text = text if isinstance(text, str) else text.read(MOST_CHARACTERS + 1)
+    if len(text) > MOST_CHARACTERS:
+        raise yaml.YAMLError(f"it has more than {MOST_CHARACTERS:,} characters: write less")
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _expanded(node, {})
+        value = loader.construct_document(node)
+    finally:
+        loader.dispose()
+    _check_value(value)
     return value
 
 
@@ -71,11 +108,14 @@ def _read(path: Path, what: str, remedy: str, parse: Callable[[str], Any]) -> An
     try:
         if not Path(path).is_file() and Path(path).exists():
             raise OSError("it is not a regular file")
+        check_size(Path(path).stat().st_size, f"{what} {path}")
         return parse(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         reason = error.strerror or one_line(error)
     except UnicodeDecodeError:
         reason = "it is not a text file"
+    except UnicodeEncodeError:
+        reason = "half a character stands alone in it"
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         reason = line + " ".join(str(error.problem or one_line(error)).split())
@@ -84,37 +124,96 @@ def _read(path: Path, what: str, remedy: str, parse: Callable[[str], Any]) -> An
     raise TopiaristError(f"cannot read {what} {path} ({reason}); {remedy}")
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number")
+def _number(digits: str) -> float:
+    if not isfinite(number := float(digits)):
+        raise ValueError(f"{digits[:40]} is not a finite number")
+    return number
+
+
+def _whole(digits: str) -> int:
+    _number(digits)  # so that each can be compared with fractions
+    return int(digits)
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that a mapping has already."""
+    """Refuses a key that a mapping has already, values that are not what they are called, and more than so many."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.count, self.depth = 0, 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.count, self.depth = self.count + 1, self.depth + 1
+        _check_total(self.count, 0)
+        if self.depth > DEEPEST:
+            raise yaml.YAMLError(f"it is nested more than {DEEPEST} levels deep: write less")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                problem = f"the key {key.value!r} occurs twice"
+                problem = f"the key {key.value[:100]!r} occurs twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             seen.add(key.value)
         return node
 
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
+            kind = str(node.tag).rpartition(":")[2]
+            problem = f"{str(node.value)[:100]!r} cannot be read as {kind}: put it in quotes"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
-def _values(value: object) -> Iterator[object]:
-    """Yields a value and all values in it; aliases can make them countless.
 
-    Raises:
-        yaml.YAMLError: JSON has no such value.
+def _check_total(values: int, characters: int) -> None:
+    if values > MOST_VALUES or characters > MOST_CHARACTERS:
+        raise yaml.YAMLError(
+            f"with its aliases it holds more than {MOST_VALUES:,} values or {MOST_CHARACTERS:,} characters: write less"
+        )
+
+
+def _expanded(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """Returns how many values and characters a node holds where each alias repeats its own.
+
+    Args:
+        node: a node of the composed text.
+        known: the answers for nodes that were met, by identity; ``None`` for those that are not finished.
     """
-    yield value
+    if id(node) in known:
+        if (answer := known[id(node)]) is None:
+            raise yaml.YAMLError("an alias stands for what holds it: write it out")
+        return answer
+    known[id(node)] = None
+    values, characters = 1, len(node.value) if isinstance(node, yaml.ScalarNode) else 0
+    pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+    inner = node.value if isinstance(node, yaml.SequenceNode) else [each for pair in pairs for each in pair]
+    for each in inner:
+        more = _expanded(each, known)
+        values, characters = values + more[0], characters + more[1]
+        _check_total(values, characters)
+    known[id(node)] = (values, characters)
+    return values, characters
+
+
+def _check_value(value: object) -> None:
+    """Raises where JSON has no such value, or none with such a key."""
     if isinstance(value, Mapping):
-        for pair in value.items():
-            for each in pair:
-                yield from _values(each)
+        for key, each in value.items():
+            if not isinstance(key, str):
+                raise yaml.YAMLError(f"the key {str(key)[:100]} is not text: put it in quotes")
+            _check_value(key)
+            _check_value(each)
     elif isinstance(value, list):
         for each in value:
-            yield from _values(each)
-    elif not isinstance(value, str | int | float | None):
+            _check_value(each)
+    elif isinstance(value, str):
+        value.encode()
+    elif isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
+        raise yaml.YAMLError("a number in it is not finite, or too large: correct it")
+    elif not isinstance(value, int | float | None):
         raise yaml.YAMLError(f"{value!r} is not text, number, boolean, list or mapping: put it in quotes")

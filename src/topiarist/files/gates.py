@@ -5,13 +5,14 @@ They are not part of the state dict, which stays that of the plain network.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
-import safetensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
+from topiarist.files.tensors import read_safetensors, write_safetensors
 
 GATE = "__left_by_"
 """Stands between a parameter's name and the method's in the name of a buffer."""
@@ -33,8 +34,13 @@ def gates_file(weights: Path) -> Path:
 
 
 def write_gates(model: nn.Module, path: Path) -> None:
-    """Writes the gates of a model as safetensors."""
-    save_file({name: buffer.detach().cpu().contiguous() for name, buffer in gate_buffers(model).items()}, path)
+    """Writes the gates of a model as safetensors, with a checksum.
+
+    Raises:
+        TopiaristError: the file cannot be written.
+    """
+    gates = {name: buffer.detach().cpu().contiguous() for name, buffer in gate_buffers(model).items()}
+    write_safetensors(path, partial(save_file, gates))
 
 
 def read_gates(model: nn.Module, path: Path) -> None:
@@ -45,12 +51,7 @@ def read_gates(model: nn.Module, path: Path) -> None:
     """
     if not path.exists():
         return
-    try:
-        stored = load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise TopiaristError(
-            f"{path} is damaged or not a safetensors file ({error}); write it again, or delete it to do without gates"
-        ) from error
+    stored = read_safetensors(path, load_file, "write it again, or delete it to do without gates")
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, value in stored.items():
         parameter, mark, method = name.partition(GATE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 def suggestion(name: object, known: Iterable[str], otherwise: str = "") -> str:
@@ -30,8 +30,31 @@ def one_line(error: BaseException) -> str:
 
 def shown(value: object) -> str:
     """Returns a value as Python writes it, at most 120 characters; its type where it cannot be written."""
+    text = ""
     try:
-        text = repr(value)
+        for piece in _pieces(value):
+            text += piece.replace("\n", " ")
+            if len(text) > 120:
+                return text[:117] + "..."
     except Exception:  # too deep, or too many digits
         return f"a value of type {type(value).__name__}"
-    return text if len(text) <= 120 else text[:117] + "..."
+    return text
+
+
+def _pieces(value: object) -> Iterator[str]:
+    """Yields what Python writes for a value in pieces: one that refers to itself many times has no end of them."""
+    if type(value) is dict:
+        yield "{"
+        for at, (key, each) in enumerate(value.items()):
+            yield f"{', ' if at else ''}{key!r}: "
+            yield from _pieces(each)
+        yield "}"
+    elif isinstance(value, list | tuple) and type(value) in (list, tuple):  # others write themselves in their own way
+        first, last = "[]" if isinstance(value, list) else "()"
+        yield first
+        for at, each in enumerate(value):
+            yield ", " if at else ""
+            yield from _pieces(each)
+        yield ("," if isinstance(value, tuple) and len(value) == 1 else "") + last
+    else:
+        yield repr(value)

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
 from topiarist.errors import TopiaristError
-from topiarist.files import write_text
+from topiarist.files import one_line, write_text
 from topiarist.report import explanations, formatting, tables
 from topiarist.report.arm_styles import styles
 from topiarist.report.markdown import markdown
@@ -37,10 +37,10 @@ def write_report(out: Path, results: Json) -> Path:
     """
     try:
         files = {"report.md": markdown(results), "report.html": render(results)}
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, UndefinedError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, UndefinedError) as error:
         raise TopiaristError(
-            f"the results in {out} are damaged ({error}); delete results.json and run the study again, which reuses "
-            "its cells"
+            f"the results in {out} are damaged ({one_line(error)}); delete results.json and run the study again, which "
+            "reuses its cells"
         ) from error
     for name, text in files.items():
         write_text(Path(out) / name, text)

@@ -111,7 +111,7 @@ class Job:
     def network(self, path: Path) -> nn.Module:
         """Returns the network in the folder of a finished cell."""
         with _read_from(path):
-            return load(self.make, path)
+            return load(self.make, path, self.data.example())
 
     def mask(self) -> dict[str, Any]:
         """Returns what keeps pruned weights at zero in training; nothing for a structure, whose units are removed."""

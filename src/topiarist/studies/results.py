@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from topiarist.errors import TopiaristError
-from topiarist.files import read_json, write_json
+from topiarist.files import one_line, read_json, write_json
 from topiarist.studies.cells import Json, failure, finished, unfold
 from topiarist.studies.comparisons import compare, pool
 from topiarist.studies.conclusion import conclude
@@ -100,9 +100,9 @@ def results_of(folder: str | Path) -> dict[str, Any]:
         settings = read_json(file, "the study", "run the study again, it reuses what is done")
         try:
             results = gather(Study.of(settings), folder)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise TopiaristError(
-                f"the study in {folder} is damaged ({error}); run it again, it reuses its cells"
+                f"the study in {folder} is damaged ({one_line(error)}); run it again, it reuses its cells"
             ) from error
         if not any(row["cells"] for row in results["rows"]) and (folder / "results.json").exists():
             results = read_results(folder)  # the cells have been deleted
@@ -120,6 +120,6 @@ def write_results(out: Path, results: Json) -> None:
         write_json(Path(out) / "results.json", results)
     except (TypeError, ValueError) as error:
         raise TopiaristError(
-            f"the results in {out} are damaged ({error}); delete results.json and run the study again, which reuses "
-            "its cells"
+            f"the results in {out} are damaged ({one_line(error)}); delete results.json and run the study again, which "
+            "reuses its cells"
         ) from error

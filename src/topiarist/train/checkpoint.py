@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from topiarist.errors import TopiaristError
-from topiarist.files import atomically, one_line
+from topiarist.files import atomically, one_line, read_archive, shown
 
 State = dict[str, Any]
 """Tensors, numbers, strings, and lists and dicts of them."""
@@ -56,15 +55,13 @@ def load(path: Path) -> State | None:
     if not path.exists():
         return None
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
-            damaged = archive.testzip()
-        state = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+        state = read_archive(path)
+    except TopiaristError:
+        raise
     except Exception as error:  # a damaged archive fails in any way: zip, pickle, key, type, end of file
         raise TopiaristError(
             f"the checkpoint {path} is damaged or not a checkpoint: delete it to start again, or name another file"
         ) from error
-    if damaged:
-        raise TopiaristError(f"the checkpoint {path} is damaged: delete it to start again, or name another file")
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise TopiaristError(f"{path} is not a checkpoint of a training: name another file")
     return state
@@ -78,11 +75,21 @@ def same_run(path: Path, stored: object, wanted: Mapping[str, object]) -> None:
     """
     stored = stored if isinstance(stored, Mapping) else {}
     for name in [*wanted, *stored]:
-        if stored.get(name) != wanted.get(name):
+        was, now = stored.get(name), wanted.get(name)
+        if not _equal(was, now):
+            label = name if isinstance(name, str) else shown(name)
             raise TopiaristError(
-                f"the checkpoint {path} is of another run ({name} was {stored.get(name)!r}, now {wanted.get(name)!r}): "
-                "delete it to start again, or name another file"
+                f"the checkpoint {path} is of another run ({label} was {shown(was)}, now {shown(now)}): delete it "
+                "to start again, or name another file"
             )
+
+
+def _equal(stored: object, wanted: object) -> bool:
+    """Returns whether two plain values are equal; one that holds tensors is not plain."""
+    try:
+        return bool(stored == wanted)
+    except (RuntimeError, TypeError, ValueError):
+        return False
 
 
 def same_model(path: Path, stored: object, wanted: Mapping[str, Tensor]) -> None:
@@ -97,6 +104,6 @@ def same_model(path: Path, stored: object, wanted: Mapping[str, Tensor]) -> None
     for key in [*shapes, *others]:
         if shapes.get(key) != others.get(key):
             raise TopiaristError(
-                f"the checkpoint {path} is of another model ({key!r} is {others.get(key, 'missing')} there and "
+                f"the checkpoint {path} is of another model ({shown(key)} is {others.get(key, 'missing')} there and "
                 f"{shapes.get(key, 'missing')} here): delete it to start again, or name another file"
             )

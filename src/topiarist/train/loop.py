@@ -171,7 +171,7 @@ class _File:
         try:
             rows = [Epoch(*row) for row in state["rows"]]
             run.restore(state)
-        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        except (LookupError, ValueError, TypeError, RuntimeError, AttributeError, ArithmeticError) as error:
             raise TopiaristError(f"the checkpoint {self.path} is damaged: delete it to start again") from error
         return rows
 
