@@ -53,8 +53,8 @@ LONG = "x" * 5000
 """A value of which a sentence shows the beginning at most."""
 
 SHORT = r"""
-- -- --- = --= --. * ? é×网 $x_{$ %s {} [ \ 0 1 2 -1 0.5 1e-400 1e400 nan inf 1_0 0x10 true null 1,2 : a:b:c 8
-0x0x0 3x8x8
+- -- --- = --= --. * ? é×网 $x_{$ %s {} [ \ 0 1 2 -1 0.5 1e-400 1e400 nan inf 1_0 0x10 true null 1,2
+: a:b:c 8 0x0x0 3x8x8
 l1 lasso slimming magnitude random all paper onnx torch sparse 2:4 cubic auto 1,1,8,8 1,-1
 zoo: zoo:digitsnet? zoo:digitsnet?width=nan zoo:digitsnet?width=-1 json:loads no_such:make
 digits:0 digits:99999 npz: npz:text folder:. folder:/dev torchvision:None digits?train=-1 digits?x=1

@@ -1,7 +1,7 @@
 """Standard streams that are closed, full, read by nobody, or that know ASCII only.
 
-Defended: a command's files are complete before anything is printed, and the same as with any other terminal; what
-cannot be shown is replaced; the exit status is 0, 141 where the reader has left, or 2 with one sentence where the disk
+Defended: a command's files are complete before anything is printed, and the same as with any other terminal. What
+cannot be shown is replaced. The exit status is 0, 141 where the reader has left, or 2 with one sentence where the disk
 is full.
 
     python attacks/terminals.py --count 12 --seed 0

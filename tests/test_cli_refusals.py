@@ -192,6 +192,13 @@ def test_a_full_disk_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "make room" in one_sentence(run("methods"), capsys)
 
 
+@pytest.mark.parametrize("words", [[""], ["methods", ""], ["inspect", "zoo:"], ["inspect", NET, "--data", "npz:"]])
+def test_a_message_shows_the_beginning_of_a_long_value(words, capsys):
+    said = one_sentence(run(*words[:-1], words[-1] + "x" * 5000), capsys)
+    assert "x" * 100 in said
+    assert "x" * 181 not in said
+
+
 def test_a_closed_pipe_is_quiet() -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -37,6 +37,8 @@ COMMANDS = {
 _AGAIN = "run the same command again: it continues from what is finished"
 
 
+_LONGEST = 180
+"""Characters of a word that a message shows: a value that was given is cut there."""
 _ELSEWHERE = "send it elsewhere; files that the command writes are complete"
 
 
@@ -79,9 +81,9 @@ def _run(words: list[str]) -> int:
         print(f"topiarist {version('topiarist')}")
         return 0
     if name not in COMMANDS:
-        from topiarist.files import suggestion
+        from topiarist.files import shown, suggestion
 
-        raise TopiaristError(f"there is no command {name!r}: {suggestion(name, COMMANDS)}")
+        raise TopiaristError(f"there is no command {shown(name)}: {suggestion(name, COMMANDS)}")
     command = getattr(importlib.import_module("topiarist.cli.commands"), name)
     try:
         values = importlib.import_module("topiarist.cli.arguments").parse(name, command, rest)
@@ -99,7 +101,8 @@ def _usage() -> str:
 
 
 def _fail(status: int, sentence: str) -> int:
-    line = " ".join(sentence.split())
+    words = (word if len(word) <= _LONGEST else f"{word[: _LONGEST - 3]}..." for word in sentence.split())
+    line = " ".join(words)
     print(f"topiarist: {line}" + ("" if line.endswith((".", "?")) else "."), file=sys.stderr)
     return status
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from topiarist.data.dataset import Data, stratified
 from topiarist.data.files import read_folder, read_npz, to_images, to_labels
 from topiarist.errors import TopiaristError
-from topiarist.files import one_line, suggestion
+from topiarist.files import one_line, shown, suggestion
 from topiarist.models import import_torchvision, split_options
 
 DATA_FORMS = "digits, digits:SIZE, npz:PATH, folder:PATH or torchvision:NAME"
@@ -46,7 +46,7 @@ def load_data(spec: str, seed: int = 0, **options: Any) -> Data:
     if kind not in _LOADERS or bool(colon) > bool(source) or not (source or kind == "digits"):
         hint = f"name data as {DATA_FORMS}"
         hint = hint if kind in _LOADERS else suggestion(kind, _LOADERS, hint)
-        raise TopiaristError(f"there is no data {spec!r}: {hint}")
+        raise TopiaristError(f"there is no data {shown(spec)}: {hint}")
     loader = _LOADERS[kind]
     own = {key: options[key] for key in options if key not in ("augment", "train")}
     parameters = inspect.signature(loader).parameters.values()
