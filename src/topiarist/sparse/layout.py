@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from topiarist.sparse.attention import Attention, attentions
+from topiarist.sparse.between import Gathered, gathered, is_joined
 from topiarist.sparse.capture import may_view, value_of
 from topiarist.sparse.grids import Grid, Planes, extents
 from topiarist.sparse.kernels.pools import STRIDES
-from topiarist.sparse.layers import Gathered, Layer, Pair, gathered, inside, is_joined, passed
+from topiarist.sparse.layers import Layer, Pair, inside, passed
 from topiarist.sparse.taps import Phase, Taps
 
 

@@ -17,9 +17,10 @@ from torch.fx.node import map_arg
 from topiarist.measure import threads_set
 from topiarist.sparse.capture import Captured, aten, value_of
 from topiarist.sparse.code import Code
+from topiarist.sparse.folding import folded
 from topiarist.sparse.grids import Grid, Planes, extents
 from topiarist.sparse.kernels import conv, matvec
-from topiarist.sparse.layers import Layer, folded, inside, passed
+from topiarist.sparse.layers import Layer, inside, passed
 from topiarist.sparse.layout import Layout, Place, laid_out
 from topiarist.sparse.moves import Mover
 from topiarist.sparse.taps import Phase, Taps
