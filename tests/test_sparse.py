@@ -402,6 +402,104 @@ def test_outputs_that_are_computed_together(monkeypatch, blocks, groups, machine
         assert differs(compiled, model, x) <= 1e-5
 
 
+class Odd(nn.Module):
+    """One function of layers, as attacks wrote them."""
+
+    def __init__(self, call: Any, **layers: nn.Module) -> None:
+        super().__init__()
+        self.call = call
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self, x)
+
+
+ADDED = lambda m, x: m.c(m.b(m.a(x).mean((2, 3))).relu()) + m.a(x).mean((2, 3))  # noqa: E731
+ODD = {
+    "an addition behind a norm": (
+        lambda: Odd(lambda m, x: m.n(m.a(x)) + x, a=nn.Linear(8, 8), n=nn.LayerNorm(8)),
+        (2, 5, 8),
+    ),
+    "an activation behind a norm": (
+        lambda: Odd(lambda m, x: m.n(m.a(x)).relu(), a=nn.Linear(8, 8), n=nn.LayerNorm(8)),
+        (2, 5, 8),
+    ),
+    "a map that an addition spreads": (
+        lambda: Odd(lambda m, x: m.a(x) + x, a=nn.Conv2d(3, 1, 3, padding=1)),
+        (2, 3, 6, 6),
+    ),
+    "a number that an addition spreads": (lambda: Odd(lambda m, x: m.a(x) + x, a=nn.Linear(3, 1)), (2, 4, 3)),
+    "a mean that an addition spreads": (
+        lambda: Odd(
+            lambda m, x: m.a(x) + m.b(m.a(x).mean((2, 3), keepdim=True)), a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 4, 1)
+        ),
+        (2, 3, 6, 6),
+    ),
+    "a mean that is read with a stride": (
+        lambda: Odd(lambda m, x: m.b(m.a(x).mean((2, 3), True)), a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 8, 1, 2, 1)),
+        (2, 3, 6, 6),
+    ),
+    "a mean that is added": (
+        lambda: Odd(ADDED, a=nn.Conv2d(3, 8, 3), b=nn.Linear(8, 9), c=nn.Linear(9, 8)),
+        (3, 3, 6, 6),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("dense", ["none", "all", "the last"])
+def test_odd_networks(monkeypatch, name, dense):
+    make, shape = ODD[name]
+    torch.manual_seed(0)
+    model, x = make().eval(), torch.randn(shape)
+    if dense != "none":
+        monkeypatch.setattr(Tuner, "choose", lambda _, layer, *__: Choice(1, dense=dense == "all" or layer.name == "c"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        seen = [sparse.compile(model, inputs, 2, tune=False, always=True) for inputs in (x, torch.zeros_like(x))]
+    for compiled in seen:
+        with torch.no_grad():
+            assert (compiled(x) - model(x)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_what_is_no_number_is_forgotten(machine):
+    """A NaN in one input says nothing about the next, and stays in the channels that read it."""
+    torch.manual_seed(0)
+    model = Odd(
+        lambda m, x: m.c(torch.cat([m.a(x).relu(), m.b(m.a(x).relu())], 1)),
+        a=nn.Conv2d(4, 4, 1), b=nn.Conv2d(4, 4, 1), c=nn.Conv2d(8, 2, 1),
+    )  # fmt: skip
+    x = torch.randn(1, 4, 1, 1)
+    compiled = sparse.compile(model.eval(), x, machine=MACHINES[machine], tune=False, always=True)
+    for number in (torch.nan, torch.inf):
+        compiled(torch.where(torch.arange(4)[:, None, None] == 0, number, x))
+        assert differs(compiled, model, x) <= 1e-5
+    grouped = nn.Conv2d(3, 3, 1, groups=3, bias=False).eval()
+    x = torch.randn(1, 3, 1, 1)
+    for choice in (Choice(1, bits=True), Choice(1)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Tuner, "choose", lambda *_, choice=choice: choice)
+            compiled = sparse.compile(grouped, x, machine=MACHINES[machine], always=True)
+        for channel in range(3):
+            odd = x.clone()
+            odd[0, channel] = torch.nan
+            assert compiled(odd).isnan().flatten().tolist() == [c == channel for c in range(3)]
+
+
+def test_defaults_of_torch_do_not_matter():
+    model, x = pruned(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), 0.5), torch.randn(2, 3, 6, 6)
+    compiled = sparse.compile(model, x, tune=False, always=True)
+    expected = compiled(x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(compiled(x), expected)
+        assert torch.equal(sparse.compile(model, x, tune=False, always=True)(x), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_every_tap_of_a_phase_may_be_zero():
     torch.manual_seed(0)
     model = Inverted().eval()

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from topiarist.sparse.capture import Captured, value_of
+from topiarist.sparse.grids import FLOATS
 from topiarist.sparse.layers import (
     ADDITIONS,
     BATCH_NORMS,
@@ -46,7 +47,7 @@ def between(network: Captured, node: Node, layers: Mapping[Node, Layer]) -> Laye
     shape = value_of(source).shape
     if len(shape) != 4:
         return None
-    ones, zeros = torch.ones(shape[1], 1, 1, 1), torch.zeros(shape[1])
+    ones, zeros = torch.ones(shape[1], 1, 1, 1, **FLOATS), torch.zeros(shape[1], **FLOATS)
     plain = Layer("", node, source, ones, zeros, groups=shape[1])
     if node.target in BATCH_NORMS and (affine := batch_norm(network, node)) is not None:
         return replace(plain, weight=affine[0][:, None, None, None], bias=affine[1])
@@ -71,7 +72,7 @@ def _layer_norm(network: Captured, node: Node, source: Node, layers: Mapping[Nod
         or shape[:-1].numel() < 2
     ):
         return None
-    plain = torch.ones(shape[-1]), torch.zeros(shape[-1])
+    plain = torch.ones(shape[-1], **FLOATS), torch.zeros(shape[-1], **FLOATS)
     gamma, beta = (
         default if given[name] is None else network.constants.get(given[name])
         for name, default in zip(("weight", "bias"), plain, strict=True)
@@ -134,8 +135,8 @@ def _padded(node: Node, plain: Layer) -> Layer | None:
     plainly = given.get("mode", "constant") == "constant" and not given["value"]
     if not plainly or len(around) != 6 or any(around[:4]) or min(around[4:]) < 0:
         return None
-    weight = F.pad(torch.eye(channels), (0, 0, *around[4:]))[:, :, None, None]
-    return replace(plain, weight=weight, bias=torch.zeros(len(weight)), groups=1)
+    weight = F.pad(torch.eye(channels, **FLOATS), (0, 0, *around[4:]))[:, :, None, None]
+    return replace(plain, weight=weight, bias=torch.zeros(len(weight), **FLOATS), groups=1)
 
 
 def _never_negative(node: Node, layers: Mapping[Node, Layer]) -> bool:

@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from topiarist.sparse.between import between
 from topiarist.sparse.capture import Captured, value_of
+from topiarist.sparse.grids import FLOATS
 from topiarist.sparse.layers import (
     BATCH_NORMS,
     Layer,
@@ -55,7 +56,7 @@ def _layer(network: Captured, node: Node) -> Layer | None:
         return None
     if value.ndim < 2 if node.target in LINEAR else value.ndim != weight.ndim:  # one example, without a batch
         return None
-    held = torch.zeros(len(weight)) if bias is None else network.constants[bias]
+    held = torch.zeros(len(weight), **FLOATS) if bias is None else network.constants[bias]
     name = network.names[given["weight"]].rpartition(".")[0]
     plain = Layer(name, node, source, weight, held)
     if node.target in LINEAR:
@@ -112,5 +113,5 @@ def _normalised(network: Captured, node: Node, layer: Layer) -> Layer | None:
 
 def _activated(node: Node, layer: Layer) -> Layer | None:
     """Folds an activation."""
-    kind = activation(node)
-    return replace(layer, node=node, activation=kind) if kind and not layer.activation and not layer.pooled else None
+    kind, plainly = activation(node), not layer.activation and not layer.pooled and layer.epsilon is None
+    return replace(layer, node=node, activation=kind) if kind and plainly else None

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from topiarist.errors import TopiaristError
 
+FLOATS: Any = {"dtype": torch.float32, "device": "cpu"}
+"""What kernels read and write, whatever torch's defaults are."""
 ALIGNED = 16
 """Floats of a line of the cache: a plane's position 0 lies at its beginning."""
 READ_TOGETHER = 64
@@ -103,7 +106,7 @@ class Grid:
         floats = channels * self.plane + (READ_TOGETHER if self.single else self.front + self.extent)
         if floats >= 1 << 31:
             raise TopiaristError("a layer has more than 2³¹ activations: give smaller batches")
-        return torch.zeros(floats)
+        return torch.zeros(floats, **FLOATS)
 
     @lru_cache(maxsize=64)  # noqa: B019  (grids are few and small)
     def inside(self, rows: int, columns: int) -> np.ndarray:

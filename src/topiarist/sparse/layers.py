@@ -178,6 +178,8 @@ def with_addition(node: Node, layer: Layer, at: int) -> Layer | None:
     """Folds an addition of a tensor of the same shape."""
     if node.target not in ADDITIONS or layer.added is not None or layer.activation or layer.pooled:
         return None
+    if layer.epsilon is not None or value_of(node.args[at]).shape != value_of(node).shape:
+        return None
     if node.kwargs.get("alpha", 1) != 1:
         return None
     other = node.args[1 - at]

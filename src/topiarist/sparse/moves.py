@@ -74,7 +74,7 @@ class Mover(NamedTuple):
     def entering(self, place: Place) -> list[Step]:
         """Returns the steps that fill a place with a copy; none where torch must copy: it is a transposition."""
         layout, node, planes = self.layout, place.node, self.layout.planes[place]
-        if node in layout.gathered:
+        if node in layout.gathered and place not in layout.phases:
             return [self._gathered(node, planes)]
         result = layout.result(node)
         held = None if result is None or result.tokens else layout.planes[result]

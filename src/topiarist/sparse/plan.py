@@ -18,7 +18,7 @@ from topiarist.measure import threads_set
 from topiarist.sparse.capture import Captured, aten, value_of
 from topiarist.sparse.code import Code
 from topiarist.sparse.folding import folded
-from topiarist.sparse.grids import Grid, Planes, extents
+from topiarist.sparse.grids import FLOATS, Grid, Planes, extents
 from topiarist.sparse.kernels import conv, matvec
 from topiarist.sparse.layers import Layer, inside, passed
 from topiarist.sparse.layout import Layout, Place, laid_out
@@ -276,6 +276,7 @@ class _Maker:
             added = None if layer.added is None else passed(layer.added)
             source, view = passed(layer.source), result.view
             self._want(source)
+            self._want(added)
 
             def dense(values: Values) -> None:
                 view.copy_(layer.dense(values[source], None if added is None else values[added]))
@@ -304,7 +305,7 @@ class _Maker:
 
         def dense() -> None:
             held = self.network.constants.get(source)
-            x = torch.zeros(value_of(source).shape) if held is None else held
+            x = torch.zeros(value_of(source).shape, **FLOATS) if held is None else held
             added = layout.planes[layout.adds[node]].view if node in layout.adds else None
             result.copy_(layer.dense(x, added))
 

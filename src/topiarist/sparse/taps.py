@@ -105,6 +105,10 @@ class Taps:
         place = begins[:-1][bucket] + entry - first[bucket]
         there, values = np.zeros(max(1, begins[-1]), np.int32), np.zeros((max(1, begins[-1]), together), np.float32)
         there[place], values[place, column] = offsets, value
+        short = np.flatnonzero(room > counts)  # zeros there multiply what a nonzero of the same outputs does
+        for more in range(1, chains):
+            slots = begins[:-1][short] + room[short] - more
+            there[np.where(room[short] - more >= counts[short], slots, begins[:-1][short])] = there[begins[:-1][short]]
         rows = np.arange(tiles)[:, None] * groups + np.arange(groups + 1)
         return there, values, begins[rows].astype(np.int32)
 

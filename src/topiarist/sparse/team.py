@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from topiarist.sparse.code import Code, Kernel
+from topiarist.sparse.grids import FLOATS
 from topiarist.sparse.kernels import walk
 
 _WALK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
@@ -39,7 +40,7 @@ class Given(NamedTuple):
     def tensor(self, values: MutableMapping[Any, Any]) -> Tensor:
         """Returns the tensor, its floats one after the other."""
         if self.shape is not None:
-            values[self.key] = torch.empty(self.shape)
+            values[self.key] = torch.empty(self.shape, **FLOATS)
         tensor: Tensor = values[self.key]
         if tensor.dtype is torch.float32 and tensor.is_contiguous() and not tensor.is_neg():
             return tensor

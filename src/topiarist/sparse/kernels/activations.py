@@ -28,8 +28,9 @@ def activated(k: Kernel, x: Any, name: str) -> Any:
 
 
 def exp(k: Kernel, x: Any) -> Any:
-    """Writes e^x, of x cut to ±87."""
+    """Writes e^x; 0 below −87, and e^87 above."""
     b = k.builder
+    vanishes = b.fcmp_ordered("<", x, k.like(x, -LARGEST))
     x = k.at_most(k.at_least(x, -LARGEST), LARGEST)
     n = k.intrinsic("rint", b.fmul(x, k.like(x, 1 / math.log(2))))
     for part in LN2:
@@ -39,7 +40,7 @@ def exp(k: Kernel, x: Any) -> Any:
         total = k.multiply_add(total, x, k.like(x, 1 / math.factorial(power)))
     integers = ir.VectorType(I32, x.type.count) if isinstance(x.type, ir.VectorType) else I32
     exponent = b.shl(b.add(b.fptosi(n, integers), _integer(integers, 127)), _integer(integers, 23))
-    return b.fmul(total, b.bitcast(exponent, x.type))
+    return b.select(vanishes, k.like(x, 0.0), b.fmul(total, b.bitcast(exponent, x.type)))
 
 
 def _integer(kind: Any, value: int) -> ir.Constant:

@@ -113,7 +113,9 @@ class Attend(NamedTuple):
                 there = k.at(y, b.mul(b.add(c, i64(t)), k["y_channel"]))
                 for n, (total, part) in enumerate(zip(row, inverse, strict=True)):
                     at = b.add(first, i64(n * self.lanes))
-                    k.store_first(b.sub(k["queries"], at), b.fmul(total, part), there, at)
+                    left = b.sub(k["queries"], at)
+                    with b.if_then(b.icmp_signed(">", left, i64(0))):
+                        k.store_first(left, b.fmul(total, part), there, at)
             return []
 
         self._in_groups(k, k["width"], [], some)

@@ -108,21 +108,25 @@ class MatVec(NamedTuple):
             there, bits = k.at(k["values"], at), k.load(marks, vector.index, kind)
             k.prefetch(k.at(there, i64(AHEAD)))
             x = k.load(k["x"], b.mul(vector.index, i64(self.lanes)), k.vector)
-            total = k.multiply_add(self._expand(k, there, bits), x, total)
+            weights, x = self._expand(k, there, bits, x)
+            total = k.multiply_add(weights, x, total)
             vector.then = [b.add(at, b.zext(b.ctpop(bits), I64)), total]
         return k.sum(vector.values[1])
 
-    def _expand(self, k: Kernel, there: Any, bits: Any) -> Any:
-        """Writes a vector of weights: the next nonzeros where bits are set, else zeros."""
+    def _expand(self, k: Kernel, there: Any, bits: Any, x: Any) -> tuple[Any, Any]:
+        """Writes a vector of weights and of what they multiply: nonzeros where bits are set, else zeros in both."""
         b = k.builder
         if self.lanes == 16:
             marks = b.bitcast(bits, ir.VectorType(I1, 16))
             weights = k.load(there, i64(0), k.vector)
-            return k.instruction("llvm.x86.avx512.mask.expand.v16f32", k.vector, weights, k.spread(F32(0.0)), marks)
+            nothing = k.spread(F32(0.0))
+            expanded = k.instruction("llvm.x86.avx512.mask.expand.v16f32", k.vector, weights, nothing, marks)
+            return expanded, b.select(marks, x, nothing)
         row = k.at(k["table"], b.mul(b.zext(bits, I64), i64(16)), I32)
         order, mask = (k.load(row, i64(at), k.integers) for at in (0, 8))
         moved = k.instruction("llvm.x86.avx2.permps", k.vector, k.load(there, i64(0), k.vector), order)
-        return b.bitcast(b.and_(b.bitcast(moved, k.integers), mask), k.vector)
+        masked = [b.bitcast(b.and_(b.bitcast(each, k.integers), mask), k.vector) for each in (moved, x)]
+        return masked[0], masked[1]
 
 
 def table() -> np.ndarray:
