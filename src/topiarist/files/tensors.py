@@ -23,8 +23,8 @@ T = TypeVar("T")
 _KEY, _KIND, _DIGITS = "topiarist.checksum", "topiarist-sha256:", 64
 _EMPTY = {_KEY: _KIND + _DIGITS * "0"}
 _ENTRY = re.compile(rf'"{re.escape(_KEY)}":"{_KIND}([0-9a-f]{{{_DIGITS}}})"'.encode())
-_TRACES = (_KEY.encode(), _KIND.encode())
-"""A changed bit leaves one of them whole, so that it cannot make the checksum disappear."""
+_TRACES = (b"topiarist.ch", b"st.checksum", b"topiarist-sha", b"st-sha256:")
+"""A changed bit leaves some of them whole, and so do a few, so that they cannot make the checksum disappear."""
 _LONGEST = 100_000_000
 """Bytes of a header, at most, as safetensors has it."""
 

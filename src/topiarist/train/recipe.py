@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from topiarist.errors import TopiaristError
-from topiarist.files import check_fields, suggestion
+from topiarist.files import check_fields, shown, suggestion
 
 
 def constant(progress: float, milestones: tuple[float, ...] = (), gamma: float = 1.0) -> float:
@@ -91,7 +91,7 @@ class Recipe:
             ("optimizer", self.optimizer, OPTIMIZERS),
         ):
             if name not in known:
-                raise TopiaristError(f"there is no {kind} {name!r}: {suggestion(name, known)}")
+                raise TopiaristError(f"there is no {kind} {shown(name)}: {suggestion(name, known)}")
         for name, legal, wanted in (
             ("epochs", self.epochs >= 0, "0 or more"),
             ("lr", self.lr > 0, "above 0"),

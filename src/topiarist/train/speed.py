@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from topiarist.errors import TopiaristError
-from topiarist.files import check_fields, suggestion
+from topiarist.files import check_fields, shown, suggestion
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 """Of Lightning Fabric, those that leave the weights in 32 bits."""
@@ -42,6 +42,8 @@ class Speed:
     def __post_init__(self) -> None:
         check_fields(self, "the speed")
         if _SHORT.get(self.precision, self.precision) not in PRECISIONS:
-            raise TopiaristError(f"there is no precision {self.precision!r}: {suggestion(self.precision, PRECISIONS)}")
+            raise TopiaristError(
+                f"there is no precision {shown(self.precision)}: {suggestion(self.precision, PRECISIONS)}"
+            )
         if self.evaluate_every < 0:
             raise TopiaristError(f"evaluate_every of the speed must be 0 or more, but got {self.evaluate_every}")
