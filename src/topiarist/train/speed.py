@@ -42,8 +42,7 @@ class Speed:
     def __post_init__(self) -> None:
         check_fields(self, "the speed")
         if _SHORT.get(self.precision, self.precision) not in PRECISIONS:
-            raise TopiaristError(
-                f"there is no precision {shown(self.precision)}: {suggestion(self.precision, PRECISIONS)}"
-            )
+            choice = suggestion(self.precision, PRECISIONS)
+            raise TopiaristError(f"there is no precision {shown(self.precision)}: {choice}")
         if self.evaluate_every < 0:
             raise TopiaristError(f"evaluate_every of the speed must be 0 or more, but got {self.evaluate_every}")
