@@ -77,7 +77,8 @@ def attempt(random: Random, folder: Path) -> None:
     tensors, _ = compress.load_both(file)
     if kind == "damaged":
         assert compress.pack(tensors)[0] == compress.pack(compress.unpack(data))[0]
-    assert sum(float(value.double().nansum()) for value in tensors.values() if value.is_floating_point()) is not None
+    summed = [value for value in tensors.values() if value.is_floating_point() and value.element_size() > 1]
+    assert sum(float(value.nansum()) for value in summed) is not None
 
 
 if __name__ == "__main__":
