@@ -34,6 +34,8 @@ VIEWS = {"view", "reshape", "expand", "broadcast_to"}
 INFERRING = {"view", "reshape", "unflatten"}
 """Calls that work out one size, given as -1."""
 SIZED = VIEWS | {"unflatten", "split", "split_with_sizes", "pad"}
+FILLS = {"zeros", "ones", "full", "empty"}
+"""Calls that make a tensor of given sizes, all of whose entries are alike; ``x.new_zeros`` and its like too."""
 NUMBERS = {"mul", "__mul__", "__rmul__", "div", "__truediv__", "__rtruediv__", "__div__", "__rdiv__", "true_divide"}
 NUMBERS |= {"multiply", "divide", "mul_", "div_", "__imul__", "__itruediv__", "tensor"}
 SIZE_KEYWORDS = {"shape", "size", "sizes", "split_size_or_sections", "split_size", "split_sizes", "pad"}
@@ -45,21 +47,24 @@ def kind_of(func: Any) -> str | None:
     if func is F.scaled_dot_product_attention:
         return "scale"
     name = getattr(func, "__name__", "")
+    if name.removeprefix("new_") in FILLS:
+        return "fill"
     return "sizes" if name in SIZED else "number" if name in NUMBERS else "squeeze" if name == "squeeze" else None
 
 
 def sized_call(func: Any, args: Arguments, kwargs: Keywords) -> SizedCall:
-    """Returns what a sized call was given; its arguments begin with the tensor."""
-    name, x = func.__name__, args[0]
-    at = 2 if name == "unflatten" else 1
+    """Returns what a sized call was given; its arguments begin with the tensor, if it takes one."""
+    name = func.__name__
+    at = 0 if name in FILLS else 2 if name == "unflatten" else 1
     given: Any = next((value for key, value in kwargs.items() if key in SIZE_KEYWORDS), None)
     if given is None:
-        given = args[at] if len(args) == at + 1 or name not in VIEWS else args[at:]
+        several = name in VIEWS or name.removeprefix("new_") in FILLS
+        given = args[at:] if several and not isinstance(args[at], (tuple, list)) else args[at]
     sizes = list(given) if isinstance(given, (tuple, list)) else [given]
-    if name in VIEWS or name == "pad":
+    if name not in ("unflatten", "split", "split_with_sizes"):
         return SizedCall(sizes, 0, at)
     position = 1 if name == "unflatten" else 2
-    axis = int(kwargs.get("dim", args[position] if len(args) > position else 0)) % x.ndim
+    axis = int(kwargs.get("dim", args[position] if len(args) > position else 0)) % args[0].ndim
     return SizedCall(sizes, axis, at)
 
 

@@ -42,16 +42,23 @@ class Free:
         bound: the labels that it met first.
         fixed: it met an axis of fixed size, or all of its positions matter: no label may be cut because of it.
         same: the free axis that it met, and is one with from then on.
+        zero: all that was expanded is zero, so that a dead position is.
     """
 
     requests: list[Request] = field(default_factory=list)
     bound: Labels | None = None
     fixed: bool = False
     same: Free | None = None
+    zero: bool = False
 
     def root(self) -> Free:
         """Returns what stands for all free axes that met."""
         return self if self.same is None else self.same.root()
+
+    def known(self) -> Free | Labels:
+        """Returns the labels that it met; itself, as long as it met none."""
+        root = self.root()
+        return self if root.bound is None else root.bound
 
 
 Vector = Labels | Free | None
@@ -189,11 +196,18 @@ class LabelAlgebra:
             for request in late.requests:
                 self.on_bound(request, known.bound)
         free.bound, free.requests, other.same = known.bound, free.requests + other.requests, free
+        free.zero = free.zero and other.zero
         if free.fixed or other.fixed:
             self.pin(free, "meets an axis of fixed size")
 
+    def settle(self, vector: Vector, length: int) -> Vector:
+        """Gives a free axis that met nothing labels of its own, since its positions are about to part."""
+        return self.unify(vector, self.fresh(length)) if isinstance(vector, Free) else vector
+
     def split(self, vector: Vector, sizes: Sequence[int]) -> list[Vector]:
         """Returns the labels of the factors when an axis is seen as rows and columns."""
+        if isinstance(vector, Free) and vector.root().requests:
+            vector = self.settle(vector, prod(sizes))
         if not labelled(vector):
             return [self._adaptive([vector]) for _ in sizes]
         merged = vector.reshape(tuple(sizes))

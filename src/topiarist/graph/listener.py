@@ -79,7 +79,7 @@ class Listener(TorchFunctionMode):
         finally:
             self.inside -= 1
             tracer.call, tracer.caller = before
-        if kind == "sizes":
+        if kind in ("sizes", "fill"):
             self._note_sizes(func, args, kwargs, out)
         elif name in LIKE:
             for ours, theirs in zip(tracer.vectors_of(out), tracer.vectors_of(args[1]), strict=True):

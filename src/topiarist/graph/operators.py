@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from topiarist.errors import TopiaristError
-from topiarist.graph.calls import mixing_kind
+from topiarist.graph.calls import FILLS, mixing_kind
 from topiarist.graph.code.branches import unwatched
 from topiarist.graph.code.places import line_of_code
 from topiarist.graph.inputs import Arguments, Keywords, tensors_in
@@ -53,7 +53,7 @@ class OperatorMode(TorchDispatchMode):
         sources = [source for tensor in given if (source := tracer.of(tensor).source) is not None]
         tracer.record.touched.update(sources)
         tracer.descent.follow(func, args, kwargs, given, sources, out)
-        if given:
+        if given or func.overloadpacket.__name__ in FILLS:
             try:
                 known = apply_rule(tracer, func, args, kwargs, out, given)
             except (ValueError, IndexError, KeyError, TypeError, AssertionError, RuntimeError):

@@ -101,11 +101,22 @@ class Tracer:
 
     def of(self, tensor: Tensor) -> Traced:
         """Returns what travels with a tensor; nothing, where it came from outside."""
-        return self._traced.get(tensor) or Traced((None,) * tensor.ndim)
+        traced: Traced = self._traced.get(tensor) or Traced((None,) * tensor.ndim)
+        met = [v for v in traced.vectors if isinstance(v, Free) and labelled(v.known())]
+        if not met:
+            return traced
+        vectors = tuple(v.known() if isinstance(v, Free) else v for v in traced.vectors)
+        return traced._replace(vectors=vectors, zero=traced.zero and all(free.root().zero for free in met))
 
     def vectors_of(self, tensor: Tensor) -> tuple[Vector, ...]:
         """Returns the labels of a tensor's axes."""
         return self.of(tensor).vectors
+
+    def zero_along(self, tensor: Tensor, axis: int) -> bool:
+        """Returns whether dead positions of an axis are known to hold zeros in the masked network."""
+        traced = self.of(tensor)
+        vector = traced.vectors[axis]
+        return traced.zero and (labelled(vector) or (isinstance(vector, Free) and vector.root().zero))
 
     def entire_source(self, tensor: Tensor) -> str | None:
         """Returns the parameter or buffer that a tensor is: all of it, in its own order."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from topiarist.graph.calls import FILLS
 from topiarist.graph.labels import Free, Vector, labelled
 from topiarist.graph.record import Gather
 from topiarist.graph.rules.registry import Call, rule
@@ -15,11 +16,18 @@ from topiarist.graph.tracer import Tracer
 
 
 @rule(
-    "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "scalar_tensor", "_local_scalar_dense",
-    "is_same_size", "empty_strided", "bernoulli_", "uniform_", "normal_",
+    "new_empty_strided", "scalar_tensor", "_local_scalar_dense", "is_same_size", "empty_strided", "bernoulli_", "uniform_", "normal_",
 )  # fmt: skip
 def nothing(t: Tracer, c: Call) -> None:
     """Leaves outputs without labels."""
+
+
+@rule(*FILLS, *(f"new_{name}" for name in FILLS))
+def fill(t: Tracer, c: Call) -> None:
+    """Makes axes that take what they meet, where the program gave their sizes, which the listener notes."""
+    if t.caller.removeprefix("new_") in FILLS:
+        zero = c.name.endswith("zeros") or c.get("fill_value") == 0
+        t.put(c.out, [Free(zero=zero) for _ in c.out.shape], zero)
 
 
 @rule(
@@ -88,7 +96,7 @@ def repeat(t: Tracer, c: Call) -> None:
             vectors.append(free := Free())
             t.note_size(_as_written(t, times), free)
         else:
-            vector = _settled(t, vector)
+            vector = t.algebra.settle(vector, size)
             vectors.append(np.tile(vector, times) if labelled(vector) else None)
     t.put(c.out, vectors, c.traced.zero)
 
@@ -112,7 +120,7 @@ def unbind(t: Tracer, c: Call) -> None:
 def slice_(t: Tracer, c: Call) -> None:
     vectors, dim = c.vectors, c["dim"] % c.x.ndim
     if c.out.shape[dim] != c.x.shape[dim]:
-        vectors[dim] = _settled(t, vectors[dim])
+        vectors[dim] = t.algebra.settle(vectors[dim], c.x.shape[dim])
     vector = vectors[dim]
     if labelled(vector):
         begin, end, step = slice(c["start"], c["end"], c["step"]).indices(len(vector))
@@ -136,14 +144,6 @@ def slice_(t: Tracer, c: Call) -> None:
     t.put(c.out, vectors, c.traced.zero, c.traced.source)
 
 
-def _settled(t: Tracer, vector: Vector) -> Vector:
-    """Pins a free axis of which a part passes on: it has parts of its own now, and cannot take what it meets."""
-    if isinstance(vector, Free):
-        t.algebra.pin(vector, "a part of an expanded axis")
-        return None
-    return vector
-
-
 def _as_written(t: Tracer, value: int) -> Any:
     """Returns the integer as the program gave it, so that it remembers; the plain value where it did not."""
     return next((given for given in t.call if isinstance(given, int) and given == value), value)
@@ -153,7 +153,7 @@ def _as_written(t: Tracer, value: int) -> Any:
 def split(t: Tracer, c: Call) -> None:
     vectors, dim = c.vectors, c["dim"] % c.x.ndim
     if len(c.out) > 1:
-        vectors[dim] = _settled(t, vectors[dim])
+        vectors[dim] = t.algebra.settle(vectors[dim], c.x.shape[dim])
     vector = vectors[dim]
     if labelled(vector) and "sizes" not in c.name and len(c.out) > 1:
         size = c.out[0].shape[dim]
@@ -182,8 +182,9 @@ def cat(t: Tracer, c: Call) -> None:
         for d, vector in enumerate(t.vectors_of(part)):
             if d != dim:
                 vectors[d] = t.algebra.unify(vectors[d], vector)
-    along = [t.vectors_of(part)[dim] for part in parts]
-    along = along if len(parts) == 1 else [_settled(t, vector) for vector in along]
+    along: list[Vector] = [t.vectors_of(part)[dim] for part in parts]
+    if len(parts) > 1:
+        along = [t.algebra.settle(vector, part.shape[dim]) for vector, part in zip(along, parts, strict=True)]
     vectors[dim] = along[0] if len(parts) == 1 else None
     if any(labelled(v) for v in along):
         fixed = [np.zeros(part.shape[dim], dtype=np.int64) for part in parts]
@@ -206,7 +207,7 @@ def pad(t: Tracer, c: Call) -> None:
     for k in range(len(amounts) // 2):
         dim, (before, after) = c.x.ndim - 1 - k, amounts[2 * k : 2 * k + 2]
         if before or after:
-            vectors[dim] = _settled(t, vectors[dim])
+            vectors[dim] = t.algebra.settle(vectors[dim], c.x.shape[dim])
         vector = vectors[dim]
         if not labelled(vector) or not (before or after):
             continue

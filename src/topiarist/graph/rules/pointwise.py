@@ -47,7 +47,7 @@ def stays_zero(t: Tracer, c: Call) -> bool:
         for d in range(out.ndim):
             meeting = [(x, d - out.ndim + x.ndim) for x in tensors if x.ndim >= out.ndim - d]
             if any(labelled(t.vectors_of(x)[k]) for x, k in meeting) and not any(
-                t.of(x).zero and labelled(t.vectors_of(x)[k]) for x, k in meeting if any(x is s for s in sides)
+                t.zero_along(x, k) for x, k in meeting if any(x is s for s in sides)
             ):
                 return False
         return True
@@ -55,7 +55,7 @@ def stays_zero(t: Tracer, c: Call) -> bool:
         operands = tensors[1:] if name == "where" else tensors
         other = c.get("other")
         return (isinstance(other, Tensor) or not other) and all(
-            t.of(x).zero and x.ndim >= back and labelled(t.vectors_of(x)[-back])
+            x.ndim >= back and t.zero_along(x, -back)
             for x in operands
             for back in range(1, c.outputs[0].ndim + 1)
             if any(y.ndim >= back and labelled(t.vectors_of(y)[-back]) for y in operands)

@@ -27,7 +27,7 @@ class Call:
         name: of the operator, without its overload.
         given: its arguments, by the names of its schema.
         tensors: those among the arguments, in order.
-        x: the first of them, which most operators work on.
+        x: the first of them, which most operators work on; of an operator that takes none, its output.
         traced: what travels with `x`.
         out: its output.
     """
@@ -42,7 +42,7 @@ class Call:
         self.given = dict(_defaults(func))
         self.given.update(zip(self.given, args, strict=False))
         self.given.update(kwargs)
-        self.x = tensors[0]
+        self.x = (tensors or tensors_in(out))[0]
         self.traced = tracer.of(self.x)
 
     def __getitem__(self, name: str) -> Any:
