@@ -114,19 +114,6 @@ def test_rectangles_can_be_restricted(rectangles, expected):
 # pins
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_recurrent_layers_are_pinned_as_such(kind):
-    model = Net(
-        lambda n, x: n.head(n.after(n.cell(n.embed(x))[0]).relu()),
-        embed=nn.Linear(12, 6), cell=kind(6, 8, batch_first=True), after=nn.Linear(8, 5), head=nn.Linear(5, 4),
-    )  # fmt: skip
-    graph = trace(model, tokens(2))
-    assert widths(graph) == {"after": 5}
-    reasons = [pin.reason for pin in graph.pinned if pin.tensor.startswith("cell.") and pin.axis == 0]
-    assert reasons
-    assert all("recurrent" in reason for reason in reasons)
-
-
 def test_an_operator_without_a_rule_pins_what_it_touches_and_is_named():
     model = Net(
         lambda n, x: n.head(n.hidden(torch.linalg.qr(n.embed(x))[0])),

@@ -22,6 +22,12 @@ DESCRIPTIVE: tuple[tuple[str, str, int], ...] = (
     ("embedding_dim", "weight", 1),
     ("embed_dim", "in_proj_weight", 1),
     ("num_parameters", "weight", 0),
+    ("input_size", "weight_ih", 1),
+    ("input_size", "weight_ih_l0", 1),
+    ("hidden_size", "weight_hh", 1),
+    ("hidden_size", "weight_hh_l0", 1),
+    ("hidden_size", "weight_hr_l0", 1),  # of an LSTM with projections
+    ("proj_size", "weight_hr_l0", 0),
 )
 """(attribute, tensor, axis): attributes that describe a layer and compute nothing; a cut keeps them true."""
 
@@ -29,9 +35,6 @@ DESCRIBED: dict[str, list[tuple[str, int]]] = {"out_channels": [("weight", 0)], 
 """Attribute → the (tensor, axis) that it may describe."""
 for _attribute, _tensor, _axis in DESCRIPTIVE:
     DESCRIBED.setdefault(_attribute, []).append((_tensor, _axis))
-
-RECURRENT = (nn.RNNBase, nn.RNNCellBase)
-"""Layers that are pinned as they are."""
 
 
 def update_descriptions(model: nn.Module) -> None:

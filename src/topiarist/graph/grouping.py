@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -189,6 +190,10 @@ def _named(
     return Grouped(tuple(groups), members[:, members_in_order], first)
 
 
+LEADING = re.compile(r"\.(weight(_[ih]h(_l\d+)?)?|indices)$")
+"""How the first tensors of layers end, without which groups are named; also those of recurrent layers."""
+
+
 class _Marks:
     """By label: its role, when the network produced it, and on which feature map. The first mark counts."""
 
@@ -213,7 +218,7 @@ class _Marks:
 
 def _names(leads: Sequence[tuple[str, bool]]) -> list[str]:
     """Names groups after the first tensor; those that share one are rows and columns, and numbered."""
-    plain = [tensor.removesuffix(".weight").removesuffix(".indices") for tensor, _ in leads]
+    plain = [LEADING.sub("", tensor) for tensor, _ in leads]
     sided = [f"{name}:{'columns' if column else 'rows'}" for name, (_, column) in zip(plain, leads, strict=True)]
     seen: dict[str, int] = defaultdict(int)
     result = []

@@ -17,7 +17,7 @@ from topiarist.graph.code.places import Here, Site, line_of_code, place_here
 from topiarist.graph.inputs import Arguments, Keywords, tensors_in
 from topiarist.graph.labels import Free, Vector, labelled
 from topiarist.graph.record import Squeeze
-from topiarist.graph.sizes import Length, Plain, Size, leaves
+from topiarist.graph.sizes import Length, Plain, Size, expression_of, leaves
 from topiarist.graph.tracer import Tracer
 
 OPAQUE = (F.multi_head_attention_forward,)
@@ -166,6 +166,8 @@ class Listener(TorchFunctionMode):
     # shapes that are read
 
     def _size(self, length: int, vector: Vector) -> Size:
+        if isinstance(vector, Free) and (asked := _asked(vector)) is not None:
+            return Size(int(length), expression_of(asked))
         if not labelled(vector):
             return Size(int(length), Plain(int(length)))
         size = Size(length, Length(self.tracer.index_of(vector)))
@@ -176,7 +178,8 @@ class Listener(TorchFunctionMode):
         tensor = args[0]
         plain = func(*args, **kwargs)
         vectors = self.tracer.vectors_of(tensor)
-        free = [v for v in vectors if isinstance(v, Free)]  # what these meet is not known yet, so no size remembers it
+        # What these will meet is not known yet: a size remembers what the program asked for, if that can change.
+        free = [v for v in vectors if isinstance(v, Free) and _asked(v) is None]
         self.tracer.algebra.pin_all(free, "its size is read where it was expanded from one position")
         with torch._C.DisableTorchFunction():
             shape = tuple(tensor.shape)
@@ -233,6 +236,12 @@ class Listener(TorchFunctionMode):
             before = self.tracer.record.squeezes.get(key, Squeeze((), ()))
             both = tuple(sorted({*dims, *before.dims}))
             self.tracer.record.squeezes[key] = Squeeze(both, (*before.vectors, *vectors))
+
+
+def _asked(free: Free) -> Size | None:
+    """Returns the size that the program asked for an expanded axis, where a cut may change it."""
+    sizes = (request.value for request in free.root().requests)
+    return next((n for n in sizes if isinstance(n, Size) and any(True for _ in leaves(n.expression))), None)
 
 
 def _is_cut_size(value: object, length: int) -> bool:

@@ -18,7 +18,7 @@ from topiarist.errors import TopiaristError
 from topiarist.files import one_line
 from topiarist.graph.calls import ALONE, fast_path_off, modes_restored
 from topiarist.graph.code.branches import untaken
-from topiarist.graph.dropins import RECURRENT, with_dropins
+from topiarist.graph.dropins import with_dropins
 from topiarist.graph.graph import Graph
 from topiarist.graph.grouping import emptiable, group_units, only_numbering
 from topiarist.graph.groups import Group
@@ -114,7 +114,6 @@ def _listen(
     try:
         with with_dropins(model), modes_restored(model), selectors_exposed(), fast_path_off():
             tracer = Tracer(model, labels)
-            _pin_recurrent(tracer, model)
             _run(tracer, model, example_inputs, deadline)
             record = tracer.record
             record.numbering = {n for n, b in buffers.items() if not (b.is_floating_point() or b.is_complex())}
@@ -162,15 +161,6 @@ def _leave_out_unused_buffers(record: Record, model: nn.Module) -> None:
     } - record.touched
     record.sources = [source for source in record.sources if source.tensor not in unused]
     record.shapes = {name: shape for name, shape in record.shapes.items() if name not in unused}
-
-
-def _pin_recurrent(tracer: Tracer, model: nn.Module) -> None:
-    recurrent = {name for name, module in model.named_modules() if isinstance(module, RECURRENT)}
-    for name, _, labels in tracer.record.sources:
-        owner = name.rpartition(".")[0]
-        if owner in recurrent:
-            tracer.algebra.add_origin("", owner)
-            tracer.algebra.pin(labels, "recurrent layer")
 
 
 def _run(tracer: Tracer, model: nn.Module, example_inputs: Inputs, deadline: float) -> None:

@@ -24,6 +24,8 @@ DROPOUTS: set[Any] = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_
 DROPOUTS |= {torch.dropout, torch.alpha_dropout, torch.feature_dropout, torch.feature_alpha_dropout}
 ATTENTION: dict[Any, int] = {F.scaled_dot_product_attention: 4, F.multi_head_attention_forward: 10}
 """Functions with a dropout of their own, and the position of its rate."""
+RECURRENT: set[Any] = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
+"""Those whose arguments end with ``dropout, train, bidirectional``, and with ``batch_first`` where it is given."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +77,14 @@ class _DropoutOff(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in DROPOUTS:
             return args[0] if args else kwargs["input"]
-        at = ATTENTION.get(func)
+        at = _of_recurrent(args) if func in RECURRENT else ATTENTION.get(func)
         if at is not None and len(args) > at:
             args = (*args[:at], 0.0, *args[at + 1 :])
         elif at is not None:
             kwargs = {**kwargs, "dropout_p": 0.0}
         return func(*args, **kwargs)
+
+
+def _of_recurrent(args: Arguments) -> int:
+    """Returns the position of the rate of dropout: it is the only float."""
+    return next(position for position, value in enumerate(args) if isinstance(value, float))

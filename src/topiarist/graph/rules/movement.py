@@ -16,7 +16,8 @@ from topiarist.graph.tracer import Tracer
 
 
 @rule(
-    "new_empty_strided", "scalar_tensor", "_local_scalar_dense", "is_same_size", "empty_strided", "bernoulli_", "uniform_", "normal_",
+    "new_empty_strided", "scalar_tensor", "_local_scalar_dense", "is_same_size", "empty_strided", "bernoulli_",
+    "uniform_", "normal_",
 )  # fmt: skip
 def nothing(t: Tracer, c: Call) -> None:
     """Leaves outputs without labels."""
@@ -24,10 +25,9 @@ def nothing(t: Tracer, c: Call) -> None:
 
 @rule(*FILLS, *(f"new_{name}" for name in FILLS))
 def fill(t: Tracer, c: Call) -> None:
-    """Makes axes that take what they meet, where the program gave their sizes, which the listener notes."""
-    if t.caller.removeprefix("new_") in FILLS:
-        zero = c.name.endswith("zeros") or c.get("fill_value") == 0
-        t.put(c.out, [Free(zero=zero) for _ in c.out.shape], zero)
+    """Makes axes that take what they meet; the listener notes the sizes that the program gave."""
+    zero = c.name.endswith("zeros") or c.get("fill_value") == 0
+    t.put(c.out, [Free(zero=zero) for _ in c.out.shape], zero)
 
 
 @rule(
@@ -51,12 +51,12 @@ def as_strided(t: Tracer, c: Call) -> None:
     t.put(c.out, c.vectors, c.traced.zero)
 
 
-@rule("permute", "transpose", "t", "numpy_T", "swapaxes")
+@rule("permute", "transpose", "transpose_", "t", "t_", "numpy_T", "swapaxes")
 def permute(t: Tracer, c: Call) -> None:
     order = list(range(c.x.ndim))
     if c.name == "permute":
         order = c.dims("dims")
-    elif c.name in ("transpose", "swapaxes"):
+    elif c.name in ("transpose", "transpose_", "swapaxes"):
         a, b = (c.get(name, c.get(other)) % c.x.ndim for name, other in (("dim0", "axis0"), ("dim1", "axis1")))
         order[a], order[b] = order[b], order[a]
     else:
