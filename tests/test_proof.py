@@ -2,15 +2,17 @@
 
 import copy
 import math
+import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import topiarist
 from networks import CASES, Net, conv, images, line, random_keep, shaken, tokens
-from topiarist import TopiaristError, prove, trace
+from topiarist import Budget, TopiaristError, prove, trace
 from topiarist.surgery import proof as proof_module
 
 X = images(2)
@@ -253,3 +255,27 @@ def test_tracing_and_proving_draw_no_random_numbers():
     graph = trace(model, x := torch.ones(2, 6))
     prove(model, graph, {"0": torch.arange(12) < 6}, x)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_numbers_that_training_draws_from_numpy_and_python_are_the_same_for_both_networks():
+    class Masked(nn.Module):
+        """Hides some positions in training, as SpecAugment does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.first(x)
+            if self.training:
+                hidden = hidden * float(np.random.rand()) * (1 + random.random())  # noqa: NPY002
+            return self.last(hidden)
+
+    model, x = Masked(), torch.randn(2, 6)
+    done = topiarist.prune(model, x, "l1", Budget(ratio=0.5))
+    assert "training mode" in done.proof.paths
+    assert done.model.first.out_features == 4
+    before = np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    assert prove(model, done.graph, done.keep, x).ok
+    assert (np.random.get_state()[1] == before[0]).all()  # noqa: NPY002
+    assert random.getstate() == before[1]

@@ -44,6 +44,7 @@ from topiarist.graph.inputs import (
     map_tensors,
     named_tensors,
     random_state_kept,
+    seed_all,
     tensors_in,
     twice_the_batch,
 )
@@ -120,6 +121,7 @@ __all__ = [
     "random_state_kept",
     "regroup",
     "removed_blocks",
+    "seed_all",
     "tensors_in",
     "trace",
     "trails_here",

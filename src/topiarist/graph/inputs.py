@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -198,10 +200,22 @@ def _map_batch(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Any:
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Context after which torch's random numbers, of every device in use, go on as if nothing had been drawn."""
+    """Context after which random numbers go on as if nothing had been drawn: torch's, NumPy's and Python's."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        yield
+    numbers, python = np.random.get_state(), random.getstate()  # noqa: NPY002  (what networks draw from)
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        np.random.set_state(numbers)  # noqa: NPY002
+        random.setstate(python)
+
+
+def seed_all(seed: int) -> None:
+    """Seeds the random numbers of torch, NumPy and Python, from which networks draw in training."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    random.seed(seed)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ from topiarist.graph.inputs import (
     form_of,
     named_tensors,
     random_state_kept,
+    seed_all,
     tensors_in,
     twice_the_batch,
 )
@@ -211,7 +212,7 @@ def _run_in_training(tracer: Tracer, model: nn.Module, example_inputs: Inputs, d
     model.train()
     try:
         with _aside(tracer.record), random_state_kept():
-            torch.manual_seed(0)
+            seed_all(0)
             _run(tracer, model, twice_the_batch(example_inputs), deadline)
     except TopiaristError:
         pass  # a branch that cannot run on these inputs leaves its parameters unused, hence pinned

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from topiarist.graph import Arguments, Inputs, Keywords, random_state_kept, twice_the_batch
+from topiarist.graph import Arguments, Inputs, Keywords, random_state_kept, seed_all, twice_the_batch
 
 EXAMPLE, TWICE, TRAINING = "the example input", "twice the batch", "training mode"
 
@@ -47,7 +47,7 @@ class Path:
     def seed(self) -> None:
         """Seeds the random numbers of training, so that every network draws the same."""
         if self.training:
-            torch.manual_seed(0)
+            seed_all(0)
 
     @contextmanager
     def entered(self, *models: nn.Module) -> Iterator[None]:
