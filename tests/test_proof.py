@@ -279,3 +279,35 @@ def test_numbers_that_training_draws_from_numpy_and_python_are_the_same_for_both
     assert prove(model, done.graph, done.keep, x).ok
     assert (np.random.get_state()[1] == before[0]).all()  # noqa: NPY002
     assert random.getstate() == before[1]
+
+
+class OnlySingle(nn.Module):
+    """Experts whose grouped product takes no float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(16, 3)
+        self.experts = nn.Parameter(torch.randn(2, 8, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        ends = torch.tensor([x.shape[0] // 2, x.shape[0]], dtype=torch.int32)
+        return self.last(torch.ops.aten._grouped_mm(self.first(x), self.experts, ends).relu())
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.aten, "_grouped_mm"), reason="this version of torch has no grouped product")
+def test_a_network_that_does_not_run_in_float64_is_proved_in_float32_and_says_so():
+    torch.manual_seed(0)
+    model, x = OnlySingle().eval(), torch.randn(4, 6)
+    with pytest.raises(RuntimeError):
+        copy.deepcopy(model).double()(x.double())
+    done = topiarist.prune(model, x, "l1", Budget(ratio=0.5))
+    assert {name: tuple(p.shape) for name, p in done.model.named_parameters() if p.ndim > 1} == {
+        "first.weight": (4, 6), "experts": (2, 4, 8), "last.weight": (3, 8)
+    }  # fmt: skip
+    assert str(done.proof.precision) == "float32"
+    assert done.proof.max_rel_diff <= 1e-4
+    assert "in float32" in str(done)
+    tied = replace(done.graph, groups=done.graph.groups)
+    other = {name: kept.flip(0) for name, kept in done.keep.items()}
+    assert prove(model, tied, other, x).ok
+    assert topiarist.check(model, done.graph, x).groups == done.graph.groups

@@ -160,7 +160,7 @@ def modes_restored(model: nn.Module) -> Iterator[None]:
 NORMS = {"native_layer_norm": "layer", "_fused_rms_norm": "layer", "rms_norm": "layer", "native_group_norm": "group"}
 REDUCING = {"mean", "sum", "amax", "amin", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm", "prod"}
 REDUCING |= {"logsumexp"}
-PRODUCTS = {"convolution", "mm", "addmm", "bmm", "baddbmm", "mv", "dot", "addmv"}
+PRODUCTS = {"convolution", "mm", "addmm", "bmm", "baddbmm", "mv", "dot", "addmv", "_grouped_mm"}
 MIXING = NORMS | dict.fromkeys(REDUCING, "reduction")
 MIXING |= dict.fromkeys(PRODUCTS, "product") | {"_weight_norm_interface": "weight norm"}
 

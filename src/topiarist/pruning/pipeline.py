@@ -24,7 +24,7 @@ from topiarist.pruning.iterative import EpochCounter, Share, kept_after, prune_i
 from topiarist.pruning.milliseconds import Latency, Stopwatch
 from topiarist.pruning.request import Pruning, Run, trains_sparsely
 from topiarist.pruning.result import Pruned
-from topiarist.surgery import TOLERANCE, Proof, check, copied, cut, mask, prove, rewound, with_values
+from topiarist.surgery import Proof, check, copied, cut, mask, prove, rewound, with_values
 from topiarist.train import Recipe, fit
 
 
@@ -188,7 +188,7 @@ def _check_reachable(method: Method, units: Graph, budget: Budget, steps: int) -
 
 def _check_proof(proof: Proof, request: Pruning) -> None:
     """Raises where a proof failed, or saw nothing and the request does not allow that."""
-    if not proof.max_rel_diff <= TOLERANCE:
+    if not proof.agrees:
         raise TopiaristError(f"the cut cannot be proved: {proof.reason}; exclude its groups from the budget")
     if proof.blind and not request.allow_blind:
         raise TopiaristError(f"the cut cannot be proved: {proof.reason}, or allow it by allow_blind")
@@ -272,7 +272,7 @@ class _Work:
             proof = prove(model, units, keep, self.example_inputs, more_inputs=self.more_inputs)
             if math.isnan(proof.change):
                 raise TopiaristError(proof.reason)
-            if attempt == 1 and not proof.max_rel_diff <= TOLERANCE:
+            if attempt == 1 and not proof.agrees:
                 units = check(model, units, self.example_inputs, more_inputs=self.more_inputs)
                 budget = budget.on(units) if isinstance(budget, Share) else budget
             else:

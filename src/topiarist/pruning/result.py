@@ -218,7 +218,8 @@ class Pruned:
         if self.graph.kind == "weight":
             yield f"checked: {verdict}"
         else:
-            yield f"proof: {verdict}; largest relative difference {self.proof.max_rel_diff:.1e} in float64"
+            largest = f"largest relative difference {self.proof.max_rel_diff:.1e} in {self.proof.precision}"
+            yield f"proof: {verdict}; {largest}"
 
 
 def _counted(excluded: Excluded, kind: Kind) -> str:

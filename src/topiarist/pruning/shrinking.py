@@ -94,7 +94,7 @@ def shrink(model: nn.Module, example_inputs: Any, *, graph: Graph | None = None)
         repaired.load_state_dict(values.state_dict())  # in the precision of the model
         proof = prove(repaired, graph, keep, example_inputs)
         drift = search.drift(cut(values, graph, keep))
-    if not proof.max_rel_diff <= TOLERANCE or not drift <= TOLERANCE:
+    if not proof.agrees or not drift <= TOLERANCE:
         raise TopiaristError(
             f"shrinking cannot be proved ({proof.reason or f'the outputs moved by {drift:.1e}'}): "
             "pass graph=topiarist.check(model, topiarist.trace(model, example_inputs), example_inputs)"

@@ -23,9 +23,9 @@ from topiarist.graph import (
     tensors_in,
 )
 from topiarist.surgery.cutting import copied, cut, mask
-from topiarist.surgery.decisions import TOLERANCE, difference
+from topiarist.surgery.decisions import DOUBLE, Precision, difference
 from topiarist.surgery.paths import EXAMPLE, Path, paths
-from topiarist.surgery.proof import Proof, prove
+from topiarist.surgery.proof import Proof, precision_of, prove
 
 
 def check(
@@ -55,19 +55,20 @@ def check(
     if graph.kind == "weight" or (graph.kind == "block" and not graph.groups):
         return graph
     check_plain((example_inputs, *more_inputs), "the example input is")
-    model = non_degenerate(copied(model).double().eval())
-    inputs, more = (converted(given, torch.float64) for given in (example_inputs, list(more_inputs)))
+    dtype = precision_of(model, example_inputs).dtype
+    model = non_degenerate(copied(model).to(dtype).eval())
+    inputs, more = (converted(given, dtype) for given in (example_inputs, list(more_inputs)))
     if graph.kind == "block":
         return _with_proved_blocks(model, graph, inputs, deadline)
     for seed in (0, 1):
         while True:
             keep = _random_keep(graph, seed)
             proof = prove(model, graph, keep, inputs, more_inputs=more)
-            if proof.max_rel_diff <= TOLERANCE:
+            if proof.agrees:
                 break
             _check_time(deadline)
-            _check_repeatable(model, inputs)
-            units, ways = _units(graph), paths(inputs, more)
+            _check_repeatable(model, inputs, proof.precision)
+            units, ways = _units(graph), paths(inputs, more, proof.precision)
             graph = _pinned_where_it_fails(model, graph, keep, ways, proof, deadline)
             if _units(graph) == units:
                 graph = _without_unprovable_groups(model, graph, seed, (inputs, more), proof, deadline)
@@ -78,11 +79,11 @@ def _units(graph: Graph) -> int:
     return sum(group.units for group in graph.groups)
 
 
-def _check_repeatable(model: nn.Module, inputs: Inputs) -> None:
+def _check_repeatable(model: nn.Module, inputs: Inputs, precision: Precision = DOUBLE) -> None:
     """Raises where a network computes something else each time: then no difference is the cut's."""
     with torch.no_grad(), fast_path_off():
         first, second = (call_model(copied(model), inputs) for _ in range(2))
-    if difference(first, second) > TOLERANCE:
+    if difference(first, second) > precision.tolerance:
         raise TopiaristError(
             "the network's outputs differ between two runs in evaluation, so that no cut can be proved; make it "
             "deterministic: dropout with training=self.training, noise as an input"
@@ -166,7 +167,7 @@ def _without_unprovable_groups(
     for group in graph.groups:
         _check_time(deadline)
         alone = prove(model, graph, {group.name: keep[group.name]}, examples[0], more_inputs=examples[1])
-        if not alone.max_rel_diff <= TOLERANCE:
+        if not alone.agrees:
             part = group.slices[0]
             labels = next(s.labels for s in sources if (s.tensor, s.axis) == (part.tensor, part.axis))
             pinned = labels[part.positions.flatten().numpy()]
@@ -200,7 +201,9 @@ def _first_difference(
             expected[name, call].append(tensor)
 
     def compare(name: str, call: int, output: object) -> None:
-        if (name, call) in expected and difference(tensors_in(output), expected[name, call]) > 1e-8:
+        if (name, call) in expected and difference(tensors_in(output), expected[name, call]) > ways[
+            at
+        ].precision.change:
             differing.append(name)
 
     reference, smaller = mask(model, graph, keep), cut(model, graph, keep)

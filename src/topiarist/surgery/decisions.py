@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from topiarist.graph import Arguments, Inputs, Keywords, ModuleStack, call_model, map_tensors, tensors_in
 
-TOLERANCE = 1e-10
-"""Largest relative difference between cut and mask in float64."""
+
+class Precision(NamedTuple):
+    """The floating-point numbers in which cut and mask are compared.
+
+    Attributes:
+        dtype: of weights and inputs.
+        tolerance: the largest relative difference between cut and mask that rounding explains.
+        change: a mask that changes the outputs by less shows nothing.
+    """
+
+    dtype: torch.dtype
+    tolerance: float
+    change: float
+
+    def __str__(self) -> str:
+        """Returns its name, as ``float64``."""
+        return str(self.dtype).removeprefix("torch.")
+
+
+DOUBLE = Precision(torch.float64, 1e-10, 1e-8)
+SINGLE = Precision(torch.float32, 1e-4, 1e-3)
+"""Where an operator of the network does not take float64. A swap of two alike channels may go unnoticed."""
+TOLERANCE = DOUBLE.tolerance
 SMALLEST_SCALE = 1e-4
 """What enters a decision is compared as if its largest value were this at least: rounding of 1 − 1 is no difference."""
 STEPS = {"round", "floor", "ceil", "trunc", "frac", "sign", "heaviside", "fmod", "remainder", "floor_divide"}
@@ -100,16 +121,17 @@ class Answer:
         return [(mine, its) for mine, its in pairs if its is not None and _shapes(mine) == _shapes(its)]
 
 
-def answer(model: nn.Module, inputs: Inputs, beside: Answer | None = None) -> Answer:
+def answer(model: nn.Module, inputs: Inputs, beside: Answer | None = None, tolerance: float = TOLERANCE) -> Answer:
     """Runs a network, and remembers its decisions.
 
     Args:
         model: the network.
         inputs: as for `trace`.
         beside: what another network answered; its decisions are followed where both decide on the same numbers.
+        tolerance: up to which numbers are the same.
     """
     found = Answer()
-    with ModuleStack(model) as stack, _Deciding(found, stack, beside):
+    with ModuleStack(model) as stack, _Deciding(found, stack, beside, tolerance):
         found.outputs = call_model(model, inputs)
     return found
 
@@ -122,8 +144,9 @@ def difference_before_decisions(left: Answer, right: Answer) -> float:
 class _Deciding(TorchDispatchMode):
     """Remembers the decisions of a network while it runs, or follows those of another one."""
 
-    def __init__(self, found: Answer, stack: ModuleStack, beside: Answer | None) -> None:
+    def __init__(self, found: Answer, stack: ModuleStack, beside: Answer | None, tolerance: float) -> None:
         super().__init__()
+        self.tolerance = tolerance
         self.found, self.stack, self.seen = found, stack, Counter[tuple[str, str]]()
         self.others = {} if beside is None else beside.decisions
 
@@ -141,8 +164,12 @@ class _Deciding(TorchDispatchMode):
         place, self.seen[step] = (*step, self.seen[step]), self.seen[step] + 1
         options = repr([value for value in [*args, *kwargs.items()] if not tensors_in(value)])
         its = self.others.get(place)
-        if its is not None and its.options == options and difference(given, its.given, SMALLEST_SCALE) <= TOLERANCE:
-            same = difference(_tensors(out), _tensors(its.made)) <= TOLERANCE
+        if (
+            its is not None
+            and its.options == options
+            and difference(given, its.given, SMALLEST_SCALE) <= self.tolerance
+        ):
+            same = difference(_tensors(out), _tensors(its.made)) <= self.tolerance
             self.found.followed |= not same
             if in_place:
                 out.copy_(its.made)

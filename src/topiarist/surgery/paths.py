@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from topiarist.graph import Arguments, Inputs, Keywords, random_state_kept, seed_all, twice_the_batch
+from topiarist.graph import Arguments, Inputs, Keywords, converted, random_state_kept, seed_all, twice_the_batch
+from topiarist.surgery.decisions import DOUBLE, Precision
 
 EXAMPLE, TWICE, TRAINING = "the example input", "twice the batch", "training mode"
 
@@ -37,12 +38,14 @@ class Path:
         inputs: what the network is called with.
         training: whether it is in training mode.
         given: whether the user gave the inputs, so that the network must accept them.
+        precision: of the inputs.
     """
 
     name: str
     inputs: Any
     training: bool = False
     given: bool = False
+    precision: Precision = DOUBLE
 
     def seed(self) -> None:
         """Seeds the random numbers of training, so that every network draws the same."""
@@ -62,12 +65,17 @@ class Path:
                 model.eval()
 
 
-def paths(example_inputs: Inputs, more_inputs: Sequence[Inputs]) -> list[Path]:
+def paths(example_inputs: Inputs, more_inputs: Sequence[Inputs], precision: Precision = DOUBLE) -> list[Path]:
     """Returns the paths that examples show: evaluation first, training last, since it changes running statistics."""
+    example_inputs, more = (converted(given, precision.dtype) for given in (example_inputs, list(more_inputs)))
     twice = twice_the_batch(example_inputs)
-    further = [Path(f"further example {k}", inputs, given=True) for k, inputs in enumerate(more_inputs, 1)]
-    first = Path(EXAMPLE, example_inputs, given=True)
-    return [first, Path(TWICE, twice), *further, Path(TRAINING, twice, training=True)]
+    further = [(f"further example {k}", inputs) for k, inputs in enumerate(more, 1)]
+    return [
+        Path(EXAMPLE, example_inputs, given=True, precision=precision),
+        Path(TWICE, twice, precision=precision),
+        *(Path(name, inputs, given=True, precision=precision) for name, inputs in further),
+        Path(TRAINING, twice, training=True, precision=precision),
+    ]
 
 
 class _DropoutOff(TorchFunctionMode):

@@ -35,11 +35,17 @@ from topiarist.graph import (
     unwrapped,
 )
 from topiarist.surgery.cutting import copied, cut, mask, masked, zeroed_positions
-from topiarist.surgery.decisions import TOLERANCE, Answer, answer, difference, difference_before_decisions
+from topiarist.surgery.decisions import (
+    DOUBLE,
+    SINGLE,
+    Answer,
+    Precision,
+    answer,
+    difference,
+    difference_before_decisions,
+)
 from topiarist.surgery.paths import EXAMPLE, Path, paths
 
-SMALLEST_CHANGE = 100 * TOLERANCE
-"""A mask that changes the outputs by less shows nothing."""
 AGREE = "cut and mask agree"
 BLIND = "the mask changed nothing, so the proof is blind; give trained weights or another example input"
 NOT_FINITE = "the network's outputs are not finite; look for NaN in its weights and inputs, or a division by zero"
@@ -50,9 +56,9 @@ class Proof:
     """How far the cut network is from the masked one, and the masked one from the original.
 
     Attributes:
-        max_rel_diff: max |cut − mask| / max |mask|, over all outputs, in float64; infinite where integers, truth values
-            or shapes differ, or something is not finite; of pruned individual weights 0 where the tensors are right,
-            infinite where they are not.
+        max_rel_diff: max |cut − mask| / max |mask|, over all outputs, in `precision`; infinite where integers, truth
+            values or shapes differ, or something is not finite; of pruned individual weights 0 where the tensors are
+            right, infinite where they are not.
         change: max |mask − original| / max |original|: what the mask did, infinite where it changed integers, truth
             values or shapes; also before the steps that select by data, where an output is whole numbers or empty;
             where the removed weights were zero before, what noise in their place does; NaN where the original's outputs
@@ -63,6 +69,7 @@ class Proof:
         checked: what was checked.
         paths: on which ways through the network's code cut and mask were compared.
         failed: the one of them on which they differ; empty where they agree.
+        precision: in which they were compared.
     """
 
     max_rel_diff: float
@@ -72,6 +79,12 @@ class Proof:
     checked: str = AGREE
     paths: tuple[str, ...] = (EXAMPLE,)
     failed: str = ""
+    precision: Precision = DOUBLE
+
+    @property
+    def agrees(self) -> bool:
+        """Returns whether cut and mask differ by no more than rounding."""
+        return self.max_rel_diff <= self.precision.tolerance
 
     @property
     def blind(self) -> bool:
@@ -84,8 +97,9 @@ def prove(
 ) -> Proof:
     """Compares cut and mask on example inputs, in float64; of individual weights the tensors.
 
-    They are compared in evaluation, with twice the batch, on each further example, and in training mode: seeded, batch
-    norms with the statistics of twice the batch, dropout off.
+    A network that does not run in float64 is compared in float32, to 1e-4. Both are compared in evaluation, with twice
+    the batch, on each further example, and in training mode: seeded, batch norms with the statistics of twice the
+    batch, dropout off.
 
     Compared are the outputs, and what enters each step that selects by data: a comparison, an argmax, a sort, an NMS.
     Such a step may be decided by rounding. Where both networks give it the same numbers, to the tolerance, the cut one
@@ -103,24 +117,43 @@ def prove(
     """
     keep, model = checked_keep(graph, keep), unwrapped(model)
     check_plain((example_inputs, *more_inputs), "the example input is")
-    double = copied(model).double().eval()
-    inputs, more = (converted(given, torch.float64) for given in (example_inputs, list(more_inputs)))
     with torch.no_grad(), fast_path_off():
-        if graph.kind == "weight":
-            proof = _proof_of_weights(model, double, graph, keep, inputs)
-        else:
-            proof = _proof_of_cut(double, graph, keep, paths(inputs, more))
+        try:
+            proof = _proved_in(DOUBLE, model, graph, keep, example_inputs, more_inputs)
+        except TopiaristError:
+            if precision_of(model, example_inputs) is DOUBLE:
+                raise
+            proof = _proved_in(SINGLE, model, graph, keep, example_inputs, more_inputs)
         overflow = _overflow(model, graph, keep, example_inputs) if proof.ok or proof.blind else ""
     return replace(proof, ok=False, reason=overflow) if overflow else proof
 
 
-def _proof_of_weights(model: nn.Module, double: nn.Module, graph: Graph, keep: Keep, inputs: Inputs) -> Proof:
-    original = _answer(double, inputs)
-    with masked(double, graph, keep):
-        pruned = _answer(double, inputs, original)
+def precision_of(model: nn.Module, example_inputs: Inputs) -> Precision:
+    """Returns the precision in which a network can be proved: float64, if it runs in it, or if it runs in neither."""
+
+    def runs(precision: Precision) -> bool:
+        return _accepts(copied(model).to(precision.dtype).eval(), converted(example_inputs, precision.dtype))
+
+    return SINGLE if not runs(DOUBLE) and runs(SINGLE) else DOUBLE
+
+
+def _proved_in(
+    precision: Precision, model: nn.Module, graph: Graph, keep: Keep, example_inputs: Inputs, more: Sequence[Inputs]
+) -> Proof:
+    network, ways = copied(model).to(precision.dtype).eval(), paths(example_inputs, more, precision)
+    if graph.kind == "weight":
+        return _proof_of_weights(model, network, graph, keep, ways[0])
+    return _proof_of_cut(network, graph, keep, ways)
+
+
+def _proof_of_weights(model: nn.Module, copy: nn.Module, graph: Graph, keep: Keep, path: Path) -> Proof:
+    original = _answer(copy, path)
+    with masked(copy, graph, keep):
+        pruned = _answer(copy, path, original)
     reason = _wrong_weights(model, graph, keep) or _not_finite(original, pruned)
     diff, change = math.inf if reason else 0.0, _change(pruned, original)
-    return Proof(diff, change, not reason, reason, "the pruned weights are zero, all others unchanged")
+    checked = "the pruned weights are zero, all others unchanged"
+    return Proof(diff, change, not reason, reason, checked, precision=path.precision)
 
 
 def _proof_of_cut(double: nn.Module, graph: Graph, keep: Keep, ways: Sequence[Path]) -> Proof:
@@ -140,7 +173,7 @@ def _also_on(path: Path, proof: Proof, double: nn.Module, expected: nn.Module, s
     with path.entered(double, expected, smaller):
         path.seed()
         try:
-            reference = _answer(expected, path.inputs)
+            reference = _answer(expected, path)
         except TopiaristError as error:
             if path.given:
                 raise
@@ -179,7 +212,7 @@ def _seen_by_noise(
     # The example shows no unit that was removed: they are off there, or were zero before. Noise in the input, and
     # noise in place of the zeros, tell whether the network sees them, and whether it depends on anything at all.
     others = _others(path.inputs)
-    if any(_changes(expected, path.inputs, other) for other in others):
+    if any(_changes(expected, path, other) for other in others):
         for original, x in [(double, x) for x in others] + [(noisy, x) for x in (path.inputs, *others)]:
             try:
                 tried = _proof_on(replace(path, inputs=x), original, expected, smaller, removed=True)
@@ -194,9 +227,9 @@ def _proof_on(path: Path, original: nn.Module, expected: nn.Module, smaller: nn.
     """Runs the original, the masked and the cut network on one path, and compares."""
     with path.entered(original, expected, smaller):
         path.seed()
-        full = _answer(original, path.inputs)
+        full = _answer(original, path)
         path.seed()
-        reference = _answer(expected, path.inputs, full)  # beside it, so that rounding is no effect of the mask
+        reference = _answer(expected, path, full)  # beside it, so that rounding is no effect of the mask
         path.seed()
         return _compared_with(smaller, path, reference, full, removed=removed)
 
@@ -204,13 +237,16 @@ def _proof_on(path: Path, original: nn.Module, expected: nn.Module, smaller: nn.
 def _compared_with(smaller: nn.Module, path: Path, reference: Answer, full: Answer, *, removed: bool) -> Proof:
     """Runs the cut network, and compares it with what the masked and the original one answered."""
     try:
-        found = answer(smaller, path.inputs, reference)
+        found = answer(smaller, path.inputs, reference, path.precision.tolerance)
     except Exception as error:  # whatever the user's code raises on a wrong shape, and a branch that only the cut takes
-        return Proof(math.inf, _change(reference, full), False, f"the cut network fails: {one_line(error)}")
-    return compared(found, reference, full, removed=removed)
+        reason = f"the cut network fails: {one_line(error)}"
+        return Proof(math.inf, _change(reference, full), False, reason, precision=path.precision)
+    return compared(found, reference, full, removed=removed, precision=path.precision)
 
 
-def compared(smaller: Answer, expected: Answer, original: Answer, *, removed: bool) -> Proof:
+def compared(
+    smaller: Answer, expected: Answer, original: Answer, *, removed: bool, precision: Precision = DOUBLE
+) -> Proof:
     """Compares what the cut, the masked and the original network answered to one input.
 
     Args:
@@ -218,6 +254,7 @@ def compared(smaller: Answer, expected: Answer, original: Answer, *, removed: bo
         expected: of the masked network.
         original: of the original network.
         removed: whether anything was removed.
+        precision: in which they ran.
     """
     diff, change, checked = difference(smaller.outputs, expected.outputs), _change(expected, original), AGREE
     before = difference_before_decisions(smaller, expected)
@@ -230,12 +267,12 @@ def compared(smaller: Answer, expected: Answer, original: Answer, *, removed: bo
         diff = math.inf
     elif diff == math.inf:
         reason = "cut and mask differ in the shapes of their outputs, or in integers or truth values"
-    elif not max(diff, before) <= TOLERANCE:
-        place = "" if diff > TOLERANCE else " in what enters a step that selects by data"
+    elif not max(diff, before) <= precision.tolerance:
+        place = "" if diff > precision.tolerance else " in what enters a step that selects by data"
         reason = f"cut and mask differ by {max(diff, before):.1e}{place}"
-    elif removed and change < SMALLEST_CHANGE:
+    elif removed and change < precision.change:
         reason = BLIND
-    return Proof(max(diff, before), change, not reason, reason, checked)
+    return Proof(max(diff, before), change, not reason, reason, checked, precision=precision)
 
 
 def _change(pruned: Answer, original: Answer) -> float:
@@ -246,11 +283,12 @@ def _change(pruned: Answer, original: Answer) -> float:
     return max(difference(pruned.outputs, original.outputs), before)
 
 
-def _changes(model: nn.Module, inputs: Inputs, other: Inputs) -> bool:
+def _changes(model: nn.Module, path: Path, other: Inputs) -> bool:
     """Returns whether a model answers differently to other inputs; not where it does not accept them."""
     try:
-        before = answer(model, inputs)
-        return _change(answer(model, other, before), before) >= SMALLEST_CHANGE
+        before = answer(model, path.inputs)
+        after = answer(model, other, before, path.precision.tolerance)
+        return _change(after, before) >= path.precision.change
     except Exception:  # whatever the user's code raises, as for integers that are offsets
         return False
 
@@ -271,10 +309,10 @@ def _others(inputs: Inputs) -> list[Any]:
     return [noisy, map_floats(noisy, torch.neg)]
 
 
-def _answer(model: nn.Module, inputs: Inputs, beside: Answer | None = None) -> Answer:
+def _answer(model: nn.Module, path: Path, beside: Answer | None = None) -> Answer:
     """Runs a model that must not fail."""
     try:
-        return answer(model, inputs, beside)
+        return answer(model, path.inputs, beside, path.precision.tolerance)
     except TopiaristError:
         raise
     except Exception as error:

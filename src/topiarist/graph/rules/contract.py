@@ -134,6 +134,22 @@ def product(t: Tracer, c: Call) -> None:
         t.put(c.out, broadcast(t, [c.out, added], c.out), zero and t.of(added).zero and covered)
 
 
+@rule("_grouped_mm")
+def grouped_product(t: Tracer, c: Call) -> None:
+    """Multiplies the rows that fall to each expert with its own matrix: ``(rows, k) · (experts, k, n)``."""
+    rows, experts = c["self"], c["mat2"]
+    if (rows.ndim, experts.ndim) != (2, 3):
+        raise ValueError("not rows and experts")
+    a, b = t.vectors_of(rows), t.vectors_of(experts)
+    t.algebra.pin_all((a[0], b[0]), "rows are shared out among experts")
+    inner = summed(t, a[1], b[1], rows, experts)
+    t.mark(b[1], "input")
+    t.mark(b[2], "output", "1")
+    widths = (rows.shape[1], inner), (experts.shape[2], b[2])
+    t.note_product(rows.shape[0], *widths, weight=t.of(experts).source)
+    t.put(c.out, [None, b[2]], t.of(experts).zero)
+
+
 @rule("attention")
 def attention(t: Tracer, c: Call) -> None:
     """Passes heads and the width of v through softmax(q·kᵀ·scale + mask)·v; that of q and k is summed over."""
