@@ -283,7 +283,7 @@ def _slot(value: Any) -> int:
 
 def _fits(kind: str, values: list[Ratio | float]) -> bool:
     """Returns whether values are those of a kind of correction."""
-    if kind == "sizes":
+    if kind in ("sizes", "border"):
         return bool(values) and all(isinstance(value, Ratio) for value in values)
     if kind == "scale":
         return len(values) == 1 and isinstance(values[0], float)

@@ -11,7 +11,7 @@ from topiarist.graph.calls import (
     modes_restored,
 )
 from topiarist.graph.code.branches import block_span, blocks_of
-from topiarist.graph.code.places import Place, Step, Trail, trails_here
+from topiarist.graph.code.places import Place, Step, Trail, slice_of, trails_here
 from topiarist.graph.code.source import Span, Written, compiled, name_of, written
 from topiarist.graph.dropins import update_descriptions, use_dropins, with_dropins
 from topiarist.graph.graph import Graph, checked_keep
@@ -122,6 +122,7 @@ __all__ = [
     "regroup",
     "removed_blocks",
     "seed_all",
+    "slice_of",
     "tensors_in",
     "trace",
     "trails_here",

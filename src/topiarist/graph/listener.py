@@ -29,6 +29,8 @@ PARTING = {"tensor_split", "hsplit", "vsplit", "dsplit", "array_split"}
 LIKE = {"expand_as", "view_as", "reshape_as"}
 """Functions that take their sizes from a second tensor."""
 
+INDEXING = {"__getitem__", "__setitem__"}
+
 LEAVING = {"numpy", "__array__", "tolist", "__dlpack__"}
 """Methods by which values leave torch: what the program computes from them cannot be followed."""
 
@@ -59,7 +61,7 @@ class Listener(TorchFunctionMode):
             return self._shape(func, args, kwargs)
         if func in (torch.Tensor.numel, torch.Tensor.nelement, torch.numel):
             return self._numel(args[0])
-        tracer, before = self.tracer, (self.tracer.call, self.tracer.caller)
+        tracer, before = self.tracer, (self.tracer.call, self.tracer.caller, self.tracer.borders)
         kind, name = kind_of(func), getattr(func, "__name__", "")
         if name in LEAVING:
             tracer.algebra.add_origin(name, tracer.stack.top, line_of_code())
@@ -70,15 +72,18 @@ class Listener(TorchFunctionMode):
             self._note_operands(name, args)
         elif kind == "scale":
             self._note_scale(args, kwargs)
+        elif name in ("full", "new_full"):
+            self._note_values(kwargs.get("fill_value", args[-1:]))
         elif kind is None and not name.startswith("__get") and not _spatial(name):
             self._note_values((args, kwargs))
         tracer.call, tracer.caller = _call_sizes(name, args, kwargs), name
+        tracer.borders = _borders(args[1]) if name in INDEXING else []
         self.inside += 1
         try:
             out = func(*args, **kwargs)
         finally:
             self.inside -= 1
-            tracer.call, tracer.caller = before
+            tracer.call, tracer.caller, tracer.borders = before
         if kind in ("sizes", "fill"):
             self._note_sizes(func, args, kwargs, out)
         elif name in LIKE:
@@ -247,6 +252,18 @@ def _asked(free: Free) -> Size | None:
 def _is_cut_size(value: object, length: int) -> bool:
     """Returns whether a value is a size of this length that a cut may change."""
     return isinstance(value, Size) and value == length and any(True for _ in leaves(value.expression))
+
+
+def _borders(index: Any) -> list[tuple[slice, Site | None, Site | None]]:
+    """Returns the slices of an index, in order, with the places of their begins and ends."""
+    entries = index if isinstance(index, tuple) else (index,)
+    slices = [(k, each) for k, each in enumerate(entries) if isinstance(each, slice) and each != slice(None)]
+    if not all(isinstance(border, int | None) for _, each in slices for border in (each.start, each.stop, each.step)):
+        return []  # computed from data
+    here = place_here() if slices else None
+    if here is None:
+        return [(each, None, None) for _, each in slices]
+    return [(each, here.border(k, 0), here.border(k, 1)) for k, each in slices]
 
 
 def _leaves(value: Any) -> list[Any]:

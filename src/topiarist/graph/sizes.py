@@ -135,6 +135,7 @@ def _as_float(self: Size) -> float:
 for _name in (*OPERATIONS, "truediv"):
     setattr(Size, f"__{_name}__", _arithmetic(_name, reflected=False))
     setattr(Size, f"__r{_name}__", _arithmetic(_name, reflected=True))
+Size.__neg__ = lambda self: 0 - self  # type: ignore[method-assign]
 Size.__float__ = _as_float  # type: ignore[assignment, method-assign]
 
 

@@ -66,7 +66,7 @@ class Correction(NamedTuple):
 
 GUARD = "guard"
 """A branch that no example took, and that a cut makes unsafe: it raises in the place of a wrong number."""
-CORRECTIONS = ("sizes", "number", "scale", "squeeze", GUARD)
+CORRECTIONS = ("sizes", "number", "border", "scale", "squeeze", GUARD)
 Corrections = Mapping[str, tuple[Correction, ...]]
 """Module → what is corrected in its forward."""
 

@@ -39,6 +39,7 @@ class Tracer:
         memory: the integers of the modules, which remember where they came from.
         call: the integers that the call of the program, below which an operator runs, was given.
         caller: name of that call.
+        borders: the slices of the index that it was given, with the sites of their begins and ends.
         lifetimes: of what the operators allocate, in the first run alone.
         taken: which of the network's code ran.
         ran: names of the modules that ran.
@@ -50,6 +51,7 @@ class Tracer:
         self.record = Record(self.algebra, types)
         self.call: list[Any] = []
         self.caller = ""
+        self.borders: list[tuple[slice, Site | None, Site | None]] = []
         self.descent: Descent
         self.norms: Norms
         self.stack: ModuleStack

@@ -33,6 +33,7 @@ from topiarist.graph import (
     blocks_of,
     compiled,
     name_of,
+    slice_of,
     written,
 )
 from topiarist.surgery.forwards import Forward
@@ -268,7 +269,7 @@ def _copied(
     places: dict[Span, ast.AST] = {}
     for correction in corrections:
         step = correction.place[0]
-        at = source.call(step.span) or source.operation(step.span)
+        at = source.call(step.span) or source.operation(step.span) or source.subscript(step.span)
         if at is None or not _fits(correction, at):
             raise TopiaristError(
                 f"there is no such call or arithmetic at line {step.span.line + 1} of {step.function}; the "
@@ -287,9 +288,13 @@ def _copied(
 
 def _fits(correction: Correction, at: ast.AST) -> bool:
     """Returns whether an expression is one that a correction can change."""
+    slots = set(correction.values)
+    if len(correction.place) == 1 and correction.kind == "border":
+        return isinstance(at, ast.Subscript) and all(slice_of(at, slot // 2) is not None for slot in slots)
     if len(correction.place) > 1 or correction.kind != "number":
         return isinstance(at, ast.Call)
-    slots = set(correction.values)
+    if not isinstance(at, ast.Call | ast.BinOp | ast.AugAssign):
+        return False
     if isinstance(at, ast.Call):
         return all(slot < len(at.args) and not isinstance(at.args[slot], ast.Starred) for slot in slots)
     return slots <= ({1} if isinstance(at, ast.AugAssign) else {0, 1})
@@ -319,6 +324,13 @@ def _edit(editor: _Editor, correction: Correction) -> Callable[[Any], None]:
             else:
                 node.right = editor.calling(helper, node.right)
 
+    def border(node: ast.Subscript) -> None:
+        for slot, right in values.items():
+            part = slice_of(node, slot // 2)
+            side = ("lower", "upper")[slot % 2]
+            if part is not None and (given := getattr(part, side)) is not None:
+                setattr(part, side, editor.calling(_Number(right), given))
+
     def scale(node: ast.Call) -> None:
         for value in values.values():
             constant = ast.keyword("scale", ast.parse(repr(value), mode="eval").body)
@@ -328,7 +340,9 @@ def _edit(editor: _Editor, correction: Correction) -> Callable[[Any], None]:
         axes = tuple(axis for axis in values.values() if not isinstance(axis, Ratio))
         node.args.append(ast.parse(repr(axes), mode="eval").body)
 
-    edits: dict[str, Callable[[Any], None]] = {"sizes": sizes, "number": number, "scale": scale, "squeeze": squeeze}
+    edits: dict[str, Callable[[Any], None]] = {
+        "sizes": sizes, "number": number, "border": border, "scale": scale, "squeeze": squeeze
+    }  # fmt: skip
     return edits[kind]
 
 

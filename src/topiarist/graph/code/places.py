@@ -46,7 +46,8 @@ class Site(NamedTuple):
     Attributes:
         place: the expression in the code.
         kind: ``"sizes"``: entry `slot` of the sizes that a call is given from argument `at` on; ``"number"``: operand
-            or argument `slot`; ``"scale"``: attention's scale.
+            or argument `slot`; ``"border"``: begin (even) or end (odd) of entry ``slot // 2`` of an index; ``"scale"``:
+            attention's scale.
         infers: whether torch could work the size out, for which the call gives all of them.
         text: the size as it is written, where the call gives it by itself.
     """
@@ -148,6 +149,13 @@ class Here:
         single = call is not None and len(call.args) == 1 and not call.keywords
         return Site(self.place, "number", 0) if single else None
 
+    def border(self, entry: int, side: int) -> Site | None:
+        """Returns the site of the begin (0) or end (1) of a slice, by its number among the entries of the index."""
+        node = self.function.subscript(self.place[-1].span)
+        written = None if node is None else slice_of(node, entry)
+        given = None if written is None else (written.lower, written.upper)[side]
+        return None if given is None else Site(self.place, "border", 2 * entry + side)
+
     def scale(self) -> Site | None:
         """Returns the site of attention's scale."""
         call = self.call
@@ -161,6 +169,13 @@ class Here:
             root = root.value
         of_module = isinstance(root, ast.Name) and isinstance(self.names.get(root.id), types.ModuleType)
         return int(isinstance(call.func, ast.Attribute) and not of_module)
+
+
+def slice_of(node: ast.Subscript, entry: int) -> ast.Slice | None:
+    """Returns an entry of an index, where it is written as a slice."""
+    entries: Sequence[ast.expr] = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+    plain = entry < len(entries) and not any(isinstance(each, ast.Starred) for each in entries[: entry + 1])
+    return each if plain and isinstance(each := entries[entry], ast.Slice) else None
 
 
 def _text(call: ast.Call, at: int, slot: int) -> str:

@@ -69,6 +69,13 @@ class Written:
                 return node
         return None
 
+    def subscript(self, span: Span) -> ast.Subscript | None:
+        """Returns the indexing at a position."""
+        for node in _inside(self.node):
+            if isinstance(node, ast.Subscript) and self.span(node) == span:
+                return node
+        return None
+
     def span(self, node: ast.expr | ast.stmt) -> Span:
         """Returns the position of a part of the function."""
         assert node.end_lineno is not None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from topiarist.graph.calls import FILLS
+from topiarist.graph.code.places import Site
 from topiarist.graph.labels import Free, Vector, labelled
 from topiarist.graph.record import Gather
 from topiarist.graph.rules.registry import Call, rule
@@ -121,20 +122,27 @@ def slice_(t: Tracer, c: Call) -> None:
     vectors, dim = c.vectors, c["dim"] % c.x.ndim
     if c.out.shape[dim] != c.x.shape[dim]:
         vectors[dim] = t.algebra.settle(vectors[dim], c.x.shape[dim])
-    vector = vectors[dim]
-    if labelled(vector):
-        begin, end, step = slice(c["start"], c["end"], c["step"]).indices(len(vector))
+    vector, length = vectors[dim], c.x.shape[dim]
+    begin, end, step = slice(c["start"], c["end"], c["step"]).indices(length)
+    sites = _border_sites(t, (begin, end, step), length)
+    if not labelled(vector):
+        for border, site in zip((c["start"], c["end"]), sites, strict=True):
+            if site is not None:
+                t.note_size(_as_written(t, border), None, site)
+    else:
         if step != 1 and begin < step and end == len(vector) and len(vector) % step == 0:
             blocks = vector.reshape(-1, step)  # steps keep their positions where entire blocks are removed
             for k in range(1, step):
                 t.algebra.unify(blocks[:, 0], blocks[:, k])
         elif step != 1:
             t.algebra.pin(vector, "taken in steps along the axis")
-        for border, given, part in ((begin, c["start"], vector[:begin]), (end, c["end"], vector[:end])):
+        both = (begin, c["start"], vector[:begin]), (end, c["end"], vector[:end])
+        for (border, given, part), site in zip(both, sites, strict=True):
             if step == 1 and 0 < border < len(vector):
-                if given < 0:
-                    part = vector[border:]
-                t.note_size(_as_written(t, abs(given)), part)
+                asked = _as_written(t, given)
+                t.note_size(-asked if given < 0 else asked, vector[border:] if given < 0 else part, site)
+            elif site is not None:
+                t.note_size(_as_written(t, given), None, site)
         if t.caller == "narrow" and begin > 0 and end == len(vector):
             t.note_size(_as_written(t, end - begin), vector[begin:])
         if c.traced.source is not None:
@@ -142,6 +150,15 @@ def slice_(t: Tracer, c: Call) -> None:
         vectors[dim] = vector[begin : end : c["step"]]
         t.record.parts.append(vectors[dim])
     t.put(c.out, vectors, c.traced.zero, c.traced.source)
+
+
+def _border_sites(t: Tracer, indices: tuple[int, int, int], length: int) -> tuple[Site | None, Site | None]:
+    """Returns where the code states the borders of the next slice of an index; operators take them in order."""
+    while t.borders:
+        written, *sites = t.borders.pop(0)
+        if written.indices(length) == indices:
+            return sites[0], sites[1]
+    return None, None
 
 
 def _as_written(t: Tracer, value: int) -> Any:
