@@ -46,6 +46,12 @@ CASES = {
         lambda n, x: n.last(n.b(
             ((y := n.a(x)) - y.mean(1, True)) / (y.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt())),
         convs, {"a": 8, "b": 5}),
+    "division by what is pruned": (
+        lambda n, x: n.last(n.b((n.a(x) / n.scale).tanh())),
+        lambda: convs(scale=nn.Parameter(torch.rand(8, 1, 1) + 1)), {"a": 8, "b": 5}),
+    "mean of a logarithm": (
+        lambda n, x: n.last(n.b(n.a(x) * (n.scale.log() * n.a(x)).sum(1, keepdim=True))),
+        lambda: convs(scale=nn.Parameter(torch.rand(8, 1, 1) + 1)), {"a": 8, "b": 5}),
     "attention over places": (lambda n, x: n.last(attended(n, x)), convs, {"a": 8, "b": 5}),
     "sum of what is not zero": (
         lambda n, x: n.last(n.b(n.a(x) * n.a(x).exp().sum(1, keepdim=True).log())), convs, {"a": 8, "b": 5}),

@@ -16,7 +16,7 @@ from topiarist.graph.code.branches import unwatched
 from topiarist.graph.code.places import line_of_code
 from topiarist.graph.inputs import Arguments, Keywords, tensors_in
 from topiarist.graph.labels import labelled
-from topiarist.graph.rules import apply_rule
+from topiarist.graph.rules import apply_rule, undefined_after
 from topiarist.graph.tracer import Tracer
 
 
@@ -60,6 +60,8 @@ class OperatorMode(TorchDispatchMode):
                 known = False
             if not known:
                 self._pin_unknown(str(func), given, out)
+            elif undefined_after(func, args, given, tracer):
+                tracer.note_undefined(tensors_in(out))
         if lifetimes is not None:
             for tensor in tensors_in(out):
                 lifetimes.made(tensor, tracer.vectors_of(tensor), given)

@@ -62,6 +62,7 @@ class Tracer:
         self._runs = 0
         self.ran: set[str] = set()
         self._traced: Any = WeakTensorKeyDictionary()
+        self._undefined: Any = WeakTensorKeyDictionary()
         self._index: dict[int, int] = {}
         self._asked: list[Free] = []
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -145,6 +146,16 @@ class Tracer:
     def note_scale(self, tensor: Tensor, scale: str | None) -> None:
         """Notes which parameter has just scaled the channels of a tensor."""
         self._traced[tensor] = self.of(tensor)._replace(scale=scale)
+
+    def undefined(self, tensor: Tensor) -> bool:
+        """Returns whether dead positions may hold NaN or infinity in the masked network, as 0 / 0 does."""
+        return tensor in self._undefined
+
+    def note_undefined(self, tensors: Sequence[Tensor]) -> None:
+        """Notes tensors whose dead positions may hold NaN or infinity."""
+        for tensor in tensors:
+            self._undefined[tensor] = True
+            self._traced[tensor] = self.of(tensor)._replace(zero=False)
 
     def note_nonzero(self, tensor: Tensor) -> None:
         """Notes that an operator wrote into a tensor what is not zero at dead positions, for all on its storage."""

@@ -21,6 +21,7 @@ def summed(t: Tracer, a: Vector, b: Vector, left: Tensor, right: Tensor, axis: i
     `axis` is where the left side carries it. What was expanded from one position is not known to be zero.
     """
     zero = any(t.of(x).zero and (not isinstance(v, Free) or v.root().zero) for x, v in ((left, a), (right, b)))
+    zero = zero and not (t.undefined(left) or t.undefined(right))  # 0 · NaN is no 0
     vector = t.algebra.unify(a, b, INPUT)
     if not zero and (isinstance(a, Free) or isinstance(b, Free)):
         t.algebra.pin(vector, "summed over where dead positions are not zero")

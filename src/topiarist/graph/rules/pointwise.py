@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from math import prod
 
 from torch import Tensor
+from torch._ops import OpOverload
 
-from topiarist.graph.calls import REDUCING, in_training
+from topiarist.graph.calls import PRODUCTS, REDUCING, in_training
+from topiarist.graph.inputs import Arguments
 from topiarist.graph.labels import Free, Vector, labelled
 from topiarist.graph.rules.registry import Call, rule
 from topiarist.graph.tracer import Tracer
@@ -69,6 +71,24 @@ def stays_zero(t: Tracer, c: Call) -> bool:
     if name == "copy":
         return t.of(tensors[-1]).zero
     return name in ZERO_TO_ZERO and t.of(tensors[0]).zero
+
+
+UNDEFINED_AT_ZERO = {"div": 1, "fmod": 1, "remainder": 1, "log": 0, "log2": 0, "log10": 0, "reciprocal": 0, "rsqrt": 0}
+"""Functions that make NaN or infinity of zeros in this argument."""
+
+
+def undefined_after(func: OpOverload, args: Arguments, given: Sequence[Tensor], t: Tracer) -> bool:
+    """Returns whether dead positions of a result may hold NaN or infinity, as of x / 0, or of what is computed from it.
+
+    A product over the only axis that holds them runs over the kept positions alone.
+    """
+    name = func.overloadpacket.__name__.rstrip("_")
+    at = UNDEFINED_AT_ZERO.get(name, len(args))
+    tensor = args[at] if at < len(args) else None
+    if isinstance(tensor, Tensor) and t.of(tensor).zero and any(labelled(v) for v in t.vectors_of(tensor)):
+        return True
+    summed_up = 1 if name in PRODUCTS else 0
+    return any(t.undefined(x) and sum(labelled(v) for v in t.vectors_of(x)) > summed_up for x in given)
 
 
 @rule(
