@@ -378,6 +378,27 @@ def test_a_single_channel_of_the_input_that_is_made_many(name):
     check(convs(program, v=nn.Parameter(torch.randn(8, 1, 1)), last=conv(5, 3)), X, OTHER)
 
 
+class Compared(nn.Module):
+    """Says what its input must be, as `torch.nn.Transformer` does, and takes another branch where it is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.width, self.first, self.last = 8, nn.Linear(12, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        y = self.first(x).relu()
+        if y.shape[-1] != self.width:
+            raise ValueError(f"{y.shape[-1]} features, not {self.width}")
+        return self.last(y * 2 if self.width == y.size(2) and y.size(0) == y.shape[0] else y)
+
+
+def test_a_size_that_is_compared_with_an_attribute_is_an_equation():
+    graph = check(Compared(), T, LONGER)
+    assert widths(graph) == {"first": 8}
+    small = topiarist.prune(Compared(), T, "l1", topiarist.Budget(ratio=0.5)).model
+    assert (small.width, small.first.out_features) == (4, 4)
+
+
 EXPANDED = {
     "slice": lambda x: x.repeat(1, 3)[:, :2],
     "slice in steps": lambda x: x.expand(-1, 3)[:, ::2],

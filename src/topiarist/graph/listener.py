@@ -17,7 +17,7 @@ from topiarist.graph.code.places import Here, Site, line_of_code, place_here
 from topiarist.graph.inputs import Arguments, Keywords, tensors_in
 from topiarist.graph.labels import Free, Vector, labelled
 from topiarist.graph.record import Squeeze
-from topiarist.graph.sizes import Length, Plain, Size, expression_of, leaves
+from topiarist.graph.sizes import Attribute, Length, Plain, Size, expression_of, leaves
 from topiarist.graph.tracer import Tracer
 
 OPAQUE = (F.multi_head_attention_forward,)
@@ -113,6 +113,15 @@ class Listener(TorchFunctionMode):
         if site is not None and any(True for _ in leaves(size.expression)):
             self.settled[self.tracer.stack.top].add(int(size))
         self.tracer.note_number(size, site)
+
+    def were_equal(self, left: Size, right: Size) -> None:
+        """Notes that the program compared the length of an axis with what a module says it is, and they were equal."""
+        if self.inside:
+            return
+        for length, said in ((left, right), (right, left)):
+            says = any(isinstance(leaf, Attribute) for leaf in leaves(said.expression))
+            if isinstance(length.expression, Length) and says:
+                self.tracer.note_size(said, self.tracer.record.vectors[length.expression.vector])
 
     def _sources(self, value: Any, here: Here | None = None) -> tuple[Size, ...]:
         """Returns the sizes that a number comes from, where that was not seen.

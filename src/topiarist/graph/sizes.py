@@ -87,12 +87,30 @@ class Size(int):
     expression: Expression
     on_number: Callable[[Size, int | None], None] | None = None
     """Called whenever a size becomes a plain number, with its side of the operation; None where a call takes it."""
+    on_equal: Callable[[Size, Size], None] | None = None
+    """Called whenever two sizes are compared and equal."""
 
     def __new__(cls, value: int, expression: Expression) -> Size:
         """Makes an int with its expression."""
         size = super().__new__(cls, value)
         size.expression = expression
         return size
+
+    def __eq__(self, other: object) -> bool:
+        """Compares as integers do."""
+        self._note_equal(other)
+        return int(self) == other
+
+    def __ne__(self, other: object) -> bool:
+        """Compares as integers do."""
+        self._note_equal(other)
+        return int(self) != other
+
+    def _note_equal(self, other: object) -> None:
+        if isinstance(other, Size) and Size.on_equal is not None and int(self) == int(other):
+            Size.on_equal(self, other)
+
+    __hash__ = int.__hash__
 
     def __reduce__(self) -> tuple[type[int], tuple[int]]:
         """Copies and pickles as a plain int."""

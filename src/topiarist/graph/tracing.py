@@ -169,7 +169,7 @@ def _run(tracer: Tracer, model: nn.Module, example_inputs: Inputs, deadline: flo
     tracer.begin(model, given)
     tracer.record.runs.append(form_of(model.forward, *arguments_of(example_inputs), training=model.training))
     listener = Listener(tracer)
-    Size.on_number = listener.became_number
+    Size.on_number, Size.on_equal = listener.became_number, listener.were_equal
     try:
         with (
             tracer.stack,
@@ -195,7 +195,7 @@ def _run(tracer: Tracer, model: nn.Module, example_inputs: Inputs, deadline: flo
             f"the model fails on the example input ({shapes}): {reason}; give an input that the model accepts"
         ) from error
     finally:
-        Size.on_number = None
+        Size.on_number = Size.on_equal = None
     if not tensors_in(output):
         raise TopiaristError(
             f"the model returns nothing that holds a tensor ({type(output).__name__}); let it return tensors, "
