@@ -2,6 +2,7 @@
 
     python benchmarks/structured --data FOLDER [--seeds 5] [--methods l1 tp:l1 …] [--networks resnet20] [--out …]
     python benchmarks/structured --mini        # a miniature on scikit-learn's digits, in minutes
+    python benchmarks/structured --data FOLDER --methods random l1 tp:l1 --scratch --out runs/part --stem part
     python benchmarks/structured --report-only # the tables anew from what the run's folder holds
 
 FOLDER holds ``fashion_mnist.npz`` and ``cifar10.npz``, as ``fetch.py`` writes them. For each seed a quarter-width
@@ -37,6 +38,7 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, help="folder of the run (runs/structured, with --mini runs/structured-mini)"
     )
+    parser.add_argument("--stem", default="structured", metavar="NAME", help="name of the page's files (structured)")
     parser.add_argument("--seeds", type=int, help="how many (5; with --mini 2)")
     parser.add_argument("--finals", type=int, help="seeds on which the best of each side meet (10; with --mini 3)")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="ours, and Torch-Pruning's as tp:NAME; all")
@@ -99,15 +101,23 @@ def main() -> None:
     arms = [cell for _, cells in results.scratch_plan(out, settings, names, seeds) for cell in cells]
     done = [cell for cell in unfold([*plan.cells(settings, names, seeds), *arms]) if finished(out, cell)]
     found["cpu_hours"] = sum(result(out, cell)["processor_seconds"] for cell in done) / 3600
-    command = "python benchmarks/structured --mini" if chosen.mini else "python benchmarks/structured --data FOLDER"
-    stem = (out if chosen.mini or chosen.out else HERE) / "structured"
-    table.write(found, settings, stem, command)
+    stem = (out if chosen.mini or chosen.out else HERE) / chosen.stem
+    table.write(found, settings, stem, _command(chosen), part=set(names) != set(plan.everyone()))
     print(stem.with_suffix(".md").read_text().partition("\n## ")[2].partition("\n## ")[0])
 
 
 def _run(cells: list[Cell], worker: work.Worker, workers: int) -> None:
     with Live(len(unfold(cells))) as live:
         run_cells(cells, worker.out, worker, workers=workers, preload=PRELOAD, progress=live)
+
+
+def _command(chosen: argparse.Namespace) -> str:
+    """The command that makes this run anew: what a reader must know of it."""
+    words = ["python benchmarks/structured", "--mini" if chosen.mini else "--data FOLDER"]
+    for name in ("methods", "networks", "seeds", "finals", "images"):
+        if (value := getattr(chosen, name)) is not None:
+            words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    return " ".join([*words, "--scratch"] if not chosen.scratch else words)
 
 
 def _images() -> int | None:

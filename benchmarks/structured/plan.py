@@ -16,14 +16,23 @@ SCRATCH = ("l1", "slimming", "thinet", "taylor")
 SCRATCH_SEED = 1_000_003  # from the seed itself a network would start from the trained one's own initial weights
 CAP = 2.0  # Scratch-B trains for at most twice the epochs
 PEER = "tp:"  # begins the names of Torch-Pruning's methods
+RANKINGS = {"local": "uniform", "global": "global"}  # a ranking → the allocation that makes it
 PAIRS = ("slimming+lasso",)  # the one chooses, the other refits what is left
 TRAINING_ROLES = {"penalty", "proximal", "gate", "soft"}
+
+RECIPES: Mapping[str, Mapping[str, Any]] = {"l0": {"optimizer": "adam", "lr": 1e-3}}  # as its docstring advises
+"""Method → what its extra epochs have otherwise than `Setting.extra`; the same number of them."""
 
 FIELDS: Mapping[str, Callable[[str, float | None], dict[str, Any]]] = {
     # The extra epochs are few: at the paper's 1e-4 the scales would hardly move. Torch-Pruning's gets the same.
     "slimming": lambda network, macs: {"lam": 1e-3},
     # The successor's form: a shift alone cannot bridge layers whose norms differ in size.
     "lcp": lambda network, macs: {"form": "affine"},
+    # Batch norms undo the size of filters, says its docstring, so what reads a channel.
+    "group_lasso": lambda network, macs: {"kind": "channel"},
+    # Gates start nearly open, since the network is trained, and move by about 0.1 to 0.3: all down but where the loss
+    # holds them. That is a ranking; none shuts. By SGD they shut at 20, and the network does not survive it.
+    "l0": lambda network, macs: {"lam": 1.0, "dropout": 0.1},
     # Blocks, where there are some that can go.
     "sss": lambda network, macs: {"structure": "channel"} if "vgg" in network else {},
 }
@@ -133,6 +142,20 @@ def trains(method: str) -> bool:
     return bool(TRAINING_ROLES & set(methods.describe(chooser(method))["roles"]))
 
 
+def ranks(method: str) -> bool:
+    """Whether one of our methods ranks units by scores, so that both rankings are tried, as for Torch-Pruning's.
+
+    Not those that select units themselves: `lasso`, `thinet` and `pfa` within widths that a budget shares out, `lcp`
+    by a global ranking that it learns.
+    """
+    return not method.startswith(PEER) and "criterion" in methods.describe(chooser(method))["roles"]
+
+
+def _excludes(method: str) -> bool:
+    """Whether a method leaves a setting's ``exclude`` alone: `sss` takes whole blocks, the other side lists layers."""
+    return not method.startswith(PEER) and method != "sss"
+
+
 def chooser(method: str) -> str:
     """The one of a pair that chooses; of other names the method itself."""
     return method.partition("+")[0]
@@ -153,11 +176,14 @@ def pruned(setting: Setting, method: str, macs: float, seed: int) -> Cell:
     """A method at a budget: pruned and fine-tuned."""
     start = base(setting, seed)
     chosen = {} if method.startswith(PEER) else fields(method, setting.network, macs)
+    exclude = list(setting.exclude) if _excludes(method) else []
     if trains(method):
         # One sparse training serves all budgets, but for sfp, which trains for one.
-        told = {"recipe": dict(setting.extra), "fields": chosen}
+        told: dict[str, Any] = {"recipe": {**setting.extra, **RECIPES.get(method, {})}, "fields": chosen}
+        if exclude:  # what is not cut gets no penalty, no gates and no zeros either
+            told["exclude"] = exclude
         if method == "sfp":  # its rate follows from what may be cut, see `work.rate_of`
-            told["budget"] = {"macs": macs, "exclude": list(setting.exclude)}
+            told["budget"] = {"macs": macs}
         start = Cell("sparse", setting.network, setting.data_name, seed, chooser(method), settings=told, needs=(start,))
     told = {
         "fields": chosen,
@@ -165,9 +191,11 @@ def pruned(setting: Setting, method: str, macs: float, seed: int) -> Cell:
         "tune": setting.tune,
         "recipe": dict(setting.finetune),
     }
+    if ranks(method):
+        told["rankings"] = list(RANKINGS)
     budget: dict[str, Any] = {"macs": macs}
-    if setting.exclude and not method.startswith(PEER) and method != "sss":  # which takes whole blocks
-        budget["exclude"] = list(setting.exclude)
+    if exclude:
+        budget["exclude"] = exclude
     return Cell("pruned", setting.network, setting.data_name, seed, method, budget, told, (start,))
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import images
 import peer
 import torch
-from plan import PEER, chooser
+from plan import PEER, RANKINGS, chooser
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import topiarist
-from topiarist import Architecture, Recipe, evaluate, fit, methods
+from topiarist import Architecture, Pruned, Recipe, evaluate, fit, methods
 from topiarist.budget import Budget, allocate, cost
 from topiarist.data import Data
 from topiarist.graph import Graph, trace
@@ -136,11 +136,10 @@ def sparse(bench: Bench, folder: Path, start: Path) -> Result:
         method: methods.Method = peer.regulariser(model, bench.data.example(), name)
     else:
         method = bench.method()
-    options: dict[str, Any] = {}
-    if settings := bench.cell.settings.get("budget"):
-        method = methods.make(method, rate=rate_of(graph, Budget(**settings)))
-        options["exclude"] = settings["exclude"]
-    accuracy = bench.train(model, recipe, method=method, graph=graph, **options)
+    exclude = bench.cell.settings.get("exclude", ())
+    if budget := bench.cell.settings.get("budget"):
+        method = methods.make(method, rate=rate_of(graph, Budget(**budget, exclude=exclude)))
+    accuracy = bench.train(model, recipe, method=method, graph=graph, exclude=exclude)
     topiarist.save(model, Architecture.of(graph, graph.full()), folder)
     stored = model.state_dict()
     extras = {name: buffer.contiguous() for name, buffer in model.named_buffers() if name not in stored}
@@ -201,23 +200,36 @@ def _smaller(bench: Bench, folder: Path, start: Path) -> tuple[nn.Module | None,
 def _by_ours(
     bench: Bench, model: nn.Module, measured: Data, budget: Mapping[str, Any], folder: Path
 ) -> tuple[nn.Module, Result]:
-    method, example = bench.method(), measured.example()
-    run = topiarist.Run(seed=bench.cell.seed)
-    begin, own = time.process_time(), False
-    try:
-        request = topiarist.Pruning.of(method, dict(budget), repair=bench.repair())
+    """The smaller network by the ranking that is better on held-out images right after pruning, local if equal."""
+    method, example, run = bench.method(), measured.example(), topiarist.Run(seed=bench.cell.seed)
+
+    def prune(asked: dict[str, Any] | None) -> tuple[Pruned, float]:
+        begin = time.process_time()
+        request = topiarist.Pruning.of(method, asked, repair=bench.repair())
         done = topiarist.prune(model, example, request, data=measured, run=run)
-    except topiarist.TopiaristError:
+        return done, time.process_time() - begin
+
+    ways: dict[str, dict[str, Any]] = {
+        name: {**budget, "allocation": RANKINGS[name]} for name in bench.cell.settings.get("rankings", ())
+    }
+    found, own, refusal = [], False, topiarist.TopiaristError("")
+    for ranking, asked in (ways or {"": dict(budget)}).items():
+        try:
+            found.append((*prune(asked), ranking))
+        except topiarist.TopiaristError as error:
+            refusal = error
+    if not found:
         if not isinstance(method, Rule | Selector):
-            raise
-        # It may take no budget, but find the widths itself.
-        begin, own = time.process_time(), True
-        request = topiarist.Pruning.of(method, repair=bench.repair())
-        done = topiarist.prune(model, example, request, data=measured, run=run)
-    seconds = time.process_time() - begin
+            raise refusal
+        own = True  # it may take no budget, but find the widths itself
+        found.append((*prune(None), ""))
+    # The first of equals; where there is one alone nothing is asked.
+    best = max(found, key=lambda one: bench.score(one[0].model, bench.held)) if len(found) > 1 else found[0]
+    done, seconds, ranking = best
     done.architecture.save(folder / "architecture.json")
     widths = {name: kept for name, (kept, _) in done.architecture.widths.items()}
-    return done.model, {"prune_seconds": seconds, "proof": done.proof.max_rel_diff, "widths": widths, "own": own}
+    told = {"prune_seconds": seconds, "proof": done.proof.max_rel_diff, "widths": widths, "own": own}
+    return done.model, {**told, "ranking": ranking} if ranking else told
 
 
 def _by_peer(bench: Bench, model: nn.Module, measured: Data, fraction: float) -> tuple[nn.Module, Result]:
