@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.graph import check_plain
 
 Split = Literal["train", "test"]
@@ -62,7 +63,9 @@ class Data:
                 f"{self.name}: mean and std need one finite number for each channel, and std must be above 0"
             )
         if self.augment not in _AUGMENTS:
-            raise TopiaristError(f"{self.name}: augment is {self.augment!r}, but must be 'crop-flip', 'crop' or None")
+            raise TopiaristError(
+                f"{self.name}: augment is {shown(self.augment)}, but must be 'crop-flip', 'crop' or None"
+            )
 
     @classmethod
     def of(
@@ -192,7 +195,7 @@ class Data:
 
     def _split(self, split: str) -> tuple[Tensor, Tensor]:
         if split not in ("train", "test"):
-            raise TopiaristError(f"there is no split {split!r}: name 'train' or 'test'")
+            raise TopiaristError(f"there is no split {shown(split)}: name 'train' or 'test'")
         return getattr(self, f"{split}_x"), getattr(self, f"{split}_y")
 
 
@@ -213,7 +216,7 @@ def augment(x: Tensor, kind: str | None, generator: torch.Generator | None = Non
     if kind is None:
         return x
     if kind not in _AUGMENTS:
-        raise TopiaristError(f"there is no augmentation {kind!r}: take 'crop-flip', 'crop' or None")
+        raise TopiaristError(f"there is no augmentation {shown(kind)}: take 'crop-flip', 'crop' or None")
     n, _, height, width = x.shape
     pad = min(4, max(1, min(height, width) // 6))
     home = torch.device("cpu") if generator is None else generator.device

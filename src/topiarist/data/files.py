@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from topiarist.errors import TopiaristError
-from topiarist.files import IN_IMAGES, check_size, import_package, one_line
+from topiarist.files import IN_IMAGES, check_size, import_package, one_line, shown
 
 _KEYS = ("train_x", "train_y", "test_x", "test_y")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -86,11 +86,13 @@ def read_folder(source: str, _seed: int, *, size: int | None = None) -> dict[str
     """
     root = Path(source).expanduser()
     if size is not None and (type(size) is not int or size < 1):
-        raise TopiaristError(f"size is {size!r}, but must be the side of the images in pixels")
+        raise TopiaristError(f"size is {shown(size)}, but must be the side of the images in pixels")
     listed = {split: _list_images(root / split) for split in ("train", "test")}
     numbers = {label: number for number, label in enumerate(sorted({label for label, _ in listed["train"]}))}
     if unknown := sorted({label for label, _ in listed["test"]} - set(numbers)):
-        raise TopiaristError(f"{root}/test has the class {unknown[0]!r} that train lacks: give it training images too")
+        raise TopiaristError(
+            f"{root}/test has the class {shown(unknown[0])} that train lacks: give it training images too"
+        )
     import_package("PIL", "vision")
     files = [path for entries in listed.values() for _, path in entries]
     shape = _opened(files[0])[1] if size is None else (size, size)

@@ -11,6 +11,7 @@ from glob import escape
 from pathlib import Path
 
 from topiarist.errors import TopiaristError
+from topiarist.files.sentences import shown
 
 _DRAFT = ".draft"
 """How the temporary names end."""
@@ -48,7 +49,9 @@ def as_path(path: object) -> Path:
         if b"\0" in os.fsencode(given):
             raise ValueError
     except (TypeError, ValueError) as error:
-        raise TopiaristError(f"{path!r} is not a path: give the name of a file, a str or a pathlib.Path") from error
+        raise TopiaristError(
+            f"{shown(path)} is not a path: give the name of a file, a str or a pathlib.Path"
+        ) from error
     return given
 
 
