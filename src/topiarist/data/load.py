@@ -61,7 +61,9 @@ def load_data(spec: str, seed: int = 0, **options: Any) -> Data:
 
 def _digits(source: str, seed: int) -> dict[str, Tensor]:
     if source and not (source.isdecimal() and 1 <= int(source) <= 256):
-        raise TopiaristError(f"digits:{source} is not a size: give the side of the images in pixels, as in digits:28")
+        raise TopiaristError(
+            f"{shown(f'digits:{source}')} is not a size: give the side of the images in pixels, as in digits:28"
+        )
     bunch = importlib.import_module("sklearn.datasets").load_digits()
     images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16  # the shades of grey are 0 to 16
     labels = torch.from_numpy(bunch.target).long()

@@ -11,7 +11,7 @@ from glob import escape
 from pathlib import Path
 
 from topiarist.errors import TopiaristError
-from topiarist.files.sentences import shown
+from topiarist.files.sentences import one_line, shortened, shown
 
 _DRAFT = ".draft"
 """How the temporary names end."""
@@ -101,7 +101,9 @@ def remove_drafts(folder: Path, of: str = "") -> None:
 
 
 def _unwritable(path: object, error: OSError) -> TopiaristError:
-    return TopiaristError(f"cannot write {path}: {error.strerror or error}; choose another file or folder")
+    return TopiaristError(
+        f"cannot write {shortened(path)}: {error.strerror or one_line(error)}; choose another file or folder"
+    )
 
 
 def _umask() -> int:

@@ -15,7 +15,7 @@ import yaml
 from topiarist.errors import TopiaristError
 from topiarist.files.atomic import write_text
 from topiarist.files.limits import check_size, json_size
-from topiarist.files.sentences import one_line
+from topiarist.files.sentences import one_line, shortened
 
 MOST_VALUES = 100_000
 """A YAML file holds no more values, those that its aliases repeat included."""
@@ -121,7 +121,7 @@ def _read(path: Path, what: str, remedy: str, parse: Callable[[str], Any]) -> An
         reason = line + " ".join(str(error.problem or one_line(error)).split())
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = one_line(error)
-    raise TopiaristError(f"cannot read {what} {path} ({reason}); {remedy}")
+    raise TopiaristError(f"cannot read {what} {shortened(path)} ({reason}); {remedy}")
 
 
 def _number(digits: str) -> float:

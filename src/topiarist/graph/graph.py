@@ -179,7 +179,13 @@ def checked_keep(graph: Graph, keep: Keep) -> dict[str, Tensor]:
     """
     checked = graph.full()
     for name, kept in keep.items():
-        units, kept = graph[name].units, torch.as_tensor(kept)
+        units = graph[name].units
+        try:
+            kept = torch.as_tensor(kept)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TopiaristError(
+                f"the keep of group {shown(name)} must be a bool tensor of {units} entries, not {shown(kept)}"
+            ) from error
         if kept.dtype != torch.bool or kept.shape != (units,):
             raise TopiaristError(
                 f"the keep of group {shown(name)} must be a bool tensor of {units} entries, not "

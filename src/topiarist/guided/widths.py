@@ -45,7 +45,8 @@ class WidthPattern(Pattern):
         for stage, kept in self.stages.items():
             if not 0 < kept <= 1:
                 raise TopiaristError(
-                    f"the pattern keeps {shown(kept)} of the stage {stage!r}: give a fraction above 0 and at most 1"
+                    f"the pattern keeps {shown(kept)} of the stage {shown(stage)}: give a fraction above 0 and at "
+                    "most 1"
                 )
 
     @classmethod

@@ -128,7 +128,7 @@ def make(method: str | Mapping[str, Any] | type[Method] | Method, /, **fields: A
             made = template(**fields)
     except (TypeError, AttributeError) as error:
         raise TopiaristError(
-            f"the method {template.name!r} cannot take {fields}: see the types of its fields"
+            f"the method {template.name!r} cannot take {shown(fields)}: see the types of its fields"
         ) from error
     check_fields(made, made.name)
     return made

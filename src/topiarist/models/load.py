@@ -244,7 +244,9 @@ def _from_module(module_name: str, name: str) -> Builder:
         owner: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if f"{module_name}.".startswith(f"{error.name}."):
-            raise TopiaristError(f"there is no model {module_name}:{name}: name models as {MODEL_FORMS}") from error
+            raise TopiaristError(
+                f"there is no model {shown(f'{module_name}:{name}')}: name models as {MODEL_FORMS}"
+            ) from error
         raise TopiaristError(f"{module_name} needs the package {error.name}: install it first") from error
     except Exception as error:  # the module is the user's code
         raise TopiaristError(f"{module_name} cannot be imported ({one_line(error)}): fix it first") from error
