@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -124,6 +127,38 @@ def test_files_that_are_no_yaml_get_one_sentence(tmp_path: Path, text: str) -> N
     with pytest.raises(TopiaristError, match=r"cannot read the values .*a\.yaml \(.*\); write it again") as refused:
         read_yaml(tmp_path / "a.yaml", "the values", "write it again")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="this system gives open pipes no names")
+def test_a_pipe_that_is_open_is_read_once_and_no_further_than_the_limit(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as pipe:
+        pipe.write("epochs: 5\n")
+    assert read_yaml(Path(f"/dev/fd/{reading}"), "the values", "") == {"epochs": 5}
+    os.close(reading)
+
+    def fill() -> None:
+        with suppress(BrokenPipeError):
+            while True:
+                os.write(writing, b"# without end\n" * 1000)
+
+    reading, writing = os.pipe()
+    endless = threading.Thread(target=fill)
+    endless.start()
+    try:
+        with pytest.raises(TopiaristError, match=r"\(it has more than 1,048,576 characters: write less\); send less"):
+            read_yaml(Path(f"/dev/fd/{reading}"), "the values", "send less")
+    finally:
+        os.close(reading)
+        endless.join()
+        os.close(writing)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes")
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.yaml")
+    with pytest.raises(TopiaristError, match=r"it is not a regular file\); write it again"):
+        read_yaml(tmp_path / "a.yaml", "the values", "write it again")
 
 
 def test_files_that_are_not_there_or_not_text(tmp_path: Path) -> None:

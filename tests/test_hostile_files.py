@@ -74,6 +74,18 @@ def test_changed_bits_in_files_of_torch_are_noticed(tmp_path: Path) -> None:
             read_weights(file)
 
 
+def test_a_file_of_an_old_torch_has_no_checksum_and_loads_with_one_warning(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pt"
+    state = make().state_dict()
+    torch.save(state, file, _use_new_zipfile_serialization=False)
+    with pytest.warns(UserWarning, match=r"weights\.pt has no checksum.*torch\.save") as warned:
+        found = read_weights(file)
+    assert len(warned) == 1
+    assert all(torch.equal(found[name], state[name]) for name in state)
+    torch.save(found, file)
+    read_weights(file)  # every warning is an error here
+
+
 ODD: dict[str, Callable[[Tensor], object]] = {
     "sparse": lambda weight: weight.flatten(1).to_sparse_csr(),
     "nested": lambda weight: torch.nested.nested_tensor([weight[0], weight[1]]),

@@ -12,6 +12,7 @@ import pytest
 from topiarist.errors import TopiaristError
 from topiarist.studies import Cell, run_cells
 from topiarist.studies.cells import finished, folder, result
+from topiarist.studies.executors.local import _interrupts_held
 
 
 def cell(name, *needs, **settings):
@@ -154,3 +155,22 @@ def test_ctrl_c_stops_the_workers_and_keeps_what_is_done(tmp_path):
         os.kill(int((tmp_path / "out" / "worker").read_text()), 0)
     reused, done, failed = json.loads(script(tmp_path, "2", "interrupt").stdout)
     assert (reused >= 3, reused + done, failed) == (True, 7, {})
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="this system cannot hold signals back")
+def test_an_interrupt_while_the_server_of_the_workers_starts_is_not_lost():
+    code = "import signal; signal.raise_signal(signal.SIGINT)"
+    done = []
+
+    def start() -> None:
+        with _interrupts_held():
+            signal.raise_signal(signal.SIGINT)
+            done.append(subprocess.run([sys.executable, "-c", code], check=False).returncode)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert done == [0]  # a process that starts meanwhile does not notice one

@@ -26,6 +26,7 @@ from topiarist.files import (
     read_gates,
     read_json,
     read_safetensors,
+    shown,
     writable,
     write_gates,
     write_json,
@@ -216,7 +217,7 @@ def load(make_model: Callable[[], nn.Module], path: str | os.PathLike[str], inpu
         TopiaristError: a file is missing, damaged, or belongs to another model.
     """
     if not callable(make_model):
-        raise TopiaristError(f"load() takes a function that makes the model: topiarist.make_model({make_model!r})")
+        raise TopiaristError(f"load() takes a function that makes the model: topiarist.make_model({shown(make_model)})")
     folder = Path(path)
     folder = folder.parent if folder.suffix == ".safetensors" else folder
     model = Architecture.load(folder / SHAPE_FILE).apply(make_model(), inputs)

@@ -23,6 +23,7 @@ from topiarist.budget.costs import cost as cost_of
 from topiarist.budget.ladder import SLACK, Ladder, rounded_up
 from topiarist.budget.n_of_m import keep_n_of_m
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.graph import Graph, Keep, Scores
 
 KEEPS_ITS_MEMORY = "unstructured pruning makes weights zero and tensors keep their size: leave memory out of the budget"
@@ -227,14 +228,16 @@ def _check_scores(graph: Graph, scores: Scores) -> None:
     units = {group.name: group.units for group in graph.groups}
     for name, values in scores.items():
         if name not in units:
-            raise TopiaristError(f"the scores name a group {name!r} that the graph lacks: score this graph again")
+            raise TopiaristError(f"the scores name a group {shown(name)} that the graph lacks: score this graph again")
         if values.shape != (units[name],):
             raise TopiaristError(
-                f"the scores of {name!r} have shape {tuple(values.shape)}: give one for each of {units[name]} units"
+                f"the scores of {shown(name)} have shape {tuple(values.shape)}: give one for each of {units[name]} "
+                "units"
             )
         if values.isnan().any():
             raise TopiaristError(
-                f"the scores of the group {name!r} hold NaN, as its weights or statistics do: restore a good checkpoint"
+                f"the scores of the group {shown(name)} hold NaN, as its weights or statistics do: restore a good "
+                "checkpoint"
             )
     if not scores:
         raise TopiaristError("no group has a score, so nothing can be pruned: use another method, or inspect the model")
@@ -250,5 +253,5 @@ def _shares(graph: Graph, scores: Scores, budget: Budget, excluded: Collection[s
         shares |= {name: None for name in names if name not in shares}
     for name, share in shares.items():
         if share is not None and name not in scores:
-            raise TopiaristError(f"the group {name!r} has a ratio, but this method does not score it: exclude it")
+            raise TopiaristError(f"the group {shown(name)} has a ratio, but this method does not score it: exclude it")
     return shares

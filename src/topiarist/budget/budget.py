@@ -93,7 +93,7 @@ class Budget:
         object.__setattr__(self, "exclude", as_names(self.exclude))
         check_fields(self, "the budget")
         as_names(list(self.ratios), "ratios")
-        ratios = {f"the ratio of {pattern!r}": kept for pattern, kept in self.ratios.items()}
+        ratios = {f"the ratio of {shown(pattern)}": kept for pattern, kept in self.ratios.items()}
         for name, kept in {**self.amounts, **ratios}.items():
             _check_fraction(name, kept)
         if not self.floor > 0 or (self.floor > 1 and self.floor != int(self.floor)):
@@ -201,7 +201,7 @@ def matching(pattern: str, names: Collection[str]) -> list[str]:
     matches = [name for name in names if fnmatchcase(name, pattern)]
     if not matches:
         hint = suggestion(pattern, names, f"name some such as {', '.join(list(names)[:3])}, or a glob on such names")
-        raise TopiaristError(f"the pattern {pattern!r} matches no group: {hint}")
+        raise TopiaristError(f"the pattern {shown(pattern)} matches no group: {hint}")
     return matches
 
 

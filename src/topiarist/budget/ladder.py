@@ -10,6 +10,7 @@ from torch import Tensor
 
 from topiarist.budget.budget import Allocation, Budget
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.graph import Group
 
 SLACK = 1e-9
@@ -64,7 +65,7 @@ class Ladder:
         least = self.units - self.removed(self.steps)
         if least > max(allowed, 1):
             raise TopiaristError(
-                f"the group {self.group!r} cannot keep {ratio:g} of its {self.units} units: "
+                f"the group {shown(self.group)} cannot keep {ratio:g} of its {self.units} units: "
                 f"floor and multiple leave at least {rounded_up(least / self.units):g}"
             )
         excess = self.units - max(allowed, 1)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
-from topiarist.files import suggestion
+from topiarist.files import shown, suggestion
 from topiarist.graph import Graph, Group
 
 Name = str | nn.Module
@@ -131,7 +131,8 @@ def groups_made_by(name: Name, graph: Graph) -> list[str]:
     ]
     if not made and tensors:
         raise TopiaristError(
-            f"nothing that {text!r} produces can be pruned: leave its ratio out; `topiarist inspect` says what pins it"
+            f"nothing that {shown(text)} produces can be pruned: leave its ratio out; `topiarist inspect` says what "
+            "pins it"
         )
     return made or _refuse(text, graph)
 
@@ -170,7 +171,9 @@ def _units(group: Group, name: str, tensors: set[str], graph: Graph) -> Tensor |
 def _refuse(name: str, graph: Graph) -> NoReturn:
     groups, modules = [group.name for group in graph.groups], [each for each in graph.solution.record.types if each]
     if any(_matches(module, name) for module in modules):
-        raise TopiaristError(f"{name!r} names modules without parameters, whose size is that of others: name a layer")
+        raise TopiaristError(
+            f"{shown(name)} names modules without parameters, whose size is that of others: name a layer"
+        )
     known = list(dict.fromkeys((*groups, *modules, *graph.shapes)))
     hint = suggestion(name, known, f"name some such as {', '.join(known[:3])}, or a glob on such names")
-    raise TopiaristError(f"{name!r} matches no group, module or parameter: {hint}")
+    raise TopiaristError(f"{shown(name)} matches no group, module or parameter: {hint}")

@@ -10,7 +10,7 @@ import numpy as np
 from topiarist.compress.ans import Floats, Ints, Numbers
 from topiarist.compress.inputs import checked_whole
 from topiarist.errors import TopiaristError
-from topiarist.files import suggestion
+from topiarist.files import shown, suggestion
 
 Init = Literal["linear", "density", "random"]
 
@@ -55,7 +55,7 @@ def cluster(values: Numbers, k: int, init: Init = "linear", *, steps: int = 1000
     for name, number, least in (("the number of clusters", k, 1), ("steps", steps, 0), ("seed", seed, 0)):
         checked_whole(name, number, least)
     if init not in get_args(Init):
-        raise TopiaristError(f"there is no init {init!r}: {suggestion(init, get_args(Init))}")
+        raise TopiaristError(f"there is no init {shown(init)}: {suggestion(init, get_args(Init))}")
     order = np.argsort(values, kind="stable")
     x = values[order].astype(np.float64)
     if not len(x):

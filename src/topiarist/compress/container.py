@@ -27,7 +27,7 @@ from topiarist.compress.binary import Memory, Source, deflated, varint
 from topiarist.compress.coding import Blob, Coding, decode
 from topiarist.compress.inputs import DTYPES
 from topiarist.errors import TopiaristError
-from topiarist.files import IN_WEIGHTS, allowance
+from topiarist.files import IN_WEIGHTS, allowance, shown
 
 MAGIC, VERSION = b"TPCF", 2
 READS = (1, VERSION)
@@ -175,7 +175,7 @@ class File:
 
 def damaged(error: Exception, name: str = "") -> TopiaristError:
     """Returns the sentence for everything that cannot have been written."""
-    what = f"the tensor {name!r} of this compressed network" if name else "this compressed network"
+    what = f"the tensor {shown(name)} of this compressed network" if name else "this compressed network"
     return TopiaristError(f"{what} is damaged ({error}): compress it again, or copy the file again")
 
 
@@ -193,10 +193,10 @@ def _header(source: Source) -> tuple[tuple[Entry, ...], dict[str, str]]:
 def _entry(source: Source) -> Entry:
     name, dtype, coding = _read_text(source), source.byte(), source.byte()
     if dtype >= len(DTYPES) or coding not in list(Coding):
-        raise DamagedError(f"{name!r} has an unknown type or coding")
+        raise DamagedError(f"{shown(name)} has an unknown type or coding")
     shape = tuple(source.varint() for _ in range(source.varint(_AXES)))
     if prod(max(axis, 1) for axis in shape) > 1 << 44:
-        raise DamagedError(f"{name!r} is too large for any machine")
+        raise DamagedError(f"{shown(name)} is too large for any machine")
     return Entry(name, DTYPES[dtype], shape, Coding(coding), source.varint())
 
 

@@ -21,7 +21,7 @@ from topiarist.compress.inputs import checked_state, identity
 from topiarist.compress.report import Report, Row
 from topiarist.compress.shape import SHAPE
 from topiarist.errors import TopiaristError
-from topiarist.files import allowance, as_path, atomically, writable
+from topiarist.files import allowance, as_path, atomically, shortened, shown, writable
 from topiarist.graph import check_finite, unwrapped
 
 _BYTES_OF_A_VALUE = 160
@@ -171,7 +171,7 @@ def load_model(
     """
     if not callable(make_model):
         raise TopiaristError(
-            f"load_model() takes a function that makes the model: topiarist.make_model({make_model!r})"
+            f"load_model() takes a function that makes the model: topiarist.make_model({shown(make_model)})"
         )
     model = unwrapped(make_model())
     if not isinstance(model, nn.Module):
@@ -232,5 +232,5 @@ def _read(path: str | os.PathLike[str], max_bytes: int | None) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise TopiaristError(
-            f"cannot read {path} ({error.strerror}): give a file that topiarist compress wrote"
+            f"cannot read {shortened(path)} ({error.strerror}): give a file that topiarist compress wrote"
         ) from error

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.graph import unwrapped
 
 DTYPES = (
@@ -23,7 +24,7 @@ def checked_whole(name: str, value: object, least: int = 0, most: int | None = N
     """Checks that a value is a whole number of a range."""
     if type(value) is not int or value < least or (most is not None and value > most):
         span = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise TopiaristError(f"{name} cannot be {value!r}: give a whole number {span}")
+        raise TopiaristError(f"{name} cannot be {shown(value)}: give a whole number {span}")
 
 
 def checked_state(model: object) -> dict[str, Tensor]:
@@ -38,7 +39,7 @@ def checked_state(model: object) -> dict[str, Tensor]:
     state = dict(state.items())
     for name, tensor in state.items():
         if not isinstance(name, str) or name != name.encode("utf-8", "replace").decode("utf-8"):
-            raise TopiaristError(f"{name!r} is not a name of a tensor: give a state dict whose keys are text")
+            raise TopiaristError(f"{shown(name)} is not a name of a tensor: give a state dict whose keys are text")
         if not isinstance(tensor, Tensor):
             raise TopiaristError(f"{name} is a {type(tensor).__name__} and not a tensor: remove it from the state")
         if nn.parameter.is_lazy(tensor):

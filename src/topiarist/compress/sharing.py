@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from topiarist.compress.clusters import Init, cluster
 from topiarist.compress.inputs import checked_state, identity
 from topiarist.errors import TopiaristError
-from topiarist.files import suggestion
+from topiarist.files import shown, suggestion
 from topiarist.surgery import copied
 
 CONVOLUTION_BITS, LINEAR_BITS = 8, 5
@@ -54,7 +54,7 @@ class Shared:
         """
         parameters = dict(self.model.named_parameters())
         if missing := self.labels.keys() - parameters.keys():
-            raise TopiaristError(f"the model has no parameter {min(missing)!r} any more: share its weights again")
+            raise TopiaristError(f"the model has no parameter {shown(min(missing))} any more: share its weights again")
         with ExitStack() as stack:
             for name, labels in self.labels.items():
                 if parameters[name].requires_grad:  # what is frozen does not move
@@ -192,7 +192,7 @@ def _widths(tensors: Mapping[str, Tensor], bits: int | Mapping[str, int] | None)
         widths = default if bits is None else dict.fromkeys(weights, bits)
     for name, width in widths.items():
         if type(width) is not int or not 1 <= width <= MOST_BITS:
-            raise TopiaristError(f"{name} cannot have {width!r} bits: give a whole number from 1 to {MOST_BITS}")
+            raise TopiaristError(f"{name} cannot have {shown(width)} bits: give a whole number from 1 to {MOST_BITS}")
         if parameters[name].element_size() < 2:
             raise TopiaristError(f"{name} is of {parameters[name].dtype}, too narrow to be shared: convert it first")
     if not widths:
@@ -205,7 +205,7 @@ def _named(parameters: Mapping[str, Tensor], bits: Mapping[str, int]) -> dict[st
     for glob in bits:
         if not isinstance(glob, str):
             raise TopiaristError(
-                f"bits are given for {glob!r}: give them for the name of a parameter, or a glob on names"
+                f"bits are given for {shown(glob)}: give them for the name of a parameter, or a glob on names"
             )
     globs = {name: next((glob for glob in bits if fnmatchcase(name, glob)), None) for name in parameters}
     for glob in bits:
@@ -213,11 +213,12 @@ def _named(parameters: Mapping[str, Tensor], bits: Mapping[str, int]) -> dict[st
             continue
         if late := [name for name in parameters if fnmatchcase(name, glob)]:
             raise TopiaristError(
-                f"the bits for {glob!r} never apply, for {globs[late[0]]!r} matches {late[0]} before it: put it first"
+                f"the bits for {shown(glob)} never apply, for {shown(globs[late[0]])} matches {late[0]} before it: "
+                "put it first"
             )
         some = ", ".join(sorted(parameters, key=lambda name: -parameters[name].ndim)[:3])
         raise TopiaristError(
-            f"bits are given for {glob!r}, which matches no parameter: "
+            f"bits are given for {shown(glob)}, which matches no parameter: "
             + suggestion(glob, parameters, f"name some such as {some}")
         )
     return {name: bits[glob] for name, glob in globs.items() if glob is not None}

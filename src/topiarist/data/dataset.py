@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from topiarist.errors import TopiaristError
+from topiarist.files import shortened, shown
 from topiarist.graph import check_plain
 
 Split = Literal["train", "test"]
@@ -54,15 +55,17 @@ class Data:
             _check_split(self.name, split, *self._split(split), self.classes)
         if self.train_x.shape[1:] != self.test_x.shape[1:] or self.train_x.dtype != self.test_x.dtype:
             raise TopiaristError(
-                f"{self.name}: test images differ from training images in size or type: make them alike"
+                f"{shortened(self.name)}: test images differ from training images in size or type: make them alike"
             )
         fits = len(self.mean) == len(self.std) == self.train_x.shape[1]
         if not fits or not all(map(math.isfinite, self.mean)) or not all(0 < each < math.inf for each in self.std):
             raise TopiaristError(
-                f"{self.name}: mean and std need one finite number for each channel, and std must be above 0"
+                f"{shortened(self.name)}: mean and std need one finite number for each channel, and std must be above 0"
             )
         if self.augment not in _AUGMENTS:
-            raise TopiaristError(f"{self.name}: augment is {self.augment!r}, but must be 'crop-flip', 'crop' or None")
+            raise TopiaristError(
+                f"{shortened(self.name)}: augment is {shown(self.augment)}, but must be 'crop-flip', 'crop' or None"
+            )
 
     @classmethod
     def of(
@@ -142,8 +145,9 @@ class Data:
         Raises:
             TopiaristError: ``n`` is not between 1 and the number of training examples.
         """
-        if not 1 <= n <= len(self.train_x):
-            raise TopiaristError(f"{self.name} has {len(self.train_x)} training examples: take 1 to all, not {n}")
+        if not hasattr(n, "__index__") or not 1 <= n <= len(self.train_x):
+            least = f"{shortened(self.name)} has {len(self.train_x)} training examples"
+            raise TopiaristError(f"{least}: take 1 to all, not {shown(n)}")
         chosen, _ = stratified(self.train_y, n, seed)
         return dataclasses.replace(self, train_x=self.train_x[chosen], train_y=self.train_y[chosen])
 
@@ -192,7 +196,7 @@ class Data:
 
     def _split(self, split: str) -> tuple[Tensor, Tensor]:
         if split not in ("train", "test"):
-            raise TopiaristError(f"there is no split {split!r}: name 'train' or 'test'")
+            raise TopiaristError(f"there is no split {shown(split)}: name 'train' or 'test'")
         return getattr(self, f"{split}_x"), getattr(self, f"{split}_y")
 
 
@@ -213,7 +217,7 @@ def augment(x: Tensor, kind: str | None, generator: torch.Generator | None = Non
     if kind is None:
         return x
     if kind not in _AUGMENTS:
-        raise TopiaristError(f"there is no augmentation {kind!r}: take 'crop-flip', 'crop' or None")
+        raise TopiaristError(f"there is no augmentation {shown(kind)}: take 'crop-flip', 'crop' or None")
     n, _, height, width = x.shape
     pad = min(4, max(1, min(height, width) // 6))
     home = torch.device("cpu") if generator is None else generator.device
@@ -250,6 +254,7 @@ def stratified(y: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def _check_split(name: str, split: str, x: Tensor, y: Tensor, classes: int | None) -> None:
     """Raises a TopiaristError unless ``x`` are images and ``y`` their labels, below ``classes`` where that is known."""
+    name = shortened(name)
     for part, values in (("x", x), ("y", y)):
         if not isinstance(values, Tensor):
             raise TopiaristError(

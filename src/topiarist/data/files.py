@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from topiarist.errors import TopiaristError
-from topiarist.files import IN_IMAGES, check_size, import_package, one_line
+from topiarist.files import IN_IMAGES, check_size, import_package, one_line, shortened, shown
 
 _KEYS = ("train_x", "train_y", "test_x", "test_y")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -32,8 +33,10 @@ def read_npz(source: str, _seed: int) -> dict[str, Tensor]:
         TopiaristError: no such file, a damaged one, or one that does not hold these arrays.
     """
     path = Path(source).expanduser()
-    if not path.is_file():
-        raise TopiaristError(f"there is no file {source}: give the path of an npz file with {', '.join(_KEYS)}")
+    if not os.path.isfile(path):  # which says no of a name that is too long, where Path.is_file raises
+        raise TopiaristError(
+            f"there is no file {shortened(source)}: give the path of an npz file with {', '.join(_KEYS)}"
+        )
     parts = {}
     try:
         with zipfile.ZipFile(path) as archive:
@@ -86,11 +89,13 @@ def read_folder(source: str, _seed: int, *, size: int | None = None) -> dict[str
     """
     root = Path(source).expanduser()
     if size is not None and (type(size) is not int or size < 1):
-        raise TopiaristError(f"size is {size!r}, but must be the side of the images in pixels")
+        raise TopiaristError(f"size is {shown(size)}, but must be the side of the images in pixels")
     listed = {split: _list_images(root / split) for split in ("train", "test")}
     numbers = {label: number for number, label in enumerate(sorted({label for label, _ in listed["train"]}))}
     if unknown := sorted({label for label, _ in listed["test"]} - set(numbers)):
-        raise TopiaristError(f"{root}/test has the class {unknown[0]!r} that train lacks: give it training images too")
+        raise TopiaristError(
+            f"{root}/test has the class {shown(unknown[0])} that train lacks: give it training images too"
+        )
     import_package("PIL", "vision")
     files = [path for entries in listed.values() for _, path in entries]
     shape = _opened(files[0])[1] if size is None else (size, size)
@@ -122,8 +127,8 @@ def _largest_side(count: int) -> int:
 
 def _list_images(folder: Path) -> list[tuple[str, Path]]:
     """Returns the class name and path of every image in the folders of ``folder``, in order."""
-    if not folder.is_dir():
-        raise TopiaristError(f"there is no folder {folder}: put images into train/CLASS/ and test/CLASS/")
+    if not os.path.isdir(folder):
+        raise TopiaristError(f"there is no folder {shortened(folder)}: put images into train/CLASS/ and test/CLASS/")
     try:
         images = [
             (label.name, path)

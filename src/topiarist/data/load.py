@@ -52,7 +52,7 @@ def load_data(spec: str, seed: int = 0, **options: Any) -> Data:
     parameters = inspect.signature(loader).parameters.values()
     takes = ["augment", "train", *(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters) and (unknown := set(own) - set(takes)):
-        raise TopiaristError(f"{kind} data has no option {min(unknown)!r}: it takes {', '.join(takes)}")
+        raise TopiaristError(f"{kind} data has no option {shown(min(unknown))}: it takes {', '.join(takes)}")
     parts = loader(source, seed, **own)
     usual = "crop-flip" if parts["train_x"].shape[1] > 1 else None
     data = Data.of(name, **parts, augment=options.get("augment", usual))
@@ -61,7 +61,9 @@ def load_data(spec: str, seed: int = 0, **options: Any) -> Data:
 
 def _digits(source: str, seed: int) -> dict[str, Tensor]:
     if source and not (source.isdecimal() and 1 <= int(source) <= 256):
-        raise TopiaristError(f"digits:{source} is not a size: give the side of the images in pixels, as in digits:28")
+        raise TopiaristError(
+            f"{shown(f'digits:{source}')} is not a size: give the side of the images in pixels, as in digits:28"
+        )
     bunch = importlib.import_module("sklearn.datasets").load_digits()
     images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16  # the shades of grey are 0 to 16
     labels = torch.from_numpy(bunch.target).long()
@@ -79,7 +81,7 @@ def _torchvision(
     known = [key for key in dir(datasets) if inspect.isclass(getattr(datasets, key))]
     if source not in known:
         hint = suggestion(source, known, "see the documentation of torchvision.datasets for the names")
-        raise TopiaristError(f"torchvision.datasets has no {source!r}: {hint}")
+        raise TopiaristError(f"torchvision.datasets has no {shown(source)}: {hint}")
     parts: dict[str, Tensor] = {}
     for split in ("train", "test"):
         options = {"root": str(root), "download": bool(download), **extra}
@@ -100,7 +102,7 @@ def _torchvision_split(dataset: Any, name: str, split: str, options: dict[str, A
         stored = dataset(**options, **which)
     except Exception as error:  # not there, not complete, no network, wrong option: torchvision's message says which
         raise TopiaristError(
-            f"torchvision:{name} cannot be read from {options['root']!r} ({one_line(error)}): "
+            f"torchvision:{name} cannot be read from {shown(options['root'])} ({one_line(error)}): "
             f"fetch it once with torchvision:{name}?download=true, or name its folder with ?root=PATH"
         ) from error
     images, labels = getattr(stored, "data", None), getattr(stored, "targets", getattr(stored, "labels", None))

@@ -37,7 +37,7 @@ class ForeignObjectError(ValueError):
 
 
 def read_archive(path: Path) -> object:
-    """Returns the values in a file of `torch.save`, on the CPU.
+    """Returns the values in a file of `torch.save`, on the CPU; one without checksums gives a warning.
 
     Raises:
         ForeignObjectError: something in it is neither tensor nor plain value.
@@ -52,6 +52,12 @@ def read_archive(path: Path) -> object:
         value = torch.load(path, map_location="cpu", weights_only=True)
     size = path.stat().st_size
     check_size(sum(_sizes(value, set())), str(path), honest=size)
+    if not zipfile.is_zipfile(path):
+        warnings.warn(
+            f"{path} has no checksum, for its format is that of torch before 1.6, so that changed bits in it are not "
+            "noticed: load it, and write it again with torch.save",
+            stacklevel=3,
+        )
     return value
 
 

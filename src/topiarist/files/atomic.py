@@ -11,6 +11,7 @@ from glob import escape
 from pathlib import Path
 
 from topiarist.errors import TopiaristError
+from topiarist.files.sentences import one_line, shortened, shown
 
 _DRAFT = ".draft"
 """How the temporary names end."""
@@ -48,7 +49,9 @@ def as_path(path: object) -> Path:
         if b"\0" in os.fsencode(given):
             raise ValueError
     except (TypeError, ValueError) as error:
-        raise TopiaristError(f"{path!r} is not a path: give the name of a file, a str or a pathlib.Path") from error
+        raise TopiaristError(
+            f"{shown(path)} is not a path: give the name of a file, a str or a pathlib.Path"
+        ) from error
     return given
 
 
@@ -98,7 +101,9 @@ def remove_drafts(folder: Path, of: str = "") -> None:
 
 
 def _unwritable(path: object, error: OSError) -> TopiaristError:
-    return TopiaristError(f"cannot write {path}: {error.strerror or error}; choose another file or folder")
+    return TopiaristError(
+        f"cannot write {shortened(path)}: {error.strerror or one_line(error)}; choose another file or folder"
+    )
 
 
 def _umask() -> int:

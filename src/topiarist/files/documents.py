@@ -15,14 +15,15 @@ import yaml
 from topiarist.errors import TopiaristError
 from topiarist.files.atomic import write_text
 from topiarist.files.limits import check_size, json_size
-from topiarist.files.sentences import one_line
+from topiarist.files.sentences import one_line, shortened
 
 MOST_VALUES = 100_000
 """A YAML file holds no more values, those that its aliases repeat included."""
 DEEPEST = 100
 """Its lists and mappings are nested no deeper."""
 MOST_CHARACTERS = 1 << 20
-"""A YAML file is no longer, nor are its values together."""
+"""A YAML file is no longer, nor are its values together, nor any text that comes through a pipe."""
+_TOO_LONG = f"it has more than {MOST_CHARACTERS:,} characters: write less"
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 """The escape of half a character in JSON."""
@@ -90,7 +91,7 @@ def from_yaml(text: str | IO[str]) -> Any:
     """
     text = text if isinstance(text, str) else text.read(MOST_CHARACTERS + 1)
     if len(text) > MOST_CHARACTERS:
-        raise yaml.YAMLError(f"it has more than {MOST_CHARACTERS:,} characters: write less")
+        raise yaml.YAMLError(_TOO_LONG)
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -106,10 +107,7 @@ def from_yaml(text: str | IO[str]) -> Any:
 
 def _read(path: Path, what: str, remedy: str, parse: Callable[[str], Any]) -> Any:
     try:
-        if not Path(path).is_file() and Path(path).exists():
-            raise OSError("it is not a regular file")
-        check_size(Path(path).stat().st_size, f"{what} {path}")
-        return parse(Path(path).read_text(encoding="utf-8"))
+        return parse(_text(Path(path), f"{what} {path}"))
     except OSError as error:
         reason = error.strerror or one_line(error)
     except UnicodeDecodeError:
@@ -121,7 +119,21 @@ def _read(path: Path, what: str, remedy: str, parse: Callable[[str], Any]) -> An
         reason = line + " ".join(str(error.problem or one_line(error)).split())
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = one_line(error)
-    raise TopiaristError(f"cannot read {what} {path} ({reason}); {remedy}")
+    raise TopiaristError(f"cannot read {what} {shortened(path)} ({reason}); {remedy}")
+
+
+def _text(path: Path, what: str) -> str:
+    """Returns the text of a file, or of a pipe that a shell has opened, as in ``--config <(COMMAND)``."""
+    if path.is_fifo() and str(path).startswith(("/dev/", "/proc/")):  # a named one might wait for its writer forever
+        with path.open(encoding="utf-8") as pipe:
+            text = pipe.read(MOST_CHARACTERS + 1)
+        if len(text) > MOST_CHARACTERS:
+            raise ValueError(_TOO_LONG)
+        return text
+    if path.exists() and not path.is_file():
+        raise OSError("it is not a regular file")
+    check_size(path.stat().st_size, what)
+    return path.read_text(encoding="utf-8")
 
 
 def _number(digits: str) -> float:

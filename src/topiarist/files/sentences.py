@@ -24,7 +24,12 @@ def suggestion(name: object, known: Iterable[str], otherwise: str = "") -> str:
 def one_line(error: BaseException) -> str:
     """Returns the first line of an exception's message, or its class where it has none, at most 200 characters."""
     text = str(error).strip()
-    line = text.splitlines()[0].rstrip(".: ") if text else type(error).__name__
+    return shortened(text.splitlines()[0].rstrip(".: ") if text else type(error).__name__)
+
+
+def shortened(text: object) -> str:
+    """Returns a text, or a path, at most 200 characters of it."""
+    line = str(text)
     return line if len(line) <= 200 else line[:197] + "..."
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from topiarist.errors import TopiaristError
-from topiarist.files import suggestion
+from topiarist.files import shown, suggestion
 from topiarist.graph.groups import BLOCKS, Group, Keep, KeptPositions, Kind, Pinned, Slice, kept_positions
 from topiarist.graph.norms import Normed
 from topiarist.graph.selector import NORM, SELECTOR, ChannelSelector
@@ -52,7 +52,7 @@ class Graph:
             return self._by_name[name]
         except KeyError:
             hint = suggestion(name, self._by_name, "`topiarist inspect` lists the groups")
-            raise TopiaristError(f"the graph has no group named {name!r}: {hint}") from None
+            raise TopiaristError(f"the graph has no group named {shown(name)}: {hint}") from None
 
     @property
     def _by_name(self) -> dict[str, Group]:
@@ -179,13 +179,19 @@ def checked_keep(graph: Graph, keep: Keep) -> dict[str, Tensor]:
     """
     checked = graph.full()
     for name, kept in keep.items():
-        units, kept = graph[name].units, torch.as_tensor(kept)
+        units = graph[name].units
+        try:
+            kept = torch.as_tensor(kept)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TopiaristError(
+                f"the keep of group {shown(name)} must be a bool tensor of {units} entries, not {shown(kept)}"
+            ) from error
         if kept.dtype != torch.bool or kept.shape != (units,):
             raise TopiaristError(
-                f"the keep of group {name!r} must be a bool tensor of {units} entries, not "
+                f"the keep of group {shown(name)} must be a bool tensor of {units} entries, not "
                 f"{kept.dtype} of shape {tuple(kept.shape)}"
             )
         if not kept.any():
-            raise TopiaristError(f"the keep of group {name!r} removes every unit; keep at least one")
+            raise TopiaristError(f"the keep of group {shown(name)} removes every unit; keep at least one")
         checked[name] = kept.cpu()
     return checked

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 
 SELECTOR = "selector"
 """What a selector is called within the norm that it follows."""
@@ -67,12 +68,12 @@ def declare_selectors(model: nn.Module, norms: Collection[str]) -> None:
         norm = modules.get(name)
         if not is_norm(norm):
             what = "no such module" if norm is None else f"a {type(norm).__name__}"
-            raise TopiaristError(f"a channel selector follows a batch norm, but {name!r} is {what} in this model")
+            raise TopiaristError(f"a channel selector follows a batch norm, but {shown(name)} is {what} in this model")
         own = getattr(norm, SELECTOR, None)
         if not isinstance(own, ChannelSelector):
             if own is not None:
                 raise TopiaristError(
-                    f"the norm {name!r} has a {SELECTOR!r} of its own; rename it to declare a selector"
+                    f"the norm {shown(name)} has a {SELECTOR!r} of its own; rename it to declare a selector"
                 )
             device = next((t.device for t in [*norm.parameters(), *norm.buffers()]), None)
             norm.add_module(SELECTOR, ChannelSelector(norm.num_features, device))

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.graph.code.places import Site
 
 
@@ -315,7 +316,7 @@ def assign_attributes(model: nn.Module, values: Mapping[Attribute, int]) -> None
         place = entry or 0
         if place >= len(entries) or type(entries[place]) is not int:
             raise TopiaristError(
-                f"the model has no integer {name!r} in {owner or 'itself'}; it is not the model that was pruned"
+                f"the model has no integer {shown(name)} in {owner or 'itself'}; it is not the model that was pruned"
             )
         entries[place] = value
         modules[owner].__dict__[name] = (

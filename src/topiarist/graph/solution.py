@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import breadth_first_order
 from torch import Tensor
 
 from topiarist.errors import TopiaristError
-from topiarist.files import suggestion
+from topiarist.files import shown, suggestion
 from topiarist.graph.code.places import Place, Site
 from topiarist.graph.groups import Group, Keep, Pinned
 from topiarist.graph.labels import Labels, Origin, Vector, labelled
@@ -318,7 +318,7 @@ class Solution:
         if labels is None:
             hint = suggestion(tensor, self.record.shapes, "`inspect` lists the names")
             raise TopiaristError(
-                f"there is no axis {axis} of more than one position in a tensor named {tensor!r}: {hint}"
+                f"there is no axis {axis} of more than one position in a tensor named {shown(tensor)}: {hint}"
             )
         chain = self._walk(labels)
         if not chain:

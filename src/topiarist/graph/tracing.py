@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from topiarist.errors import TopiaristError
-from topiarist.files import one_line
+from topiarist.files import one_line, shown
 from topiarist.graph.calls import ALONE, fast_path_off, modes_restored
 from topiarist.graph.code.branches import untaken
 from topiarist.graph.dropins import with_dropins
@@ -80,7 +80,7 @@ def trace(
         TopiaristError: the model fails on the inputs, its weights are not finite, or a limit is reached.
     """
     if rectangles not in ("both", "rows", "columns"):
-        raise TopiaristError(f"rectangles must be 'both', 'rows' or 'columns', not {rectangles!r}")
+        raise TopiaristError(f"rectangles must be 'both', 'rows' or 'columns', not {shown(rectangles)}")
     deadline = time.monotonic() + seconds
     model = unwrapped(model)
     check_finite(model)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -90,7 +91,7 @@ def refuse_frozen(model: object) -> None:
     for name, module in model.named_modules():
         where, held = type(module).__module__, (*module._parameters.values(), *module._buffers.values())
         if isinstance(module, torch.jit.ScriptModule):
-            raise TopiaristError(f"the module {name!r} is scripted and cannot be cut; {given}")
+            raise TopiaristError(f"the module {shown(name)} is scripted and cannot be cut; {given}")
         if where.startswith(QUANTISED) or any(type(t).__module__.startswith(QUANTISED) for t in held):
             raise TopiaristError(
                 f"{name or 'the model'} is quantised, and packed integers cannot be cut; prune the floating-point "

@@ -13,6 +13,7 @@ import os
 
 from topiarist.architecture import Architecture
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.guided.kernels import ONE, KernelPattern
 from topiarist.guided.pattern import Pattern, read
 from topiarist.guided.widths import WidthPattern
@@ -43,5 +44,7 @@ def load(path: str | os.PathLike[str]) -> WidthPattern | KernelPattern:
     }
     kind = value.get("kind") if isinstance(value, dict) else None
     if isinstance(kind, str) and kind not in kinds:
-        raise TopiaristError(f"{path} is a pattern of {kind!r}, which this release does not know; upgrade topiarist")
+        raise TopiaristError(
+            f"{path} is a pattern of {shown(kind)}, which this release does not know; upgrade topiarist"
+        )
     return kinds.get(kind if isinstance(kind, str) else None, WidthPattern).from_json(value)

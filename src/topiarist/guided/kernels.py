@@ -15,7 +15,7 @@ from torch import Tensor
 from topiarist.architecture import Architecture
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.files import check_fields
+from topiarist.files import check_fields, shown
 from topiarist.graph import Graph, Group, Keep
 from topiarist.guided.pattern import Pattern, groups_of
 
@@ -170,7 +170,9 @@ def _positions(shape: Sequence[int], group: Group) -> int:
 def _check(stage: str, size: str, kept: tuple[float, ...]) -> None:
     """Refuses a size and probabilities that are not what a file or a user may give."""
     if not re.fullmatch(r"\d{1,4}(x\d{1,4}){0,3}", size):
-        raise TopiaristError(f"the pattern has {size!r} on {stage!r} where the size of a kernel belongs: write 3x3")
+        raise TopiaristError(
+            f"the pattern has {shown(size)} on {stage!r} where the size of a kernel belongs: write 3x3"
+        )
     if len(kept) != prod(map(int, size.split("x"))):
         raise TopiaristError(
             f"the kernel {size} on {stage!r} needs one probability for each of its positions: give those"

@@ -14,7 +14,7 @@ from torch import Tensor
 from topiarist.architecture import Architecture
 from topiarist.budget import Budget, allocate
 from topiarist.errors import TopiaristError
-from topiarist.files import read_json, write_json
+from topiarist.files import read_json, shown, write_json
 from topiarist.graph import Graph, Group, Keep
 
 FORMAT, VERSION = "topiarist.pattern", 1
@@ -63,7 +63,7 @@ class Pattern(ABC):
         thresholds is a global allocation, so that floors, multiples and exact costs are those of every other budget.
         """
         if not isinstance(budget, Budget):
-            raise TopiaristError(f"the budget of a pattern must be a topiarist.Budget, but got {budget!r}")
+            raise TopiaristError(f"the budget of a pattern must be a topiarist.Budget, but got {shown(budget)}")
         if budget.allocation == "uniform":
             raise TopiaristError("the pattern itself shares the budget out: leave allocation out, or use uniform()")
         names = [group.name for group in graph.groups]
@@ -98,10 +98,13 @@ class Pattern(ABC):
             raise TopiaristError("this is no design pattern: give the JSON file that a pattern's save wrote")
         if value.get("version") != VERSION:
             raise TopiaristError(
-                f"the pattern has version {value.get('version')!r}, this release reads {VERSION}: upgrade topiarist"
+                f"the pattern has version {shown(value.get('version'))}, this release reads {VERSION}: upgrade "
+                "topiarist"
             )
         if value.get("kind") != cls.kind:
-            raise TopiaristError(f"this is a pattern of {value.get('kind')!r}, not of {cls.kind!r}: give one of these")
+            raise TopiaristError(
+                f"this is a pattern of {shown(value.get('kind'))}, not of {shown(cls.kind)}: give one of these"
+            )
         return cls(value.get("stages"))  # type: ignore[call-arg]  # a dataclass of stages
 
     def save(self, path: str | os.PathLike[str]) -> None:

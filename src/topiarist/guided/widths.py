@@ -12,7 +12,7 @@ import torch
 from topiarist.architecture import Architecture
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.files import check_fields
+from topiarist.files import check_fields, shown
 from topiarist.graph import Graph, Group, Keep
 from topiarist.guided.pattern import Pattern, groups_of
 
@@ -45,7 +45,8 @@ class WidthPattern(Pattern):
         for stage, kept in self.stages.items():
             if not 0 < kept <= 1:
                 raise TopiaristError(
-                    f"the pattern keeps {kept!r} of the stage {stage!r}: give a fraction above 0 and at most 1"
+                    f"the pattern keeps {shown(kept)} of the stage {shown(stage)}: give a fraction above 0 and at "
+                    "most 1"
                 )
 
     @classmethod

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
-from topiarist.files import suggestion
+from topiarist.files import shown, suggestion
 from topiarist.graph import Graph, call_model, check_finite, check_plain, unwrapped
 from topiarist.measure.batches import Batch, batch_size, device_of, inputs_and_target, mode, to_device
 from topiarist.measure.evaluation import Loss, cross_entropy
@@ -61,7 +61,7 @@ class Stats:
         """
         if name not in self.tensors:
             hint = suggestion(name, self.tensors, "collect the statistics of the traced model")
-            raise TopiaristError(f"the model has no tensor {name!r}: {hint}")
+            raise TopiaristError(f"the model has no tensor {shown(name)}: {hint}")
         return self.tensors[name]
 
     def sum(self, group: str, key: str) -> Tensor:
@@ -209,7 +209,7 @@ def _statistics(needs: Collection[str | Statistic]) -> list[Statistic]:
         if isinstance(need, str) and need not in STATISTICS:
             if need in _ELSEWHERE:
                 continue
-            raise TopiaristError(f"there is no statistic {need!r}: {suggestion(need, STATISTICS)}")
+            raise TopiaristError(f"there is no statistic {shown(need)}: {suggestion(need, STATISTICS)}")
         statistic = STATISTICS[need] if isinstance(need, str) else need
         statistics[statistic.name] = statistic
     return [statistics[name] for name in sorted(statistics)]

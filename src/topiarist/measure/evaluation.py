@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from topiarist.data import Data, Split
 from topiarist.errors import TopiaristError
-from topiarist.files import one_line
+from topiarist.files import one_line, shown
 from topiarist.graph import call_model, tensors_in
 from topiarist.measure.batches import Batch, Target, device_of, inputs_and_target, mode, to_device
 
@@ -88,7 +88,7 @@ def evaluate_batches(model: nn.Module, batches: Iterable[Batch]) -> Evaluation:
 def accuracy(model: nn.Module, data: Data, split: Split = "test", batch_size: int = 512) -> float:
     """Returns what `evaluate` does, of a model that is known to fit the data."""
     if not len(data.test_y if split == "test" else data.train_y):
-        raise TopiaristError(f"the data set {data.name!r} has no {split} examples; name a split that has some")
+        raise TopiaristError(f"the data set {shown(data.name)} has no {split} examples; name a split that has some")
     return evaluate_batches(model, data.batches(split, batch_size, device=device_of(model))).accuracy
 
 
@@ -121,21 +121,22 @@ def check_fits(model: nn.Module, data: Data) -> None:
     split: Split = "train" if len(data.train_y) else "test"
     x = next((x for x, _ in data.batches(split, 2, device=device_of(model))), None)
     if x is None:
-        raise TopiaristError(f"the data set {data.name!r} is empty; load another one")
+        raise TopiaristError(f"the data set {shown(data.name)} is empty; load another one")
     with mode(model, training=False):
         try:
             output = model(x)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise TopiaristError(
-                f"the model fails on examples of {data.name!r} of shape {tuple(x.shape[1:])} ({one_line(error)}); "
+                f"the model fails on examples of {shown(data.name)} of shape {tuple(x.shape[1:])} ({one_line(error)}); "
                 "build it for that input"
             ) from error
     scores = class_scores(output, plain=True)
     if scores.shape[1] < data.classes:
         raise TopiaristError(
-            f"the model has {scores.shape[1]} classes and {data.name!r} has {data.classes}; build it with as many"
+            f"the model has {scores.shape[1]} classes and {shown(data.name)} has {data.classes}; build it with as many"
         )
     if not bool(torch.isfinite(scores).all()):
         raise TopiaristError(
-            f"the model's scores for {data.name!r} are not finite; look for NaN or infinity in its weights or the data"
+            f"the model's scores for {shown(data.name)} are not finite; look for NaN or infinity in its weights or "
+            "the data"
         )

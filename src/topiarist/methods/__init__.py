@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from topiarist.errors import TopiaristError
-from topiarist.files import check_fields, suggestion
+from topiarist.files import check_fields, shown, suggestion
 from topiarist.methods._schedules import SCHEDULES
 from topiarist.methods.base import (
     FAMILIES,
@@ -87,7 +87,7 @@ def get(name: str) -> type[Method]:
         TopiaristError: there is no such method; close names are given.
     """
     if name not in names():
-        raise TopiaristError(f"there is no method {name!r}: {suggestion(name, names())}")
+        raise TopiaristError(f"there is no method {shown(name)}: {suggestion(name, names())}")
     module = importlib.import_module(f"{__name__}.{name}")
     own = [value for value in vars(module).values() if _is_method(value) and value.__module__ == module.__name__]
     if len(own) != 1:
@@ -115,12 +115,12 @@ def make(method: str | Mapping[str, Any] | type[Method] | Method, /, **fields: A
         return make(name, **{str(key): value for key, value in given.items()}, **fields)
     template = get(method) if isinstance(method, str) else method
     if not (isinstance(template, Method) or _is_method(template)):
-        raise TopiaristError(f"a method is a name, such as 'l1', or a Method, but got {method!r}")
+        raise TopiaristError(f"a method is a name, such as 'l1', or a Method, but got {shown(method)}")
     known = [field.name for field in dataclasses.fields(template)]
     unknown = [name for name in fields if name not in known]
     if unknown:
         takes = f"its fields are {', '.join(known)}" if known else "it has no fields"
-        raise TopiaristError(f"the method {template.name!r} has no field {unknown[0]!r}: {takes}")
+        raise TopiaristError(f"the method {template.name!r} has no field {shown(unknown[0])}: {takes}")
     try:
         if isinstance(template, Method):
             made = dataclasses.replace(template, **fields) if fields else template  # a dry run is still one
@@ -128,7 +128,7 @@ def make(method: str | Mapping[str, Any] | type[Method] | Method, /, **fields: A
             made = template(**fields)
     except (TypeError, AttributeError) as error:
         raise TopiaristError(
-            f"the method {template.name!r} cannot take {fields}: see the types of its fields"
+            f"the method {template.name!r} cannot take {shown(fields)}: see the types of its fields"
         ) from error
     check_fields(made, made.name)
     return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 
 
 def linear(step: int, steps: int, target: float) -> float:
@@ -33,7 +34,7 @@ def cubic(step: int, steps: int, target: float) -> float:
 def _rest(step: int, steps: int) -> float:
     """Returns ``1 - step / steps``, and exactly 0 in the last step."""
     if not 1 <= step <= steps:
-        raise TopiaristError(f"step must be from 1 to the number of steps, {steps}, but got {step!r}")
+        raise TopiaristError(f"step must be from 1 to the number of steps, {steps}, but got {shown(step)}")
     return (steps - step) / steps
 
 

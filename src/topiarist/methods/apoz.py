@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.graph import Graph, Keep, Scores, Site
 from topiarist.measure import Stats, response_sites
 from topiarist.methods.base import Method
@@ -59,7 +60,7 @@ class APoZ(Method):
 
     def __post_init__(self) -> None:
         if self.deviations is not None and not 0 <= self.deviations < math.inf:
-            raise TopiaristError(f"deviations must be a number from 0 up, such as 1, but got {self.deviations!r}")
+            raise TopiaristError(f"deviations must be a number from 0 up, such as 1, but got {shown(self.deviations)}")
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
         """Computes ``s_j = 1 - APoZ_j``."""

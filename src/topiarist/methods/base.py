@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from topiarist.budget import Allocation, Budget
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.graph import Graph, Group, Keep, Scores, Slice
 from topiarist.measure import Statistic, Stats
 
@@ -230,5 +231,7 @@ def checked_examples(examples: int | None, needed_by: str = "") -> int:
             f"{needed_by} divides its penalty by the number of training examples: say how many, examples=..."
         )
     if examples is not None and examples < 1:
-        raise TopiaristError(f"examples must be the number of training examples, or left out, but got {examples!r}")
+        raise TopiaristError(
+            f"examples must be the number of training examples, or left out, but got {shown(examples)}"
+        )
     return examples or 1

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.graph import Graph, Group, Scores, Site
 from topiarist.measure import Stats, Watch, flat_response, on_responses, unit_sums
 from topiarist.methods._unit_costs import macs_of_one_unit
@@ -89,7 +90,7 @@ class Fisher(Method):
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta < math.inf:
-            raise TopiaristError(f"beta must be a number from 0 on, the price of a MAC, but got {self.beta!r}")
+            raise TopiaristError(f"beta must be a number from 0 on, the price of a MAC, but got {shown(self.beta)}")
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
         """Computes ``s_j = mean (dL/dm_j)^2 / 2 - beta c_j``."""

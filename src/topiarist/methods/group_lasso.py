@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.graph import Graph, Group, Scores, Slice
 from topiarist.measure import Stats
 from topiarist.methods.base import Method, sum_by_unit
@@ -79,15 +80,19 @@ class GroupLasso(Method):
 
     def __post_init__(self) -> None:
         if not 0 <= self.lam < math.inf:
-            raise TopiaristError(f"lam must be a number from 0 on, the strength of the penalty, but got {self.lam!r}")
+            raise TopiaristError(
+                f"lam must be a number from 0 on, the strength of the penalty, but got {shown(self.lam)}"
+            )
         if self.kind not in _KINDS:
-            raise TopiaristError(f"kind must be one of {', '.join(_KINDS)}, but got {self.kind!r}")
+            raise TopiaristError(f"kind must be one of {', '.join(_KINDS)}, but got {shown(self.kind)}")
         if self.solver not in ("gradient", "proximal"):
-            raise TopiaristError(f"solver must be 'gradient' or 'proximal', but got {self.solver!r}")
+            raise TopiaristError(f"solver must be 'gradient' or 'proximal', but got {shown(self.solver)}")
         if not 0 < self.share <= 1:
-            raise TopiaristError(f"share must be a share of the groups, above 0 and up to 1, but got {self.share!r}")
+            raise TopiaristError(
+                f"share must be a share of the groups, above 0 and up to 1, but got {shown(self.share)}"
+            )
         if not 0 <= self.zero_below < math.inf:
-            raise TopiaristError(f"zero_below must be a number from 0 on, but got {self.zero_below!r}")
+            raise TopiaristError(f"zero_below must be a number from 0 on, but got {shown(self.zero_below)}")
         if self.solver == "proximal" and self.kind == "both":
             raise TopiaristError(
                 "filters and channels overlap, so that no proximal step solves both: use the solver 'gradient', or one "
@@ -143,7 +148,7 @@ class GroupLasso(Method):
 
     def _refuse(self) -> NoReturn:
         raise TopiaristError(
-            f"group_lasso found no weights of the kind {self.kind!r} on units that can be pruned: "
+            f"group_lasso found no weights of the kind {shown(self.kind)} on units that can be pruned: "
             "use another kind, or `topiarist inspect` to see what pins the units"
         )
 

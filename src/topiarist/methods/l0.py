@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.files import GATE
+from topiarist.files import GATE, shown
 from topiarist.graph import Graph, Group, Keep, Scores, Slice
 from topiarist.measure import Stats
 from topiarist.methods._gates import Gated, Gates, broadcast, check_trained, gating, trainable, trained_with_gates
@@ -98,12 +98,14 @@ class L0(Method):
 
     def __post_init__(self) -> None:
         if not 0 <= self.lam < math.inf:
-            raise TopiaristError(f"lam must be a number from 0 on, the strength of the penalty, but got {self.lam!r}")
+            raise TopiaristError(
+                f"lam must be a number from 0 on, the strength of the penalty, but got {shown(self.lam)}"
+            )
         if self.granularity not in ("structure", "weight"):
-            raise TopiaristError(f"granularity must be 'structure' or 'weight', but got {self.granularity!r}")
+            raise TopiaristError(f"granularity must be 'structure' or 'weight', but got {shown(self.granularity)}")
         for name, rate in (("dropout", self.dropout), ("input_dropout", self.input_dropout)):
             if not 0 < rate < 1:
-                raise TopiaristError(f"{name} must be a rate between 0 and 1, but got {rate!r}")
+                raise TopiaristError(f"{name} must be a rate between 0 and 1, but got {shown(rate)}")
         if self.inputs and self.granularity == "weight":
             raise TopiaristError("individual weights have gates of their own: leave out inputs, or the granularity")
         checked_examples(self.examples)

@@ -10,7 +10,7 @@ import torch
 
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.files import suggestion
+from topiarist.files import shown, suggestion
 from topiarist.graph import Graph, Group, Scores
 from topiarist.measure import Stats
 from topiarist.methods.base import Method, filters_of, sum_by_unit
@@ -46,9 +46,9 @@ class L1(Method):
 
     def __post_init__(self) -> None:
         if not 0 < self.p < math.inf:
-            raise TopiaristError(f"p must be a positive number, the order of the norm, but got {self.p!r}")
+            raise TopiaristError(f"p must be a positive number, the order of the norm, but got {shown(self.p)}")
         if self.preset is not None and self.preset not in _PRESETS:
-            raise TopiaristError(f"there is no preset {self.preset!r}: {suggestion(self.preset, _PRESETS)}")
+            raise TopiaristError(f"there is no preset {shown(self.preset)}: {suggestion(self.preset, _PRESETS)}")
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
         """Computes ``s_j = (sum |F_j|^p)^(1/p)``."""
@@ -108,9 +108,9 @@ def _group_of(graph: Graph, layer: str | int, preset: str) -> str:
         for group in graph.groups:
             if group.name == layer or group.name.endswith(f".{layer}"):
                 return group.name
-    what = f"convolution {layer}" if isinstance(layer, int) else f"{layer!r}"
+    what = f"convolution {layer}" if isinstance(layer, int) else shown(layer)
     raise TopiaristError(
-        f"the preset {preset!r} prunes {what}, which cannot be pruned here: use it with {_network_of(preset)}"
+        f"the preset {shown(preset)} prunes {what}, which cannot be pruned here: use it with {_network_of(preset)}"
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from topiarist.budget import Budget, quota
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.graph import Graph, Keep, Slice
 from topiarist.measure import Stats
 from topiarist.methods._reconstruction import (
@@ -87,9 +88,9 @@ class Lasso(Method):
     def __post_init__(self) -> None:
         for name in ("samples", "examples"):
             if not getattr(self, name) >= 1:
-                raise TopiaristError(f"{name} must be at least 1, but got {getattr(self, name)!r}")
+                raise TopiaristError(f"{name} must be at least 1, but got {shown(getattr(self, name))}")
         if not self.ridge > 0:
-            raise TopiaristError(f"ridge must be a positive number, but got {self.ridge!r}")
+            raise TopiaristError(f"ridge must be a positive number, but got {shown(self.ridge)}")
 
     def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep:
         """Selects group by group, from front to back, in the network that is pruned and repaired before it."""

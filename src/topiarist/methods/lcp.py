@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from topiarist.budget import Budget, allocate
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.graph import Graph, Keep, Scores, call_model
 from topiarist.measure import (
     Batch,
@@ -121,18 +122,18 @@ class LCP(Method):
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
-                raise TopiaristError(f"{name} must be one of {', '.join(known)}, but got {getattr(self, name)!r}")
+                raise TopiaristError(f"{name} must be one of {', '.join(known)}, but got {shown(getattr(self, name))}")
         least = {"population": 1, "tournament": 1, "candidates": 1, "examples": 1, "steps": 0, "seed": 0}
         for name, least_of_it in least.items():
             value = getattr(self, name)
             if not isinstance(value, int) or not least_of_it <= value < 2**63:
-                raise TopiaristError(f"{name} must be a whole number, at least {least_of_it}, but got {value!r}")
+                raise TopiaristError(f"{name} must be a whole number, at least {least_of_it}, but got {shown(value)}")
         if not 0 < self.lr < math.inf:
-            raise TopiaristError(f"lr must be a finite number above 0, but got {self.lr!r}")
+            raise TopiaristError(f"lr must be a finite number above 0, but got {shown(self.lr)}")
         if not 0 <= self.mutated <= 1:
-            raise TopiaristError(f"mutated must be a share of the groups, from 0 to 1, but got {self.mutated!r}")
+            raise TopiaristError(f"mutated must be a share of the groups, from 0 to 1, but got {shown(self.mutated)}")
         if not 0 <= self.safeguard < 1:
-            raise TopiaristError(f"safeguard must be a share from 0 on and below 1, but got {self.safeguard!r}")
+            raise TopiaristError(f"safeguard must be a share from 0 on and below 1, but got {shown(self.safeguard)}")
 
     def dry_run(self) -> Self:
         """Returns the method with the first candidate alone."""

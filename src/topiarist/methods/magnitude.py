@@ -11,6 +11,7 @@ from torch import Tensor
 
 from topiarist.budget import Budget, matching
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.graph import Graph, Group, Keep, Scores
 from topiarist.measure import Stats
 from topiarist.methods.base import Method, weights_of
@@ -53,11 +54,11 @@ class Magnitude(Method):
 
     def __post_init__(self) -> None:
         if self.layers not in ("all", "conv"):
-            raise TopiaristError(f"layers must be 'all' or 'conv', but got {self.layers!r}")
+            raise TopiaristError(f"layers must be 'all' or 'conv', but got {shown(self.layers)}")
         if not all(q >= 0 for q in self._qualities().values()):
-            raise TopiaristError(f"quality must not be negative, but got {self.quality!r}")
+            raise TopiaristError(f"quality must not be negative, but got {shown(self.quality)}")
         if not isinstance(self.block, int) or isinstance(self.block, bool) or self.block < 1:
-            raise TopiaristError(f"block must be a whole number of at least 1, but got {self.block!r}")
+            raise TopiaristError(f"block must be a whole number of at least 1, but got {shown(self.block)}")
         if self.block > 1 and self.quality is not None:
             raise TopiaristError("quality chooses each weight by itself: leave out the block, or the quality")
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.graph import Graph, Group, Scores, Site, call_model, converted, map_floats
 from topiarist.measure import (
     Batch,
@@ -78,9 +79,9 @@ class Nisp(Method):
 
     def __post_init__(self) -> None:
         if self.ranking not in ("variance", "inf-fs"):
-            raise TopiaristError(f"ranking must be 'variance' or 'inf-fs', but got {self.ranking!r}")
+            raise TopiaristError(f"ranking must be 'variance' or 'inf-fs', but got {shown(self.ranking)}")
         if not 0 <= self.alpha <= 1:
-            raise TopiaristError(f"alpha must be between 0 and 1, but got {self.alpha!r}")
+            raise TopiaristError(f"alpha must be between 0 and 1, but got {shown(self.alpha)}")
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
         """Computes ``s_k = |W_{k+1}|^T s_{k+1}``, summed over locations."""

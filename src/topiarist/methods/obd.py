@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.graph import Graph, Scores
 from topiarist.measure import Stats, Watch
 from topiarist.methods._example_gradients import ExampleGradients, curvature_factors, on_example_gradients
@@ -94,7 +95,7 @@ class OBD(Method):
 
     def __post_init__(self) -> None:
         if self.curvature not in ("gauss_newton", "fisher"):
-            raise TopiaristError(f"curvature must be 'gauss_newton' or 'fisher', but got {self.curvature!r}")
+            raise TopiaristError(f"curvature must be 'gauss_newton' or 'fisher', but got {shown(self.curvature)}")
         object.__setattr__(self, "needs", frozenset({DiagonalCurvature(self.curvature)}))
 
     def score(self, graph: Graph, stats: Stats) -> Scores:

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from topiarist.budget import Budget, allocate
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.graph import Graph, Keep
 from topiarist.measure import Layer, Stats, Watch, on_calls
 from topiarist.methods._example_gradients import (
@@ -133,9 +134,9 @@ class OBS(Method):
 
     def __post_init__(self) -> None:
         if self.hessian not in ("full", "layer"):
-            raise TopiaristError(f"hessian must be 'full' or 'layer', but got {self.hessian!r}")
+            raise TopiaristError(f"hessian must be 'full' or 'layer', but got {shown(self.hessian)}")
         if not 0 <= self.damping < float("inf"):
-            raise TopiaristError(f"damping must be a number of at least 0, but got {self.damping!r}")
+            raise TopiaristError(f"damping must be a number of at least 0, but got {shown(self.damping)}")
         object.__setattr__(self, "needs", frozenset({GaussNewton() if self.hessian == "full" else Inputs()}))
 
     def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep:

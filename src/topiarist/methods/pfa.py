@@ -10,6 +10,7 @@ from torch import Tensor
 
 from topiarist.budget import Budget, quota
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.graph import Graph, Keep
 from topiarist.measure import Stats, covariance
 from topiarist.methods.base import Method
@@ -69,7 +70,9 @@ class PFA(Method):
 
     def __post_init__(self) -> None:
         if self.tau is not None and not 0 < self.tau <= 1:
-            raise TopiaristError(f"tau must be a fraction of the energy, above 0 and up to 1, but got {self.tau!r}")
+            raise TopiaristError(
+                f"tau must be a fraction of the energy, above 0 and up to 1, but got {shown(self.tau)}"
+            )
 
     def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep:
         """Keeps the ``k`` units of each group that correlate least, ``k`` from the spectrum or from the budget."""

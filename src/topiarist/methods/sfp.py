@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.graph import Graph, Scores
 from topiarist.measure import Stats, collect
 from topiarist.methods.base import Method
@@ -55,7 +56,7 @@ class Sfp(Method):
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1:
-            raise TopiaristError(f"rate must be above 0 and at most 1, the fraction kept, but got {self.rate!r}")
+            raise TopiaristError(f"rate must be above 0 and at most 1, the fraction kept, but got {shown(self.rate)}")
 
     @torch.no_grad()
     def soften(self, model: nn.Module, graph: Graph, done: int, epochs: int) -> None:

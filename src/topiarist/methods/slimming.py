@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.graph import Graph, Scores, Slice
 from topiarist.measure import Stats
 from topiarist.methods.base import Method, sum_by_unit
@@ -50,7 +51,7 @@ class Slimming(Method):
 
     def __post_init__(self) -> None:
         if not self.lam >= 0:
-            raise TopiaristError(f"lam must not be negative, the strength of the penalty, but got {self.lam!r}")
+            raise TopiaristError(f"lam must not be negative, the strength of the penalty, but got {shown(self.lam)}")
 
     def penalty(self, model: nn.Module, graph: Graph) -> Tensor:
         """Computes ``lam * sum |gamma|``, each gamma once."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from topiarist.budget import Budget, quota
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.graph import Graph, Group, Keep, Slice
 from topiarist.measure import ACTIVATIONS, Stats
 from topiarist.methods._reconstruction import readers
@@ -75,7 +76,7 @@ class SrinivasBabu(Method):
 
     def __post_init__(self) -> None:
         if not 0 <= self.predicted <= 1:
-            raise TopiaristError(f"predicted must be a fraction from 0 to 1, but got {self.predicted!r}")
+            raise TopiaristError(f"predicted must be a fraction from 0 to 1, but got {shown(self.predicted)}")
 
     def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep:
         """Merges pairs of lowest saliency, up to the budget or to the mode."""

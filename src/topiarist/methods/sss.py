@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.files import GATE
+from topiarist.files import GATE, shown
 from topiarist.graph import Graph, Group, Keep, Scores
 from topiarist.measure import Stats
 from topiarist.methods._gates import Gated, GateIndex, Gates, check_trained, gating, trainable, trained_with_gates
@@ -78,12 +78,12 @@ class SSS(Method):
     def __post_init__(self) -> None:
         if not 0 <= self.gamma < math.inf:
             raise TopiaristError(
-                f"gamma must be a number from 0 on, the strength of the penalty, but got {self.gamma!r}"
+                f"gamma must be a number from 0 on, the strength of the penalty, but got {shown(self.gamma)}"
             )
         if not 0 <= self.momentum < 1:
-            raise TopiaristError(f"momentum must be at least 0 and below 1, but got {self.momentum!r}")
+            raise TopiaristError(f"momentum must be at least 0 and below 1, but got {shown(self.momentum)}")
         if self.structure not in _KINDS:
-            raise TopiaristError(f"structure must be one of {', '.join(_KINDS)}, but got {self.structure!r}")
+            raise TopiaristError(f"structure must be one of {', '.join(_KINDS)}, but got {shown(self.structure)}")
 
     def units(self, graph: Graph) -> Graph:
         """Returns the residual blocks, or the graph as it is."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.graph import Graph, Scores
 from topiarist.measure import Stats
 from topiarist.methods._schedules import linear
@@ -65,7 +66,9 @@ class Taylor(Method):
 
     def __post_init__(self) -> None:
         if not 0 <= self.lam < math.inf:
-            raise TopiaristError(f"lam must be 0 or a positive number, the weight of the MACs, but got {self.lam!r}")
+            raise TopiaristError(
+                f"lam must be 0 or a positive number, the weight of the MACs, but got {shown(self.lam)}"
+            )
 
     def score(self, graph: Graph, stats: Stats) -> Scores:
         """Computes ``s_j = Theta_j / |Theta| - lam * Theta_flops``."""

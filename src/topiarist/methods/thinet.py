@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from topiarist.budget import Budget, quota
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.graph import Graph, Keep
 from topiarist.measure import Stats
 from topiarist.methods._reconstruction import Locations, grams, scale_inputs
@@ -63,7 +64,7 @@ class ThiNet(Method):
     def __post_init__(self) -> None:
         for name in ("samples", "examples"):
             if not getattr(self, name) >= 1:
-                raise TopiaristError(f"{name} must be at least 1, but got {getattr(self, name)!r}")
+                raise TopiaristError(f"{name} must be at least 1, but got {shown(getattr(self, name))}")
 
     def select(self, graph: Graph, stats: Stats, budget: Budget | None) -> Keep:
         """Adds to ``T`` the unit that leaves ``1_T^T G 1_T`` least, until as many are kept as the budget allows."""

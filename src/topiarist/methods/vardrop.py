@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.files import GATE, register_gate
+from topiarist.files import GATE, register_gate, shown
 from topiarist.graph import Graph, Keep, Scores, Slice
 from topiarist.measure import Args, Func, FunctionMode, Kwargs, Stats
 from topiarist.methods._gates import check_trained, parameter_of, submodule, trainable, trained_with_gates
@@ -102,13 +102,15 @@ class VarDrop(Method):
         object.__setattr__(self, "warmup", tuple(self.warmup))
         for name, value in (("threshold", self.threshold), ("start", self.start)):
             if not math.isfinite(value):
-                raise TopiaristError(f"{name} must be a finite number, but got {value!r}")
+                raise TopiaristError(f"{name} must be a finite number, but got {shown(value)}")
         if not -30 <= self.start <= 5:
-            raise TopiaristError(f"start must be a log variance from -30 to 5, but got {self.start!r}")
+            raise TopiaristError(f"start must be a log variance from -30 to 5, but got {shown(self.start)}")
         if len(self.warmup) != 2 or not 0 <= self.warmup[0] <= self.warmup[1] <= 1:
-            raise TopiaristError(f"warmup must be two rising fractions of the training, but got {self.warmup!r}")
+            raise TopiaristError(f"warmup must be two rising fractions of the training, but got {shown(self.warmup)}")
         if self.steps is not None and self.steps < 1:
-            raise TopiaristError(f"steps must be the number of training steps, or left out, but got {self.steps!r}")
+            raise TopiaristError(
+                f"steps must be the number of training steps, or left out, but got {shown(self.steps)}"
+            )
         checked_examples(self.examples)
 
     def in_training(self, examples: int, steps: int) -> VarDrop:

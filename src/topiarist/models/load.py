@@ -21,7 +21,7 @@ from typing import Any
 from torch import nn
 
 from topiarist.errors import TopiaristError
-from topiarist.files import import_package, one_line, suggestion
+from topiarist.files import import_package, one_line, shown, suggestion
 from topiarist.models import zoo
 
 MODEL_FORMS = "zoo:NAME, torchvision:NAME, timm:NAME or package.module:factory"
@@ -164,7 +164,7 @@ def split_options(spec: str) -> tuple[str, Options]:
     for part in filter(None, tail.split("&")):
         key, equals, text = part.partition("=")
         if not equals or not key.isidentifier():
-            raise TopiaristError(f"{spec!r} has the option {part!r}: write options as ?key=value&key=value")
+            raise TopiaristError(f"{shown(spec)} has the option {shown(part)}: write options as ?key=value&key=value")
         options[key] = _value(text)
     return name, options
 
@@ -183,7 +183,7 @@ def _resolve(spec: str) -> tuple[Builder, Options]:
     kind, colon, name = spec.partition(":")
     if not (kind and colon and name):
         near = f"did you mean zoo:{spec}?" if spec in zoo.names() else f"name models as {MODEL_FORMS}"
-        raise TopiaristError(f"there is no model {spec!r}: {near}")
+        raise TopiaristError(f"there is no model {shown(spec)}: {near}")
     if kind == "zoo":
         zoo.builder(name)
         return functools.partial(zoo.build, name), {}
@@ -201,7 +201,7 @@ def _from_torchvision(name: str) -> tuple[Builder, Options]:
         known = [key for key in dir(owner) if not key.startswith("_")]
         if part not in known:
             hint = suggestion(part, known, "see torchvision.models.list_models() for the names")
-            raise TopiaristError(f"torchvision.models has no {name!r}: {hint}")
+            raise TopiaristError(f"torchvision.models has no {shown(name)}: {hint}")
         owner = getattr(owner, part)
     if not callable(owner):
         raise TopiaristError(f"torchvision:{name} is not a model: name a function of torchvision.models")
@@ -233,7 +233,7 @@ def _from_timm(name: str) -> tuple[Builder, Options]:
     timm = import_package("timm", "vision")
     if not timm.is_model(name):
         hint = suggestion(name, timm.list_models(), "see timm.list_models() for the names")
-        raise TopiaristError(f"timm has no model {name!r}: {hint}")
+        raise TopiaristError(f"timm has no model {shown(name)}: {hint}")
     return timm.create_model, {"model_name": name, "pretrained": False}
 
 
@@ -244,14 +244,16 @@ def _from_module(module_name: str, name: str) -> Builder:
         owner: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if f"{module_name}.".startswith(f"{error.name}."):
-            raise TopiaristError(f"there is no model {module_name}:{name}: name models as {MODEL_FORMS}") from error
+            raise TopiaristError(
+                f"there is no model {shown(f'{module_name}:{name}')}: name models as {MODEL_FORMS}"
+            ) from error
         raise TopiaristError(f"{module_name} needs the package {error.name}: install it first") from error
     except Exception as error:  # the module is the user's code
         raise TopiaristError(f"{module_name} cannot be imported ({one_line(error)}): fix it first") from error
     for part in name.split("."):
         if not hasattr(owner, part):
             hint = suggestion(part, dir(owner), "name a function or class in it")
-            raise TopiaristError(f"{module_name} has no {name!r}: {hint}")
+            raise TopiaristError(f"{module_name} has no {shown(name)}: {hint}")
         owner = getattr(owner, part)
     if isinstance(owner, nn.Module) or not callable(owner):
         raise TopiaristError(

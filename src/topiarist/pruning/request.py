@@ -60,7 +60,7 @@ class Steps:
         if self.count < 1:
             raise TopiaristError(f"count of steps must be at least 1, but got {self.count}")
         if self.schedule is not None and self.schedule not in SCHEDULES:
-            raise TopiaristError(f"there is no schedule {self.schedule!r}: {suggestion(self.schedule, SCHEDULES)}")
+            raise TopiaristError(f"there is no schedule {shown(self.schedule)}: {suggestion(self.schedule, SCHEDULES)}")
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Pruning:
             raise TopiaristError(f"steps must be a topiarist.Steps, but got {shown(self.steps)}: write Steps(count)")
         for name in ("rewind", "allow_blind"):
             if not isinstance(getattr(self, name), bool):
-                raise TopiaristError(f"{name} must be True or False, but got {getattr(self, name)!r}")
+                raise TopiaristError(f"{name} must be True or False, but got {shown(getattr(self, name))}")
         if self.repair is not None:
             _check_repair(self.method, self.repair)
             if self.rewind:

@@ -8,7 +8,7 @@ from typing import Any
 
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.files import check_fields, from_plain
+from topiarist.files import check_fields, from_plain, shown
 from topiarist.pruning import Pruning
 from topiarist.train import Recipe
 
@@ -141,11 +141,13 @@ def prunings(entry: Any, recipe: Mapping[str, Any], finetune: Mapping[str, Any])
     """
     if not isinstance(entry, Mapping) or not {"method"} <= set(entry) <= set(KEYS):
         others = ", ".join(repr(key) for key in KEYS if key != "method")
-        raise TopiaristError(f"the pruning {entry!r} must have the key 'method', and may have {others}")
+        raise TopiaristError(f"the pruning {shown(entry)} must have the key 'method', and may have {others}")
     given = {key: value for key, value in entry.items() if value is not None}  # an empty key of YAML says nothing
     names, budgets = listed(given.pop("method", ())), listed(given.pop("budget", {}))
     if not names or not budgets:
-        raise TopiaristError(f"the pruning {entry!r} has no method, or an empty list of methods or budgets: name one")
+        raise TopiaristError(
+            f"the pruning {shown(entry)} has no method, or an empty list of methods or budgets: name one"
+        )
     networks, data = (tuple(listed(given.pop(key, ()))) for key in ("network", "data"))
     steps = given.get("steps")
     if isinstance(steps, Mapping) and isinstance(steps.get("training"), Mapping):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.studies.cells import Json
 
 PAPER = "paper"
@@ -26,7 +27,9 @@ def at_scale(settings: Json, scale: str | None = None) -> dict[str, Any]:
         TopiaristError: there is no such scale, or ``scales`` is no mapping of names to keys.
     """
     if not isinstance(settings, Mapping):
-        raise TopiaristError(f"a study is a mapping of keys to values, but got {settings!r}; see studies/README.md")
+        raise TopiaristError(
+            f"a study is a mapping of keys to values, but got {shown(settings)}; see studies/README.md"
+        )
     own = {key: value for key, value in settings.items() if key not in ("scale", "scales")}
     scales = settings.get("scales")
     if scales is None:
@@ -37,7 +40,7 @@ def at_scale(settings: Json, scale: str | None = None) -> dict[str, Any]:
         raise TopiaristError("the key 'scales' maps names to keys of the study; write it as in {mini: {seeds: 2}}")
     name = settings.get("scale", next(iter(scales))) if scale is None else scale
     if not isinstance(name, str) or name not in scales:
-        raise TopiaristError(f"there is no scale {name!r}; this study has {', '.join(map(str, scales))}")
+        raise TopiaristError(f"there is no scale {shown(name)}; this study has {', '.join(map(str, scales))}")
     chosen = {**own, **scales[name]}
     if name != PAPER:
         chosen.setdefault("note", _note(name))

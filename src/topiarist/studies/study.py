@@ -97,7 +97,9 @@ class Study(Terms):
         self._check_source()
         networks = (*self.networks, *([str(self.source["network"])] if "network" in self.source else []))
         if unknown := [name for name in self.selectors if name not in networks]:
-            raise TopiaristError(f"the selectors are for {unknown[0]!r}, which is no network of the study; correct it")
+            raise TopiaristError(
+                f"the selectors are for {shown(unknown[0])}, which is no network of the study; correct it"
+            )
         for entry in self.published:
             if not Entry.of(entry).meets(self.networks, self.data, self.prunings):
                 raise TopiaristError(
@@ -110,7 +112,7 @@ class Study(Terms):
         for named, known in ((pruning.networks, self.networks), (pruning.data, self.data)):
             if unknown := [name for name in named if name not in known]:
                 raise TopiaristError(
-                    f"{pruning.method} is to prune {unknown[0]!r}, which the study lacks; name it there"
+                    f"{pruning.method} is to prune {shown(unknown[0])}, which the study lacks; name it there"
                 )
 
     def _check_source(self) -> None:
@@ -140,9 +142,9 @@ class Study(Terms):
         known = {"network", "prunings", *(entry.name for entry in fields(Study))} - {"networks"}
         if unknown := sorted(set(settings) - known, key=str):
             near = suggestion(unknown[0], sorted(known))
-            raise TopiaristError(f"a study has no key {unknown[0]!r}; {near}")
+            raise TopiaristError(f"a study has no key {shown(unknown[0])}; {near}")
         if missing := sorted({"network", "data", "prunings"} - set(settings)):
-            raise TopiaristError(f"the study lacks the key {missing[0]!r}; add it")
+            raise TopiaristError(f"the study lacks the key {shown(missing[0])}; add it")
         values = {key: value for key, value in settings.items() if key not in ("network", "data", "prunings", "seeds")}
         for key in ("arms", "selectors", "targets", "published"):
             if key in values:

@@ -20,6 +20,7 @@ from typing import Any
 from torch import nn
 
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.graph import (
     GUARD,
     SIZE_KEYWORDS,
@@ -398,6 +399,6 @@ def install_corrections(model: nn.Module, corrections: Corrections) -> None:
     modules = dict(model.named_modules())
     for name, mine in corrections.items():
         if name not in modules:
-            raise TopiaristError(f"the model has no module {name!r}; it is not the model that was pruned")
+            raise TopiaristError(f"the model has no module {shown(name)}; it is not the model that was pruned")
         module = modules[name]
         module.__dict__["forward"] = CorrectedForward(module, mine)

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from topiarist.budget import Name, as_names, spelled, units_of
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.graph import Graph, Keep, broadcast_kept, kept_positions, unwrapped
 from topiarist.methods import Gate, Method, Penalty, Proximal, Soft, make
 from topiarist.surgery import check_shapes
@@ -60,11 +61,11 @@ def removed_entries(model: nn.Module, graph: Graph, keep: Keep) -> dict[str, Ten
     for name, kept in keep.items():
         if name not in known:
             raise TopiaristError(
-                f"the keep names the group {name!r}, which this graph lacks: allocate it on this graph"
+                f"the keep names the group {shown(name)}, which this graph lacks: allocate it on this graph"
             )
         group = graph[name]
         if not isinstance(kept, Tensor) or kept.dtype != torch.bool or kept.shape != (group.units,):
-            raise TopiaristError(f"the keep of {name!r} is {_kind(kept)}: give {group.units} booleans, one a unit")
+            raise TopiaristError(f"the keep of {shown(name)} is {_kind(kept)}: give {group.units} booleans, one a unit")
     parameters = dict(model.named_parameters(remove_duplicate=False))
     shapes = {name: tuple(tensor.shape) for name, tensor in [*parameters.items(), *model.named_buffers()]}
     try:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.graph import Graph, Keep, unwrapped
 from topiarist.train.attaching import removed_entries
 
@@ -72,7 +73,8 @@ def _reset(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if id(parameter) not in drawn:
             raise TopiaristError(
-                f"no module can initialise the parameter {name!r}: pass make_model=, a function that builds the model"
+                f"no module can initialise the parameter {shown(name)}: pass make_model=, a function that builds the "
+                "model"
             )
 
 
@@ -83,7 +85,7 @@ def _copy(fresh: nn.Module, model: nn.Module) -> None:
         there = tuple(source[name].shape) if name in source else "missing"
         if here != there:
             raise TopiaristError(
-                f"make_model builds another shape ({name!r} is {there}, here {here}): "
+                f"make_model builds another shape ({shown(name)} is {there}, here {here}): "
                 "use the architecture's build for a model that was cut"
             )
     model.load_state_dict(source)

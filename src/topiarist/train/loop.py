@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from topiarist.budget import Name, as_names, spelled
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
-from topiarist.files import one_line
+from topiarist.files import one_line, shown
 from topiarist.graph import Graph, Keep, unwrapped
 from topiarist.measure import accuracy, check_fits, class_scores, device_of, mode
 from topiarist.methods import Method, Soft
@@ -304,8 +304,8 @@ def _fabric(speed: Speed) -> Fabric:
             fabric.launch()
     except Exception as error:
         raise TopiaristError(
-            f"cannot train with accelerator={speed.accelerator!r}, devices={speed.devices!r}, "
-            f"precision={speed.precision!r} ({one_line(error)}): choose what this machine has, or leave them out"
+            f"cannot train with accelerator={shown(speed.accelerator)}, devices={shown(speed.devices)}, "
+            f"precision={shown(speed.precision)} ({one_line(error)}): choose what this machine has, or leave them out"
         ) from error
     if not started:
         count = fabric.world_size

@@ -104,7 +104,7 @@ class Recipe:
             ("gamma", 0 < self.gamma <= 1, "in (0, 1]"),
         ):
             if not legal:
-                raise TopiaristError(f"{name} of the recipe must be {wanted}, but got {getattr(self, name)!r}")
+                raise TopiaristError(f"{name} of the recipe must be {wanted}, but got {shown(getattr(self, name))}")
 
     @classmethod
     def paper(cls) -> Recipe:

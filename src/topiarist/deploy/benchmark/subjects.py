@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import nn
 from topiarist.budget import cost
 from topiarist.deploy.target import Session, Target
 from topiarist.errors import TopiaristError
-from topiarist.files import import_package, one_line, shown
+from topiarist.files import import_package, one_line, shortened, shown
 from topiarist.graph import Inputs, call_model, named_tensors, tensors_in, trace
 from topiarist.measure import mode
 
@@ -113,8 +114,8 @@ def onnx_shapes(path: Path) -> list[tuple[int | None, ...]]:
     Raises:
         TopiaristError: there is no such file, it is damaged or no ONNX file, or the package onnx is missing.
     """
-    if not path.is_file():
-        raise TopiaristError(f"there is no file {path}: give a module, or the path of an ONNX file")
+    if not os.path.isfile(path):
+        raise TopiaristError(f"there is no file {shortened(path)}: give a module, or the path of an ONNX file")
     onnx = import_package("onnx", "export")
     try:
         graph = onnx.load(str(path), load_external_data=False).graph

@@ -22,7 +22,7 @@ from topiarist.deploy.interface import EXPORTERS, as_exported
 from topiarist.deploy.target import Target
 from topiarist.deploy.targets import get_target, target_names
 from topiarist.errors import TopiaristError
-from topiarist.files import as_path, atomically, one_line, suggestion, writable
+from topiarist.files import as_path, atomically, one_line, shown, suggestion, writable
 from topiarist.graph import Inputs, check_plain, map_tensors, named_tensors, unwrapped
 from topiarist.measure import device_of
 from topiarist.surgery import copied
@@ -75,7 +75,7 @@ def target_of(kind: str) -> Target:
     for name in target_names():
         if kind and get_target(name).format == kind:
             return get_target(name)()
-    raise TopiaristError(f"there is no target {kind!r} to export to: {suggestion(kind, format_names())}")
+    raise TopiaristError(f"there is no target {shown(kind)} to export to: {suggestion(kind, format_names())}")
 
 
 def export(
@@ -135,7 +135,7 @@ def _exporters(runtime: Target, chosen: str | None) -> tuple[str, ...]:
     if chosen is None:
         return runtime.exporters
     if chosen not in EXPORTERS:
-        raise TopiaristError(f"there is no exporter {chosen!r}: {suggestion(chosen, EXPORTERS)}")
+        raise TopiaristError(f"there is no exporter {shown(chosen)}: {suggestion(chosen, EXPORTERS)}")
     if chosen not in runtime.exporters:
         raise TopiaristError(f"{runtime.format} is written by {' or '.join(runtime.exporters)}: leave {chosen} out")
     return (chosen,)

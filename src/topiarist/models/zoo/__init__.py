@@ -12,7 +12,7 @@ from collections.abc import Callable
 from torch import nn
 
 from topiarist.errors import TopiaristError
-from topiarist.files import suggestion
+from topiarist.files import shown, suggestion
 from topiarist.models.zoo.densenet import densenet40, densenet_bc100
 from topiarist.models.zoo.lenet import lenet5, lenet300, mlp
 from topiarist.models.zoo.preresnet import preresnet110, preresnet164
@@ -64,7 +64,7 @@ def builder(name: str) -> Callable[..., nn.Module]:
         TopiaristError: there is none of that name.
     """
     if name not in _BUILDERS:
-        raise TopiaristError(f"the zoo has no network {name!r}: {suggestion(name.lower(), _BUILDERS)}")
+        raise TopiaristError(f"the zoo has no network {shown(name)}: {suggestion(name.lower(), _BUILDERS)}")
     return _BUILDERS[name]
 
 
@@ -82,5 +82,5 @@ def build(name: str, **options: object) -> nn.Module:
     accepted = inspect.signature(function).parameters
     for option in options:
         if option not in accepted:
-            raise TopiaristError(f"zoo:{name} has no option {option!r}: it takes {', '.join(accepted)}")
+            raise TopiaristError(f"zoo:{name} has no option {shown(option)}: it takes {', '.join(accepted)}")
     return function(**options)

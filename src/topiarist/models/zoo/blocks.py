@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 
 Size = int | tuple[int, int]
 """Height and width of the images, one number where they are square."""
@@ -42,13 +43,15 @@ def check(in_channels: int, classes: int, width: float, input_size: Size, smalle
     """
     for name, value in (("in_channels", in_channels), ("classes", classes)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise TopiaristError(f"{name} is {value!r}, but must be a whole number of at least 1")
+            raise TopiaristError(f"{name} is {shown(value)}, but must be a whole number of at least 1")
     if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width <= 64:
-        raise TopiaristError(f"width is {width!r}, but must be a number above 0 and at most 64 (1 is the paper's)")
+        raise TopiaristError(f"width is {shown(width)}, but must be a number above 0 and at most 64 (1 is the paper's)")
     size = (input_size, input_size) if isinstance(input_size, int) else input_size
     two_numbers = isinstance(size, tuple | list) and len(size) == 2 and all(type(side) is int for side in size)
     if not two_numbers or min(size) < 1:
-        raise TopiaristError(f"input_size is {input_size!r}, but must be one whole number, or two for height and width")
+        raise TopiaristError(
+            f"input_size is {shown(input_size)}, but must be one whole number, or two for height and width"
+        )
     if min(size) < smallest:
         raise TopiaristError(
             f"this network takes images of at least {smallest}x{smallest}, not {size[0]}x{size[1]}: "
@@ -64,7 +67,7 @@ def check_rate(dropout: float) -> float:
         TopiaristError: it is not from 0 to below 1.
     """
     if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise TopiaristError(f"dropout is {dropout!r}, but must be a rate from 0 to below 1")
+        raise TopiaristError(f"dropout is {shown(dropout)}, but must be a rate from 0 to below 1")
     return float(dropout)
 
 

@@ -89,7 +89,7 @@ class _Processes:
         self.context: Any = multiprocessing.get_context(method)
         if method == "forkserver":
             self.context.set_forkserver_preload([work.__module__, *preload])
-            with _interrupts_ignored():
+            with _interrupts_held():
                 importlib.import_module("multiprocessing.forkserver").ensure_running()  # which some systems lack
         self.idle: list[_Worker] = []
         self.busy: dict[Connection, _Worker] = {}
@@ -141,16 +141,20 @@ class _Processes:
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Makes processes that start here ignore Ctrl-C, which reaches the whole group, even while they load modules."""
-    if threading.current_thread() is not threading.main_thread():  # no other may set what signals do
+def _interrupts_held() -> Iterator[None]:
+    """Holds back Ctrl-C until the end, and from processes that start here for good, even while they load modules.
+
+    A terminal sends it to the whole group. One that comes here is not lost: the parent gets it afterwards.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    importlib.import_module("multiprocessing.resource_tracker").ensure_running()  # which lets Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(pipe: Connection, out: Path, work: Work, threads: int) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from topiarist.errors import TopiaristError
-from topiarist.files import check_fields, one_line
+from topiarist.files import check_fields, one_line, shown
 from topiarist.studies.cells import Cell, Work, finished
 from topiarist.studies.executors.base import Ended, Pool, attempt
 from topiarist.studies.executors.local import default_workers
@@ -206,6 +206,7 @@ def _join(ray: Any, cluster: RayCluster) -> None:
             ray.init(cluster.address, **quiet)
     except (OSError, RuntimeError, ValueError) as error:  # Ray's ConnectionError is an OSError
         raise TopiaristError(
-            f"cannot join the Ray cluster {cluster.address!r} ({one_line(error)}); start one with `ray start --head`, "
+            f"cannot join the Ray cluster {shown(cluster.address)} ({one_line(error)}); start one with `ray start "
+            "--head`, "
             "or use the address 'local'"
         ) from error
