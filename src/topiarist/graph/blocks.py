@@ -8,12 +8,13 @@ that a removal computes what it should is that of any cut.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from topiarist.graph.by_tensor import ByTensor
 from topiarist.graph.inputs import Arguments, Keywords, tensors_in
 
 
@@ -48,12 +49,28 @@ class Block(NamedTuple):
 
 
 class _Use(NamedTuple):
-    """An operator: the call that ran it, what is behind what it read, the tensors of the model it read, its own bit."""
+    """An operator, or the caller, who reads the outputs.
+
+    Attributes:
+        call: bit of the call that ran it.
+        behind: what is behind what it read.
+        tensors: those of the model that it read.
+        bit: its own, where it read any.
+        readers: when what it made was read.
+    """
 
     call: int
     behind: int
-    tensors: tuple[str, ...] = ()
-    bit: int = 0
+    tensors: tuple[str, ...]
+    bit: int
+    readers: list[int]
+
+
+class _Made(NamedTuple):
+    """What is behind a tensor, and when it was made or written."""
+
+    behind: int
+    time: int
 
 
 class _Sum(NamedTuple):
@@ -71,10 +88,10 @@ class Descent:
     """What each tensor descends from.
 
     Integers whose bits stand for the input (bit 0), for calls of modules, for operators that read a tensor of the
-    model, and for sums.
+    model, and for sums; `times` tells by the bit which operators ran in the call, or are the operator or the sum.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, inputs: Sequence[Tensor]) -> None:
         names = {id(module): name for name, module in model.named_modules()}
         own = {id(parameter): name for name, parameter in model.named_parameters()}
         modules = dict(model.named_modules())
@@ -82,21 +99,20 @@ class Descent:
         self.parameters = {n: tuple(own[id(p)] for p in m.parameters()) for n, m in modules.items()}
         self.sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
         self.owners = [""]
+        self.times: list[list[int]] = [[]]
         self.running = [self._bit("")]
         self.outputs: dict[str, int] = {}
         self.uses: list[_Use] = []
         self.sums: list[_Sum] = []
-        self._behind: Any = WeakTensorKeyDictionary()
-        self._written: dict[int, int] = {}
+        self._behind = ByTensor[_Made]()
+        self._written: dict[int, _Made] = {}
+        for tensor in inputs:
+            self._behind[tensor] = _Made(1, -1)
 
     def _bit(self, owner: str) -> int:
         self.owners.append(owner)
+        self.times.append([])
         return 1 << (len(self.owners) - 1)
-
-    def begin(self, inputs: Sequence[Tensor]) -> None:
-        """Notes the network's inputs."""
-        for tensor in inputs:
-            self._behind[tensor] = 1
 
     def enter(self, name: str) -> None:
         """Notes that a call of a module begins."""
@@ -109,34 +125,54 @@ class Descent:
 
     def finish(self, outputs: Sequence[Tensor]) -> None:
         """Notes that what the network returns is used once more, by whoever called it."""
-        self.uses += [_Use(self.running[0], self._of(tensor)) for tensor in outputs]
+        for tensor in outputs:
+            self._use([tensor], (), 0)
+
+    def _makers(self, tensor: Tensor) -> Iterator[_Made]:
+        if (made := self._behind.get(tensor)) is not None:
+            yield made
+        if (written := self._written.get(tensor.untyped_storage()._cdata)) is not None:
+            yield written
 
     def _of(self, tensor: Tensor) -> int:
-        storage = tensor.untyped_storage()._cdata
-        return int(self._behind.get(tensor, 0) | self._written.get(storage, 0))
+        behind = 0
+        for made in self._makers(tensor):
+            behind |= made.behind
+        return behind
+
+    def _use(self, given: Sequence[Tensor], tensors: tuple[str, ...], bit: int) -> _Use:
+        """Notes that tensors are read."""
+        behind, time = 0, len(self.uses)
+        for made in (made for tensor in given for made in self._makers(tensor)):
+            behind |= made.behind
+            if made.time >= 0:
+                self.uses[made.time].readers.append(time)
+        self.uses.append(_Use(self.running[-1], behind, tensors, bit, []))
+        return self.uses[-1]
 
     def follow(
         self, func: Any, args: Arguments, kwargs: Keywords, given: Sequence[Tensor], tensors: Sequence[str], out: Any
     ) -> None:
         """Notes an operator: what it returns descends from what it was given, and from the running call."""
-        behind = 0
-        for tensor in given:
-            behind |= self._of(tensor)
-        bit = self._bit("") if tensors else 0
-        self.uses.append(_Use(self.running[-1], behind, tuple(tensors), bit))
-        after = behind | self.running[-1] | bit
+        bit, time = self._bit("") if tensors else 0, len(self.uses)
+        use = self._use(given, tuple(tensors), bit)
         results = tensors_in(out)
-        if _adds(func, args, kwargs, results):
-            after |= self._sum(self._of(args[0]), self._of(args[1]))
+        added = self._sum(self._of(args[0]), self._of(args[1])) if _adds(func, args, kwargs, results) else 0
+        after = use.behind
+        for own in (use.call, bit, added):
+            after |= own
+            if own:
+                self.times[own.bit_length() - 1].append(time)
         aliases = [returned.alias_info for returned in func._schema.returns]
         written = any(alias is not None and alias.is_write for alias in aliases)
         for tensor in results:
             key = tensor.untyped_storage()._cdata
             if written:  # whoever shares this memory sees it
-                self._written[key] = self._written.get(key, 0) | after
+                before = self._written.get(key)
+                self._written[key] = _Made(after if before is None else before.behind | after, time)
             elif all(alias is None for alias in aliases):
                 self._written.pop(key, None)  # fresh memory, perhaps at an old address
-            self._behind[tensor] = after
+            self._behind[tensor] = _Made(after, time)
 
     def _sum(self, left: int, right: int) -> int:
         if not left & right & 1:
@@ -177,32 +213,46 @@ class _Branches:
 
     def __init__(self, descent: Descent) -> None:
         self.descent = descent
-        self.calls: dict[str, int] = {}
-        for use in descent.uses:
+        calls: dict[str, int] = {}
+        self.reads: dict[str, list[int]] = {}
+        for time, use in enumerate(descent.uses):
             owner = descent.owners[use.call.bit_length() - 1]
-            self.calls[owner] = self.calls.get(owner, 0) | use.call
+            calls[owner] = calls.get(owner, 0) | use.call
+            for tensor in use.tensors:
+                self.reads.setdefault(tensor, []).append(time)
+        self.calls: dict[str, int] = {}
+        for module, within in descent.within.items():
+            every = 0
+            for inner in within:
+                every |= calls.get(inner, 0)
+            self.calls[module] = every
         self.ran = {owner for owner in descent.owners if owner}
 
     def names(self, calls: int) -> Iterator[str]:
         """Returns the modules that calls belong to, in the order of execution."""
         seen = set()
-        while calls:
-            lowest = calls & -calls
-            calls ^= lowest
-            name = self.descent.owners[lowest.bit_length() - 1]
+        for k in _bits(calls):
+            name = self.descent.owners[k]
             if name and name not in seen:
                 seen.add(name)
                 yield name
 
-    def _of(self, module: str) -> int:
-        """Returns all calls of a module and of those within it in which operators ran."""
-        calls = 0
-        for inner in self.descent.within[module]:
-            calls |= self.calls.get(inner, 0)
-        return calls
-
     def _inside(self, module: str, branch: int) -> bool:
-        return module in self.ran and not self._of(module) & ~branch
+        return module in self.ran and not self.calls[module] & ~branch
+
+    def _times(self, branch: int) -> list[int]:
+        """Returns when the operators of a branch ran."""
+        return sorted({time for k in _bits(branch) for time in self.descent.times[k]})
+
+    def _read(self, branch: int, bit: int) -> set[int]:
+        """Returns when something was read that descends from a branch, and not from the sum of this bit."""
+        uses, read = self.descent.uses, set[int]()
+        todo = self._times(branch)
+        while todo:
+            new = {time for time in uses[todo.pop()].readers if not uses[time].behind & bit} - read
+            read |= new
+            todo += new
+        return read
 
     def block(self, s: _Sum, branch: int) -> Block | str:
         """Returns the block of a sum, or why there is none."""
@@ -219,15 +269,18 @@ class _Branches:
         parameters = {parameter for module in modules for parameter in descent.parameters[module]}
         if not parameters:
             return "its branch has no parameters"
-        for time, use in enumerate(descent.uses):
-            inside = bool(use.call & branch)
-            if not inside and parameters.intersection(use.tensors):
-                return "its branch shares parameters with another part of the network"
-            late = time > s.time or not (inside or use.call & s.running)
-            if use.behind & branch and not use.behind & s.bit and late:
-                return "what its branch computes on the way is used elsewhere as well"
+        shared = "its branch shares parameters with another part of the network"
+        uses = descent.uses
+        found = [(t, shared) for p in parameters for t in self.reads.get(p, ()) if not uses[t].call & branch]
+        found += [
+            (time, "what its branch computes on the way is used elsewhere as well")
+            for time in self._read(branch, s.bit)
+            if time > s.time or not uses[time].call & (branch | s.running)
+        ]
+        if found:
+            return min(found)[1]
         if any(parameter.rpartition(".")[0] not in within for parameter in parameters):
-            return "its branch shares parameters with another part of the network"
+            return shared
         tips = self._tips(branch, within)
         parts = tuple(Part(module, descent.outputs[module]) for module in modules)
         return Block(s.module, parts, tuple(sorted(tips)))
@@ -236,7 +289,7 @@ class _Branches:
         """Returns the modules with parameters of their own that no other one in the branch reads from."""
         read: dict[str, int] = {}
         made: dict[str, int] = {}
-        for use in self.descent.uses:
+        for use in (self.descent.uses[time] for time in self._times(branch)):
             for owner in {tensor.rpartition(".")[0] for tensor in use.tensors if tensor in self.descent.sizes}:
                 if use.call & branch and owner in within:
                     read[owner] = read.get(owner, 0) | use.behind
@@ -246,17 +299,23 @@ class _Branches:
         )
 
 
+def _bits(calls: int) -> Iterator[int]:
+    """Returns which bits are set, the lowest first."""
+    while calls:
+        lowest = calls & -calls
+        calls ^= lowest
+        yield lowest.bit_length() - 1
+
+
 def _named(blocks: Sequence[Block], descent: Descent) -> tuple[Block, ...]:
     """Returns blocks with names that tell them apart."""
-    names = [block.name for block in blocks]
+    names = Counter(block.name for block in blocks)
 
     def size(part: Part) -> int:
         return sum(descent.sizes[parameter] for parameter in descent.parameters[part.module])
 
     return tuple(
-        block._replace(name=max(block.parts, key=size).module)
-        if not block.name or names.count(block.name) > 1
-        else block
+        block._replace(name=max(block.parts, key=size).module) if not block.name or names[block.name] > 1 else block
         for block in blocks
     )
 

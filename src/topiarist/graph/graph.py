@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -54,7 +55,7 @@ class Graph:
             hint = suggestion(name, self._by_name, "`topiarist inspect` lists the groups")
             raise TopiaristError(f"the graph has no group named {shown(name)}: {hint}") from None
 
-    @property
+    @cached_property
     def _by_name(self) -> dict[str, Group]:
         return {group.name: group for group in self.groups}
 

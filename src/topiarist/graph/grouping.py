@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,7 +11,7 @@ from math import prod
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
+from scipy.sparse import csc_matrix, csr_matrix
 
 from topiarist.graph.groups import Group, Site, Slice
 from topiarist.graph.labels import labelled
@@ -180,13 +180,14 @@ def _named(
     closed = len(units.closed)
     columns = [bool(team[0] < closed and units.closed[team[0]].column) for _, _, _, team in drafts]
     names = _names([(slices[0].tensor, column) for (_, slices, _, _), column in zip(drafts, columns, strict=True)])
+    by_unit = members.tocsc()
     groups: list[Group] = []
     first: dict[str, int] = {}
     members_in_order: list[int] = []
     for name, (_, slices, stage, team) in zip(names, drafts, strict=True):
         first[name] = len(members_in_order)
         members_in_order += team.tolist()
-        groups.append(Group(name, len(team), slices, stage, _Sites(record, classes, members[:, team])))
+        groups.append(Group(name, len(team), slices, stage, _Sites(record, classes, by_unit[:, team])))
     return Grouped(tuple(groups), members[:, members_in_order], first)
 
 
@@ -220,28 +221,29 @@ def _names(leads: Sequence[tuple[str, bool]]) -> list[str]:
     """Names groups after the first tensor; those that share one are rows and columns, and numbered."""
     plain = [LEADING.sub("", tensor) for tensor, _ in leads]
     sided = [f"{name}:{'columns' if column else 'rows'}" for name, (_, column) in zip(plain, leads, strict=True)]
+    count = Counter(plain)
     seen: dict[str, int] = defaultdict(int)
     result = []
     for name, side in zip(plain, sided, strict=True):
         seen[side] += 1
-        alone = plain.count(name) == 1
-        result.append(name if alone else side if seen[side] == 1 else f"{side}{seen[side]}")
+        result.append(name if count[name] == 1 else side if seen[side] == 1 else f"{side}{seen[side]}")
     return result
 
 
 class _Sites:
     """The module outputs that carry a group, in the order of execution; computed when asked for."""
 
-    def __init__(self, record: Record, classes: Classes, members: csr_matrix) -> None:
+    def __init__(self, record: Record, classes: Classes, members: csc_matrix) -> None:
         self.record, self.classes, self.members = record, classes, members
 
     def __iter__(self) -> Iterator[Site]:
+        members = self.members.tocsr()
         for (module, call), leaves in self.record.outputs.items():
             for axis, vector in enumerate(leaves[0].vectors if leaves else ()):
                 if not labelled(vector):
                     continue
-                held = self.members[self.classes.of[vector]].tocoo()
-                per_unit = np.bincount(held.col, minlength=self.members.shape[1])
+                held = members[self.classes.of[vector]].tocoo()
+                per_unit = np.bincount(held.col, minlength=members.shape[1])
                 if held.nnz and per_unit.min() == per_unit.max():
                     order = np.lexsort((held.row, held.col))
                     positions = held.row[order].reshape(len(per_unit), -1).astype(np.int64)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
+
+from topiarist.graph.by_tensor import ByTensor
 
 
 class Normed(NamedTuple):
@@ -39,15 +40,15 @@ class Norms:
     """Follows the outputs of layers through one run, and keeps those that a batch norm alone reads."""
 
     def __init__(self) -> None:
-        self._outputs: Any = WeakTensorKeyDictionary()
+        self._outputs = ByTensor[_Output]()
         self._seen: list[tuple[_Output, Normed]] = []
         self._uses: Counter[str] = Counter()
 
     def read(self, tensors: Iterable[Tensor], names: Iterable[str] = ()) -> None:
         """Notes that an operator, or the caller, reads tensors, among them the model's own of these names."""
         for tensor in tensors:
-            if tensor in self._outputs:
-                self._outputs[tensor].readers += 1
+            if (output := self._outputs.get(tensor)) is not None:
+                output.readers += 1
         self._uses.update(names)
 
     def layer(self, output: Tensor, weight: str, bias: str | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from itertools import pairwise
 from math import gcd
 from typing import NamedTuple
@@ -152,7 +152,6 @@ class Solution:
         corrections: dict[str, list[Correction]] = {}
         grouped: dict[tuple[str, Place, str, int], dict[int, Ratio | float]] = {}
         stated, _ = self._stated(dead, self.sizes(dead)[0])
-        loses = cache(partial(self._loses, dead=dead))
         for module, sites in stated.items():
             for site, value in sites.items():
                 grouped.setdefault((module, site.place, site.kind, site.at), {})[site.slot] = value
@@ -162,11 +161,12 @@ class Solution:
             if any(kept_length(dead, self.classes.of[vector]) == 1 for vector in vectors):
                 squeezed = Correction(place, "squeeze", 0, dict(enumerate(dims)))
                 corrections.setdefault(module, []).append(squeezed)
+        losing = self._losing(dead) if self.record.branches else set()
         for branch in self.record.branches:
             here = stated.get(branch.module, {})
             corrected = branch.sizes.intersection(site.text for site in here) or (branch.divides and here)
             unknown = branch.attributes - self._known_attributes.get(branch.module, set())
-            if (branch.unsafe or corrected or unknown) and loses(branch.module):
+            if (branch.unsafe or corrected or unknown) and branch.module in losing:
                 corrections.setdefault(branch.module, []).append(Correction(branch.place, GUARD, 0, {}))
         return {module: tuple(sorted(made, key=lambda c: c[:3])) for module, made in sorted(corrections.items())}
 
@@ -180,12 +180,17 @@ class Solution:
                     known.setdefault(leaf.module, set()).add(leaf.name)
         return known
 
-    def _loses(self, module: str, *, dead: np.ndarray) -> bool:
-        """Returns whether a cut takes something from what a module, or one within it, computes with."""
-        within = f"{module}." if module else ""
-        tensors = [labels for name, _, labels in self.record.sources if name.startswith(within)]
-        carried = [v for name, vectors in self.record.held.items() if f"{name}.".startswith(within) for v in vectors]
-        return any(bool(dead[self.classes.of[labels]].any()) for labels in (*tensors, *carried))
+    def _losing(self, dead: np.ndarray) -> set[str]:
+        """Returns the modules from which a cut takes something that they, or modules within them, compute with."""
+        computed = [(name.rpartition(".")[0], labels) for name, _, labels in self.record.sources]
+        computed += [(name, labels) for name, vectors in self.record.held.items() for labels in vectors]
+        losing: set[str] = set()
+        for name, labels in computed:
+            if name not in losing and dead[self.classes.of[labels]].any():
+                while name not in losing:
+                    losing.add(name)
+                    name = name.rpartition(".")[0]
+        return losing
 
     def _stated(
         self, dead: np.ndarray, solved: Mapping[Attribute, int]

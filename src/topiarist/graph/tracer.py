@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from topiarist.graph.blocks import Descent
+from topiarist.graph.by_tensor import ByTensor
 from topiarist.graph.calls import ModuleStack
 from topiarist.graph.code.branches import Taken
 from topiarist.graph.code.places import Site, line_of_code, trails_here
@@ -33,8 +33,9 @@ class Tracer:
     Attributes:
         record: what the run showed so far.
         algebra: its labels, unions and lines.
-        descent: which calls of modules each tensor descends from, for the blocks.
+        descent: which calls of modules each tensor descends from, for the blocks; in the first run alone.
         norms: which batch norms see a layer's output as it comes.
+        axes: the labels of each parameter and buffer.
         stack: the modules that are running.
         memory: the integers of the modules, which remember where they came from.
         call: the integers that the call of the program, below which an operator runs, was given.
@@ -52,7 +53,7 @@ class Tracer:
         self.call: list[Any] = []
         self.caller = ""
         self.borders: list[tuple[slice, Site | None, Site | None]] = []
-        self.descent: Descent
+        self.descent: Descent | None = None
         self.norms: Norms
         self.stack: ModuleStack
         self.memory: remembering
@@ -61,8 +62,11 @@ class Tracer:
         self._mixed: tuple[Vector, ...] = ()
         self._runs = 0
         self.ran: set[str] = set()
-        self._traced: Any = WeakTensorKeyDictionary()
-        self._undefined: Any = WeakTensorKeyDictionary()
+        self._traced = ByTensor[Traced]()
+        self._undefined = ByTensor[bool]()
+        # By storage, the tensors on it that held zeros at dead positions when they were made.
+        self._zeros: dict[int, ByTensor[None]] = {}
+        self.axes: dict[str, tuple[Vector, ...]] = {}
         self._index: dict[int, int] = {}
         self._asked: list[Free] = []
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -72,7 +76,8 @@ class Tracer:
                 if labels is not None:
                     self.record.sources.append(Source(name, axis, labels))
             self.record.shapes[name] = tuple(tensor.shape)
-            self._traced[tensor] = Traced(tuple(vectors), zero=True, source=name)
+            self.axes[name] = tuple(vectors)
+            self._send(tensor, Traced(tuple(vectors), zero=True, source=name))
 
     def begin(self, model: nn.Module, inputs: Sequence[Tensor]) -> None:
         """Prepares for a run on these inputs."""
@@ -80,18 +85,19 @@ class Tracer:
         self.record.batch = inputs[0].shape[0] if inputs and inputs[0].ndim else 1
         self.stack = ModuleStack(model, self._entered, self._left)
         self.norms = Norms()
-        self.descent = Descent(model)
-        self.descent.begin(inputs)
         self.memory = remembering(model)
+        self.descent = Descent(model, inputs) if self._runs == 1 else None
         self.lifetimes = Lifetimes(model) if self._runs == 1 else None
 
     def finish(self, outputs: Sequence[Tensor]) -> None:
         """Notes what the network returned: it is read once more, and keeps its shape."""
         if self.lifetimes is not None:
             self.record.storages = self.lifetimes.finish()
+        if self.descent is not None:
+            self.descent.finish(outputs)
+            self.record.blocks, self.record.irremovable = self.descent.residual_blocks()
         self._tie_descriptive_attributes()
         self.record.attributes = {**self.record.attributes, **self.memory.traced}
-        self.descent.finish(outputs)
         self.norms.read(outputs)
         for tensor in outputs:
             self.algebra.pin_all(self.vectors_of(tensor), "the network's output")
@@ -104,7 +110,7 @@ class Tracer:
 
     def of(self, tensor: Tensor) -> Traced:
         """Returns what travels with a tensor; nothing, where it came from outside."""
-        traced: Traced = self._traced.get(tensor) or Traced((None,) * tensor.ndim)
+        traced = self._traced.get(tensor) or Traced((None,) * tensor.ndim)
         met = [v for v in traced.vectors if isinstance(v, Free) and labelled(v.known())]
         if not met:
             return traced
@@ -126,8 +132,8 @@ class Tracer:
         traced = self.of(tensor)
         if traced.source is None or self.record.shapes[traced.source] != tuple(tensor.shape):
             return None
-        own = (source for source in self.record.sources if source.tensor == traced.source)
-        return traced.source if all(traced.vectors[axis] is labels for _, axis, labels in own) else None
+        own = zip(traced.vectors, self.axes[traced.source], strict=True)
+        return traced.source if all(vector is labels for vector, labels in own) else None
 
     def put(self, tensor: Tensor, vectors: Sequence[Vector], zero: bool = False, source: str | None = None) -> None:
         """Sends vectors on with a tensor; an axis of size 1 carries none."""
@@ -140,8 +146,13 @@ class Tracer:
             if labelled(vector) and len(vector) != size:
                 raise ValueError(f"{len(vector)} labels for an axis of {size}")
             sent.append(vector)
-        self._traced[tensor] = Traced(tuple(sent), zero, source)
+        self._send(tensor, Traced(tuple(sent), zero, source))
         self.record.held[self.stack.top] += [v for v in sent if labelled(v)]
+
+    def _send(self, tensor: Tensor, traced: Traced) -> None:
+        self._traced[tensor] = traced
+        if traced.zero:
+            self._zeros.setdefault(tensor.untyped_storage()._cdata, ByTensor())[tensor] = None
 
     def note_scale(self, tensor: Tensor, scale: str | None) -> None:
         """Notes which parameter has just scaled the channels of a tensor."""
@@ -149,7 +160,7 @@ class Tracer:
 
     def undefined(self, tensor: Tensor) -> bool:
         """Returns whether dead positions may hold NaN or infinity in the masked network, as 0 / 0 does."""
-        return tensor in self._undefined
+        return self._undefined.get(tensor) is not None
 
     def note_undefined(self, tensors: Sequence[Tensor]) -> None:
         """Notes tensors whose dead positions may hold NaN or infinity."""
@@ -160,9 +171,8 @@ class Tracer:
     def note_nonzero(self, tensor: Tensor) -> None:
         """Notes that an operator wrote into a tensor what is not zero at dead positions, for all on its storage."""
         storage = tensor.untyped_storage()._cdata
-        for other, travelled in list(self._traced.items()):
-            if travelled.zero and other.untyped_storage()._cdata == storage:
-                self._traced[other] = travelled._replace(zero=False)
+        for other in self._zeros.pop(storage, ()):
+            self._traced.change(other, self._traced.at(other)._replace(zero=False))
 
     def index_of(self, vector: Labels) -> int:
         """Returns a number for a vector, by which equations refer to it."""
@@ -256,11 +266,13 @@ class Tracer:
 
     def _entered(self, name: str, call: int, args: object) -> None:
         self.ran.add(name)
-        self.descent.enter(name)
+        if self.descent is not None:
+            self.descent.enter(name)
         received = (vector for tensor in tensors_in(args) for vector in self.vectors_of(tensor))
         self.record.held[name] += [vector for vector in received if labelled(vector)]
 
     def _left(self, name: str, call: int, output: object) -> None:
         """Notes what travels out of a module."""
-        self.descent.leave(name, output)
+        if self.descent is not None:
+            self.descent.leave(name, output)
         self.record.outputs[name, call] = [self.of(tensor) for tensor in tensors_in(output)]

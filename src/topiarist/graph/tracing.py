@@ -119,7 +119,6 @@ def _listen(
             record = tracer.record
             record.numbering = {n for n, b in buffers.items() if not (b.is_floating_point() or b.is_complex())}
             record.normed = tracer.norms.normed()
-            record.blocks, record.irremovable = tracer.descent.residual_blocks()
             for inputs in more_inputs:
                 with _aside(record):
                     _run(tracer, model, inputs, deadline)

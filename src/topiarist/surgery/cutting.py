@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -135,9 +136,13 @@ def apply_plan(model: nn.Module, work: Plan) -> nn.Module:
 
 def copied(model: nn.Module, replaced: dict[int, object] | None = None) -> nn.Module:
     """Returns a deep copy in which some tensors (by id) are already replaced, so that they are not copied."""
+    model = unwrapped(model)
     memo: dict[int, object] = dict(replaced or {})
+    for held in (value for module in model.modules() for value in vars(module).values()):
+        if type(held) in (dict, OrderedDict) and not held:  # eight in each module, which deepcopy takes long for
+            memo[id(held)] = type(held)()
     try:
-        with ALONE, modes_restored(made := copy.deepcopy(unwrapped(model), memo)):
+        with ALONE, modes_restored(made := copy.deepcopy(model, memo)):
             return made
     except (RuntimeError, TypeError) as error:
         raise TopiaristError(f"the model cannot be copied ({error}); detach tensors stored in it first") from error

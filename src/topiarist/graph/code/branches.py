@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
@@ -123,14 +123,15 @@ def untaken(taken: Taken, model: nn.Module, ran: set[str]) -> tuple[Branch, ...]
         ran: names of the modules that ran.
     """
     modules = dict(model.named_modules())
-    dead = {
-        key: _untaken_blocks(root.function.node, _spans_that_ran(codes)) for key, (root, codes) in taken.seen.items()
-    }
-    alike: dict[tuple[str, str], list[list[Block]]] = {}
-    for (_, _, name, source), blocks in dead.items():
-        alike.setdefault((name, source), []).append(blocks)
+    alike: dict[tuple[str, str], dict[frozenset[tuple[int, int, int, int]], list[Block]]] = {}
+    untaken: list[list[Block]] = []
+    for (_, _, name, source), (root, codes) in taken.seen.items():
+        known, ran_here = alike.setdefault((name, source), {}), _spans_that_ran(codes)
+        if ran_here not in known:
+            known[ran_here] = _untaken_blocks(root.function.node, ran_here)
+        untaken.append(known[ran_here])
     branches = []
-    for (module, steps, name, source), blocks in dead.items():
+    for (module, steps, name, source), blocks in zip(taken.seen, untaken, strict=True):
         root, _ = taken.seen[module, steps, name, source]
         look = Look(modules.get(module), root.names, ran, module)
         for block in blocks:
@@ -145,19 +146,19 @@ def untaken(taken: Taken, model: nn.Module, ran: set[str]) -> tuple[Branch, ...]
                     divides=DIVIDES in dangers,
                     sizes=frozenset(each for each in dangers - {UNSAFE, DIVIDES} if not each.startswith(OWN)),
                     attributes=attributes,
-                    elsewhere=not all(_holds(others, block) for others in alike[name, source]),
+                    elsewhere=not all(_holds(others, block) for others in alike[name, source].values()),
                 )
             )
     return tuple(branches)
 
 
-def _spans_that_ran(codes: Ran) -> list[tuple[int, int, int, int]]:
-    return [
+def _spans_that_ran(codes: Ran) -> frozenset[tuple[int, int, int, int]]:
+    return frozenset(
         span
         for code, instructions in codes.items()
         for k in instructions
         if k < len(spans := spans_of(code)) and (span := spans[k]) is not None
-    ]
+    )
 
 
 def _holds(blocks: Sequence[Block], block: Block) -> bool:
@@ -194,7 +195,7 @@ def block_span(function: Written, block: Block) -> Span:
     return Span(*first[:2], *last[2:])
 
 
-def _untaken_blocks(node: ast.AST, spans: Sequence[tuple[int, int, int, int]]) -> list[Block]:
+def _untaken_blocks(node: ast.AST, spans: Collection[tuple[int, int, int, int]]) -> list[Block]:
     """Returns the largest blocks of a function in which nothing ran."""
     found: list[Block] = []
 

@@ -69,7 +69,7 @@ def _layer(t: Tracer, out: Tensor, weight: Tensor, outputs: Vector, bias: Tensor
         return
     if bias is not None and (shift is None or bias.numel() != t.record.shapes[source][0]):
         return
-    if t.record.axis(source, 0) is outputs:
+    if t.axes[source][0] is outputs:
         t.norms.layer(out, source, shift)
 
 
