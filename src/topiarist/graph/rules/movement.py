@@ -46,9 +46,10 @@ def drawn(t: Tracer, c: Call) -> None:
     t.note_nonzero(c.x)
 
 
-@rule_for("_c10d_functional::all_reduce", "_c10d_functional::all_reduce_", "_c10d_functional::broadcast",
-          "_c10d_functional::broadcast_", "_c10d_functional::wait_tensor", "_c10d_functional::all_reduce_coalesced",
-          "c10d::allreduce_", "c10d::broadcast_", "c10d::allreduce_coalesced_")  # fmt: skip
+SHARED = {"all_reduce", "all_reduce_", "broadcast", "broadcast_", "wait_tensor", "_wrap_tensor_autograd"}
+
+
+@rule_for(*(f"_c10d_functional::{name}" for name in SHARED), "c10d::allreduce_", "c10d::broadcast_")
 def same_on_all(t: Tracer, c: Call) -> None:
     """Passes what processes share, position by position."""
     for x, out in zip(c.tensors, c.outputs, strict=False):
@@ -139,7 +140,7 @@ def slice_(t: Tracer, c: Call) -> None:
     if not labelled(vector):
         for border, site in zip((c["start"], c["end"]), sites, strict=True):
             if site is not None:
-                t.note_size(_as_written(t, border), None, site)
+                t.note_size(as_written(t, border), None, site)
     else:
         if step != 1 and begin < step and end == len(vector) and len(vector) % step == 0:
             blocks = vector.reshape(-1, step)  # steps keep their positions where entire blocks are removed

@@ -12,7 +12,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 from topiarist.errors import TopiaristError
 from topiarist.graph.calls import MIXING
 from topiarist.graph.labels import Vector
-from topiarist.graph.rules.registry import Call, Rule, key_of, rule_for, rule_of
+from topiarist.graph.rules.registry import RULES, Call, Rule, key_of, rule_for, rule_of
 from topiarist.graph.tracer import Tracer
 
 OWN: set[str] = set()
@@ -75,7 +75,7 @@ class Operation:
         if not zero and any(tensor is given for given in self._call.tensors):
             self._tracer.note_nonzero(tensor)
 
-    def layer(self, weight: str, *, output: int, input: int, bias: str | None = None, places: int = 1) -> None:
+    def layer(self, weight: str, *, output: int, input: int, bias: str | None = None) -> None:
         """Says that an argument is the weight of a layer, so that methods score its units and budgets count it.
 
         Args:
@@ -83,16 +83,16 @@ class Operation:
             output: the weight's axis of outputs.
             input: the weight's axis of inputs.
             bias: name of the argument that is added to the outputs.
-            places: how often one example multiplies the weight: 1 for a linear layer, the pixels of a convolution.
         """
         tensor, axes = self[weight], self.axes(weight)
+        times = self._call.outputs[0].numel() // tensor.shape[output]
+        stage = str(max(1, times // self._tracer.record.batch))
         self._tracer.mark(axes[input], "input")
-        self._tracer.mark(axes[output], "output", str(places))
+        self._tracer.mark(axes[output], "output", stage)
         if bias is not None and isinstance(self[bias], Tensor):
             self._tracer.mark(self.axes(bias)[0], "bias")
-        batch = self._tracer.record.batch
         factors = zip(tensor.shape, axes, strict=True)
-        self._tracer.note_product(batch * places, *factors, weight=self._tracer.of(tensor).source, stage=str(places))
+        self._tracer.note_product(times, *factors, weight=self._tracer.of(tensor).source, stage=stage)
 
     def _tensor(self, tensor: str | Tensor) -> Tensor:
         given = self[tensor] if isinstance(tensor, str) else tensor
@@ -119,7 +119,8 @@ def rule(operator: Any, *, like: Any = None, override: bool = False) -> Callable
         TopiaristError: the operator is unknown, or has a rule of Topiarist's already; or `like` has none to share.
     """
     name = _name(operator)
-    if name not in OWN and not override and any(rule_of(overload) is not None for overload in _overloads(name)):
+    known = name in RULES or any(rule_of(overload) is not None for overload in _overloads(name))
+    if known and name not in OWN and not override:
         raise TopiaristError(f"{name} has a rule already; replace it on purpose with override=True")
 
     def register(function: OwnRule) -> OwnRule:
@@ -160,7 +161,7 @@ def _guarded(name: str, function: Rule) -> Rule:
 
 def _shared(name: str) -> Rule:
     """Returns the rule of another operator, which takes a call for one of that operator."""
-    found = next((known for overload in _overloads(name) if (known := rule_of(overload)) is not None), None)
+    found = next((known for overload in _overloads(name) if (known := rule_of(overload))), None)
     if found is None:
         raise TopiaristError(
             f"{name} has no rule to share; write a function, as in 'Rules of your own' in the documentation"
@@ -194,6 +195,6 @@ def _name(operator: Any) -> str:
 
 def _overloads(name: str) -> list[OpOverload]:
     """Returns the overloads of an operator; none where it is not loaded."""
-    namespace, _, short = f"aten::{name}".rpartition("::")
-    packet = getattr(getattr(torch.ops, namespace.removeprefix("aten::") or "aten"), short, None)
-    return [getattr(packet, overload) for overload in packet.overloads()] if packet is not None else []
+    namespace, _, short = name.rpartition("::")
+    packet = getattr(getattr(torch.ops, namespace or "aten"), short, None)
+    return [] if packet is None else [getattr(packet, overload) for overload in packet.overloads()]
