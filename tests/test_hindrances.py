@@ -8,8 +8,7 @@ from torch.ao.quantization import quantize_fx
 from torch.nn.attention.flex_attention import flex_attention
 
 from networks import Net, images, shaken, tokens
-from topiarist import Budget, TopiaristError, prune, trace
-from topiarist.graph.rules import RULES, rule
+from topiarist import Budget, TopiaristError, prune, rule, trace
 
 
 def cnn():
@@ -109,12 +108,12 @@ def test_an_operator_without_a_rule_is_named_with_what_would_help():
     told = refusal(between(wavy), tokens(1))
     assert "hindrances.wavy" in told
     assert "test_hindrances.py" in told
-    assert "topiarist.graph.rules.rule" in told
+    assert "topiarist.rule" in told
 
 
 def test_a_rule_can_be_declared():
     assert not trace(between(declared), tokens(1)).groups
-    rule("declared")(RULES["pointwise"])
+    rule(declared, like="silu")
     result = prune(between(declared), tokens(1), "l1", Budget(ratio=0.5))
     assert result.proof.ok
     assert result.model.a.out_features == 4

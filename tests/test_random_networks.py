@@ -12,7 +12,8 @@ from hypothesis import example, given, note, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import steps_tokens  # noqa: F401  (its steps are drawn too)
+import steps_indexing  # noqa: F401  (its steps are drawn too)
+import steps_tokens  # noqa: F401
 import topiarist
 from networks import NIGHT, TOLERANCE, call, distance, multiplications, random_keep, shaken, zeroed
 from programs import Program

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from topiarist.graph import Graph as Graph
     from topiarist.graph import Group as Group
     from topiarist.graph import Slice as Slice
+    from topiarist.graph import rule as rule
     from topiarist.graph import trace as trace
     from topiarist.measure import collect as collect
     from topiarist.measure import evaluate as evaluate
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from topiarist.surgery import Proof as Proof
     from topiarist.surgery import add_selectors as add_selectors
     from topiarist.surgery import check as check
+    from topiarist.surgery import check_rule as check_rule
     from topiarist.surgery import cut as cut
     from topiarist.surgery import mask as mask
     from topiarist.surgery import prove as prove
@@ -62,12 +64,12 @@ _PUBLIC = {
     "data": ("Data", "load_data"),
     "deploy": ("Bench", "bench"),
     "errors": ("TopiaristError",),
-    "graph": ("Graph", "Group", "Slice", "trace"),
+    "graph": ("Graph", "Group", "Slice", "rule", "trace"),
     "measure": ("collect", "evaluate", "latency"),
     "methods": ("Method",),
     "models": ("load_model", "make_model"),
     "pruning": ("Pruned", "Pruning", "Run", "Steps", "prune", "sensitivity", "shrink"),
-    "surgery": ("Proof", "add_selectors", "check", "cut", "mask", "prove"),
+    "surgery": ("Proof", "add_selectors", "check", "check_rule", "cut", "mask", "prove"),
     "train": ("Recipe", "attach", "fit"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -51,6 +51,7 @@ from topiarist.graph.inputs import (
 from topiarist.graph.labels import labelled
 from topiarist.graph.norms import Normed
 from topiarist.graph.record import Contraction
+from topiarist.graph.rules import Operation, is_own, rule
 from topiarist.graph.selector import SELECTOR, ChannelSelector, declare_selectors, is_norm
 from topiarist.graph.sizes import Attribute, assign_attributes
 from topiarist.graph.solution import CORRECTIONS, GUARD, INFERRED, Correction, Corrections, Ratio
@@ -82,6 +83,7 @@ __all__ = [
     "Kind",
     "ModuleStack",
     "Normed",
+    "Operation",
     "Part",
     "Pinned",
     "Place",
@@ -110,6 +112,7 @@ __all__ = [
     "form_of",
     "hindrance",
     "is_norm",
+    "is_own",
     "kept_positions",
     "labelled",
     "map_floats",
@@ -121,6 +124,7 @@ __all__ = [
     "random_state_kept",
     "regroup",
     "removed_blocks",
+    "rule",
     "seed_all",
     "slice_of",
     "tensors_in",

@@ -159,14 +159,16 @@ def modes_restored(model: nn.Module) -> Iterator[None]:
 
 NORMS = {"native_layer_norm": "layer", "_fused_rms_norm": "layer", "rms_norm": "layer", "native_group_norm": "group"}
 REDUCING = {"mean", "sum", "amax", "amin", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm", "prod"}
-REDUCING |= {"logsumexp"}
-PRODUCTS = {"convolution", "mm", "addmm", "bmm", "baddbmm", "mv", "dot", "addmv", "_grouped_mm"}
+REDUCING |= {"logsumexp", "nansum", "count_nonzero", "aminmax"}
+PRODUCTS = {"convolution", "mm", "addmm", "bmm", "baddbmm", "mv", "dot", "vdot", "addmv", "_grouped_mm"}
 MIXING = NORMS | dict.fromkeys(REDUCING, "reduction")
 MIXING |= dict.fromkeys(PRODUCTS, "product") | {"_weight_norm_interface": "weight norm"}
 
 
 def mixing_kind(func: OpOverload, args: Arguments, kwargs: Keywords) -> str | None:
     """Returns how an operator mixes positions, so that dead ones must be left out; ``None`` where it does not."""
+    if func.namespace != "aten":
+        return None
     name = func.overloadpacket.__name__
     if "batch_norm" in name:
         names = [argument.name for argument in func._schema.arguments]

@@ -24,8 +24,8 @@ def hindrance(graph: Graph) -> str:
         if any(part in operator for part in ("attn", "attention")):
             return f"{nothing}: it runs an {where}; {EAGER}"
         return (
-            f"{nothing}: it runs an {where}; declare a rule with topiarist.graph.rules.rule (see How it works), or "
-            "write it with operators that have one"
+            f"{nothing}: it runs an {where}; declare its rule with topiarist.rule (see Rules of your own in the "
+            "documentation), or write it with operators that have one"
         )
     telling = [reason for reason in reasons if not reason.startswith(COMMON)] or reasons
     if not telling:

@@ -190,7 +190,7 @@ class Pruned:
             yield "Layers left alone:"
             yield from (f"  {layer}: {reason}" for layer, reason in unchanged.items())
         for operator in self.graph.unknown:
-            yield f"Operator without a rule: {operator} (what it touches is pinned)"
+            yield f"Operator without a rule: {operator} (what it touches is pinned; topiarist.rule declares one)"
         for name, old, new in (
             ("MACs", self.before.macs, self.after.macs),
             ("parameters", self.before.params, self.after.params),

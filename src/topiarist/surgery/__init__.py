@@ -15,6 +15,7 @@ from topiarist.surgery.cutting import (
 )
 from topiarist.surgery.decisions import TOLERANCE, Answer, answer, difference
 from topiarist.surgery.proof import Proof, prove
+from topiarist.surgery.rule_check import check_rule
 from topiarist.surgery.selectors import add_selectors
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "answer",
     "apply_plan",
     "check",
+    "check_rule",
     "check_shapes",
     "copied",
     "cut",

@@ -62,7 +62,7 @@ def check(
         return _with_proved_blocks(model, graph, inputs, deadline)
     for seed in (0, 1):
         while True:
-            keep = _random_keep(graph, seed)
+            keep = random_keep(graph, seed)
             proof = prove(model, graph, keep, inputs, more_inputs=more)
             if proof.agrees:
                 break
@@ -114,7 +114,7 @@ def _with_proved_blocks(model: nn.Module, graph: Graph, inputs: Inputs, deadline
     return replace(graph, groups=groups, irremovable=irremovable)
 
 
-def _random_keep(graph: Graph, seed: int) -> dict[str, Tensor]:
+def random_keep(graph: Graph, seed: int) -> dict[str, Tensor]:
     """Returns a keep of about half of each group's units, at random."""
     random = np.random.default_rng(seed)
     keep = {}
@@ -163,7 +163,7 @@ def _without_unprovable_groups(
     model: nn.Module, graph: Graph, seed: int, examples: tuple[Inputs, Sequence[Inputs]], proof: Proof, deadline: float
 ) -> Graph:
     """Returns the graph with pins on the groups whose cut alone is not proved: where a module tells no more."""
-    solution, sources, keep = graph.solution, graph.solution.record.sources, _random_keep(graph, seed)
+    solution, sources, keep = graph.solution, graph.solution.record.sources, random_keep(graph, seed)
     for group in graph.groups:
         _check_time(deadline)
         alone = prove(model, graph, {group.name: keep[group.name]}, examples[0], more_inputs=examples[1])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from topiarist.graph.labels import Free, Vector, labelled
 from topiarist.graph.rules.pointwise import broadcast
-from topiarist.graph.rules.registry import Call, rule
+from topiarist.graph.rules.registry import Call, rule_for
 from topiarist.graph.tracer import Tracer
 
 INPUT = "reads an input of fixed size"
@@ -32,7 +32,7 @@ def summed(t: Tracer, a: Vector, b: Vector, left: Tensor, right: Tensor, axis: i
     return vector
 
 
-@rule("convolution")
+@rule_for("convolution")
 def convolution(t: Tracer, c: Call) -> None:
     x, weight, bias, groups = c["input"], c["weight"], c["bias"], c["groups"]
     batch, channels, *inner = t.vectors_of(x)
@@ -103,7 +103,7 @@ def _transposed(t: Tracer, c: Call, channels: Vector) -> tuple[Vector, Vector]:
     return out, reads
 
 
-@rule("mm", "addmm", "bmm", "baddbmm", "mv", "dot", "addmv")
+@rule_for("mm", "addmm", "bmm", "baddbmm", "mv", "dot", "vdot", "addmv")
 def product(t: Tracer, c: Call) -> None:
     added = c.get("self") if c.name in ("addmm", "baddbmm", "addmv") else None
     left, right = [x for x in c.tensors if x is not added][:2]
@@ -135,7 +135,7 @@ def product(t: Tracer, c: Call) -> None:
         t.put(c.out, broadcast(t, [c.out, added], c.out), zero and t.of(added).zero and covered)
 
 
-@rule("_grouped_mm")
+@rule_for("_grouped_mm")
 def grouped_product(t: Tracer, c: Call) -> None:
     """Multiplies the rows that fall to each expert with its own matrix: ``(rows, k) · (experts, k, n)``."""
     rows, experts = c["self"], c["mat2"]
@@ -151,7 +151,7 @@ def grouped_product(t: Tracer, c: Call) -> None:
     t.put(c.out, [None, b[2]], t.of(experts).zero)
 
 
-@rule("attention")
+@rule_for("attention")
 def attention(t: Tracer, c: Call) -> None:
     """Passes heads and the width of v through softmax(q·kᵀ·scale + mask)·v; that of q and k is summed over."""
     query, key, value = c["query"], c["key"], c["value"]

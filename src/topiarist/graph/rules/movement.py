@@ -5,54 +5,70 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from topiarist.graph.calls import FILLS
 from topiarist.graph.code.places import Site
 from topiarist.graph.labels import Free, Vector, labelled
-from topiarist.graph.record import Gather
-from topiarist.graph.rules.registry import Call, rule
+from topiarist.graph.rules.registry import Call, rule_for
 from topiarist.graph.tracer import Tracer
 
 
-@rule(
-    "new_empty_strided", "scalar_tensor", "_local_scalar_dense", "is_same_size", "empty_strided", "bernoulli_",
-    "uniform_", "normal_",
+@rule_for(
+    "new_empty_strided", "scalar_tensor", "_local_scalar_dense", "is_same_size", "empty_strided",
 )  # fmt: skip
 def nothing(t: Tracer, c: Call) -> None:
     """Leaves outputs without labels."""
 
 
-@rule(*FILLS, *(f"new_{name}" for name in FILLS))
+@rule_for(*FILLS, *(f"new_{name}" for name in FILLS))
 def fill(t: Tracer, c: Call) -> None:
     """Makes axes that take what they meet; the listener notes the sizes that the program gave."""
     zero = c.name.endswith("zeros") or c.get("fill_value") == 0
     t.put(c.out, [Free(zero=zero) for _ in c.out.shape], zero)
 
 
-@rule(
+@rule_for(
     "clone", "detach", "detach_", "alias", "_to_copy", "lift_fresh", "lift_fresh_copy", "contiguous", "zeros_like",
-    "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "fill_", "zero_", "lift",
+    "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "fill_", "zero_", "lift", "_conj",
+    "_conj_physical", "conj_physical", "_neg_view", "resolve_conj", "resolve_neg",
 )  # fmt: skip
 def same(t: Tracer, c: Call) -> None:
     copied = "like" not in c.name and c.name != "fill_"
     t.put(c.out, c.vectors, c.traced.zero if copied else c.name == "zeros_like", c.traced.source if copied else None)
+    if c.name == "fill_" and c["value"] != 0:
+        t.note_nonzero(c.x)
 
 
-@rule("view", "_unsafe_view", "reshape", "_reshape_alias")
+@rule_for("bernoulli_", "uniform_", "normal_", "exponential_", "random_", "log_normal_", "cauchy_", "geometric_")
+def drawn(t: Tracer, c: Call) -> None:
+    """Keeps the labels of what is filled with noise, which is not zero anywhere."""
+    t.put(c.x, c.vectors)
+    t.note_nonzero(c.x)
+
+
+SHARED = {"all_reduce", "all_reduce_", "broadcast", "broadcast_", "wait_tensor", "_wrap_tensor_autograd"}
+
+
+@rule_for(*(f"_c10d_functional::{name}" for name in SHARED), "c10d::allreduce_", "c10d::broadcast_")
+def same_on_all(t: Tracer, c: Call) -> None:
+    """Passes what processes share, position by position."""
+    for x, out in zip(c.tensors, c.outputs, strict=False):
+        t.put(out, t.vectors_of(x), t.of(x).zero, t.of(x).source if "broadcast" in c.name else None)
+
+
+@rule_for("view", "_unsafe_view", "reshape", "_reshape_alias")
 def view(t: Tracer, c: Call) -> None:
     t.put(c.out, t.algebra.view(c.vectors, c.x.shape, c.out.shape), c.traced.zero, c.traced.source)
 
 
-@rule("as_strided", "as_strided_")
+@rule_for("as_strided", "as_strided_")
 def as_strided(t: Tracer, c: Call) -> None:
     if tuple(c["size"]) != tuple(c.x.shape):
         raise ValueError("strides that do not follow the axes")
     t.put(c.out, c.vectors, c.traced.zero)
 
 
-@rule("permute", "transpose", "transpose_", "t", "t_", "numpy_T", "swapaxes")
+@rule_for("permute", "transpose", "transpose_", "t", "t_", "numpy_T", "swapaxes")
 def permute(t: Tracer, c: Call) -> None:
     order = list(range(c.x.ndim))
     if c.name == "permute":
@@ -65,27 +81,38 @@ def permute(t: Tracer, c: Call) -> None:
     t.put(c.out, [c.vectors[d] for d in order], c.traced.zero, c.traced.source)
 
 
-@rule("unsqueeze")
+@rule_for("unsqueeze")
 def unsqueeze(t: Tracer, c: Call) -> None:
     vectors = c.vectors
     vectors.insert(c["dim"] % (c.x.ndim + 1), None)
     t.put(c.out, vectors, c.traced.zero, c.traced.source)
 
 
-@rule("squeeze")
+@rule_for("squeeze")
 def squeeze(t: Tracer, c: Call) -> None:
     squeezed = [d for d in c.dims() if c.x.shape[d] == 1]
     t.put(c.out, [v for d, v in enumerate(c.vectors) if d not in squeezed], c.traced.zero, c.traced.source)
 
 
-@rule("expand")
+@rule_for("squeeze_", "unsqueeze_")
+def moved_in_place(t: Tracer, c: Call) -> None:
+    """Moves the labels of a tensor whose axes have been moved in place, so that its shape is the new one."""
+    vectors = c.vectors
+    if c.name == "unsqueeze_":
+        vectors.insert(c["dim"] % c.out.ndim, None)
+    elif len(vectors) > c.out.ndim:
+        del vectors[c["dim"] % len(vectors)]
+    t.put(c.out, vectors, c.traced.zero, c.traced.source)
+
+
+@rule_for("expand")
 def expand(t: Tracer, c: Call) -> None:
     new = c.out.ndim - c.x.ndim
     grown = [Free() if c.x.shape[d] == 1 < c.out.shape[d + new] else v for d, v in enumerate(c.vectors)]
     t.put(c.out, [Free() for _ in range(new)] + grown, c.traced.zero)
 
 
-@rule("repeat")
+@rule_for("repeat")
 def repeat(t: Tracer, c: Call) -> None:
     new = c.out.ndim - c.x.ndim
     sizes, olds = [1] * new + list(c.x.shape), [None] * new + c.vectors
@@ -95,29 +122,14 @@ def repeat(t: Tracer, c: Call) -> None:
             vectors.append(vector)
         elif size == 1:
             vectors.append(free := Free())
-            t.note_size(_as_written(t, times), free)
+            t.note_size(as_written(t, times), free)
         else:
             vector = t.algebra.settle(vector, size)
             vectors.append(np.tile(vector, times) if labelled(vector) else None)
     t.put(c.out, vectors, c.traced.zero)
 
 
-@rule("select")
-def select(t: Tracer, c: Call) -> None:
-    vectors = c.vectors
-    t.algebra.pin(vectors.pop(c["dim"] % c.x.ndim), "one position is selected by its number")
-    t.put(c.out, vectors, c.traced.zero)
-
-
-@rule("unbind")
-def unbind(t: Tracer, c: Call) -> None:
-    vectors = c.vectors
-    t.algebra.pin(vectors.pop(c["dim"] % c.x.ndim), "the axis is unbound into single positions")
-    for part in c.out:
-        t.put(part, vectors, c.traced.zero)
-
-
-@rule("slice")
+@rule_for("slice")
 def slice_(t: Tracer, c: Call) -> None:
     vectors, dim = c.vectors, c["dim"] % c.x.ndim
     if c.out.shape[dim] != c.x.shape[dim]:
@@ -128,7 +140,7 @@ def slice_(t: Tracer, c: Call) -> None:
     if not labelled(vector):
         for border, site in zip((c["start"], c["end"]), sites, strict=True):
             if site is not None:
-                t.note_size(_as_written(t, border), None, site)
+                t.note_size(as_written(t, border), None, site)
     else:
         if step != 1 and begin < step and end == len(vector) and len(vector) % step == 0:
             blocks = vector.reshape(-1, step)  # steps keep their positions where entire blocks are removed
@@ -139,12 +151,12 @@ def slice_(t: Tracer, c: Call) -> None:
         both = (begin, c["start"], vector[:begin]), (end, c["end"], vector[:end])
         for (border, given, part), site in zip(both, sites, strict=True):
             if step == 1 and 0 < border < len(vector):
-                asked = _as_written(t, given)
+                asked = as_written(t, given)
                 t.note_size(-asked if given < 0 else asked, vector[border:] if given < 0 else part, site)
             elif site is not None:
-                t.note_size(_as_written(t, given), None, site)
+                t.note_size(as_written(t, given), None, site)
         if t.caller == "narrow" and begin > 0 and end == len(vector):
-            t.note_size(_as_written(t, end - begin), vector[begin:])
+            t.note_size(as_written(t, end - begin), vector[begin:])
         if c.traced.source is not None:
             t.record.left_out += [(c.traced.source, part) for part in (vector[:begin], vector[end:])]
         vectors[dim] = vector[begin : end : c["step"]]
@@ -161,12 +173,12 @@ def _border_sites(t: Tracer, indices: tuple[int, int, int], length: int) -> tupl
     return None, None
 
 
-def _as_written(t: Tracer, value: int) -> Any:
+def as_written(t: Tracer, value: int) -> Any:
     """Returns the integer as the program gave it, so that it remembers; the plain value where it did not."""
     return next((given for given in t.call if isinstance(given, int) and given == value), value)
 
 
-@rule("split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes", "split_copy", "split_with_sizes_copy")
+@rule_for("split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes", "split_copy", "split_with_sizes_copy")
 def split(t: Tracer, c: Call) -> None:
     vectors, dim = c.vectors, c["dim"] % c.x.ndim
     if len(c.out) > 1:
@@ -190,7 +202,7 @@ def split(t: Tracer, c: Call) -> None:
         begin = end
 
 
-@rule("cat")
+@rule_for("cat")
 def cat(t: Tracer, c: Call) -> None:
     parts = [part for part in c["tensors"] if part.numel()]
     dim = c["dim"] % c.out.ndim
@@ -209,7 +221,7 @@ def cat(t: Tracer, c: Call) -> None:
     t.put(c.out, vectors, all(t.of(part).zero for part in parts))
 
 
-@rule("stack")
+@rule_for("stack")
 def stack(t: Tracer, c: Call) -> None:
     vectors: list[Vector] = list(t.vectors_of(c["tensors"][0]))
     for part in c["tensors"][1:]:
@@ -218,7 +230,7 @@ def stack(t: Tracer, c: Call) -> None:
     t.put(c.out, vectors, all(t.of(part).zero for part in c["tensors"]))
 
 
-@rule("constant_pad_nd")
+@rule_for("constant_pad_nd")
 def pad(t: Tracer, c: Call) -> None:
     vectors, amounts = c.vectors, c["pad"]
     for k in range(len(amounts) // 2):
@@ -236,71 +248,56 @@ def pad(t: Tracer, c: Call) -> None:
     t.put(c.out, vectors, c.traced.zero and c["value"] == 0)
 
 
-@rule("roll")
+@rule_for("roll")
 def roll(t: Tracer, c: Call) -> None:
     t.algebra.pin_all([c.vectors[dim] for dim in c.dims("dims")], "rolled along the axis")
     t.put(c.out, c.vectors, c.traced.zero)
 
 
-@rule("flip")
+@rule_for("rot90", "tril", "triu")
+def turned(t: Tracer, c: Call) -> None:
+    """Pins the two axes of a plane in which data moves by its place."""
+    plane = c.dims("dims") if c.name == "rot90" else [c.x.ndim - 2, c.x.ndim - 1]
+    t.algebra.pin_all([c.vectors[d] for d in plane], f"{c.name} over the axis depends on every position")
+    t.put(c.out, [None if d in plane else v for d, v in enumerate(c.vectors)], c.traced.zero)
+
+
+@rule_for("diagonal")
+def diagonal(t: Tracer, c: Call) -> None:
+    plane = [c[name] % c.x.ndim for name in ("dim1", "dim2")]
+    t.algebra.pin_all([c.vectors[d] for d in plane], "a diagonal is taken")
+    t.put(c.out, [*(v for d, v in enumerate(c.vectors) if d not in plane), None], c.traced.zero)
+
+
+@rule_for("diag_embed")
+def diag_embed(t: Tracer, c: Call) -> None:
+    *vectors, last = c.vectors
+    t.algebra.pin(last, "put on a diagonal")
+    for d in sorted(c[name] % c.out.ndim for name in ("dim1", "dim2")):
+        vectors.insert(d, None)
+    t.put(c.out, vectors, c.traced.zero)
+
+
+@rule_for("view_as_real")
+def view_as_real(t: Tracer, c: Call) -> None:
+    t.put(c.out, [*c.vectors, None], c.traced.zero)
+
+
+@rule_for("view_as_complex")
+def view_as_complex(t: Tracer, c: Call) -> None:
+    *vectors, parts = c.vectors
+    t.algebra.pin(parts, "real and imaginary parts")
+    t.put(c.out, vectors, c.traced.zero)
+
+
+@rule_for("flip")
 def flip(t: Tracer, c: Call) -> None:
     turned = c.dims("dims")
     vectors = [v[::-1] if d in turned and labelled(v) else v for d, v in enumerate(c.vectors)]
     t.put(c.out, vectors, c.traced.zero)
 
 
-@rule("index")
-def index(t: Tracer, c: Call) -> None:
-    chosen = [(d, i) for d, i in enumerate(c["indices"]) if i is not None]
-    if any(i.dtype in (torch.bool, torch.uint8) for _, i in chosen):
-        raise ValueError("indexed by a mask")
-    if len(chosen) == 1 and chosen[0][1].ndim == 1:
-        return gather(t, c, *chosen[0])
-    for dim, picked in chosen:
-        t.algebra.pin(c.vectors[dim], "indexed by position")
-        t.algebra.pin_all(t.vectors_of(picked), "used as an index")
-    dims = [d for d, _ in chosen]
-    new: list[Vector] = [None] * max(i.ndim for _, i in chosen)
-    rest: list[Vector] = [v for d, v in enumerate(c.vectors) if d not in dims]
-    at = dims[0] if dims == list(range(dims[0], dims[-1] + 1)) else 0
-    t.put(c.out, rest[:at] + new + rest[at:], c.traced.zero)
-    return None
-
-
-@rule("index_select")
-def index_select(t: Tracer, c: Call) -> None:
-    gather(t, c, c["dim"] % c.x.ndim, c["index"])
-
-
-def gather(t: Tracer, c: Call, dim: int, picked: Tensor) -> None:
-    """Pins what ``out[k] = x[picked[k]]`` reads; what is picked is removed with the numbers in the buffer.
-
-    The picked positions are not zero where they are dead, since the mask says nothing about what they pick.
-    """
-    vectors, source = c.vectors, t.of(picked).source
-    numbers = t.vectors_of(picked)[0]
-    if source is None:  # numbers that were computed: nothing says that they stay in range in a mask
-        t.algebra.pin(numbers, "used as an index")
-        numbers = None
-    t.algebra.pin(vectors[dim], f"read by number (picked by {source})" if source else "indexed by position")
-    vectors[dim] = numbers
-    t.put(c.out, vectors, c.traced.zero and not labelled(numbers))
-    if source is not None:
-        t.mark(numbers, "index", "x".join(map(str, c.out.shape[2:])) or "1")
-        if c.traced.scale is not None and dim == 1:
-            t.record.gathers[source] = Gather(c.traced.scale, picked.detach().clone())
-
-
-@rule("embedding")
-def embedding(t: Tracer, c: Call) -> None:
-    words, features = t.vectors_of(c["weight"])
-    t.algebra.pin(words, "looked up by number (embedding)")
-    t.algebra.pin_all(t.vectors_of(c["indices"]), "used as an index")
-    t.mark(features, "output", "x".join(map(str, c["indices"].shape[1:])) or "1")
-    t.put(c.out, [None] * c["indices"].ndim + [features], t.of(c["weight"]).zero)
-
-
-@rule("unfold")
+@rule_for("unfold")
 def unfold(t: Tracer, c: Call) -> None:
     vectors, dim = c.vectors, c["dimension"] % c.x.ndim
     t.algebra.pin(vectors[dim], "unfolded into windows")
@@ -308,7 +305,7 @@ def unfold(t: Tracer, c: Call) -> None:
     t.put(c.out, [*vectors, None], c.traced.zero)
 
 
-@rule("im2col", "pixel_unshuffle")
+@rule_for("im2col", "pixel_unshuffle")
 def channels_to_columns(t: Tracer, c: Call) -> None:
     batch, channels, *_ = c.vectors
     inner = c.out.shape[1] // c.x.shape[1]
@@ -316,7 +313,7 @@ def channels_to_columns(t: Tracer, c: Call) -> None:
     t.put(c.out, [batch, columns] + [None] * (c.out.ndim - 2), c.traced.zero)
 
 
-@rule("col2im", "pixel_shuffle")
+@rule_for("col2im", "pixel_shuffle")
 def columns_to_channels(t: Tracer, c: Call) -> None:
     batch, columns, *_ = c.vectors
     channels, inner = t.algebra.split(columns, [c.out.shape[1], c.x.shape[1] // c.out.shape[1]])
@@ -324,7 +321,7 @@ def columns_to_channels(t: Tracer, c: Call) -> None:
     t.put(c.out, [batch, channels] + [None] * (c.out.ndim - 2), c.traced.zero)
 
 
-@rule("channel_shuffle", "native_channel_shuffle")
+@rule_for("channel_shuffle", "native_channel_shuffle")
 def channel_shuffle(t: Tracer, c: Call) -> None:
     vectors, groups = c.vectors, c["groups"]
     width = c.x.shape[1] // groups

@@ -1,4 +1,4 @@
-"""Arithmetic that keeps positions apart (pointwise), or ends an axis (reductions), or mixes it (softmax, norms)."""
+"""Arithmetic that keeps positions apart (pointwise), or ends an axis (reductions), or normalises over it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 from topiarist.graph.calls import PRODUCTS, REDUCING, in_training
 from topiarist.graph.inputs import Arguments
 from topiarist.graph.labels import Free, Vector, labelled
-from topiarist.graph.rules.registry import Call, rule
+from topiarist.graph.rules.registry import Call, rule_for
 from topiarist.graph.tracer import Tracer
 
 ZERO_TO_ZERO = {
@@ -21,6 +21,10 @@ ZERO_TO_ZERO = {
     "round", "floor", "ceil", "trunc", "hardshrink", "softshrink", "native_dropout", "threshold_backward", "copy",
 }  # fmt: skip
 """Pointwise functions with f(0) = 0: they keep dead positions at zero."""
+
+
+ADDITIVE = ("sum", "nansum", "count_nonzero", "norm", "linalg_vector_norm")
+"""Reductions to which zeros add nothing."""
 
 
 def broadcast(t: Tracer, tensors: Sequence[Tensor], out: Tensor) -> list[Vector]:
@@ -91,10 +95,10 @@ def undefined_after(func: OpOverload, args: Arguments, given: Sequence[Tensor], 
     return any(t.undefined(x) and sum(labelled(v) for v in t.vectors_of(x)) > summed_up for x in given)
 
 
-@rule(
+@rule_for(
     "pointwise", "copy_", "masked_fill", "masked_fill_", "prelu", "_prelu_kernel", "native_dropout", "where", "dropout",
     "bernoulli", "hardswish", "hardswish_", "log_sigmoid_forward", "rrelu_with_noise", "floor_divide",
-    "leaky_relu", "leaky_relu_",  # which old versions of torch do not tag
+    "complex", "polar", "leaky_relu", "leaky_relu_",  # which old versions of torch do not tag
 )  # fmt: skip
 def pointwise(t: Tracer, c: Call) -> None:
     zero = stays_zero(t, c)
@@ -108,7 +112,20 @@ def pointwise(t: Tracer, c: Call) -> None:
         t.note_nonzero(c.x)
 
 
-@rule(*REDUCING, "max", "min", "any", "all", "argmax", "argmin")
+@rule_for("glu")
+def glu(t: Tracer, c: Call) -> None:
+    """Unites the two halves of an axis: one is multiplied by a gate of the other."""
+    vectors, dim = c.vectors, c["dim"] % c.x.ndim
+    if labelled(whole := t.algebra.settle(vectors[dim], c.x.shape[dim])):
+        half, gate = whole.reshape(2, -1)
+        t.record.parts.append(half)
+        t.algebra.unify(half, gate)
+        whole = half
+    vectors[dim] = whole
+    t.put(c.out, vectors, c.traced.zero)
+
+
+@rule_for(*REDUCING, "max", "min", "any", "all", "argmax", "argmin")
 def reduction(t: Tracer, c: Call) -> None:
     """Ends an axis: where dead values would count, the mask leaves them out."""
     if len(c.tensors) > 1:
@@ -116,7 +133,7 @@ def reduction(t: Tracer, c: Call) -> None:
         return
     dims = c.dims()
     order = c.get("ord", c.get("p"))
-    additive = c.traced.zero and c.name in ("sum", "norm", "linalg_vector_norm") and (order is None or order > 0)
+    additive = c.traced.zero and c.name in ADDITIVE and (order is None or order > 0)
     over = [v if d in dims else None for d, v in enumerate(c.vectors)]
     for d in dims:
         if isinstance(over[d], Free) or not (additive or _survivable(c, dims, d)):
@@ -144,19 +161,7 @@ def _survivable(c: Call, dims: Sequence[int], axis: int) -> bool:
     return rest > taken or (axis == moving[0] and rest * prod(c.x.shape[d] for d in moving[1:]) > taken)
 
 
-@rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "cumsum", "sort", "topk", "glu")
-def mixing(t: Tracer, c: Call) -> None:
-    if c.name == "glu":
-        raise ValueError("halves of a gated unit")
-    dim = c["dim"] % c.x.ndim
-    t.algebra.pin(c.vectors[dim], f"{c.name.strip('_')} over the axis depends on every position")
-    vectors = c.vectors
-    vectors[dim] = None
-    for out in c.outputs:
-        t.put(out, vectors)
-
-
-@rule("_weight_norm_interface")
+@rule_for("_weight_norm_interface")
 def weight_norm(t: Tracer, c: Call) -> None:
     """Scales rows, g · v / |v|, the norm over all axes but one: dead positions add nothing, dead rows are left out."""
     vectors, dim = c.vectors, c["dim"]
@@ -180,7 +185,7 @@ def normalised(t: Tracer, c: Call, first: int) -> list[Vector]:
     return vectors
 
 
-@rule("batch_norm")
+@rule_for("batch_norm")
 def batch_norm(t: Tracer, c: Call) -> None:
     vectors = normalised(t, c, 1)
     if training := in_training(c.func, c.given):
@@ -198,7 +203,7 @@ def batch_norm(t: Tracer, c: Call) -> None:
         t.norms.norm(c.x, own[0], own[2], own[3], c.get("eps", c.get("epsilon")))
 
 
-@rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
+@rule_for("native_layer_norm", "_fused_rms_norm", "rms_norm")
 def layer_norm(t: Tracer, c: Call) -> None:
     shape = c["normalized_shape"]
     first = c.x.ndim - len(shape)
@@ -211,7 +216,7 @@ def layer_norm(t: Tracer, c: Call) -> None:
     t.put(c.outputs[0], vectors, not elsewhere or (c.traced.zero and c.get("bias") is None))
 
 
-@rule("native_group_norm")
+@rule_for("native_group_norm")
 def group_norm(t: Tracer, c: Call) -> None:
     vectors, groups = normalised(t, c, 1), c["group"]
     t.algebra.pin_all(vectors[2:], "group norm over the axis depends on every position")
@@ -225,7 +230,7 @@ def group_norm(t: Tracer, c: Call) -> None:
     t.put(c.outputs[0], vectors, not labelled(vectors[0]))
 
 
-@rule("spatial")
+@rule_for("spatial")
 def spatial(t: Tracer, c: Call) -> None:
     """Passes channels through pooling, resizing and border padding, and pins the map's own axes."""
     dims = re.search(r"(\d)d", c.name)

@@ -6,13 +6,13 @@ from torch import Tensor
 
 from topiarist.graph.labels import Vector, labelled
 from topiarist.graph.rules.contract import summed
-from topiarist.graph.rules.registry import Call, rule
+from topiarist.graph.rules.registry import Call, rule_for
 from topiarist.graph.tracer import Tracer
 
 SEQUENCE = "the sequence of a recurrent layer"
 
 
-@rule("mkldnn_rnn_layer")
+@rule_for("mkldnn_rnn_layer")
 def lstm_layer(t: Tracer, c: Call) -> None:
     """One direction of one layer: i, f, g, o = W_ih x + b_ih + W_hh h + b_hh; c' = f c + i g; h' = o tanh(c').
 
@@ -49,7 +49,7 @@ def _tie_gates(t: Tracer, stacked: Vector, units: Vector, size: int) -> None:
         t.algebra.unify(gate, units)
 
 
-@rule("_pack_padded_sequence")
+@rule_for("_pack_padded_sequence")
 def pack(t: Tracer, c: Call) -> None:
     """``(batch, steps, …)`` or ``(steps, batch, …)`` → ``(entries, …)``, and how many sequences have each step."""
     t.algebra.pin_all(c.vectors[:2], SEQUENCE)
@@ -58,7 +58,7 @@ def pack(t: Tracer, c: Call) -> None:
     t.put(counts, [None])
 
 
-@rule("_pad_packed_sequence")
+@rule_for("_pad_packed_sequence")
 def unpack(t: Tracer, c: Call) -> None:
     """Does the inverse."""
     t.algebra.pin(c.vectors[0], SEQUENCE)

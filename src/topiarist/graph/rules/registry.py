@@ -1,8 +1,9 @@
 """Which rule belongs to which operator; operators come in families, and a family is one file.
 
-`movement.py`: data moves and labels move with it. `pointwise.py`: pointwise, reductions, softmax, normalisation.
-`contract.py`: convolutions, products and attention. An operator in none of them is unknown, and pins what it
-touches: that can cost compression, never correctness.
+`movement.py`: data moves and labels move with it. `indexing.py`: positions are read or written by number.
+`pointwise.py`: pointwise, reductions, normalisation. `ordered.py`: softmax, sorts, Fourier transforms, distances.
+`contract.py`: convolutions, products and attention. `recurrent.py`, `vision.py`: fused layers. `own.py`: what a user
+declares. An operator in none of them is unknown and pins what it touches: that can cost compression, never correctness.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Call:
     """One operator call.
 
     Attributes:
-        name: of the operator, without its overload.
+        name: of the operator, without its overload; of one that is not torch's, ``namespace::name``.
         given: its arguments, by the names of its schema.
         tensors: those among the arguments, in order.
         x: the first of them, which most operators work on; of an operator that takes none, its output.
@@ -35,7 +36,7 @@ class Call:
     def __init__(
         self, tracer: Tracer, func: OpOverload, args: Arguments, kwargs: Keywords, out: Any, tensors: Sequence[Tensor]
     ) -> None:
-        self.name: str = func.overloadpacket.__name__
+        self.name = key_of(func)
         self.func = func
         self.out = out
         self.tensors = tensors
@@ -74,16 +75,20 @@ Rule = Callable[[Tracer, Call], None]
 RULES: dict[str, Rule] = {}
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Registers a rule for the operators of these names."""
+def rule_for(*names: str) -> Callable[[Rule], Rule]:
+    """Registers a rule for torch's operators of these names, or for others, written ``namespace::name``."""
 
     def register(function: Rule) -> Rule:
-        for name in names:
-            RULES[name] = function
+        RULES.update(dict.fromkeys(names, function))
         rule_of.cache_clear()
         return function
 
     return register
+
+
+def key_of(func: OpOverload) -> str:
+    """Returns the name by which an operator's rule is known: plain for torch's own, else ``namespace::name``."""
+    return func._schema.name.removeprefix("aten::")
 
 
 def apply_rule(
@@ -99,10 +104,10 @@ def apply_rule(
 @cache
 def rule_of(func: OpOverload) -> Rule | None:
     """Returns the rule of an operator: by its name, by its tag, or by its family."""
-    name: str = func.overloadpacket.__name__
+    name = key_of(func)
     if name in RULES:
         return RULES[name]
-    if torch.Tag.pointwise in func.tags or _inplace_pointwise(func):
+    if torch.Tag.pointwise in func.tags or _inplace_pointwise(name):
         return RULES["pointwise"]
     family = _family(name)
     return None if family is None else RULES[family]
@@ -113,9 +118,8 @@ def _defaults(func: OpOverload) -> dict[str, Any]:
     return {argument.name: argument.default_value for argument in func._schema.arguments}
 
 
-def _inplace_pointwise(func: OpOverload) -> bool:
+def _inplace_pointwise(name: str) -> bool:
     """Returns whether it is ``relu_`` or its like, which lack the tag that ``relu`` carries."""
-    name: str = func.overloadpacket.__name__
     if not name.endswith("_") or name.startswith("_"):
         return False
     twin = getattr(torch.ops.aten, name[:-1], None)
@@ -125,7 +129,9 @@ def _inplace_pointwise(func: OpOverload) -> bool:
 
 
 def _family(name: str) -> str | None:
-    """Returns the family that a part of the name shows."""
+    """Returns the family that a part of the name shows; a name says nothing of an operator that is not torch's."""
+    if "::" in name:
+        return None
     for part, family in (("batch_norm", "batch_norm"), ("scaled_dot_product", "attention"), ("pool", "spatial")):
         if part in name:
             return family
