@@ -317,7 +317,9 @@ def markdown(head: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         times.append(f"{ours['proof_s'] / ours['steps_s']['trace']:.1f}" if "proof_s" in ours else "–")
         fates = [side["fate"].replace("|", "/") for side in (ours, peer)]
         name = row["network"].removeprefix("torchvision:").removeprefix("timm:")
-        lines.append(f"| {name} | {times[0]} | {peer_s} | {ratio} | {times[1]} | {times[2]} | {fates[0]} | {fates[1]} |")
+        lines.append(
+            f"| {name} | {times[0]} | {peer_s} | {ratio} | {times[1]} | {times[2]} | {fates[0]} | {fates[1]} |"
+        )
     return "\n".join(lines) + "\n"
 
 

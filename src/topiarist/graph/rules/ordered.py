@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 from torch import Tensor
 
 from topiarist.graph.labels import Vector
@@ -86,5 +88,5 @@ def distances(t: Tracer, c: Call) -> None:
     batch: list[Vector] = []
     for back in range(c.out.ndim, 2, -1):
         meeting = [v[-back + 2] for v, x in ((outer, left), (theirs, right)) if x.ndim >= back and x.shape[-back] > 1]
-        batch.append(t.algebra.unify(*meeting) if len(meeting) > 1 else meeting[0] if meeting else None)
+        batch.append(reduce(t.algebra.unify, meeting) if meeting else None)
     t.put(c.out, [*batch, rows, columns])
