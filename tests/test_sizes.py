@@ -399,6 +399,26 @@ def test_a_size_that_is_compared_with_an_attribute_is_an_equation():
     assert (small.width, small.first.out_features) == (4, 4)
 
 
+class Shuffled(nn.Module):
+    """Picks tokens by an index that is repeated to their width, behind register tokens, of which there are none."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.registers = nn.Linear(12, 8), nn.Linear(8, 3), nn.Parameter(torch.zeros(1, 0, 8))
+
+    def forward(self, x):
+        y = torch.cat([self.registers.expand(len(x), -1, -1), self.first(x)], 1)
+        order = torch.arange(y.shape[1] - 1, -1, -1).repeat(len(x), 1).unsqueeze(-1)
+        return self.last(torch.gather(y, 1, order.repeat(1, 1, y.shape[2])).relu())
+
+
+def test_an_index_repeated_to_a_width_and_an_empty_parameter_follow_the_width():
+    graph = check(Shuffled(), T, LONGER)
+    assert widths(graph) == {"first": 8}
+    small = topiarist.prune(Shuffled(), T, "l1", topiarist.Budget(ratio=0.5)).model
+    assert small.registers.shape == (1, 0, 4)
+
+
 EXPANDED = {
     "slice": lambda x: x.repeat(1, 3)[:, :2],
     "slice in steps": lambda x: x.expand(-1, 3)[:, ::2],

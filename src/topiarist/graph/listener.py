@@ -74,7 +74,7 @@ class Listener(TorchFunctionMode):
             self._note_scale(args, kwargs)
         elif name in ("full", "new_full"):
             self._note_values(kwargs.get("fill_value", args[-1:]))
-        elif kind is None and not name.startswith("__get") and not _spatial(name):
+        elif kind is None and name != "repeat" and not name.startswith("__get") and not _spatial(name):
             self._note_values((args, kwargs))
         tracer.call, tracer.caller = _call_sizes(name, args, kwargs), name
         tracer.borders = _borders(args[1]) if name in INDEXING else []

@@ -10,6 +10,7 @@ from topiarist.graph.calls import FILLS
 from topiarist.graph.code.places import Site
 from topiarist.graph.labels import Free, Vector, labelled
 from topiarist.graph.rules.registry import Call, rule_for
+from topiarist.graph.sizes import Size
 from topiarist.graph.tracer import Tracer
 
 
@@ -124,6 +125,8 @@ def repeat(t: Tracer, c: Call) -> None:
             vectors.append(free := Free())
             t.note_size(as_written(t, times), free)
         else:
+            if isinstance(written := as_written(t, times), Size):
+                t.note_number(written, None)
             vector = t.algebra.settle(vector, size)
             vectors.append(np.tile(vector, times) if labelled(vector) else None)
     t.put(c.out, vectors, c.traced.zero)
@@ -204,7 +207,7 @@ def split(t: Tracer, c: Call) -> None:
 
 @rule_for("cat")
 def cat(t: Tracer, c: Call) -> None:
-    parts = [part for part in c["tensors"] if part.numel()]
+    parts = [part for part in c["tensors"] if part.ndim == c.out.ndim]  # an empty vector fits anything
     dim = c["dim"] % c.out.ndim
     vectors: list[Vector] = list(t.vectors_of(parts[0]))
     for part in parts[1:]:
