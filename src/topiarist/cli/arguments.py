@@ -236,6 +236,7 @@ def _add_request(parser: Any, chosen: Mapping[str, str | None]) -> None:
     between = "fields of the recipe that trains between two cuts, as --steps.training.epochs 1"
     parser.add_argument("--steps.training", type=recipe, default=None, help=between)
     parser.add_argument("--sparse_training", type=recipe, default=None, help=documented["sparse_training"])
+    parser.add_argument("--outputs", type=tuple[str | int, ...], default=None, help=documented["outputs"])
     for flag in ("rewind", "allow_blind"):
         parser.add_argument(f"--{flag}", action="store_true", help=documented[flag])
 

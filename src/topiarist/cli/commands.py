@@ -48,6 +48,7 @@ def inspect(
     input: str | None = None,
     data: str | None = None,
     weights: Path | None = None,
+    outputs: tuple[str | int, ...] = (),
     why: str | None = None,
     json: bool = False,
 ) -> None:
@@ -58,6 +59,7 @@ def inspect(
         input: shape of the input, as 1,3,32,32 (the complete tensor) or 3x32x32 (one example).
         data: data set whose examples are the input, instead of a shape.
         weights: file of weights to load (safetensors, or a PyTorch state dict).
+        outputs: names or places of what counts of what the network returns; by default all.
         why: name of a tensor (fc.weight, or fc.weight:1 for its axis 1) or of a module: explain why it is not pruned.
         json: print JSON.
     """
@@ -65,7 +67,7 @@ def inspect(
     from topiarist.graph import trace
 
     source = make_source(model, data, weights)
-    graph = trace(source.model(), example_inputs(source, input))
+    graph = trace(source.model(), example_inputs(source, input), outputs=outputs or None)
     if why is not None:
         text = _explained(graph, why)
         show.result({"text": text}, json, lambda: print(text))

@@ -74,6 +74,7 @@ def run(plan: Plan, example: Tensor) -> tuple[Pruned, dict[str, Any]]:
         examples, and null where there is no data.
     """
     from topiarist.architecture import save, write_tensors
+    from topiarist.graph import trace
     from topiarist.pruning import shrink
 
     method = plan.request.method
@@ -89,7 +90,8 @@ def run(plan: Plan, example: Tensor) -> tuple[Pruned, dict[str, Any]]:
     done = _prune(plan, plan.request, model, example)
     times = _times(model, done.model, example)
     accuracy = {"before": before, "pruned": _accuracy(plan, done.model), "finetuned": _finetuned(plan, done)}
-    shrunk = shrink(done.model, example) if plan.shrink else None
+    graph = trace(done.model, example, outputs=done.graph.outputs) if plan.shrink else None
+    shrunk = None if graph is None else shrink(done.model, example, graph=graph)
     last = done if shrunk is None else shrunk
     save(last.model, last.architecture, plan.out)
     result = {**_described(plan, done), "shrunk": _shrunk(shrunk), "latency_ms": times, "accuracy": accuracy}
@@ -121,6 +123,7 @@ def _described(plan: Plan, done: Pruned) -> dict[str, Any]:
         "proof": asdict(done.proof),
         "uneven": done.uneven,
         "untaken": done.untaken,
+        "unread": {name: unread._asdict() for name, unread in done.graph.unread.items()},
         "excluded": {name: excluded._asdict() for name, excluded in done.excluded.items()},
         "pinned": [entry._asdict() for entry in done.graph.pinned],
     }

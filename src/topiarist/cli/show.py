@@ -108,6 +108,7 @@ def graph_values(graph: Graph, cost: Cost) -> dict[str, Any]:
             for block in group.blocks
         ],
         "blocks_pinned": dict(blocks.irremovable),
+        "unread": {name: unread._asdict() for name, unread in graph.unread.items()},
         "unknown": graph.unknown,
         "macs": cost.macs,
         "params": cost.params,
@@ -142,6 +143,9 @@ def graph(values: Mapping[str, Any]) -> None:
             reasons.add_row(escape(reason), str(len(axes)), escape(some(axes)))
         out.print(reasons)
         out.print("`--why NAME` explains one of them; `--json` lists them all.")
+    for name, unread in values["unread"].items():
+        training = ", which training reads" if unread["in_training"] else ""
+        out.print(f"Nothing reads {escape(name)} in evaluation: {unread['parameters']:,} parameters{training}.")
     if values["unknown"]:
         out.print(f"Operators without a rule, which pin what they touch: {escape(', '.join(values['unknown']))}.")
 

@@ -50,6 +50,8 @@ from topiarist.graph.inputs import (
 )
 from topiarist.graph.labels import labelled
 from topiarist.graph.norms import Normed
+from topiarist.graph.outputs import Outputs, as_outputs, counted, counting
+from topiarist.graph.reading import Unread
 from topiarist.graph.record import Contraction
 from topiarist.graph.rules import Operation, is_own, rule
 from topiarist.graph.selector import SELECTOR, ChannelSelector, declare_selectors, is_norm
@@ -84,6 +86,7 @@ __all__ = [
     "ModuleStack",
     "Normed",
     "Operation",
+    "Outputs",
     "Part",
     "Pinned",
     "Place",
@@ -94,8 +97,10 @@ __all__ = [
     "Span",
     "Step",
     "Trail",
+    "Unread",
     "Written",
     "arguments_of",
+    "as_outputs",
     "assign_attributes",
     "batch_of",
     "block_span",
@@ -107,6 +112,8 @@ __all__ = [
     "checked_keep",
     "compiled",
     "converted",
+    "counted",
+    "counting",
     "declare_selectors",
     "fast_path_off",
     "form_of",

@@ -108,6 +108,7 @@ class Descent:
         self._written: dict[int, _Made] = {}
         for tensor in inputs:
             self._behind[tensor] = _Made(1, -1)
+        self._looked_at = 0  # what is behind numbers that the program took out of tensors
 
     def _bit(self, owner: str) -> int:
         self.owners.append(owner)
@@ -133,6 +134,13 @@ class Descent:
             yield made
         if (written := self._written.get(tensor.untyped_storage()._cdata)) is not None:
             yield written
+
+    def read_by(self, outputs: Sequence[Tensor]) -> set[str]:
+        """Returns the tensors of the model from which outputs were computed, or numbers that the program looked at."""
+        behind = self._looked_at
+        for tensor in outputs:
+            behind |= self._of(tensor)
+        return {tensor for use in self.uses if use.bit & behind for tensor in use.tensors}
 
     def _of(self, tensor: Tensor) -> int:
         behind = 0
@@ -163,6 +171,8 @@ class Descent:
             after |= own
             if own:
                 self.times[own.bit_length() - 1].append(time)
+        if not results:
+            self._looked_at |= after
         aliases = [returned.alias_info for returned in func._schema.returns]
         written = any(alias is not None and alias.is_write for alias in aliases)
         for tensor in results:

@@ -15,6 +15,8 @@ from topiarist.errors import TopiaristError
 from topiarist.files import shown, suggestion
 from topiarist.graph.groups import BLOCKS, Group, Keep, KeptPositions, Kind, Pinned, Slice, kept_positions
 from topiarist.graph.norms import Normed
+from topiarist.graph.outputs import Outputs
+from topiarist.graph.reading import Unread, unread_parts
 from topiarist.graph.selector import NORM, SELECTOR, ChannelSelector
 from topiarist.graph.solution import Solution
 
@@ -73,6 +75,25 @@ class Graph:
         types = self.solution.record.types
         names = [name.rpartition(".") for name, kind in types.items() if issubclass(kind, ChannelSelector)]
         return tuple(norm for norm, _, last in names if last == SELECTOR and issubclass(types[norm], NORM))
+
+    @property
+    def outputs(self) -> Outputs | None:
+        """Returns what counts of what the network returns, as `trace` was given it; ``None`` for all."""
+        return self.solution.record.counts
+
+    @property
+    def unread(self) -> dict[str, Unread]:
+        """Returns what nothing reads in evaluation: module, or parameter alone → how many parameters it holds.
+
+        No output that counts is computed from it: heads for training, layers that are never called.
+        """
+        read = self.solution.record.read
+        return unread_parts({name: self.shapes[name] for name in self.parameters}, read[False], read[True])
+
+    def reads(self, group: Group) -> bool:
+        """Returns whether some output that counts is computed from a group's tensors in evaluation."""
+        read = self.solution.record.read[False]
+        return bool(group.blocks) or any(part.tensor in read for part in group.slices)
 
     @property
     def normed(self) -> tuple[Normed, ...]:

@@ -16,6 +16,7 @@ from topiarist.graph.inputs import Form
 from topiarist.graph.labels import LabelAlgebra, Labels, Vector
 from topiarist.graph.memory import Storage
 from topiarist.graph.norms import Normed
+from topiarist.graph.outputs import Outputs
 from topiarist.graph.sizes import Attribute, Equation
 
 
@@ -110,6 +111,7 @@ class Record:
         storages: what the operators of the first run allocated, for the peak of memory.
         statistics: operators that mix positions, in the order of execution.
         runs: what each run of the network was called with; statistics count them from 1.
+        counts: what counts of what the network returns; ``None`` for all.
         outputs: what each module's outputs carry, by (module, call).
         aside: the same of the further runs: one for each further example, and the one in training mode.
         vectors: those that equations speak of, by their index.
@@ -122,6 +124,7 @@ class Record:
         held: vectors that tensors carried, by the module that made them.
         unknown: operators without a rule, and how often.
         touched: names of the tensors that an operator used.
+        read: of those from which outputs that count are computed, in evaluation (False) and in training mode (True).
         left_out: positions of parameters and buffers that a slice left out, by the tensor.
         numbering: names of the buffers that hold whole numbers or truth values.
         branches: parts of the code that no example took.
@@ -139,6 +142,7 @@ class Record:
     storages: list[Storage] = field(default_factory=list)
     statistics: list[Statistic] = field(default_factory=list)
     runs: list[Form] = field(default_factory=list)
+    counts: Outputs | None = None
     outputs: dict[tuple[str, int], list[Traced]] = field(default_factory=dict)
     aside: list[dict[tuple[str, int], list[Traced]]] = field(default_factory=list)
     vectors: list[Labels] = field(default_factory=list)
@@ -151,6 +155,7 @@ class Record:
     held: dict[str, list[Labels]] = field(default_factory=lambda: defaultdict(list))
     unknown: Counter[str] = field(default_factory=Counter)
     touched: set[str] = field(default_factory=set)
+    read: dict[bool, set[str]] = field(default_factory=lambda: {False: set(), True: set()})
     left_out: list[tuple[str, Labels]] = field(default_factory=list)
     numbering: set[str] = field(default_factory=set)
     branches: tuple[Branch, ...] = ()

@@ -89,8 +89,8 @@ class Tracer:
         self.descent = Descent(model, inputs) if self._runs == 1 else None
         self.lifetimes = Lifetimes(model) if self._runs == 1 else None
 
-    def finish(self, outputs: Sequence[Tensor]) -> None:
-        """Notes what the network returned: it is read once more, and keeps its shape."""
+    def finish(self, outputs: Sequence[Tensor], *, training: bool) -> None:
+        """Notes what the network returned, in eval or in training mode: it is read once more, and keeps its shape."""
         if self.lifetimes is not None:
             self.record.storages = self.lifetimes.finish()
         if self.descent is not None:
@@ -99,6 +99,8 @@ class Tracer:
         self._tie_descriptive_attributes()
         self.record.attributes = {**self.record.attributes, **self.memory.traced}
         self.norms.read(outputs)
+        read = self.descent.read_by(outputs) | {self.of(tensor).source for tensor in outputs} - {None}
+        self.record.read[training] |= read
         for tensor in outputs:
             self.algebra.pin_all(self.vectors_of(tensor), "the network's output")
         for free in {id(root): root for root in (free.root() for free in self._asked)}.values():

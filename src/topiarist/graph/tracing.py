@@ -37,6 +37,7 @@ from topiarist.graph.inputs import (
 from topiarist.graph.lines import Rectangles, solve_lines
 from topiarist.graph.listener import Listener
 from topiarist.graph.operators import OperatorMode
+from topiarist.graph.outputs import Outputs, as_outputs, counting
 from topiarist.graph.record import Record
 from topiarist.graph.selector import selectors_exposed
 from topiarist.graph.sizes import Equation, Size
@@ -53,6 +54,7 @@ def trace(
     example_inputs: Inputs,
     *,
     more_inputs: Sequence[Inputs] = (),
+    outputs: Outputs | None = None,
     rectangles: Rectangles = "both",
     seconds: float = 120.0,
     labels: int = LABELS,
@@ -68,6 +70,10 @@ def trace(
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
         more_inputs: further examples of the same kinds, which take other ways through the code: optional arguments, a
             cache, other sizes. A cut is right on every way that an example shows.
+        outputs: what counts of what the model returns: a name (``"logits"``, the key of a dict or the field of a
+            dataclass), a place, several of them, or a function from what it returns to tensors. All else may change
+            its shape, and no proof compares it. The graph remembers it. All counts where it is left out, and in
+            training mode where the model returns nothing of that name there.
         rectangles: where heads × widths or convolution groups × widths meet, offer ``"rows"`` (heads, groups),
             ``"columns"`` (widths within them), or ``"both"`` as two groups.
         seconds: time limit of tracing and grouping together.
@@ -77,10 +83,12 @@ def trace(
         The graph of groups.
 
     Raises:
-        TopiaristError: the model fails on the inputs, its weights are not finite, or a limit is reached.
+        TopiaristError: the model fails on the inputs, its weights are not finite, it has no such output, or a limit
+            is reached.
     """
     if rectangles not in ("both", "rows", "columns"):
         raise TopiaristError(f"rectangles must be 'both', 'rows' or 'columns', not {shown(rectangles)}")
+    outputs = as_outputs(outputs)
     deadline = time.monotonic() + seconds
     model = unwrapped(model)
     check_finite(model)
@@ -89,7 +97,9 @@ def trace(
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise TopiaristError("the example input holds NaN or infinite values; give a finite one")
     with ALONE:
-        record = _listen(model, example_inputs, more_inputs, labels, deadline)
+        with counting(model, outputs):
+            record = _listen(model, example_inputs, more_inputs, labels, deadline)
+        record.counts = outputs
         names = tuple(name for name, _ in model.named_parameters())
         return regroup(Solution(record, rectangles), names, deadline)
 
@@ -200,7 +210,7 @@ def _run(tracer: Tracer, model: nn.Module, example_inputs: Inputs, deadline: flo
             f"the model returns nothing that holds a tensor ({type(output).__name__}); let it return tensors, "
             "tuples, lists, dicts or dataclasses of them"
         )
-    tracer.finish(tensors_in(output))
+    tracer.finish(tensors_in(output), training=model.training)
 
 
 def _run_in_training(tracer: Tracer, model: nn.Module, example_inputs: Inputs, deadline: float) -> None:

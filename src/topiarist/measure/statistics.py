@@ -42,10 +42,10 @@ class Watch:
         requests, self._requests = self._requests, []
         if not requests or not loss.requires_grad:
             return
-        gradients = torch.autograd.grad(loss, [tensor for tensor, _ in requests], allow_unused=True, retain_graph=True)
-        for (_, add), gradient in zip(requests, gradients, strict=True):
-            if gradient is not None:
-                add(gradient)
+        tensors = [tensor for tensor, _ in requests]
+        gradients = torch.autograd.grad(loss, tensors, allow_unused=True, retain_graph=True)
+        for (tensor, add), gradient in zip(requests, gradients, strict=True):
+            add(torch.zeros_like(tensor) if gradient is None else gradient)  # the loss does not depend on it
 
 
 class Statistic(Protocol):

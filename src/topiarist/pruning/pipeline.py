@@ -16,7 +16,17 @@ from topiarist.budget import Budget, allocate, cost
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
 from topiarist.files import shown
-from topiarist.graph import Graph, Keep, check_finite, check_plain, hindrance, trace, unwrapped, unwrapped_names
+from topiarist.graph import (
+    Graph,
+    Keep,
+    Outputs,
+    check_finite,
+    check_plain,
+    hindrance,
+    trace,
+    unwrapped,
+    unwrapped_names,
+)
 from topiarist.measure import Stats, check_fits, collect
 from topiarist.methods import Method, Repair, Rule, Selector
 from topiarist.pruning.choice import Choice, make_choice
@@ -36,6 +46,7 @@ def prune(
     data: Data | None = None,
     *,
     more_inputs: Sequence[Any] = (),
+    outputs: Outputs | None = None,
     graph: Graph | None = None,
     initial: Mapping[str, Tensor] | None = None,
     run: Run | None = None,
@@ -57,6 +68,7 @@ def prune(
         data: needed by methods that measure or train.
         more_inputs: further examples that take other ways through the model's code, such as optional arguments, a
             cache, or other sizes: the cut is proved on each of them.
+        outputs: what counts of what the model returns, as for `trace`: the rest may change its shape.
         graph: the model's graph, where it was traced before (options of `trace` are given there).
         initial: state dict of the network before it was trained, or early in its training, for a request that rewinds:
             what each cut keeps returns to these values, buffers too, and so does the pruned model.
@@ -69,7 +81,7 @@ def prune(
         TopiaristError: bad input, an impossible budget, or a cut that cannot be proved, or is proved blindly only while
             the request does not allow that.
     """
-    request = _request(method, budget)
+    request = _request(method, budget, outputs)
     run = Run() if run is None else run
     model = unwrapped(model)
     if not isinstance(run, Run):
@@ -80,9 +92,12 @@ def prune(
         if run.distributed and request.budget.latency is not None:
             raise TopiaristError("a latency budget is measured by one process: leave distributed out of the run")
         request = replace(request, budget=request.budget.named_in(model))
-    graph = trace(model, example_inputs, more_inputs=more_inputs) if graph is None else graph
+    if graph is None:
+        graph = trace(model, example_inputs, more_inputs=more_inputs, outputs=request.outputs)
     if not isinstance(graph, Graph):
         raise TopiaristError(f"graph must be what trace(model, example_inputs) returns, but got {shown(graph)}")
+    if request.outputs not in (None, graph.outputs):
+        raise TopiaristError("the graph says what counts as outputs: leave outputs out, or give it to trace")
     units = request.method.units(graph)
     _check_units(request, units)
     start = None if initial is None else rewound(model, initial)
@@ -90,12 +105,14 @@ def prune(
     return work.in_one_cut(model) if request.steps.count == 1 else work.in_steps(model)
 
 
-def _request(method: str | Method | Pruning, budget: Budget | Mapping[str, Any] | float | None) -> Pruning:
+def _request(
+    method: str | Method | Pruning, budget: Budget | Mapping[str, Any] | float | None, outputs: Outputs | None
+) -> Pruning:
     if not isinstance(method, Pruning):
-        return Pruning.of(method, budget)
+        return Pruning.of(method, budget, outputs=outputs)
     if budget is not None:
         raise TopiaristError("the request has a budget of its own: leave budget out, or give it to Pruning.of")
-    return method
+    return method if outputs is None else replace(method, outputs=outputs)
 
 
 def _trains(request: Pruning) -> bool:
@@ -304,7 +321,13 @@ class _Work:
 
     def trace(self, model: nn.Module, graph: Graph) -> Graph:
         """Traces the smaller network as the original one was."""
-        return trace(model, self.example_inputs, more_inputs=self.more_inputs, rectangles=graph.solution.rectangles)
+        return trace(
+            model,
+            self.example_inputs,
+            more_inputs=self.more_inputs,
+            outputs=graph.outputs,
+            rectangles=graph.solution.rectangles,
+        )
 
     def train(self, model: nn.Module, graph: Graph, keep: Keep, budget: Budget | Share | None, step: int) -> nn.Module:
         """Returns a copy that was trained the method's way, where the request says how; else the network itself."""

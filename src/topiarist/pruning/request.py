@@ -16,6 +16,7 @@ from topiarist.budget import KEEPS_ITS_MEMORY, Budget
 from topiarist.deploy import get_target
 from topiarist.errors import TopiaristError
 from topiarist.files import check_fields, from_plain, shown, suggestion
+from topiarist.graph import Outputs, as_outputs
 from topiarist.measure import OnStep
 from topiarist.methods import (
     SCHEDULES,
@@ -83,6 +84,8 @@ class Pruning:
             Carbin 2019). Of methods that repair, only the choice counts then.
         allow_blind: whether the pruning goes on where the proof is blind, as for untrained zero weights in the last
             layer: the mask changed nothing there, so that cut and mask agree shows little.
+        outputs: what counts of what the network returns, as for `trace`: names or places with commas between them on
+            the command line, by default all; the rest may change its shape.
 
     Raises:
         TopiaristError: a value is of a wrong type, or two of them do not go together.
@@ -95,6 +98,7 @@ class Pruning:
     sparse_training: Recipe | None = None
     rewind: bool = False
     allow_blind: bool = False
+    outputs: Outputs | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, Method):
@@ -114,6 +118,7 @@ class Pruning:
             raise TopiaristError(
                 f"{self.method.name} takes no part in training: leave sparse_training out, and train the network first"
             )
+        object.__setattr__(self, "outputs", as_outputs(self.outputs))
         _check_budget(self.method, self.budget, self.steps)
 
     @classmethod
@@ -127,6 +132,7 @@ class Pruning:
         sparse_training: Mapping[str, Any] | Recipe | None = None,
         rewind: bool = False,
         allow_blind: bool = False,
+        outputs: Outputs | None = None,
     ) -> Pruning:
         """Builds a request from short spellings.
 
@@ -139,6 +145,7 @@ class Pruning:
             sparse_training: fields of `Recipe`, those left out are of `Recipe.paper`.
             rewind: as the attribute.
             allow_blind: as the attribute.
+            outputs: as the attribute.
 
         Raises:
             TopiaristError: there is no such method, field or value, or two of them do not go together.
@@ -158,6 +165,7 @@ class Pruning:
             sparse_training=None if recipe is None else from_plain(Recipe, recipe, "sparse_training"),
             rewind=rewind,
             allow_blind=allow_blind,
+            outputs=outputs,
         )
 
     @classmethod
@@ -177,10 +185,10 @@ class Pruning:
         return cls.of(**value)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the request as plain values for `json`; `allow_blind` where it is set, so that keys of cells stay.
+        """Returns the request as plain values for `json`; later fields where they are set, so that keys of cells stay.
 
         Raises:
-            TopiaristError: the budget names modules themselves.
+            TopiaristError: the budget names modules themselves, or a function says what counts as outputs.
         """
         plain = {
             "method": _plain_method(self.method),
@@ -190,7 +198,8 @@ class Pruning:
             "sparse_training": None if self.sparse_training is None else asdict(self.sparse_training),
             "rewind": self.rewind,
         }
-        return {**plain, "allow_blind": True} if self.allow_blind else plain
+        later = {"allow_blind": self.allow_blind or None, "outputs": _plain_outputs(self.outputs)}
+        return plain | {name: value for name, value in later.items() if value is not None}
 
     def flags(self) -> list[str]:
         """Returns the words that make the same request on the command line; what has its default is left out."""
@@ -202,6 +211,9 @@ class Pruning:
         words += _flags("steps", self.steps, Steps())
         if self.sparse_training is not None:
             words += _recipe_flags("sparse_training", self.sparse_training, Recipe.paper())
+        if self.outputs is not None:
+            plain = _plain_outputs(self.outputs)
+            words += ["--outputs", plain if isinstance(plain, str) else json.dumps(plain)]
         return words + [f"--{name}" for name in ("rewind", "allow_blind") if getattr(self, name)]
 
     @property
@@ -308,6 +320,13 @@ def _steps(value: Any) -> Any:
 def _recipe(value: Any, start: Recipe) -> Any:
     """Returns what `from_plain` makes a `Recipe` of: fields that are left out are those of another one."""
     return {**asdict(start), **value} if isinstance(value, Mapping) else value
+
+
+def _plain_outputs(outputs: Outputs | None) -> Any:
+    """Returns the names or places of outputs as plain values."""
+    if callable(outputs):
+        raise TopiaristError("a function says what counts as outputs: give names or places where it must be written")
+    return list(outputs) if isinstance(outputs, tuple) else outputs
 
 
 def _plain_method(method: Method) -> dict[str, Any]:

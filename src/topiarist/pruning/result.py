@@ -189,6 +189,8 @@ class Pruned:
         if unchanged := self.left_alone:
             yield "Layers left alone:"
             yield from (f"  {layer}: {reason}" for layer, reason in unchanged.items())
+        if unread := self.graph.unread:
+            yield f"nothing reads in evaluation: {', '.join(f'{name} ({each})' for name, each in unread.items())}"
         for operator in self.graph.unknown:
             yield f"Operator without a rule: {operator} (what it touches is pinned; topiarist.rule declares one)"
         for name, old, new in (

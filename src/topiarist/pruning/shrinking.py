@@ -21,6 +21,7 @@ from topiarist.graph import (
     call_model,
     check_finite,
     converted,
+    counting,
     fast_path_off,
     map_floats,
     named_tensors,
@@ -87,8 +88,9 @@ def shrink(model: nn.Module, example_inputs: Any, *, graph: Graph | None = None)
     graph = trace(model, example_inputs) if graph is None else graph
     if graph.kind != "structure":
         raise TopiaristError("shrink removes channels and neurons: give the graph of trace(), not its weights")
-    with torch.no_grad(), fast_path_off():
-        search = _Search(copied(model).double().eval(), graph, _probes(converted(example_inputs, torch.float64)))
+    double = copied(model).double().eval()
+    with torch.no_grad(), fast_path_off(), counting(double, graph.outputs):
+        search = _Search(double, graph, _probes(converted(example_inputs, torch.float64)))
         keep, values = search.without_dead()
         repaired = copied(model)
         repaired.load_state_dict(values.state_dict())  # in the precision of the model

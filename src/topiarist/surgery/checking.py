@@ -18,6 +18,7 @@ from topiarist.graph import (
     call_model,
     check_plain,
     converted,
+    counting,
     fast_path_off,
     regroup,
     tensors_in,
@@ -58,8 +59,14 @@ def check(
     dtype = precision_of(model, example_inputs).dtype
     model = non_degenerate(copied(model).to(dtype).eval())
     inputs, more = (converted(given, dtype) for given in (example_inputs, list(more_inputs)))
-    if graph.kind == "block":
-        return _with_proved_blocks(model, graph, inputs, deadline)
+    with counting(model, graph.outputs):
+        if graph.kind == "block":
+            return _with_proved_blocks(model, graph, inputs, deadline)
+        return _with_proved_cuts(model, graph, inputs, more, deadline)
+
+
+def _with_proved_cuts(model: nn.Module, graph: Graph, inputs: Inputs, more: Sequence[Inputs], deadline: float) -> Graph:
+    """Returns the graph with pins on what random cuts show that cannot be proved."""
     for seed in (0, 1):
         while True:
             keep = random_keep(graph, seed)

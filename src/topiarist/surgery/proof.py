@@ -27,6 +27,7 @@ from topiarist.graph import (
     check_plain,
     checked_keep,
     converted,
+    counting,
     fast_path_off,
     map_floats,
     map_tensors,
@@ -101,9 +102,9 @@ def prove(
     the batch, on each further example, and in training mode: seeded, batch norms with the statistics of twice the
     batch, dropout off.
 
-    Compared are the outputs, and what enters each step that selects by data: a comparison, an argmax, a sort, an NMS.
-    Such a step may be decided by rounding. Where both networks give it the same numbers, to the tolerance, the cut one
-    gets the masked one's selection, so that the outputs can be compared.
+    Compared are the outputs, those that count by `Graph.outputs`, and what enters each step that selects by data: a
+    comparison, an argmax, a sort, an NMS. Such a step may be decided by rounding. Where both networks give it the same
+    numbers, to the tolerance, the cut one gets the masked one's selection, so that the outputs can be compared.
 
     Args:
         model: the traced model; it stays as it is.
@@ -141,9 +142,10 @@ def _proved_in(
     precision: Precision, model: nn.Module, graph: Graph, keep: Keep, example_inputs: Inputs, more: Sequence[Inputs]
 ) -> Proof:
     network, ways = copied(model).to(precision.dtype).eval(), paths(example_inputs, more, precision)
-    if graph.kind == "weight":
-        return _proof_of_weights(model, network, graph, keep, ways[0])
-    return _proof_of_cut(network, graph, keep, ways)
+    with counting(network, graph.outputs):
+        if graph.kind == "weight":
+            return _proof_of_weights(model, network, graph, keep, ways[0])
+        return _proof_of_cut(network, graph, keep, ways)
 
 
 def _proof_of_weights(model: nn.Module, copy: nn.Module, graph: Graph, keep: Keep, path: Path) -> Proof:
@@ -158,7 +160,7 @@ def _proof_of_weights(model: nn.Module, copy: nn.Module, graph: Graph, keep: Kee
 
 def _proof_of_cut(double: nn.Module, graph: Graph, keep: Keep, ways: Sequence[Path]) -> Proof:
     expected, smaller = mask(double, graph, keep), cut(double, graph, keep)
-    removed = not all(kept.all() for kept in keep.values())
+    removed = any(not keep[group.name].all() and graph.reads(group) for group in graph.groups)
     proof = _proof_on(ways[0], double, expected, smaller, removed=removed)
     if proof.blind:
         proof = _seen_by_noise(proof, ways[0], double, expected, smaller, _with_noise(double, graph, keep))
@@ -328,7 +330,9 @@ def _overflow(model: nn.Module, graph: Graph, keep: Keep, example_inputs: Inputs
         return ""
     inputs = converted(example_inputs, *dtypes) if len(dtypes) == 1 else example_inputs
     try:
-        outputs = tensors_in(call_model(cut(model, graph, keep).eval(), inputs))
+        smaller = cut(model, graph, keep).eval()
+        with counting(smaller, graph.outputs):
+            outputs = tensors_in(call_model(smaller, inputs))
     except Exception:  # the device lacks an operator in this precision, or the input is of another one
         return ""
     for output in outputs:
