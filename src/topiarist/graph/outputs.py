@@ -23,7 +23,7 @@ def as_outputs(given: Any) -> Outputs | None:
         TopiaristError: it is neither names nor places nor a function.
     """
     if given is None or callable(given) or _is_key(given):
-        return given  # type: ignore[no-any-return]
+        return given
     if isinstance(given, tuple | list) and given and all(map(_is_key, given)):
         return tuple(given) if len(given) > 1 else given[0]
     raise TopiaristError(

@@ -99,8 +99,8 @@ class Tracer:
         self._tie_descriptive_attributes()
         self.record.attributes = {**self.record.attributes, **self.memory.traced}
         self.norms.read(outputs)
-        read = self.descent.read_by(outputs) | {self.of(tensor).source for tensor in outputs} - {None}
-        self.record.read[training] |= read
+        own = {source for tensor in outputs if (source := self.of(tensor).source) is not None}
+        self.record.read[training] |= own | self.descent.read_by(outputs)
         for tensor in outputs:
             self.algebra.pin_all(self.vectors_of(tensor), "the network's output")
         for free in {id(root): root for root in (free.root() for free in self._asked)}.values():

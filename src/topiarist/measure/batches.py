@@ -24,7 +24,12 @@ Batch = Any
 
 
 def inputs_and_target(batch: Batch) -> tuple[Inputs, Target]:
-    """Returns the two parts of a batch; the target is ``None`` where there is none."""
+    """Returns the two parts of a batch; the target is ``None`` where there is none.
+
+    A pair with names, such as a named tuple of two tensors, is inputs and target too.
+    """
+    if isinstance(batch, Mapping) and not isinstance(batch, dict):
+        return dict(batch), None  # such as what tokenizers return
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return batch[0], batch[1]
     if isinstance(batch, tuple | list) and len(batch) == 1:
@@ -53,7 +58,10 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return change(value)
     if isinstance(value, Mapping):
         return {key: map_tensors(entry, change) for key, entry in value.items()}
-    return type(value)(map_tensors(entry, change) for entry in value) if isinstance(value, tuple | list) else value
+    if isinstance(value, tuple | list):
+        entries = [map_tensors(entry, change) for entry in value]
+        return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
+    return value
 
 
 def to_device(value: Any, device: torch.device) -> Any:

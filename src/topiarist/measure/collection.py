@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ class Stats:
         model: the model itself, for methods that must run it in their own way.
         batches: the data that was measured, likewise.
         on_step: called by methods that work for long.
+        loss: whose gradients were measured, for methods that run the model in their own way.
     """
 
     tensors: Mapping[str, Tensor]
@@ -47,6 +48,7 @@ class Stats:
     model: nn.Module | None = None
     batches: Iterable[Batch] | None = None
     on_step: OnStep | None = None
+    loss: Loss = cross_entropy
 
     def report(self, what: str, done: int, total: int) -> None:
         """Calls ``on_step``, where there is one, with how far a method is."""
@@ -136,7 +138,8 @@ def collect(
             of keyword arguments. They go to the model's device. May be left out if nothing has to be measured.
         needs: names in `STATISTICS` or statistics; ``"weights"``, ``"training"`` and ``"evaluations"`` need no
             statistic.
-        loss: mean over the examples of a batch, for statistics that need gradients.
+        loss: of the model's output and the target of a batch, the mean over its examples, for statistics that need
+            gradients; where a batch has no target it gets ``None``: ``lambda output, _: output.loss``.
         on_step: handed to the method, which calls it if it works for long.
         distributed: share the pass among the processes of ``torch.distributed``, as torchrun starts them: each sees
             every n-th batch, the sums of all are added, and all get the same. All of them call this, with the same
@@ -153,6 +156,11 @@ def collect(
     tensors = {name: tensor.detach() for name, tensor in _named_tensors(model)}
     check_finite(model)
     wanted = _statistics(needs)
+    for statistic in wanted if loss is not cross_entropy else ():
+        if getattr(statistic, "of_cross_entropy", False):
+            raise TopiaristError(
+                f"{statistic.name} is that of the cross entropy: leave loss out, or use another method"
+            )
     watch = Watch()
     rank, world_size = rank_and_world_size() if distributed else (0, 1)
     if wanted:
@@ -163,7 +171,7 @@ def collect(
             )
         _measure(model, graph, batches_of_rank(batches, rank, world_size), wanted, watch, loss)
     sums = sum_over_processes(watch.sums, device_of(model)) if world_size > 1 else watch.sums
-    return Stats(tensors, sums, model, batches, on_step)
+    return Stats(tensors, sums, model, batches, on_step, loss)
 
 
 def _measure(
@@ -193,14 +201,29 @@ def _measure(
             output = call_model(model, to_device(inputs, device))
             seen += 1
             if backward:
-                if target is None:
-                    raise TopiaristError("gradients need targets: pass batches as pairs (inputs, target)")
-                watch.backward(loss(output, to_device(target, device)) * batch_size(inputs))
+                if target is None and loss is cross_entropy:
+                    raise TopiaristError(
+                        "gradients need targets: pass batches as pairs (inputs, target), or loss= where the model "
+                        "computes it, as lambda output, _: output.loss"
+                    )
+                watch.backward(_mean(loss(output, to_device(target, device))) * batch_size(inputs))
             del output  # and the graph with it, before the next batch needs the memory
             if not counts:
                 watch.sums = {key: torch.zeros_like(total) for key, total in watch.sums.items()}
     if not seen:
         raise TopiaristError("there is no batch in the data: pass at least one")
+
+
+def _mean(loss: Any) -> Tensor:
+    """Returns a loss.
+
+    Raises:
+        TopiaristError: it is not one number.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        kind = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise TopiaristError(f"loss must return one number, the mean over the examples, but it returned {kind}")
+    return loss.reshape(())
 
 
 def _statistics(needs: Collection[str | Statistic]) -> list[Statistic]:

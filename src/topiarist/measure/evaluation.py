@@ -50,8 +50,29 @@ def class_scores(output: object, *, plain: bool = False) -> Tensor:
 
 
 def cross_entropy(output: object, target: Target) -> Tensor:
-    """Returns the mean cross entropy of the class scores in a model's output."""
-    return F.cross_entropy(class_scores(output), target)
+    """Returns the mean cross entropy of the class scores in a model's output.
+
+    Raises:
+        TopiaristError: the targets are neither classes nor shares of classes, but an image or other numbers.
+    """
+    scores = class_scores(output)
+    if not _are_classes(target, scores):
+        kind = f"of {target.dtype} {tuple(target.shape)}" if isinstance(target, Tensor) else type(target).__name__
+        raise TopiaristError(
+            f"cross entropy takes classes, and the targets are {kind} beside an output {tuple(scores.shape)}: give "
+            "loss=, a function of the model's output and the targets, such as torch.nn.functional.mse_loss"
+        )
+    return F.cross_entropy(scores, target)
+
+
+def _are_classes(target: Target, scores: Tensor) -> bool:
+    """Returns whether targets are one class for each location of the scores, or shares of the classes there."""
+    if not isinstance(target, Tensor) or scores.ndim < 2:
+        return False
+    if not target.is_floating_point():
+        return target.shape == (scores.shape[0], *scores.shape[2:])
+    shares = target.shape == scores.shape and bool((target >= 0).all())
+    return shares and torch.allclose(target.sum(1), torch.ones_like(target.sum(1)), atol=1e-3)
 
 
 @torch.no_grad()

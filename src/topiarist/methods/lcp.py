@@ -261,6 +261,8 @@ class _Trials:
     def __init__(self, method: LCP, graph: Graph, stats: Stats) -> None:
         if stats.model is None or stats.batches is None:
             raise TopiaristError("lcp evaluates its candidates on data: pass batches of pairs (inputs, target)")
+        if stats.loss is not cross_entropy:
+            raise TopiaristError("lcp evaluates its candidates by accuracy and cross entropy: leave loss out")
         self.method, self.graph, self.model = method, graph, stats.model
         self.held_out = list(first_examples(stats.batches, method.examples))
         self.rest = list(islice(_behind(stats.batches, method.examples), method.steps))

@@ -34,6 +34,11 @@ class DiagonalCurvature:
     gradients: bool = True
 
     @property
+    def of_cross_entropy(self) -> bool:
+        """Returns whether it is right for the cross entropy alone."""
+        return self.kind == "gauss_newton"
+
+    @property
     def name(self) -> str:
         """Computes ``curvature-gauss_newton`` or ``curvature-fisher``."""
         return f"curvature-{self.kind}"

@@ -44,6 +44,7 @@ class GaussNewton:
 
     name: str = "hessian-full"
     gradients: bool = True
+    of_cross_entropy: bool = True
 
     def watch(self, model: nn.Module, graph: Graph, run: Watch) -> Iterable[RemovableHandle]:
         """Adds up when the gradients are there."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -27,9 +27,10 @@ from topiarist.graph import (
     unwrapped,
     unwrapped_names,
 )
-from topiarist.measure import Stats, check_fits, collect
+from topiarist.measure import Loss, Stats, check_fits, collect, cross_entropy
 from topiarist.methods import Method, Repair, Rule, Selector
 from topiarist.pruning.choice import Choice, make_choice
+from topiarist.pruning.examples import DataOrBatches, batches_of, check_data
 from topiarist.pruning.iterative import EpochCounter, Share, kept_after, prune_in_steps
 from topiarist.pruning.milliseconds import Latency, Stopwatch
 from topiarist.pruning.request import Pruning, Run, trains_sparsely
@@ -43,8 +44,9 @@ def prune(
     example_inputs: Any,
     method: str | Method | Pruning,
     budget: Budget | Mapping[str, Any] | float | None = None,
-    data: Data | None = None,
+    data: DataOrBatches | None = None,
     *,
+    loss: Loss | None = None,
     more_inputs: Sequence[Any] = (),
     outputs: Outputs | None = None,
     graph: Graph | None = None,
@@ -65,7 +67,10 @@ def prune(
             repair, several steps, sparse training or rewinding.
         budget: how much is kept; a number is the fraction of MACs (of weights, for unstructured methods), a mapping
             gives the fields of `Budget`. ``None`` where the method brings its own rule, or the request has a budget.
-        data: needed by methods that measure or train.
+        data: needed by methods that measure or train. Where nothing trains, also batches of any kind, such as a
+            `DataLoader`: pairs ``(inputs, target)`` or inputs alone, as for `collect`.
+        loss: of the model's output and a batch's target, the mean over the examples; for methods that measure
+            gradients, where it is not the cross entropy of class scores. It trains nothing.
         more_inputs: further examples that take other ways through the model's code, such as optional arguments, a
             cache, or other sizes: the cut is proved on each of them.
         outputs: what counts of what the model returns, as for `trace`: the rest may change its shape.
@@ -86,6 +91,7 @@ def prune(
     model = unwrapped(model)
     if not isinstance(run, Run):
         raise TopiaristError(f"run must be a topiarist.Run, but got {shown(run)}: write Run(seed=1)")
+    check_data(data, loss, trains=_trains(request))
     _check_inputs(model, request, data, initial)
     check_plain((example_inputs, *more_inputs), "the example input is")
     if request.budget is not None:
@@ -101,7 +107,7 @@ def prune(
     units = request.method.units(graph)
     _check_units(request, units)
     start = None if initial is None else rewound(model, initial)
-    work = _Work(request, units, example_inputs, more_inputs, data, start, run)
+    work = _Work(request, units, example_inputs, more_inputs, data, loss or cross_entropy, start, run)
     return work.in_one_cut(model) if request.steps.count == 1 else work.in_steps(model)
 
 
@@ -131,12 +137,7 @@ def _check_inputs(model: nn.Module, request: Pruning, data: Any, initial: Any) -
         raise TopiaristError(f"rewinding takes both a request that asks for it and the initial values: add {missing}")
     if initial is not None:
         _check_initial(model, initial)
-    if data is not None and not isinstance(data, Data):
-        raise TopiaristError(
-            "data must be a topiarist.Data, but got "
-            f"{type(data).__name__}: use load_data, or Data.of with your own tensors; topiarist.collect takes batches"
-        )
-    if data is not None and (trains or _needs(request) - {"weights", "training"}):
+    if isinstance(data, Data) and (trains or _needs(request) - {"weights", "training"}):
         check_fits(model, data)
 
 
@@ -223,6 +224,7 @@ class _Work:
         example_inputs: of the network.
         more_inputs: further ones.
         data: what is measured and trained on.
+        loss: whose gradients are measured.
         start: the network with its initial values, where it is rewound to them.
         run: seed, batch size, progress.
         choices: what each cut kept, and why.
@@ -234,7 +236,8 @@ class _Work:
     units: Graph
     example_inputs: Any
     more_inputs: Sequence[Any]
-    data: Data | None
+    data: DataOrBatches | None
+    loss: Loss
     start: nn.Module | None
     run: Run
     choices: list[Choice] = field(default_factory=list)
@@ -281,8 +284,15 @@ class _Work:
     ) -> tuple[Graph, dict[str, Tensor], Proof, nn.Module]:
         """Measures, scores, allocates, proves, repairs and cuts; what cannot be proved is pinned, and chosen again."""
         run, repairer = self.run, self.request.repairer
-        batches = None if self.data is None else Batches(self.data, run.batch_size, run.seed)
-        stats = collect(model, units, batches, _needs(self.request), on_step=run.on_step, distributed=run.distributed)
+        stats = collect(
+            model,
+            units,
+            batches_of(self.data, run.batch_size, run.seed),
+            _needs(self.request),
+            loss=self.loss,
+            on_step=run.on_step,
+            distributed=run.distributed,
+        )
         for attempt in (1, 2):
             choice = self._choice(model, units, stats, budget)
             keep = dict(choice.keep)
@@ -357,7 +367,7 @@ class _Work:
         method: Method | None,
     ) -> nn.Module:
         """Trains in place; pruned weights stay zero, and pruned units are not there."""
-        assert self.data is not None, "the inputs were checked"
+        assert isinstance(self.data, Data), "the inputs were checked"
         sparse = self.request.method.granularity == "weight"
         graph, held = (self.units, keep) if sparse else (graph, None)
         fit(
@@ -372,25 +382,6 @@ class _Work:
             progress=self.epochs,
         )
         return model
-
-
-class Batches:
-    """Yields the training batches of a data set, as often as they are asked for.
-
-    They come in one and the same random order: data on disks often have one class after the other, and some methods
-    use the first examples only.
-
-    Args:
-        data: the data set.
-        batch_size: examples in a batch.
-        seed: of the order.
-    """
-
-    def __init__(self, data: Data, batch_size: int, seed: int) -> None:
-        self.data, self.batch_size, self.seed = data, batch_size, seed
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self.data.batches("train", self.batch_size, torch.Generator().manual_seed(self.seed))
 
 
 def _repaired(model: nn.Module, graph: Graph, keep: Keep, by: Method | None, stats: Stats) -> nn.Module:

@@ -16,7 +16,7 @@ from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, Scores, hindrance, unwrapped
 from topiarist.measure import Evaluation, check_fits, collect, evaluate_batches
 from topiarist.methods import Criterion, Method, make
-from topiarist.pruning.pipeline import Batches
+from topiarist.pruning.examples import Batches
 from topiarist.surgery import copied, masked
 
 RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
