@@ -31,6 +31,9 @@ Command = Callable[..., object]
 SHORT = {"method": "name", "repair": "name", "steps": "count"}
 """Option → its field that a value alone means: ``--method l1`` is ``--method.name l1``."""
 
+REPEATED = ("input",)
+"""Options that may be given several times; their values are joined by semicolons."""
+
 REQUEST = tuple(entry.name for entry in dataclasses.fields(Pruning))
 """Options of a command that takes a `Pruning`."""
 
@@ -53,6 +56,7 @@ def parse(name: str, command: Command, words: Sequence[str]) -> dict[str, Any]:
     _refuse_empty(words)
     typed, config = _split_config([_underscored(word) for word in words])
     options = _options(command)
+    typed = _joined(typed, config)
     short = {key: field for key, field in SHORT.items() if key in options}
     for key, field in short.items():
         typed = [re.sub(rf"^--{key}(?==|$)", f"--{key}.{field}", word) for word in typed]
@@ -122,6 +126,26 @@ def _split_config(words: list[str]) -> tuple[list[str], dict[str, Any]]:
         if isinstance(fields, dict) and isinstance(fields.setdefault(field, {}), dict):
             fields[field][key] = _plain(value)
     return rest, config
+
+
+def _joined(words: list[str], config: dict[str, Any]) -> list[str]:
+    """Writes ``--input A --input B`` as ``--input A;B``, and a list in a file likewise."""
+    for name in REPEATED:
+        if isinstance(config.get(name), list):
+            config[name] = ";".join(map(str, config[name]))
+        rest: list[str] = []
+        values: list[str] = []
+        reading = iter(words)
+        for word in reading:
+            option, equals, value = word.partition("=")
+            if option != f"--{name}":
+                rest.append(word)
+            elif equals or (value := next(reading, "")):
+                values.append(value)
+            else:
+                rest.append(word)  # without a value, which the parser refuses
+        words = [*rest, f"--{name}", ";".join(values)] if values else rest
+    return words
 
 
 def _plain(text: str) -> Any:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from topiarist.cli.folders import read_pruned
 from topiarist.cli.inputs import Source, example_inputs, make_source
 from topiarist.errors import TopiaristError
+from topiarist.graph import Inputs
 
 BEFORE = "before pruning"
 ONNX = ".onnx"
@@ -49,7 +50,7 @@ def named(words: Sequence[str], data: str | None, shape: str | None, network: st
     return found
 
 
-def inputs_of(networks: dict[str, Named], shape: str | None) -> Tensor:
+def inputs_of(networks: dict[str, Named], shape: str | None) -> Inputs:
     """Returns the input of all networks: of the shape that was given, else an example of the data, else as a file says.
 
     Raises:

@@ -56,7 +56,8 @@ def inspect(
 
     Args:
         model: zoo:NAME, torchvision:NAME, timm:NAME or package.module:factory; options as in zoo:vgg11?width=0.25.
-        input: shape of the input, as 1,3,32,32 (the complete tensor) or 3x32x32 (one example).
+        input: shape of an input, as 1,3,32,32 (the complete tensor) or 3x32x32 (one example), or NAME=SHAPE; several
+            times for several arguments.
         data: data set whose examples are the input, instead of a shape.
         weights: file of weights to load (safetensors, or a PyTorch state dict).
         outputs: names or places of what counts of what the network returns; by default all.
@@ -161,7 +162,7 @@ def prune(
         model: zoo:NAME, torchvision:NAME, timm:NAME or package.module:factory; options as in zoo:vgg11?width=0.25.
         pruning: how it is pruned.
         data: digits, digits:28, npz:PATH, folder:PATH or torchvision:NAME; without it nothing is trained or measured.
-        input: shape of the input, as 1,3,32,32 or 3x32x32; by default that of the data.
+        input: shape of an input, as 1,3,32,32 or 3x32x32, or NAME=SHAPE; by default that of the data.
         weights: file of trained weights (safetensors or a PyTorch state dict); without it the network is trained first.
         train: how the network is trained where no weights are given, with what the method does in training.
         finetune: how the pruned network is fine-tuned.
@@ -210,7 +211,7 @@ def bench(
         targets: runtimes, such as torch,onnxruntime.
         threads: of the CPU; several numbers are several settings.
         batch: examples of one run; several numbers are several settings.
-        input: shape of the input, as 1,3,32,32 or 3x32x32; by default that of the data.
+        input: shape of an input, as 1,3,32,32 or 3x32x32, or NAME=SHAPE; by default that of the data.
         data: data set whose first example is the input; by default that of a folder.
         rounds: in each setting at most; every network runs once in each.
         seconds: after so many no further round of a setting begins.

@@ -37,7 +37,7 @@ def export(
         model: the folder that prune wrote; or zoo:NAME, torchvision:NAME, timm:NAME or package.module:factory.
         out: the file, .onnx, .xml (with a .bin beside it) or .pt2.
         target: onnx, openvino or torch-export.
-        input: shape of the input, as 1,3,32,32 or 3x32x32; by default that of the data.
+        input: shape of an input, as 1,3,32,32 or 3x32x32, or NAME=SHAPE; by default that of the data.
         data: data set whose examples are the input, instead of a shape; by default the one that it was pruned with.
         weights: file of weights to load (safetensors, or a PyTorch state dict); a folder has its own.
         network: the name that a folder gives its network, where that is package.module:factory, whose code will run.

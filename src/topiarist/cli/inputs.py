@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from topiarist.cli.weights import put_weights
 from topiarist.errors import TopiaristError
 from topiarist.files import locked, remove_drafts, shown
+from topiarist.graph import Inputs
 
 if TYPE_CHECKING:
     from topiarist.data import Data
@@ -69,20 +70,60 @@ def make_source(model: str, data: str | None, weights: Path | None, seed: int = 
     return Source(make_model(model, **options), loaded, weights, seed)
 
 
-def example_inputs(source: Source, shape: str | None) -> Tensor:
-    """Returns an input for tracing and timing: of the shape that was given, else the data's first example.
+def example_inputs(source: Source, text: str | None) -> Inputs:
+    """Returns inputs for tracing and timing: of the shapes that were given, else the data's first example.
+
+    Args:
+        source: the network, its data and seed.
+        text: ``[NAME=]SHAPE[:VALUES]``; with several of them, separated by semicolons, arguments of these names or in
+            this order.
 
     Raises:
-        TopiaristError: the shape cannot be read, or there is neither shape nor data.
+        TopiaristError: the text cannot be read, or there is neither text nor data.
     """
-    if shape is not None:
-        sizes = parse_shape(shape)
-        if math.prod(sizes) > 1 << 30:
-            raise TopiaristError(f"an input of {math.prod(sizes):,} numbers is too large: give a smaller --input")
-        return torch.randn(sizes, generator=torch.Generator().manual_seed(source.seed))
-    if source.data is None:
-        raise TopiaristError("the shape of the input is not known: give --input 1,3,224,224, or --data DATA")
-    return source.data.example()
+    if text is None:
+        if source.data is None:
+            raise TopiaristError("the shape of the input is not known: give --input 1,3,224,224, or --data DATA")
+        return source.data.example()
+    generator = torch.Generator().manual_seed(source.seed)
+    named = [_named(entry) for entry in text.split(";")]
+    names = [name for name, _ in named]
+    tensors = [_drawn(value, generator) for _, value in named]
+    if len(tensors) == 1 and names[0] is None:
+        return tensors[0]
+    if None not in names:
+        if len(set(names)) < len(names):
+            raise TopiaristError(f"the input {shown(text)} has a name twice: give each argument once")
+        return {str(name): tensor for name, tensor in zip(names, tensors, strict=True)}
+    if set(names) != {None}:
+        raise TopiaristError("some inputs have names and some have none: write NAME=SHAPE for all, or for none")
+    return tuple(tensors)
+
+
+def _named(entry: str) -> tuple[str | None, str]:
+    """Returns the name of an argument, where it has one, and the rest."""
+    name, equals, rest = entry.partition("=")
+    if equals and not name.strip().isidentifier():
+        raise TopiaristError(f"the input {shown(entry.strip())} cannot be read: write it as NAME=1x3x224x224")
+    return (name.strip(), rest) if equals else (None, entry)
+
+
+def _drawn(text: str, generator: torch.Generator) -> Tensor:
+    """Returns a tensor: ``SHAPE`` of normal numbers, ``SHAPE:N`` of whole numbers below N, ``SHAPE:ones`` of ones."""
+    shape, colon, values = (part.strip() for part in text.partition(":"))
+    sizes = parse_shape(shape)
+    if math.prod(sizes) > 1 << 30:
+        raise TopiaristError(f"an input of {math.prod(sizes):,} numbers is too large: give a smaller --input")
+    if not colon:
+        return torch.randn(sizes, generator=generator)
+    if values == "ones":
+        return torch.ones(sizes, dtype=torch.int64)
+    if not re.fullmatch(r"0*[1-9]\d{0,8}", values):
+        raise TopiaristError(
+            f"the values {shown(values)} of an input cannot be read: write 1x12:100 for whole numbers below 100, or "
+            "1x12:ones"
+        )
+    return torch.randint(int(values), sizes, generator=generator)
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from topiarist.budget import Name
 from topiarist.cli import show
 from topiarist.cli.inputs import Source
 from topiarist.errors import TopiaristError
+from topiarist.graph import Inputs
 from topiarist.methods import Method
 from topiarist.models import full_name
 from topiarist.pruning import Pruning
@@ -50,19 +51,19 @@ class Plan:
     out: Path
     quiet: bool
 
-    def model(self, example: Tensor) -> nn.Module:
+    def model(self, example: Inputs) -> nn.Module:
         """Returns the network to prune, with its selectors."""
         from topiarist.surgery import add_selectors
 
         model = self.source.model()
         return model if self.selectors is None else add_selectors(model, self.selectors, example)
 
-    def initial(self, example: Tensor) -> dict[str, Tensor]:
+    def initial(self, example: Inputs) -> dict[str, Tensor]:
         """Returns the initial values of the network, drawn with the seed."""
         return replace(self, source=replace(self.source, weights=None)).model(example).state_dict()
 
 
-def run(plan: Plan, example: Tensor) -> tuple[Pruned, dict[str, Any]]:
+def run(plan: Plan, example: Inputs) -> tuple[Pruned, dict[str, Any]]:
     """Prunes, and writes ``result.json``, ``model.safetensors`` and ``architecture.json``.
 
     Args:
@@ -129,7 +130,7 @@ def _described(plan: Plan, done: Pruned) -> dict[str, Any]:
     }
 
 
-def _prune(plan: Plan, request: Pruning, model: nn.Module, example: Tensor) -> Pruned:
+def _prune(plan: Plan, request: Pruning, model: nn.Module, example: Inputs) -> Pruned:
     """Prunes a network; shows the epochs of training between the steps, or the steps of a method that takes long."""
     from topiarist.pruning import Run, prune
 
@@ -166,7 +167,7 @@ def _without_selectors(plan: Plan, model: nn.Module) -> nn.Module:
     return plain
 
 
-def _times(before: nn.Module, after: nn.Module, example: Tensor) -> dict[str, float]:
+def _times(before: nn.Module, after: nn.Module, example: Inputs) -> dict[str, float]:
     """Measures latencies in milliseconds, interleaved, so that other work disturbs both alike."""
     from topiarist.measure import Rounds, latencies
 
