@@ -22,6 +22,7 @@ from topiarist.train import Recipe
 
 if TYPE_CHECKING:
     from topiarist.pruning import Pruned, Shrunk
+    from topiarist.surgery import Proof
     from topiarist.train import History
 
 TRAINING, FINE_TUNING = "train.ckpt", "finetune.ckpt"
@@ -107,6 +108,10 @@ def run(plan: Plan, example: Inputs) -> tuple[Pruned, dict[str, Any]]:
     return done, result
 
 
+def _proof(proof: Proof) -> dict[str, Any]:
+    return {**asdict(proof), "precision": str(proof.precision)}
+
+
 def _described(plan: Plan, done: Pruned) -> dict[str, Any]:
     """Returns the request and what was pruned, as plain values."""
     data = plan.source.data
@@ -121,7 +126,7 @@ def _described(plan: Plan, done: Pruned) -> dict[str, Any]:
         "params": {"before": done.before.params, "after": done.after.params},
         "memory": {"before": done.before.memory, "after": done.after.memory},
         "latency": None if done.latency is None else done.latency.to_json(),
-        "proof": asdict(done.proof),
+        "proof": _proof(done.proof),
         "uneven": done.uneven,
         "untaken": done.untaken,
         "unread": {name: unread._asdict() for name, unread in done.graph.unread.items()},
@@ -154,7 +159,7 @@ def _shrunk(shrunk: Shrunk | None) -> dict[str, Any] | None:
         "params": shrunk.after.params,
         "memory": shrunk.after.memory,
         "drift": shrunk.drift,
-        "proof": asdict(shrunk.proof),
+        "proof": _proof(shrunk.proof),
     }
 
 

@@ -52,8 +52,7 @@ class OperatorMode(TorchDispatchMode):
         given = tensors_in(args) + tensors_in(kwargs)
         sources = [source for tensor in given if (source := tracer.of(tensor).source) is not None]
         tracer.record.touched.update(sources)
-        if tracer.descent is not None:
-            tracer.descent.follow(func, args, kwargs, given, sources, out)
+        tracer.descent.follow(func, args, kwargs, given, sources, out)
         if given or func.overloadpacket.__name__ in FILLS:
             try:
                 known = apply_rule(tracer, func, args, kwargs, out, given)

@@ -33,7 +33,7 @@ class Tracer:
     Attributes:
         record: what the run showed so far.
         algebra: its labels, unions and lines.
-        descent: which calls of modules each tensor descends from, for the blocks; in the first run alone.
+        descent: which calls of modules each tensor descends from, for the blocks, and for what nothing reads.
         norms: which batch norms see a layer's output as it comes.
         axes: the labels of each parameter and buffer.
         stack: the modules that are running.
@@ -53,7 +53,7 @@ class Tracer:
         self.call: list[Any] = []
         self.caller = ""
         self.borders: list[tuple[slice, Site | None, Site | None]] = []
-        self.descent: Descent | None = None
+        self.descent: Descent
         self.norms: Norms
         self.stack: ModuleStack
         self.memory: remembering
@@ -86,15 +86,15 @@ class Tracer:
         self.stack = ModuleStack(model, self._entered, self._left)
         self.norms = Norms()
         self.memory = remembering(model)
-        self.descent = Descent(model, inputs) if self._runs == 1 else None
+        self.descent = Descent(model, inputs)
         self.lifetimes = Lifetimes(model) if self._runs == 1 else None
 
     def finish(self, outputs: Sequence[Tensor], *, training: bool) -> None:
         """Notes what the network returned, in eval or in training mode: it is read once more, and keeps its shape."""
         if self.lifetimes is not None:
             self.record.storages = self.lifetimes.finish()
-        if self.descent is not None:
-            self.descent.finish(outputs)
+        self.descent.finish(outputs)
+        if self._runs == 1:
             self.record.blocks, self.record.irremovable = self.descent.residual_blocks()
         self._tie_descriptive_attributes()
         self.record.attributes = {**self.record.attributes, **self.memory.traced}
@@ -268,13 +268,11 @@ class Tracer:
 
     def _entered(self, name: str, call: int, args: object) -> None:
         self.ran.add(name)
-        if self.descent is not None:
-            self.descent.enter(name)
+        self.descent.enter(name)
         received = (vector for tensor in tensors_in(args) for vector in self.vectors_of(tensor))
         self.record.held[name] += [vector for vector in received if labelled(vector)]
 
     def _left(self, name: str, call: int, output: object) -> None:
         """Notes what travels out of a module."""
-        if self.descent is not None:
-            self.descent.leave(name, output)
+        self.descent.leave(name, output)
         self.record.outputs[name, call] = [self.of(tensor) for tensor in tensors_in(output)]
