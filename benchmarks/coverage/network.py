@@ -93,7 +93,15 @@ def named(**tensors: tuple[int, ...]) -> Make:
     }
 
 
+def answers(model: nn.Module, inputs: Any) -> Any:
+    """Runs a network; where it gives logits, hidden states beside them are dropped, whose width may change."""
+    found = run(model, inputs)
+    if isinstance(found, dict) and "logits" in found:
+        return {key: value for key, value in found.items() if "hidden_state" not in key and "past" not in key}
+    return found
+
+
 def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
-    """Returns the tensors that a network gives."""
+    """Returns the tensors that a network answers with."""
     with torch.no_grad():
-        return tensors_in(run(model, inputs))
+        return tensors_in(answers(model, inputs))

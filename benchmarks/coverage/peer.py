@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from network import outputs, run
+from network import answers, outputs, run
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import topiarist
-from topiarist.graph import fast_path_off, named_tensors, tensors_in
+from topiarist.graph import fast_path_off, named_tensors
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from proof_table import SurvivorNorms, difference
-from versus_torch_pruning import follow_peer, parameters, peer_settings, prepare_for_peer, prune_peer, told
+from versus_torch_pruning import RATIO, follow_peer, parameters, peer_settings, prepare_for_peer, prune_peer, told
 
 TOLERANCE = 1e-6
 QUERIES, OTHERS = (
@@ -53,12 +53,19 @@ def prune(model: nn.Module, example: Any, expected: list[Tensor]) -> float:
     heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features in widths]
     settings["ignored_layers"] = [*settings["ignored_layers"], *heads[-1:]]
     settings["num_heads"] |= _attention(model)
+    if rotary := _rotary(model):  # as in the peer's example for language models: heads are removed, their width stays
+        settings |= {"prune_num_heads": True, "prune_head_dims": False, "head_pruning_ratio": 1 - RATIO}
     begin = time.process_time()
     prune_peer(model, example, settings)
     seconds = time.process_time() - begin
     model.requires_grad_(False)
     follow_peer(model)
-    _follow_attention(model)
+    for module in rotary:
+        heads = {name: getattr(module, name).out_features // module.head_dim for name in ("q_proj", "k_proj")}
+        sizes = {"num_heads": heads["q_proj"], "num_key_value_heads": heads["k_proj"]}
+        sizes["num_key_value_groups"] = heads["q_proj"] // max(1, heads["k_proj"])
+        module.__dict__.update({name: sizes[name] for name in sizes.keys() & module.__dict__.keys()})
+    _follow_attention(model, rotary)
     return round(seconds, 3)
 
 
@@ -77,9 +84,16 @@ def _attention(model: nn.Module) -> dict[nn.Module, int]:
     return heads
 
 
-def _follow_attention(model: nn.Module) -> None:
-    """Sizes of attention layers of transformers, set as in the peer's examples."""
+def _rotary(model: nn.Module) -> list[Any]:
+    """Attention layers with grouped queries, whose positions are rotations of the head's width."""
+    return [m for m in model.modules() if hasattr(m, "num_key_value_groups") and hasattr(m, "k_proj")]
+
+
+def _follow_attention(model: nn.Module, done: list[Any]) -> None:
+    """Sizes of the other attention layers of transformers, set as in the peer's examples."""
     for module in model.modules():
+        if module in done:
+            continue
         config = getattr(module, "config", None)
         query = next((m for name in QUERIES if isinstance(m := getattr(module, name, None), nn.Linear)), None)
         count = next(
@@ -130,7 +144,7 @@ def right(dense: nn.Module, original: dict[str, Tensor], model: nn.Module, examp
     if kept is None:
         return "not comparable"
     with torch.no_grad(), fast_path_off():
-        found = run(model, example)
+        found = answers(model, example)
         differs = difference(found, zeroed(dense, kept, example))
         if differs > TOLERANCE and (masked := as_masked(dense, kept, example)) is not None:
             differs = min(differs, difference(found, masked))
@@ -179,7 +193,7 @@ def zeroed(dense: nn.Module, kept: Kept, example: Any) -> Any:
         if tensors[name].ndim == 1:
             alive[id(tensors[name])] = keep
     with SurvivorNorms(alive):
-        return run(model, example)
+        return answers(model, example)
 
 
 def as_masked(dense: nn.Module, kept: Kept, example: Any) -> Any:
@@ -197,6 +211,6 @@ def as_masked(dense: nn.Module, kept: Kept, example: Any) -> Any:
         cut = {place: positions for place, positions in graph.kept(keep).items() if not bool(positions.all())}
         if cut.keys() != kept.keys() or not all(torch.equal(cut[place], kept[place]) for place in cut):
             return None
-        return tensors_in(run(topiarist.mask(dense, graph, keep), example))
+        return answers(topiarist.mask(dense, graph, keep), example)
     except topiarist.TopiaristError:
         return None
