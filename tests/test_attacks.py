@@ -30,7 +30,10 @@ def test_every_attack_has_a_count_and_says_what_is_defended() -> None:
     assert all("\nDefended: " in text for text in scripts.values())
 
 
-@pytest.mark.parametrize("name", COUNTS)
+BY_NIGHT = {"checkpoint", "results"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.nightly] * (n in BY_NIGHT)) for n in COUNTS])
 def test_an_attack_fails(name: str) -> None:
     words = [sys.executable, FOLDER / f"{name}.py", "--count", str(COUNTS[name][NIGHT]), "--seed", "1"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
