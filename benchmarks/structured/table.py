@@ -40,9 +40,8 @@ SFP_NOTE = (
     "`sfp` on ResNet-20 kept the root of the MACs in training, 71 and 55 % of the filters, where the budgets "
     "leave 46 and 26 % of the first convolutions, which alone are cut there; and it softened the residual streams"
     " too. `lcp` was run while the steps of its shifts shrank. `group_lasso` penalised filters, whose size a batch "
-    "norm undoes; its penalty and that of `slimming` acted on the residual streams too. All of this is mended since: "
-    "[structured_again.md](structured_again.md) supersedes the rows of `sfp`, `lcp` and `group_lasso`, and has `l0` "
-    "and newer rows of `random`, `l1` and `slimming`."
+    "norm undoes; its penalty and that of `slimming` acted on the residual streams too. All of this is mended "
+    "since, and not yet run again; nor was `l0` run."
 )
 """Of the numbers of a run in which ours tried no rankings; a later one has other words, see `_ours`."""
 
