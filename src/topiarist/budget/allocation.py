@@ -4,13 +4,13 @@ Both allocations are one ordered list of removals. Within a group the lowest sco
 is the turn of the group that has lost the smallest fraction so far (uniform), or that has the lowest score left
 (global).
 The budget takes the shortest prefix of the list that meets it, found by bisection, since a longer prefix never costs
-more. Where its last step takes one of two heads and far too much, uniform allocation spares that group.
+more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -25,11 +25,6 @@ from topiarist.budget.n_of_m import keep_n_of_m
 from topiarist.errors import TopiaristError
 from topiarist.files import shown
 from topiarist.graph import Graph, Keep, Scores
-
-COARSE = 0.25
-"""A step that takes this much of its group is coarse: one of two heads."""
-SPARE = 0.01
-"""A budget met with this much of the network to spare was met by too large a step."""
 
 KEEPS_ITS_MEMORY = "unstructured pruning makes weights zero and tensors keep their size: leave memory out of the budget"
 
@@ -149,19 +144,6 @@ class _Removals:
         counts: list[int] = torch.bincount(self.owner[:prefix], minlength=len(self.ladders)).tolist()
         return counts
 
-    def without_last(self, prefix: int) -> _Removals | None:
-        """Returns the list without the last step of a prefix and all that its group would lose after it.
-
-        ``None`` where that step takes no large part of its group.
-        """
-        last = int(self.owner[prefix - 1])
-        ladder = self.ladders[last]
-        if ladder.step < COARSE * ladder.units:
-            return None
-        stays = self.owner != last
-        stays[: prefix - 1] = True
-        return replace(self, owner=self.owner[stays], keys=self.keys[stays])
-
     def least(self, ratio: float | None) -> int:
         """Returns the prefix that brings every group to its ratio under uniform allocation, as far as floors allow."""
         if ratio is None or not self.uniform:
@@ -188,39 +170,6 @@ class _Search:
     measure: Callable[[Keep], Cost] | None
 
     def run(self) -> Keep:
-        """Returns the keep of the shortest prefix that meets the budget.
-
-        Where its last step takes a large part of a group (one of two heads) and much more than was asked, that group
-        stays as it is before the step, and the others lose more instead.
-        """
-        keep, prefix = self._shortest()
-        asked = self.budget.amounts
-        if not self.removals.uniform or "ratio" in asked or not asked:
-            return keep
-        search, spare = self, self._spare(keep)
-        while spare > SPARE and prefix and (rest := search.removals.without_last(prefix)) is not None:
-            search = replace(search, removals=rest)
-            if not search._reaches():
-                break
-            other, prefix = search._shortest()
-            if search._spare(other) < spare:
-                keep, spare = other, search._spare(other)
-        return keep
-
-    def _spare(self, keep: Keep) -> float:
-        """Returns how far a keep is below the budget, as a fraction of the whole network."""
-        asked, full = self.budget.amounts, self._amounts(self.graph.full(), 0, self.budget.amounts)
-        spent = self._amounts(keep, 0, asked)
-        return min(fraction - spent[name] / max(full[name], 1) for name, fraction in asked.items())
-
-    def _reaches(self) -> bool:
-        """Returns whether all steps together meet the budget."""
-        asked, everything = self.budget.amounts, len(self.removals.owner)
-        full = self._amounts(self.graph.full(), 0, asked)
-        least = self._amounts(self._keep(everything, count_only=True), everything, asked)
-        return all(_fits(least[name], fraction, full[name]) for name, fraction in asked.items())
-
-    def _shortest(self) -> tuple[Keep, int]:
         """Bisects between a prefix that is too short (at first none) and one that is long enough."""
         asked = self.budget.amounts
         if "ratio" in asked and not self.removals.ladders:
@@ -236,8 +185,7 @@ class _Search:
                 high = middle
             else:
                 low = middle
-        prefix = high if asked else 0
-        return self._keep(prefix), prefix
+        return self._keep(high if asked else 0)
 
     def _amounts(self, keep: Keep, prefix: int, names: Collection[str]) -> dict[str, float]:
         """Returns the costs of a keep, and the units that a prefix leaves to the groups that take part."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
@@ -78,19 +77,4 @@ def make_choice(
         raise TopiaristError(f"{method.name} needs a budget: give macs, params or ratio, the fraction that is kept")
     scores = method.score(graph, stats)
     amount = budget(scores) if callable(budget) else budget
-    keep = allocate(graph, scores, amount, method.allocation, cost=cost)
-    if (amount.allocation or method.allocation) == "global":
-        _warn_of_single_units(graph, keep)
-    return Choice(keep, scores)
-
-
-def _warn_of_single_units(graph: Graph, keep: Keep) -> None:
-    """Warns where a ranking of all units together leaves a layer hardly anything."""
-    thin = [group.name for group in graph.groups if group.units > 2 and int(keep[group.name].sum()) == 1]
-    if thin and graph.kind == "structure":
-        more = f" and {len(thin) - 3} more" if len(thin) > 3 else ""
-        warnings.warn(
-            f"the global ranking keeps a single unit of {', '.join(thin[:3])}{more}, through which all must pass: give "
-            "the budget floor=0.1 or allocation='uniform'",
-            stacklevel=2,
-        )
+    return Choice(allocate(graph, scores, amount, method.allocation, cost=cost), scores)
