@@ -14,7 +14,7 @@ torch.set_num_threads(1)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "normal")
 
 _SHARED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("normal", max_examples=30, derandomize=True, **_SHARED)  # the nightly ones draw anew
+settings.register_profile("normal", max_examples=15, derandomize=True, **_SHARED)  # the nightly ones draw anew
 settings.register_profile("nightly", max_examples=500, **_SHARED)
 settings.load_profile(PROFILE)
 

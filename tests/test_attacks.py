@@ -30,7 +30,7 @@ def test_every_attack_has_a_count_and_says_what_is_defended() -> None:
     assert all("\nDefended: " in text for text in scripts.values())
 
 
-BY_NIGHT = {"checkpoint", "results"}
+BY_NIGHT = {"checkpoint", "container", "results", "yaml_files"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.nightly] * (n in BY_NIGHT)) for n in COUNTS])
