@@ -38,7 +38,7 @@ CHOICES = {
 SFP_NOTE = (
     "Ours ranked by one allocation each, the method's own, where Torch-Pruning's tried both rankings. "
     "`sfp` on ResNet-20 kept the root of the MACs in training, 71 and 55 % of the filters, where the budgets "
-    "leave 46 and 26 % of the first convolutions, which alone are cut there; and it softened the residual streams"
+    "keep 46 and 26 % of the first convolutions, which alone are cut there; and it softened the residual streams"
     " too. `lcp` was run while the steps of its shifts shrank. `group_lasso` penalised filters, whose size a batch "
     "norm undoes; its penalty and that of `slimming` acted on the residual streams too. All of this is mended "
     "since, and not yet run again; nor was `l0` run."

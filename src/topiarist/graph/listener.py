@@ -30,6 +30,7 @@ LIKE = {"expand_as", "view_as", "reshape_as"}
 """Functions that take their sizes from a second tensor."""
 
 INDEXING = {"__getitem__", "__setitem__"}
+"""Methods that take an index, whose slices have borders."""
 
 LEAVING = {"numpy", "__array__", "tolist", "__dlpack__"}
 """Methods by which values leave torch: what the program computes from them cannot be followed."""
