@@ -49,6 +49,9 @@ CASES = {
     "division by what is pruned": (
         lambda n, x: n.last(n.b((n.a(x) / n.scale).tanh())),
         lambda: convs(scale=nn.Parameter(torch.rand(8, 1, 1) + 1)), {"a": 8, "b": 5}),
+    "division by a negative power": (
+        lambda n, x: n.last(n.b((n.a(x) * n.scale.pow(-2)).tanh())),
+        lambda: convs(scale=nn.Parameter(torch.rand(8, 1, 1) + 1)), {"a": 8, "b": 5}),
     "mean of a logarithm": (
         lambda n, x: n.last(n.b(n.a(x) * (n.scale.log() * n.a(x)).sum(1, keepdim=True))),
         lambda: convs(scale=nn.Parameter(torch.rand(8, 1, 1) + 1)), {"a": 8, "b": 5}),

@@ -28,7 +28,6 @@ from topiarist.graph import (
 )
 from topiarist.surgery.checking import random_keep
 from topiarist.surgery.cutting import copied, mask
-from topiarist.surgery.decisions import TOLERANCE
 from topiarist.surgery.proof import Proof, prove
 
 
@@ -132,7 +131,7 @@ def _proofs(model: nn.Module, inputs: Inputs, keeps: int) -> Iterator[Proof]:
                 "the cut; claim them with zero= only where they are"
             )
         proof = prove(model, graph, keep, inputs)
-        if not proof.max_rel_diff <= TOLERANCE:
+        if not proof.agrees:
             raise TopiaristError(
                 f"{rules} is wrong: {proof.reason}; unify axes that must lose the same positions, and pin those whose "
                 "positions depend on each other"

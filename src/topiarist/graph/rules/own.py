@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._ops import OpOverload, OpOverloadPacket
 
 from topiarist.errors import TopiaristError
+from topiarist.files import shortened, shown
 from topiarist.graph.calls import MIXING
 from topiarist.graph.labels import Vector
 from topiarist.graph.rules.registry import RULES, Call, Rule, key_of, rule_for, rule_of
@@ -187,9 +188,13 @@ def _name(operator: Any) -> str:
     else:
         name = getattr(operator, "_qualname", operator)  # what custom_op returns
     if not isinstance(name, str):
-        raise TopiaristError(f"{name!r} is no operator of torch; give a custom_op, torch.ops.mine.name or 'mine::name'")
+        raise TopiaristError(
+            f"{shown(name)} is no operator of torch; give a custom_op, torch.ops.mine.name or 'mine::name'"
+        )
     if "::" not in name and not hasattr(torch.ops.aten, name):
-        raise TopiaristError(f"torch has no operator {name!r}; write the name of one of yours as 'namespace::{name}'")
+        raise TopiaristError(
+            f"torch has no operator {shown(name)}; write the name of one of yours as 'namespace::{shortened(name)}'"
+        )
     return name.removeprefix("aten::")
 
 

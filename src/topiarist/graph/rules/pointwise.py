@@ -77,8 +77,9 @@ def stays_zero(t: Tracer, c: Call) -> bool:
     return name in ZERO_TO_ZERO and t.of(tensors[0]).zero
 
 
-UNDEFINED_AT_ZERO = {"div": 1, "fmod": 1, "remainder": 1, "log": 0, "log2": 0, "log10": 0, "reciprocal": 0, "rsqrt": 0}
-"""Functions that make NaN or infinity of zeros in this argument."""
+UNDEFINED_AT_ZERO = {"div": 1, "floor_divide": 1, "fmod": 1, "remainder": 1}
+UNDEFINED_AT_ZERO |= dict.fromkeys(("log", "log2", "log10", "reciprocal", "rsqrt"), 0)
+"""Functions that make NaN or infinity of zeros in this argument; so does a negative power."""
 
 
 def undefined_after(func: OpOverload, args: Arguments, given: Sequence[Tensor], t: Tracer) -> bool:
@@ -87,7 +88,8 @@ def undefined_after(func: OpOverload, args: Arguments, given: Sequence[Tensor], 
     A product over the only axis that holds them runs over the kept positions alone.
     """
     name = func.overloadpacket.__name__.rstrip("_")
-    at = UNDEFINED_AT_ZERO.get(name, len(args))
+    inverse = name == "pow" and isinstance(args[1], int | float) and args[1] < 0
+    at = 0 if inverse else UNDEFINED_AT_ZERO.get(name, len(args))
     tensor = args[at] if at < len(args) else None
     if isinstance(tensor, Tensor) and t.of(tensor).zero and any(labelled(v) for v in t.vectors_of(tensor)):
         return True
