@@ -6,11 +6,17 @@ get; only the speed of detectors differs.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from topiarist.models import import_torchvision
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from paths import nms
 
 SCHEMAS = (
     "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, "
@@ -33,25 +39,13 @@ def load_torchvision() -> bool:
     library = torch.library.Library("torchvision", "FRAGMENT")
     for schema in SCHEMAS:
         library.define(schema)
-    for name, function in (("nms", _nms), ("roi_align", _roi_align), ("deform_conv2d", _deform_conv2d)):
+    for name, function in (("nms", nms), ("roi_align", _roi_align), ("deform_conv2d", _deform_conv2d)):
         library.impl(name, function, "CPU")
     _libraries.append(library)
     for module in (boxes, deform_conv, roi_align):
         module._assert_has_ops = lambda: None
     roi_align._has_ops = lambda: True
     return True
-
-
-def _nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    kept, rest = [], scores.argsort(descending=True, stable=True)
-    while len(rest):
-        best, rest = rest[0], rest[1:]
-        kept.append(best)
-        low, high = boxes[best, :2].maximum(boxes[rest, :2]), boxes[best, 2:].minimum(boxes[rest, 2:])
-        shared = (high - low).clamp(min=0).prod(1)
-        rest = rest[shared / (area[best] + area[rest] - shared) <= threshold]
-    return torch.stack(kept) if kept else scores.new_empty(0, dtype=torch.long)
 
 
 def _sampled(x: Tensor, at_y: Tensor, at_x: Tensor) -> Tensor:
