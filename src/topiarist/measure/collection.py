@@ -156,8 +156,8 @@ def collect(
     tensors = {name: tensor.detach() for name, tensor in _named_tensors(model)}
     check_finite(model)
     wanted = _statistics(needs)
-    usual = loss in (cross_entropy, nn.functional.cross_entropy)
-    for statistic in () if usual else wanted:
+    loss = cross_entropy if loss is nn.functional.cross_entropy else loss
+    for statistic in wanted if loss is not cross_entropy else ():
         if getattr(statistic, "of_cross_entropy", False):
             raise TopiaristError(
                 f"{statistic.name} is that of the cross entropy: leave loss out, or use another method"
