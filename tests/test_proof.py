@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import topiarist
 from networks import CASES, Net, conv, images, line, random_keep, shaken, tokens
 from topiarist import Budget, TopiaristError, prove, trace
+from topiarist.models import load_model
 from topiarist.surgery import proof as proof_module
 
 X = images(2)
@@ -279,6 +280,14 @@ def test_numbers_that_training_draws_from_numpy_and_python_are_the_same_for_both
     assert prove(model, done.graph, done.keep, x).ok
     assert (np.random.get_state()[1] == before[0]).all()  # noqa: NPY002
     assert random.getstate() == before[1]
+
+
+@pytest.mark.filterwarnings("ignore:torchvision was built for another torch")
+def test_batch_norms_over_two_numbers_each_do_not_refute_a_right_cut():
+    """With 1x1 maps and two images rounding grows to 1e-6 in training mode."""
+    torch.manual_seed(5)
+    model, x = load_model("torchvision:mobilenet_v2"), torch.randn(1, 3, 32, 32)
+    assert "training mode" in topiarist.prune(model, x, "l1", Budget(macs=0.5)).proof.paths
 
 
 class OnlySingle(nn.Module):

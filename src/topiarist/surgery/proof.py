@@ -166,7 +166,10 @@ def _proof_of_cut(double: nn.Module, graph: Graph, keep: Keep, ways: Sequence[Pa
         proof = _seen_by_noise(proof, ways[0], double, expected, smaller, _with_noise(double, graph, keep))
     for path in ways[1:]:
         if proof.ok or proof.blind:
-            proof = _also_on(path, proof, double, expected, smaller)
+            on_path = _also_on(path, proof, double, expected, smaller)
+            if on_path.failed and path.training:
+                on_path = _also_on(path.with_larger_batch(), proof, double, expected, smaller)
+            proof = on_path
     return proof
 
 
