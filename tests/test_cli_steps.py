@@ -36,6 +36,7 @@ def selected(tmp_path_factory):
     return out
 
 
+@pytest.mark.nightly
 def test_selectors_let_slimming_cut_what_a_block_reads(selected):
     result = json.loads((selected / "result.json").read_text())
     assert len(result["selectors"]) == 55  # 54 blocks and the last norm

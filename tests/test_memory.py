@@ -266,6 +266,7 @@ def test_the_budget_checks_and_writes_itself():
         Budget(memory=0.5, n_of_m="2:4")
 
 
+@pytest.mark.nightly
 def test_a_pruning_in_steps_ends_within_the_budget():
     model, inputs = NETWORKS["resnet"](), images(1, size=16)
     done = topiarist.prune(model, inputs, Pruning.of("l1", Budget(memory=0.6), steps=2))

@@ -27,6 +27,7 @@ def shown(data):
 
 @pytest.mark.parametrize("repair", ["lasso", "thinet"])
 @pytest.mark.parametrize("method", ["l1", "random", "fpgm"])
+@pytest.mark.by_day(2)
 def test_the_same_units_go_and_the_outputs_move_less(method, repair, digits):
     model, x = net(), shown(digits)
     plain = prune(model, digits.example(), method, 0.5, digits)

@@ -292,6 +292,7 @@ class Heads(nn.Module):
 @pytest.mark.parametrize("kind", ["packed", "scaled", "interleaved", "crossed", "causal", "read elsewhere"])
 @pytest.mark.parametrize("shape", [(1, 7, 5), (3, 50, 9), (2, 1, 33)])
 @pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.by_day(12)
 def test_attention(kind, shape, machine):
     torch.manual_seed(0)
     images, tokens, keys = shape
@@ -546,6 +547,7 @@ LIKE_ANOTHER = ("resnet110", "preresnet110", "preresnet164", "densenet_bc100", "
 
 
 @pytest.mark.parametrize("name", [name for name in zoo.names() if NIGHT or name not in LIKE_ANOTHER])
+@pytest.mark.by_day(4)
 def test_networks_of_the_zoo(name):
     width = {} if "width" not in inspect.signature(zoo.builder(name)).parameters or NIGHT else {"width": 0.25}
     for sparsity in (0.5, 0.8, 0.95) if NIGHT else (0.9,):
@@ -554,6 +556,7 @@ def test_networks_of_the_zoo(name):
         check(model, torch.randn(2, 1, 28, 28), threads=1 + (sparsity == 0.5))
 
 
+@pytest.mark.nightly
 def test_other_batches_and_sizes_are_planned_for_when_they_come():
     model = pruned(topiarist.load_model("zoo:resnet20"), 0.9)
     compiled = sparse.compile(model, torch.randn(1, 3, 32, 32), threads=2, tune=False)

@@ -128,6 +128,7 @@ BUDGETS: dict[str, dict[str, Any]] = {"wanda": {"n_of_m": "2:4"}}
 FIELDS: dict[str, dict[str, Any]] = {"l0": {"granularity": "weight"}}
 
 
+@pytest.mark.nightly
 def test_what_sparse_methods_remove_stays_zero_in_every_arm(tmp_path: Path) -> None:
     entries = [
         {"method": {"name": name, **FIELDS.get(name, {})}, "budget": BUDGETS.get(name, {"ratio": 0.2})}
@@ -268,6 +269,7 @@ def test_failed_cells_alone_are_tried_again(tmp_path: Path) -> None:
     assert set(failed) == {key for key in tried if "-latency-" not in key}
 
 
+@pytest.mark.nightly
 def test_merged_studies_are_the_study_of_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = replace(DEMO, arms=("finetune", "scratch_e"))
     parts = {

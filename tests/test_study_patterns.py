@@ -64,6 +64,7 @@ def kept(keep: Any) -> dict[str, int]:
 # ---------------------------------------------------------------- guided pruning
 
 
+@pytest.mark.nightly
 def test_a_guided_network_has_the_pattern_of_all_seeds_at_the_budget(tmp_path: Path) -> None:
     study = Study.of(SETTINGS)
     cells = computed(study, tmp_path)
@@ -169,6 +170,7 @@ def test_built_masks_have_the_weights_that_pruning_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pruning", [SETTINGS["prunings"][0], WEIGHTS[0]])
+@pytest.mark.by_day(1)
 def test_a_transferred_pattern_is_that_of_the_source(tmp_path: Path, pruning: dict[str, Any]) -> None:
     budget = {"params": 0.3} if pruning["method"]["name"] == "slimming" else {"ratio": 0.1}
     source = {"network": DEEPER, "budget": budget}
@@ -197,6 +199,7 @@ def test_a_transferred_pattern_is_that_of_the_source(tmp_path: Path, pruning: di
     assert rows["pruned"]["equal"] is None
 
 
+@pytest.mark.nightly
 def test_a_pattern_goes_to_other_depths_maps_and_classes(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for name, side, classes in (("one", 16, 3), ("two", 20, 4)):
@@ -348,6 +351,7 @@ def test_where_data_lies(spec: str, there: str) -> None:
     assert placed(spec, None) == spec
 
 
+@pytest.mark.nightly
 def test_selectors_free_the_inputs_of_pre_activation_networks(tmp_path: Path) -> None:
     network = "preactivated:small"
     settings = {**SETTINGS, "network": network, "seeds": [3], "arms": ["scratch_b", "guided"]}
@@ -375,6 +379,7 @@ def test_speed_is_for_cells_that_train() -> None:
         assert ("speed" in other.settings) == (other.arm != "pruned")
 
 
+@pytest.mark.nightly
 def test_channels_last_gives_the_same_study_but_for_rounding(tmp_path: Path) -> None:
     plain = Study.of({**SETTINGS, "seeds": [3], "arms": ["finetune"], "finetune": {"epochs": 1, "lr": 0.01}})
     fast = replace(plain, speed={"channels_last": True})

@@ -84,6 +84,7 @@ def test_networks_of_one_shape_share_one_reading(tmp_path: Path, clock: Clock) -
     assert whole["latency_ms"] == 1.0
 
 
+@pytest.mark.nightly
 def test_a_finished_study_is_timed_once_and_an_extended_one_anew(tmp_path: Path, clock: Clock) -> None:
     study = Study.of(SETTINGS)
     first = run(study, tmp_path, quiet=True)
@@ -135,6 +136,7 @@ def test_a_runtime_that_zeros_make_faster_tells_networks_apart_by_them(tmp_path:
     assert sparse["latency"]["sparse"] != whole["latency"]["sparse"]
 
 
+@pytest.mark.nightly
 def test_merged_studies_read_equal_shapes_equally(tmp_path: Path, clock: Clock) -> None:
     parts = [Study.of({**SETTINGS, "prunings": [entry]}) for entry in SETTINGS["prunings"]]
     for number, study in enumerate(parts):

@@ -171,6 +171,7 @@ TWICE += ["attention", "literal attention", "sdpa", "bmm", "multi-head", "encode
 
 
 @pytest.mark.parametrize("name", [*TWICE, "fused"])
+@pytest.mark.by_day(8)
 def test_two_cuts_in_turn_are_one_cut(name):
     model, inputs = (corrected(), tokens(2)) if name == "fused" else (CASES[name].model(), CASES[name].inputs)
     model, inputs = model.double(), real(inputs)

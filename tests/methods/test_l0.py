@@ -276,6 +276,7 @@ def test_units_that_are_not_needed_are_closed_and_cut():
     assert distance(done.model(X), model(X)) <= 1e-10, "closed gates are not missed"
 
 
+@pytest.mark.nightly
 def test_weights_of_inputs_that_are_not_needed_are_closed():
     target = torch.stack([X[:, 1], -X[:, 1], X[:, 1] * 0.5], 1)  # three of four inputs say nothing
     model, method, _ = trained("weight", target, lam=0.05)

@@ -234,6 +234,7 @@ def distance(model, pruned, layer, x):
 
 @pytest.mark.parametrize("name", ["lasso", "thinet"])
 @pytest.mark.parametrize("share", [0.5, *(pytest.param(share, marks=pytest.mark.nightly) for share in (0.7, 0.3))])
+@pytest.mark.nightly
 def test_every_layer_of_a_trained_vgg_stays_nearer_than_with_l1_or_chance(vgg, name, share):
     model, graph, stats, x = vgg
     method = make(name, examples=250)
@@ -248,6 +249,7 @@ def test_every_layer_of_a_trained_vgg_stays_nearer_than_with_l1_or_chance(vgg, n
             assert near < far, (group.name, other)
 
 
+@pytest.mark.nightly
 def test_the_whole_network_stays_nearer_too(vgg):
     """Errors do not add up: what LASSO leaves of the last layer's error is a small part of what ThiNet leaves."""
     model, graph, stats, x = vgg

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import UnionType
@@ -64,6 +65,7 @@ def check_fields(holder: object, what: str) -> None:
         object.__setattr__(holder, name, _read(getattr(holder, name), kind, f"{name} of {what}"))
 
 
+@functools.cache
 def _types(kind: type) -> dict[str, Any]:
     """Returns the types of a dataclass's fields, without those of class variables."""
     own = {field.name: field.type for field in dataclasses.fields(kind)}
