@@ -119,6 +119,7 @@ def test_blocks_that_hold_what_is_named_stay():
     assert allocate(blocks, scores, Budget(ratios={"blocks": 0.1}, exclude=("blocks",)))["blocks"].all()
 
 
+@pytest.mark.nightly
 def test_a_rule_of_the_method_is_followed_beside_what_is_excluded():
     rule, limited = (
         prune(RESNET, X, make("magnitude", quality=1.0), budget, graph=GRAPH)
@@ -255,6 +256,7 @@ def unlike(model: nn.Module, plain: nn.Module, part: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.by_day(3)
 def test_what_is_excluded_trains_as_without_the_method(name):
     method = make(name.partition(" ")[0], **METHODS[name])
     for exclude in ("a", "a.*", ("a.0", "a.3", "a.8")):
@@ -341,6 +343,7 @@ def test_scores_of_a_network_that_was_trained_in_part_leave_the_rest_alone():
 # ---- the command line -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 def test_the_command_line_excludes(tmp_path, capsys):
     words = ["train", door.NET, "--data", door.FEW, "--epochs", 1, "--method", "slimming", "--method.lam", 0.1]
     for folder, more in (("a", []), ("b", ["--exclude", "conv1,bn1"])):

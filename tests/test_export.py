@@ -163,6 +163,7 @@ def test_a_branch_on_values_is_refused_by_name(kind: str, tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.nightly
 def test_an_operator_that_onnx_has_not_is_named_with_its_module_and_both_reasons(tmp_path: Path) -> None:
     told = refusal(Unknown(), torch.randn(2, 4), tmp_path / "a.onnx")
     assert "does not export to onnx (torchscript: " in told

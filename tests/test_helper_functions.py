@@ -92,6 +92,7 @@ def test_copies_of_functions_are_made_once(halves, monkeypatch):
 
 
 @pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.by_day(5)
 def test_exporters_see_plain_code(halves, strict):
     _, smaller, _ = halves
     smaller(X)

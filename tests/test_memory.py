@@ -157,6 +157,7 @@ def test_multi_head_attention_counts_as_it_is_pruned():
 
 @settings(max_examples=20)
 @given(plans().filter(lambda plan: all(name != "Places" for name, _ in plan)))  # which makes an index of its own
+@pytest.mark.nightly
 def test_random_networks_hold_what_the_closed_form_says(plan):
     torch.manual_seed(0)
     model, inputs = shaken(Drawn(plan)), images(2, size=4)

@@ -59,6 +59,7 @@ def test_a_cut_of_doubled_channels_is_mended_without_a_trace():
         assert (cut(x[..., None, None]) - flat(x[..., None, None])).abs().max() > 0.1
 
 
+@pytest.mark.nightly
 def test_a_method_that_repairs_itself_may_be_named_again(digits):
     one = prune(net(), digits.example(), "thinet", 0.5, digits)
     two = prune(net(), digits.example(), topiarist.Pruning.of("thinet", 0.5, repair="thinet"), data=digits)

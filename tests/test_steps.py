@@ -320,6 +320,7 @@ def test_a_study_with_steps_that_cannot_be(more):
 
 @pytest.mark.parametrize(("method", "budget"), [("magnitude", 0.2), ("l1", {"macs": 0.4})])
 @pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.by_day(2)
 def test_survivors_return_to_their_first_values(method, budget, steps, digits):
     model = digitsnet()
     start = {name: value.clone() for name, value in model.state_dict().items()}

@@ -140,6 +140,7 @@ def test_a_budget_of_units_is_matched_by_what_the_pruning_left(tmp_path: Path) -
 # ---------------------------------------------------------------- guided sparsification
 
 
+@pytest.mark.nightly
 def test_built_masks_have_the_weights_that_pruning_left(tmp_path: Path) -> None:
     study = Study.of({**SETTINGS, "prunings": WEIGHTS, "arms": ["scratch_b", "uniform", "guided"]})
     cells = computed(study, tmp_path)
@@ -292,6 +293,7 @@ def test_a_budget_without_a_number_is_none() -> None:
     assert found.prunings[0].goal == "40 % of parameters"
 
 
+@pytest.mark.nightly
 def test_a_damaged_pattern_says_how_to_go_on(tmp_path: Path) -> None:
     study = Study.of({**SETTINGS, "seeds": [3]})
     cells = computed(study, tmp_path)
@@ -307,6 +309,7 @@ def test_a_damaged_pattern_says_how_to_go_on(tmp_path: Path) -> None:
     assert len(again.finished) == 2  # the pattern and the network, nothing else
 
 
+@pytest.mark.nightly
 def test_blocks_give_no_pattern(tmp_path: Path) -> None:
     pruning = {"method": "sss", "budget": {"ratio": 0.7}}
     study = Study.of({**SETTINGS, "network": DEEPER, "prunings": [pruning], "seeds": [3]})

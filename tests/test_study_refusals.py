@@ -138,6 +138,7 @@ def test_a_result_that_cannot_be_names_its_folder(tmp_path: Path, change: dict[s
 
 
 @pytest.mark.parametrize("lost", ["architecture.json", "model.safetensors"])
+@pytest.mark.by_day(1)
 def test_a_damaged_network_says_which_folder_to_delete(tmp_path: Path, lost: str) -> None:
     study = Study.of({**SETTINGS, "data": "digits:8", "seeds": 1, "arms": []})
     run(study, tmp_path, quiet=True)

@@ -50,6 +50,7 @@ def test_cut_is_mask(name):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.by_day(10)
 def test_groups_are_independent(name):
     """Each group alone may keep a single unit, while the others stay whole."""
     case = CASES[name]
@@ -62,6 +63,7 @@ def test_groups_are_independent(name):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.by_day(10)
 def test_a_cut_network_trains(name):
     case = CASES[name]
     model = case.model()
@@ -295,6 +297,7 @@ EXPORTED = ["grouped", "literal attention", "multi-head", pytest.param("attentio
 
 
 @pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.by_day(1)
 def test_a_cut_network_exports(name):
     case = CASES[name]
     graph = trace(model := case.model(), case.inputs)
@@ -304,6 +307,7 @@ def test_a_cut_network_exports(name):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.nightly
 def test_a_cut_network_exports_to_onnx(tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
@@ -355,6 +359,7 @@ def test_a_full_keep_changes_nothing():
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.by_day(10)
 def test_masked_for_a_while(name):
     """The mask itself while it lasts, and afterwards the model as it was, bit by bit."""
     case = CASES[name]

@@ -293,6 +293,7 @@ class Peak(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("width", "limit"), [(256, 2.5e8), pytest.param(512, 1e9, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
 def test_a_layer_of_512_channels_takes_less_than_a_gigabyte(width, limit):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, width, 1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1)).eval()

@@ -334,6 +334,7 @@ def test_most_weights_of_the_digits_go_at_little_loss():
     assert kept == sum(int((done.model[index].weight != 0).sum()) for index in (1, 3, 5))
 
 
+@pytest.mark.nightly
 def test_convolutions_train_with_a_budget_and_in_steps():
     data = load_data("digits").subset(256)
     recipe = Recipe(epochs=3, lr=0.003, optimizer="adam", schedule="constant")
