@@ -414,3 +414,32 @@ def test_single_weights_are_masked():
         for name, kept in keep.items():
             found, whole = sparse.get_parameter(name), model.get_parameter(name)
             assert torch.equal(found, whole * kept.view(whole.shape))
+
+
+class Tabled(nn.Module):
+    """Adds a table of positions that is a plain tensor, neither parameter nor buffer; another one is never read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 3)
+        self.table = torch.arange(60.0).view(5, 12).sin()
+        self.other = torch.ones(12)
+        self.seen = torch.ones(12)
+
+    def forward(self, x):
+        hidden = self.first(x) + self.table[None, : x.shape[1]]
+        self.seen = hidden.detach().mean((0, 1))
+        return self.last(hidden)
+
+
+def test_constants_lose_what_they_meet():
+    model, x = Tabled(), torch.randn(2, 5, 6)
+    done = topiarist.prune(model, x, "l1", topiarist.Budget(ratio=0.5))
+    assert torch.equal(done.model.table, model.table[:, done.keep["first"]])
+    assert done.model.other.shape == (12,)
+    fresh = done.architecture.apply(Tabled())
+    fresh.load_state_dict(done.model.state_dict())
+    assert torch.equal(fresh(x), done.model(x))
+    assert fresh.seen.shape == (6,)
+    again = topiarist.prune(done.model, x, "l1", topiarist.Budget(ratio=0.5))
+    assert again.model.table.shape == (5, 3)
