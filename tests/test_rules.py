@@ -207,8 +207,8 @@ def test_a_deformable_convolution_without_bias_makes_zeros_of_the_size_of_its_we
 
     def run(net, x):
         y = net.a(x)
-        offset, ones = net.offset(y), torch.ones(len(x), 1, 1, 1)
-        zeros = torch.zeros(net.c.weight.shape[0])
+        offset, ones = net.offset(y), torch.ones(len(x), 1, 1, 1, dtype=y.dtype)
+        zeros = torch.zeros(net.c.weight.shape[0], dtype=y.dtype)
         return net.b(operator(y, net.c.weight, offset, ones, zeros, *[1] * 6, 1, 1, False).relu())
 
     model = Net(run, a=conv(3, 8), offset=conv(8, 18), c=conv(8, 4), b=conv(4, 3))
