@@ -1,19 +1,9 @@
 """Cuts, masks, and the proof that both compute the same."""
 
 from topiarist.surgery.checking import check, non_degenerate
-from topiarist.surgery.cutting import (
-    Plan,
-    apply_plan,
-    check_shapes,
-    copied,
-    cut,
-    mask,
-    masked,
-    plan,
-    rewound,
-    with_values,
-)
+from topiarist.surgery.cutting import cut, mask, masked, rewound, with_values
 from topiarist.surgery.decisions import TOLERANCE, Answer, answer, difference
+from topiarist.surgery.plans import Plan, apply_plan, check_shapes, copied, plan
 from topiarist.surgery.proof import Proof, prove
 from topiarist.surgery.rule_check import check_rule
 from topiarist.surgery.selectors import add_selectors
