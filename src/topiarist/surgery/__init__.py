@@ -1,5 +1,6 @@
 """Cuts, masks, and the proof that both compute the same."""
 
+from topiarist.surgery.carrying import Attachment, as_optimizer, carry_over
 from topiarist.surgery.checking import check, non_degenerate
 from topiarist.surgery.cutting import cut, mask, masked, rewound, with_values
 from topiarist.surgery.decisions import TOLERANCE, Answer, answer, difference
@@ -11,11 +12,14 @@ from topiarist.surgery.selectors import add_selectors
 __all__ = [
     "TOLERANCE",
     "Answer",
+    "Attachment",
     "Plan",
     "Proof",
     "add_selectors",
     "answer",
     "apply_plan",
+    "as_optimizer",
+    "carry_over",
     "check",
     "check_rule",
     "check_shapes",

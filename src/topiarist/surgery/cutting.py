@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,27 +24,53 @@ from topiarist.graph import (
     unwrapped_names,
     with_dropins,
 )
+from topiarist.surgery.carrying import carry_over
 from topiarist.surgery.masked_operators import install_masked_forwards
 from topiarist.surgery.plans import apply_plan, check_shapes, copied, plan
 
 
-def cut(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
+def cut(model: nn.Module, graph: Graph, keep: Keep, *training: Any) -> nn.Module:
     """Removes the dead positions of every slice; the given model stays as it is.
 
     The class of the model and the keys of its state dict stay, but for those of removed blocks. Weights of a weight
     graph cannot be removed one by one: there the cut is the mask.
 
+    In the middle of a training, what trains the model is given too, and goes on with the smaller one. An optimiser
+    stays the same object, in its groups with their rates, so that schedulers, gradient scalers and wrappers that hold
+    it need nothing: it holds the new parameters, and its state is cut as they are. Gradients that backward has summed
+    up move to the new parameters. From then on the optimiser refuses a step if the loss was computed with the model
+    from before.
+
+    The training goes on as that of the masked model, exactly, where the optimiser treats every weight by itself (SGD,
+    Adam, RMSprop, Adagrad and their kin), or by norms of tensors (LARS, LAMB). Adafactor's step depends on means over
+    a tensor, which are those over the smaller one from then on, without the zeros; its estimate of each kept weight's
+    second moment, ``row[i] col[j] / mean(row)``, is the same after the cut as before. Muon's rate follows the
+    new shape.
+
     Args:
         model: the traced model, or one of the same architecture.
         graph: its graph.
         keep: group name → bool ``(units,)``, at least one True each; groups left out keep everything.
+        training: optimisers over the model's parameters, and averages of it: `torch.optim.swa_utils.AveragedModel` and
+            others with the network in ``.module``, or dicts of name and tensor. They are changed in place: all of them,
+            or none where one is refused.
 
     Returns:
-        A new, smaller model.
+        A new, smaller model. Compile it, or wrap it in `DistributedDataParallel`, as the one before.
+
+    Raises:
+        TopiaristError: the graph or the keep is of another network; or what trains it is, cannot be cut, has a method
+            attached, or the model is distributed.
+
+    Examples:
+        >>> model = cut(model, graph, keep, optimizer, ema)  # doctest: +SKIP
     """
-    model = unwrapped(model)
-    check_shapes(model, graph.shapes)
-    return apply_plan(model, plan(graph, keep))
+    check_shapes(unwrapped(model), graph.shapes)
+    work = plan(graph, keep)
+    smaller = apply_plan(unwrapped(model), work)
+    if training:
+        carry_over(model, smaller, work, training)
+    return smaller
 
 
 def with_values(model: nn.Module, other: nn.Module) -> nn.Module:

@@ -48,6 +48,25 @@ class Plan:
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     removed: tuple[Block, ...] = ()
 
+    def changes(self, name: str) -> bool:
+        """Returns whether a tensor becomes smaller, or gets zeros."""
+        return name in self.kept or name in self.masks
+
+    def of(self, name: str, value: Tensor) -> Tensor:
+        """Returns what is kept of a tensor, or of one that is aligned to it, such as its gradient.
+
+        Args:
+            name: of the tensor that the plan cuts.
+            value: of its shape; axes of size 1 stay, and no zeros are set where there are any.
+        """
+        for axis, kept in self.kept.get(name, {}).items():
+            if value.shape[axis] != 1:
+                value = value.index_select(axis, kept.to(value.device))
+        mask = self.masks.get(name)
+        if mask is None or mask.numel() != value.numel():
+            return value
+        return value.masked_fill(~mask.to(value.device).view(value.shape), 0)
+
 
 def plan(graph: Graph, keep: Keep) -> Plan:
     """Returns what a cut does, without touching a model.
@@ -90,11 +109,7 @@ def apply_plan(model: nn.Module, work: Plan) -> nn.Module:
     made: dict[int, object] = {}
     for name in {*work.kept, *work.masks}:
         tensor = tensors[name]
-        value = tensor.detach()
-        for axis, kept in work.kept.get(name, {}).items():
-            value = value.index_select(axis, kept.to(value.device))
-        if name in work.masks:
-            value = value.masked_fill(~work.masks[name].to(value.device).view(value.shape), 0)
+        value = work.of(name, tensor.detach())
         made[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
     smaller = copied(model, made)
     if work.kept or work.removed:

@@ -1,0 +1,559 @@
+"""Pruning in the middle of a training: after the cut it goes on as the masked model's would, to rounding in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn, optim
+from torch.distributed.fsdp import fully_shard
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import StepLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
+
+import topiarist
+from topiarist import Graph, TopiaristError, attach, cut, mask, prune, trace
+from topiarist.models import import_torchvision
+
+X = torch.randn(12, 1, 6, 6, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+Y = torch.arange(12) % 5
+
+
+class Net(nn.Module):
+    """A convolution, a residual block and a classifier, in float64."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU())
+        self.branch = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1))
+        self.head = nn.Linear(6 * 16, 5)
+        self.recompute = False
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = checkpoint(self.branch, x, use_reentrant=False) if self.recompute else self.branch(x)
+        return self.head((x + y).flatten(1))
+
+
+@cache
+def graph() -> Graph:
+    return trace(Net(), X[:2])
+
+
+@cache
+def keep() -> dict[str, Tensor]:
+    return {group.name: torch.arange(group.units) % 3 != 0 for group in graph().groups}
+
+
+def step(model: nn.Module, optimizer: Any) -> float:
+    loss = cross_entropy(model(X), Y)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+def train(model: nn.Module, optimizer: Any, steps: int) -> None:
+    for _ in range(steps):
+        step(model, optimizer)
+
+
+def distance(a: nn.Module, b: nn.Module) -> float:
+    pairs = zip(a.state_dict().items(), b.state_dict().items(), strict=True)
+    assert all(key == other and x.shape == y.shape for (key, x), (other, y) in pairs)
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return max(float((x - y).abs().max()) for x, y in pairs)
+
+
+def average(model: nn.Module) -> AveragedModel:
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.8), use_buffers=True)
+
+
+def likewise(optimizer: Optimizer, make: Callable[[Any], Optimizer], model: nn.Module) -> Optimizer:
+    """The same optimiser with the same state for another model."""
+    other = make(model)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    return other
+
+
+OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
+    "sgd": lambda p: optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "adam": lambda p: optim.Adam(p, lr=0.01, weight_decay=0.01),
+    "adamw": lambda p: optim.AdamW(p, lr=0.01, amsgrad=True),
+    "fused": lambda p: optim.AdamW(p, lr=0.01, fused=True),
+    "foreach": lambda p: optim.Adam(p, lr=0.01, foreach=True),
+    "rmsprop": lambda p: optim.RMSprop(p, lr=0.01, momentum=0.9, centered=True),
+    "adagrad": lambda p: optim.Adagrad(p, lr=0.05),
+    "adadelta": lambda p: optim.Adadelta(p),
+    "adamax": lambda p: optim.Adamax(p, lr=0.01),
+    "nadam": lambda p: optim.NAdam(p, lr=0.01),
+    "radam": lambda p: optim.RAdam(p, lr=0.05),
+    "rprop": lambda p: optim.Rprop(p, lr=0.01),
+    "asgd": lambda p: optim.ASGD(p, lr=0.05),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_the_training_goes_on_as_that_of_the_masked_model(kind: str) -> None:
+    """With two groups, a schedule, an average, and half of a batch whose gradient is summed up already."""
+
+    def make(model: nn.Module) -> Optimizer:
+        optimizer = OPTIMIZERS[kind]([{"params": list(model.stem.parameters())}, {"params": list(rest(model))}])
+        optimizer.param_groups[1]["lr"] *= 0.5
+        return optimizer
+
+    def rest(model: nn.Module) -> list[nn.Parameter]:
+        return [p for name, p in model.named_parameters() if not name.startswith("stem")]
+
+    def go_on(model: nn.Module, optimizer: Optimizer, ema: AveragedModel, schedule: StepLR, steps: int) -> None:
+        for _ in range(steps):
+            step(model, optimizer)
+            schedule.step()
+            ema.update_parameters(model)
+
+    model = Net()
+    optimizer, ema = make(model), average(model)
+    schedule = StepLR(optimizer, 2, 0.7)
+    go_on(model, optimizer, ema, schedule, 3)
+    cross_entropy(model(X[:5]), Y[:5]).backward()
+
+    masked = mask(model, graph(), keep())
+    twin = likewise(optimizer, make, masked)
+    masked_ema = copy.deepcopy(ema)
+    masked_ema.module = mask(ema.module, graph(), keep())
+    masked_schedule = StepLR(twin, 2, 0.7)
+    masked_schedule.load_state_dict(schedule.state_dict())
+    for parameter, before in zip(masked.parameters(), model.parameters(), strict=True):
+        parameter.grad = before.grad.clone()
+
+    small = cut(model, graph(), keep(), optimizer, ema)
+    with attach(None, masked, twin, graph(), keep()):
+        for steps in (1, 4):
+            go_on(small, optimizer, ema, schedule, steps)
+            go_on(masked, twin, masked_ema, masked_schedule, steps)
+            assert distance(small, cut(masked, graph(), keep())) <= 1e-10
+            assert distance(ema.module, cut(masked_ema.module, graph(), keep())) <= 1e-10
+    assert [g["lr"] for g in optimizer.param_groups] == [g["lr"] for g in twin.param_groups]
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == set(map(id, small.parameters())) == set(map(id, optimizer.state))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adagrad"])
+def test_two_cuts_in_turn_carry_what_one_does(kind: str) -> None:
+    model, twin = Net(), Net()
+    first, second = (OPTIMIZERS[kind](net.parameters()) for net in (model, twin))
+    for net, optimizer in ((model, first), (twin, second)):
+        train(net, optimizer, 2)
+    once = {name: kept & (kept.cumsum(0) % 2 == 1) for name, kept in keep().items()}
+    small = cut(twin, graph(), once, second)
+    model = cut(model, graph(), keep(), first)
+    again = {name: once[name][kept] for name, kept in keep().items()}
+    model = cut(model, trace(model, X[:2]), again, first)
+    train(model, first, 2)
+    train(small, second, 2)
+    assert distance(model, small) == 0
+
+
+def test_repaired_weights_stay_and_get_the_state() -> None:
+    model = Net()
+    optimizer = OPTIMIZERS["adam"](model.parameters())
+    train(model, optimizer, 2)
+    momentum = optimizer.state[model.head.weight]["exp_avg"].clone()
+    batches = [(X[:6], Y[:6]), (X[6:], Y[6:])]
+    result = prune(model, X[:2], topiarist.Pruning.of("l1", 0.5, repair="lasso"), data=batches)
+    values = copy.deepcopy(result.model)
+    small = result.carry_over(model, optimizer)
+    assert distance(small, values) == 0
+    assert distance(small, cut(model, result.graph, result.keep)) > 1e-3
+    kept = result.graph.kept(result.keep)["head.weight", 1]
+    assert torch.equal(optimizer.state[small.head.weight]["exp_avg"], momentum[:, kept])
+
+
+def test_weights_that_are_pruned_one_by_one() -> None:
+    """What a mask does to the optimiser at its first step, the cut does at once."""
+    model = Net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    train(model, optimizer, 2)
+    weights = trace(model, X[:2]).weights()
+    chosen = {group.name: torch.arange(group.units) % 2 == 0 for group in weights.groups}
+    held = copy.deepcopy(model)
+    twin = likewise(optimizer, lambda net: OPTIMIZERS["sgd"](net.parameters()), held)
+    masked = cut(model, weights, chosen, optimizer)
+    assert not optimizer.state[masked.head.weight]["momentum_buffer"].flatten()[~chosen["head.weight"]].any()
+    for net, same in ((masked, optimizer), (held, twin)):
+        with attach(None, net, same, weights, chosen):
+            train(net, same, 3)
+    assert distance(masked, held) == 0
+
+
+class Deeper(Net):
+    """With another block, of which a block can be spared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Sequential(nn.Conv2d(6, 4, 1), nn.ReLU(), nn.Conv2d(4, 6, 1)).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.branch(x)
+        return self.head((x + self.last(x)).flatten(1))
+
+
+def test_parameters_of_a_removed_block_leave_the_optimiser() -> None:
+    model = Deeper()
+    blocks = trace(model, X[:2]).blocks()
+    optimizer = optim.AdamW([{"params": list(m.named_parameters())} for m in (model.branch, model.last)])
+    schedule, shadow = StepLR(optimizer, 1), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train(model, optimizer, 2)
+    (group,) = blocks.groups
+    small = cut(model, blocks, {group.name: torch.tensor([False, True])}, optimizer, shadow)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [0, 4]
+    assert [len(group["param_names"]) for group in optimizer.param_groups] == [0, 4]
+    assert set(optimizer.state) == set(small.last.parameters())
+    assert shadow.keys() == small.state_dict().keys()
+    before = copy.deepcopy(small)
+    train(small, optimizer, 2)
+    schedule.step()
+    assert distance(small.last, before.last) > 1e-4
+    assert distance(small.head, before.head) == 0
+
+
+def pair() -> tuple[nn.Linear, Graph, dict[str, Tensor], nn.Sequential]:
+    """Two layers, of which the second loses rows and columns."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 2)).double()
+    traced = trace(model, torch.ones(2, 4, dtype=torch.double))
+    return model[2], traced, {group.name: torch.arange(group.units) % 3 != 1 for group in traced.groups}, model
+
+
+class Factored(Optimizer):
+    """Adafactor's estimate with the axes of its factors dropped; it moves nothing."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 0.1})
+
+    def step(self) -> None:
+        for parameter in (p for group in self.param_groups for p in group["params"] if p.dim() > 1):
+            self.state[parameter]["row"] = parameter.grad.square().mean(-1)
+            self.state[parameter]["col"] = parameter.grad.square().mean(-2)
+
+
+def estimate(state: dict[str, Tensor], row: str, col: str) -> Tensor:
+    rows, cols = (state[key] for key in (row, col))
+    if rows.dim() == 1:
+        rows, cols = rows[:, None], cols[None]
+    return rows @ cols / rows.mean()
+
+
+@pytest.mark.parametrize(
+    ("make", "keys"),
+    [(lambda p: optim.Adafactor(p, lr=0.01), ("row_var", "col_var")), (Factored, ("row", "col"))],
+    ids=["sizes of 1", "axes dropped"],
+)
+def test_factored_second_moments_of_kept_weights_stay_as_they_were(make: Any, keys: tuple[str, str]) -> None:
+    layer, traced, chosen, model = pair()
+    optimizer = make(model.parameters())
+    for _ in range(2):
+        model(torch.randn(8, 4, dtype=torch.double)).square().sum().backward()
+        optimizer.step()
+    before = estimate(optimizer.state[layer.weight], *keys)
+    small = cut(model, traced, chosen, optimizer)
+    after = estimate(optimizer.state[small[2].weight], *keys)
+    torch.testing.assert_close(after, before[chosen["2"]][:, chosen["0"]], rtol=1e-12, atol=0)
+
+
+def test_adafactor_of_masked_gradients_becomes_that_of_the_smaller_tensors() -> None:
+    """The same gradients give the smaller tensors' means, counted over them from the start."""
+    _, traced, chosen, model = pair()
+    small = cut(model, traced, chosen)
+    optimizer, reference = (optim.Adafactor(net.parameters(), lr=0.01, weight_decay=0.0) for net in (model, small))
+    removed = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    for (name, axis), kept in traced.kept(chosen).items():
+        removed[name] *= kept.double().view([-1 if d == axis else 1 for d in range(removed[name].dim())])
+    for seed in range(3):
+        torch.manual_seed(seed)
+        for (name, parameter), smaller in zip(model.named_parameters(), small.parameters(), strict=True):
+            parameter.grad = torch.randn_like(parameter) * removed[name]
+            smaller.grad = parameter.grad[removed[name] > 0].view_as(smaller)
+        optimizer.step()
+        reference.step()
+    made = cut(model, traced, chosen, optimizer)
+    for parameter, smaller in zip(made.parameters(), small.parameters(), strict=True):
+        state, expected = optimizer.state[parameter], reference.state[smaller]
+        assert state.keys() == expected.keys()
+        for key in state:
+            torch.testing.assert_close(state[key], expected[key], rtol=1e-12, atol=0)
+    made.load_state_dict(small.state_dict())
+    for net, same in ((made, optimizer), (small, reference)):  # and so the steps that follow are the same
+        for _ in range(3):
+            net(torch.ones(2, 4, dtype=torch.double)).square().sum().backward()
+            same.step()
+    assert distance(made, small) <= 1e-12
+
+
+def test_a_square_matrix_alone_does_not_say_which_axis_is_missing() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)).double()
+    traced = trace(model, torch.ones(2, 6, dtype=torch.double))
+    chosen = {group.name: torch.arange(6) % (2 + k) != 0 for k, group in enumerate(traced.groups)}
+    optimizer = Factored(model.parameters())
+    model(torch.ones(2, 6, dtype=torch.double)).sum().backward()
+    optimizer.step()
+    with pytest.raises(TopiaristError, match=r"Factored keeps 'row' .* make a new optimizer"):
+        cut(model, traced, chosen, optimizer)
+
+
+class Odd(optim.SGD):
+    """Keeps something of an odd form."""
+
+    value: Any = None
+
+    def step(self) -> None:
+        super().step()
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.dim() > 1:
+                self.state[parameter]["odd"] = self.value(parameter)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [lambda p: p.new_zeros(p.numel()), lambda p: [p.detach()], lambda p: p @ p.T if p.dim() == 2 else p],
+    ids=["flat", "a list", "square"],
+)
+def test_state_of_an_unknown_form_is_refused_and_nothing_changes(value: Any) -> None:
+    model = Net()
+    optimizer, ema = Odd(model.parameters(), lr=0.1, momentum=0.9), average(model)
+    optimizer.value = value
+    train(model, optimizer, 1)
+    state, averaged = dict(optimizer.state), ema.module
+    with pytest.raises(TopiaristError, match=r"Odd keeps 'odd' of the parameter '.*weight' .*: make a new optimizer"):
+        cut(model, graph(), keep(), ema, optimizer)
+    assert optimizer.state == state
+    assert ema.module is averaged
+    assert not optimizer._optimizer_step_pre_hooks
+    train(model, optimizer, 1)
+
+
+def test_other_state_of_parameters_that_stay_whole_is_kept() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).double()
+    other = nn.Linear(3, 3).double()
+    optimizer = Odd([*model.parameters(), *other.parameters()], lr=0.1, momentum=0.9)
+    optimizer.value = lambda p: [p] if p is other.weight else 1.5
+    (model(torch.ones(2, 4).double()).sum() + other(torch.ones(2, 3).double()).sum()).backward()
+    optimizer.step()
+    kept = optimizer.state[other.weight]
+    traced = trace(model, torch.ones(2, 4).double())
+    small = cut(model, traced, {"0": torch.arange(6) < 3}, optimizer)
+    assert optimizer.state[other.weight] is kept
+    assert optimizer.state[small[0].weight]["odd"] == 1.5
+    assert optimizer.param_groups[0]["params"] == [*small.parameters(), *other.parameters()]
+
+
+@pytest.mark.filterwarnings("ignore:torchvision was built for another torch")
+def test_averages_of_other_kinds() -> None:
+    """timm's, and a dict of one's own."""
+    import_torchvision()
+    timm = pytest.importorskip("timm.utils")
+    model = Net()
+    ema, shadow = timm.ModelEmaV3(model, decay=0.5), {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    plain = copy.deepcopy(ema)
+    plain.module = cut(ema.module, graph(), keep())
+    small = cut(model, graph(), keep(), optimizer, ema, shadow)
+    train(small, optimizer, 1)
+    for each in (ema, plain):
+        each.update(small)
+    assert distance(ema, plain) == 0
+    assert {name: value.shape for name, value in shadow.items()} == {n: p.shape for n, p in small.named_parameters()}
+    assert torch.equal(shadow["head.bias"], model.head.bias)
+
+
+def test_the_loss_of_the_model_before_the_cut_is_refused() -> None:
+    model = Net()
+    optimizer = OPTIMIZERS["adam"](model.parameters())
+    train(model, optimizer, 1)
+    small = cut(model, graph(), keep(), optimizer)
+    with pytest.raises(TopiaristError, match="compute it with what the cut returned"):
+        train(model, optimizer, 1)
+    model.zero_grad()
+    train(small, optimizer, 1)
+
+
+def test_mixed_precision_goes_on_as_after_loading_a_checkpoint() -> None:
+    """With a gradient scaler, cut between its unscaling and its step, bit by bit."""
+
+    def backward(model: nn.Module) -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = cross_entropy(model(x), Y)
+        scaler.scale(loss).backward()
+
+    model, x = Net().float(), X.float()
+    optimizer = optim.AdamW(model.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    backward(model)
+    scaler.step(optimizer)
+    scaler.update()
+    backward(model)
+    scaler.unscale_(optimizer)
+    small = cut(model, graph(), keep(), optimizer)
+    twin = copy.deepcopy(small)
+    other = likewise(optimizer, lambda net: optim.AdamW(net.parameters()), twin)
+    for parameter, same in zip(small.parameters(), twin.parameters(), strict=True):
+        same.grad = parameter.grad.clone()
+    before = copy.deepcopy(small)
+    scaler.step(optimizer)
+    other.step()
+    assert distance(small, twin) == 0
+    assert distance(small, before) > 1e-4
+    scaler.update()
+    assert scaler.get_scale() == 256.0
+
+
+def test_checkpointed_and_compiled_networks() -> None:
+    """What is cut is plain; compiled again, or computed twice to save memory, it trains to the same weights."""
+    nets = []
+    for kind in ("plain", "checkpointed", "compiled"):
+        model = Net()
+        model.recompute = kind == "checkpointed"
+        wrap = (lambda net: torch.compile(net, backend="aot_eager")) if kind == "compiled" else (lambda net: net)
+        wrapped = wrap(model)
+        optimizer, ema = OPTIMIZERS["sgd"](model.parameters()), average(wrapped)
+        train(wrapped, optimizer, 1)
+        small = cut(wrapped, trace(wrapped, X[:2]), keep(), optimizer, ema)
+        assert type(small) is type(ema.module) is Net
+        train(wrap(small), optimizer, 2)
+        ema.update_parameters(small)
+        nets.append((small, ema.module))
+    for small, averaged in nets[1:]:
+        assert distance(small, nets[0][0]) <= 1e-10
+        assert distance(averaged, nets[0][1]) <= 1e-10
+
+
+class Accelerated(Optimizer):
+    """Of the shape of Accelerate's wrapper: an optimiser within, and none of the hooks of its own."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+
+    param_groups = property(lambda self: self.optimizer.param_groups)
+    state = property(lambda self: self.optimizer.state)
+    defaults = property(lambda self: self.optimizer.defaults)
+
+    def step(self, closure: Any = None) -> None:
+        self.optimizer.step(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.optimizer.zero_grad(set_to_none)
+
+
+class Bare(SimpleNamespace):
+    """The same without torch's class."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups
+
+    def step(self) -> None:
+        self.optimizer.step()
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("wrap", [Accelerated, lambda inner: Bare(optimizer=inner)], ids=["accelerate", "any"])
+def test_a_wrapped_optimiser_is_attached_to_and_carried_over(wrap: Any) -> None:
+    made = []
+    for wrapped in (False, True):
+        model = Net()
+        inner = OPTIMIZERS["adamw"](model.parameters())
+        optimizer = wrap(inner) if wrapped else inner
+        with attach("slimming", model, optimizer, graph()):
+            train(model, optimizer, 2)
+        model = cut(model, graph(), keep(), optimizer)
+        train(model, optimizer, 2)
+        made.append(model)
+    assert distance(*made) == 0
+
+
+class Within(Optimizer):
+    """Of the shape of Lookahead and SAM: steps another optimiser, on the same groups."""
+
+    def __init__(self, base: Optimizer) -> None:
+        super().__init__(base.param_groups, {})
+        self.base, self.param_groups = base, base.param_groups
+
+    def step(self) -> None:
+        self.base.step()
+        for parameter in (p for group in self.param_groups for p in group["params"]):
+            self.state[parameter]["slow"] = parameter.detach().clone()
+
+
+def test_an_optimiser_within_another_is_carried_over_with_it() -> None:
+    model, plain = Net(), Net()
+    outer, alone = Within(OPTIMIZERS["adam"](model.parameters())), OPTIMIZERS["adam"](plain.parameters())
+    train(model, outer, 2)
+    train(plain, alone, 2)
+    model, plain = cut(model, graph(), keep(), outer), cut(plain, graph(), keep(), alone)
+    assert all(torch.equal(outer.state[p]["slow"], p) for p in model.parameters())
+    train(model, outer, 2)
+    train(plain, alone, 2)
+    assert distance(model, plain) == 0
+
+
+def test_what_cannot_be_carried_over_is_named() -> None:
+    model = Net()
+    optimizer = OPTIMIZERS["adam"](model.parameters())
+
+    def refused(match: str, *training: Any) -> None:
+        with pytest.raises(TopiaristError, match=match):
+            cut(model, graph(), keep(), *training)
+        assert optimizer.param_groups[0]["params"] == list(model.parameters())
+
+    refused("holds no parameter of this model", optimizer, OPTIMIZERS["adam"](Net().parameters()))
+    refused("average is of another network, it differs in 'last.0.weight'", optimizer, average(Deeper()))
+    refused("average is of another network", optimizer, {"head.weight": torch.zeros(3)})
+    refused("average is of another network", optimizer, optimizer.state_dict())
+    refused("StepLR is not known here", optimizer, StepLR(optimizer, 1))
+    refused("Net is not known here.*is cut by topiarist.cut", copy.deepcopy(model))
+    refused("not known here", None)
+    with attach("slimming", model, optimizer, graph()):
+        refused("leave its context", optimizer)
+    lbfgs = optim.LBFGS(model.parameters())
+    lbfgs.step(lambda: cross_entropy(model(X), Y).backward() or torch.zeros(()))
+    refused("LBFGS keeps '.*' of the parameter 'stem.0.weight'", lbfgs)
+    with pytest.raises(TopiaristError, match="attached to a torch"), attach("l1", model, 0.1):
+        pass
+
+
+def test_a_pruning_that_trains_or_rewinds_needs_a_new_optimiser() -> None:
+    model = Net()
+    optimizer, initial = OPTIMIZERS["adam"](model.parameters()), copy.deepcopy(model.state_dict())
+    train(model, optimizer, 1)
+    result = prune(model, X[:2], topiarist.Pruning.of("l1", 0.5, rewind=True), initial=initial)
+    with pytest.raises(TopiaristError, match=r"rewound .*: make a new optimizer from result.model.parameters"):
+        result.carry_over(model, optimizer)
+    with pytest.raises(TopiaristError, match="not the network that was traced"):
+        prune(model, X[:2], "l1", 0.5).carry_over(nn.Linear(2, 2), optimizer)
+
+
+def test_a_distributed_model_is_refused(tmp_path: Any) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    try:
+        model = Net()
+        optimizer = OPTIMIZERS["adam"](model.parameters())
+        with pytest.raises(TopiaristError, match=r"give the network within, model.module, and wrap the smaller one"):
+            cut(nn.parallel.DistributedDataParallel(model), graph(), keep(), optimizer)
+        fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+        with pytest.raises(TopiaristError, match="sharded"):
+            cut(model, graph(), keep(), OPTIMIZERS["adam"](model.parameters()))
+    finally:
+        torch.distributed.destroy_process_group()
