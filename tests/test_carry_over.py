@@ -1,4 +1,4 @@
-"""Pruning in the middle of a training: after the cut it goes on as the masked model's would, to rounding in float64."""
+"""Pruning in the middle of a training: it continues as the masked model's would, to rounding in float64."""
 
 from __future__ import annotations
 
@@ -85,6 +85,15 @@ def likewise(optimizer: Optimizer, make: Callable[[Any], Optimizer], model: nn.M
     return other
 
 
+class Lars(optim.SGD):
+    """SGD whose steps are scaled by norms of whole tensors."""
+
+    def step(self) -> None:
+        for parameter in (p for group in self.param_groups for p in group["params"]):
+            parameter.grad.mul_(parameter.detach().norm() / (parameter.grad.norm() + 1e-9))
+        super().step()
+
+
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "sgd": lambda p: optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
     "adam": lambda p: optim.Adam(p, lr=0.01, weight_decay=0.01),
@@ -99,11 +108,12 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "radam": lambda p: optim.RAdam(p, lr=0.05),
     "rprop": lambda p: optim.Rprop(p, lr=0.01),
     "asgd": lambda p: optim.ASGD(p, lr=0.05),
+    "lars": lambda p: Lars(p, lr=0.02, momentum=0.9),
 }
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_the_training_goes_on_as_that_of_the_masked_model(kind: str) -> None:
+def test_the_training_continues_as_that_of_the_masked_model(kind: str) -> None:
     """With two groups, a schedule, an average, and half of a batch whose gradient is summed up already."""
 
     def make(model: nn.Module) -> Optimizer:
@@ -388,7 +398,7 @@ def test_the_loss_of_the_model_before_the_cut_is_refused() -> None:
     train(small, optimizer, 1)
 
 
-def test_mixed_precision_goes_on_as_after_loading_a_checkpoint() -> None:
+def test_mixed_precision_continues_as_after_loading_a_checkpoint() -> None:
     """With a gradient scaler, cut between its unscaling and its step, bit by bit."""
 
     def backward(model: nn.Module) -> None:

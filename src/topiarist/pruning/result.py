@@ -76,7 +76,7 @@ class Pruned:
         return None if self.request.rewind else self.request.repairer
 
     def carry_over(self, model: nn.Module, *training: Any) -> nn.Module:
-        """Lets what trains the model that was given go on with the smaller one: pruning in the middle of a training.
+        """Lets what trains the given model continue with the smaller one: pruning in the middle of a training.
 
         As `topiarist.cut` with optimisers and averages, which says what happens to them, but with the weights of this
         result, which a method may have repaired; an average keeps its own. Call it before the next step.

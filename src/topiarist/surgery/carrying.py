@@ -1,4 +1,4 @@
-"""What trains a model goes on with the smaller one: optimisers with their state, averages, gathered gradients."""
+"""What trains a model continues with the smaller one: optimisers with their state, averages, gathered gradients."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def as_optimizer(value: object) -> Optimizer | None:
 
 @torch.no_grad()
 def carry_over(model: nn.Module, smaller: nn.Module, work: Plan, training: Sequence[Any]) -> None:
-    """Lets what trains a model go on with the smaller one.
+    """Lets what trains a model continue with the smaller one.
 
     Args:
         model: the model before the cut; its gradients move to the smaller one.

@@ -35,13 +35,13 @@ def cut(model: nn.Module, graph: Graph, keep: Keep, *training: Any) -> nn.Module
     The class of the model and the keys of its state dict stay, but for those of removed blocks. Weights of a weight
     graph cannot be removed one by one: there the cut is the mask.
 
-    In the middle of a training, what trains the model is given too, and goes on with the smaller one. An optimiser
-    stays the same object, in its groups with their rates, so that schedulers, gradient scalers and wrappers that hold
-    it need nothing: it holds the new parameters, and its state is cut as they are. Gradients that backward has summed
-    up move to the new parameters. From then on the optimiser refuses a step if the loss was computed with the model
-    from before.
+    In the middle of a training, what trains the model is given too, and continues with the smaller one. An optimiser
+    stays the same object, with its groups and their rates, so that schedulers, gradient scalers and wrappers that hold
+    it need nothing. It now holds the new parameters, with its state cut as they are. Gradients that backward has summed
+    up move to the new parameters. From then on the optimiser refuses a step while the old ones have gradients: then the
+    loss was computed with the model from before.
 
-    The training goes on as that of the masked model, exactly, where the optimiser treats every weight by itself (SGD,
+    The training continues as that of the masked model, exactly, where the optimiser treats every weight by itself (SGD,
     Adam, RMSprop, Adagrad and their kin), or by norms of tensors (LARS, LAMB). Adafactor's step depends on means over
     a tensor, which are those over the smaller one from then on, without the zeros; its estimate of each kept weight's
     second moment, ``row[i] col[j] / mean(row)``, is the same after the cut as before. Muon's rate follows the

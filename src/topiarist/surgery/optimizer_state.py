@@ -79,13 +79,14 @@ def cut_state(state: State, name: str, layouts: Mapping[str, frozenset[int]], wo
 
 def _layout(key: str, value: object, name: str, possible: frozenset[int], work: Plan, optimizer: str) -> int:
     """Returns which axis a tensor lacks; of several that come to the same cut, the last."""
-    plain = type(value) in (Tensor, nn.Parameter)
-    axes = work.kept.get(name, {})
-    if plain and len({_cut_axes(axes, value.dim(), lacking) for lacking in possible}) == 1:  # type: ignore[attr-defined]
-        return max(possible)
-    form = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) and plain else f"as {type(value).__name__}"
+    form = f"as {type(value).__name__}"
+    if isinstance(value, Tensor) and type(value) in (Tensor, nn.Parameter):  # others compute in ways of their own
+        axes = work.kept.get(name, {})
+        if len({_cut_axes(axes, value.dim(), lacking) for lacking in possible}) == 1:
+            return max(possible)
+        form = f"with shape {tuple(value.shape)}"
     raise TopiaristError(
-        f"{optimizer} keeps {shown(key)} of the parameter {shown(name)} {form}, which does not say how it is cut: make "
+        f"{optimizer} keeps {shown(key)} of the parameter {shown(name)} {form}, which does not say how to cut it: make "
         "a new optimizer from the parameters of the smaller model"
     )
 
@@ -103,9 +104,9 @@ def _factors(aligned: Mapping[str, Tensor], kept: Mapping[str, Tensor], name: st
         col = row.replace("row", "col")
         if col == row or col not in aligned or aligned[row].shape[-1:] != (1,) or aligned[col].shape[-2:-1] != (1,):
             continue
-        outer = {axis: kept for axis, kept in work.kept.get(name, {}).items() if axis < aligned[row].dim() - 2}
-        stacked = replace(work, kept={name: outer})  # what lies before the two axes is cut in both factors alike
-        rows, cols = (stacked.of(name, aligned[key]) for key in (row, col))
+        before = {axis: here for axis, here in work.kept.get(name, {}).items() if axis < aligned[row].dim() - 2}
+        stack = replace(work, kept={name: before})  # what lies before the two axes is cut in both factors alike
+        rows, cols = (stack.of(name, aligned[key]) for key in (row, col))
         made[row] = kept[row] * _ratio(kept[col], cols, -1)
         made[col] = kept[col] * _ratio(kept[row], rows, -2)
     return made
