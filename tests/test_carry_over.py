@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn, optim
 from torch.distributed.fsdp import fully_shard
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, layer_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import StepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -155,6 +155,59 @@ def test_the_training_continues_as_that_of_the_masked_model(kind: str) -> None:
     assert [g["lr"] for g in optimizer.param_groups] == [g["lr"] for g in twin.param_groups]
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert held == set(map(id, small.parameters())) == set(map(id, optimizer.state))
+
+
+class Norm(nn.LayerNorm):
+    """A layer norm over the kept channels alone, where they are named."""
+
+    kept: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept is None:
+            return super().forward(x)
+        normed = layer_norm(x[..., self.kept], (int(self.kept.sum()),), self.weight[self.kept], self.bias[self.kept])
+        return torch.zeros_like(x).masked_scatter(self.kept.expand_as(x), normed)
+
+
+class Words(nn.Module):
+    """Tokens, a residual stream with norms over its channels, and the embedding once more at the end."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.embedding, self.last = nn.Embedding(11, 8), nn.Linear(8, 11, bias=False)
+        self.last.weight = self.embedding.weight
+        self.before, self.inner, self.outer, self.after = Norm(8), nn.Linear(8, 12), nn.Linear(12, 8), Norm(8)
+        self.double()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        return self.last(self.after(x + self.outer(torch.tanh(self.inner(self.before(x))))))
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_tied_weights_and_norms_over_channels(kind: str) -> None:
+    tokens = torch.arange(22).view(2, 11) % 7
+    model, masked = Words(), Words()
+    traced = trace(model, tokens)
+    chosen = {group.name: torch.arange(group.units) % 4 != 1 for group in traced.groups}
+
+    def train(net: nn.Module, optimizer: Optimizer, steps: int) -> None:
+        for _ in range(steps):
+            cross_entropy(net(tokens).flatten(0, 1), tokens.flip(0).flatten()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    first, second = (OPTIMIZERS[kind](net.parameters()) for net in (model, masked))
+    train(model, first, 3)
+    train(masked, second, 3)
+    small = cut(model, traced, chosen, first)
+    masked.before.kept = masked.after.kept = traced.kept(chosen)["before.weight", 0]
+    with attach(None, masked, second, traced, chosen):
+        train(small, first, 5)
+        train(masked, second, 5)
+    assert small.last.weight is small.embedding.weight
+    assert distance(small, cut(masked, traced, chosen)) <= 1e-10
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adagrad"])
@@ -394,8 +447,9 @@ def test_the_loss_of_the_model_before_the_cut_is_refused() -> None:
     small = cut(model, graph(), keep(), optimizer)
     with pytest.raises(TopiaristError, match="compute it with what the cut returned"):
         train(model, optimizer, 1)
-    model.zero_grad()
-    train(small, optimizer, 1)
+    before = copy.deepcopy(small)
+    train(small, optimizer, 1)  # the next loss is of the smaller one
+    assert distance(small, before) > 1e-4
 
 
 def test_mixed_precision_continues_as_after_loading_a_checkpoint() -> None:

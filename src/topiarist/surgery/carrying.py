@@ -198,15 +198,20 @@ def _check_average(values: Mapping[str, Any], own: Mapping[str, Tensor]) -> None
 
 @dataclass(frozen=True, eq=False)
 class _Replaced:
-    """Refuses a step while a parameter that was replaced has a gradient: the loss came from the model of before."""
+    """Refuses a step while a parameter that was replaced has a gradient: the loss came from the model of before.
+
+    The gradients are dropped, so that the next step can be taken.
+    """
 
     parameters: tuple[ref[Tensor], ...]
 
     def __call__(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        for reference in self.parameters:
-            parameter = reference()
-            if parameter is not None and parameter.grad is not None:
-                raise TopiaristError(
-                    "this optimizer trains the smaller model, but the loss came from the model of before the cut: "
-                    "compute it with what the cut returned"
-                )
+        alive = (parameter() for parameter in self.parameters)
+        reached = [parameter for parameter in alive if parameter is not None and parameter.grad is not None]
+        for parameter in reached:
+            parameter.grad = None
+        if reached:
+            raise TopiaristError(
+                "this optimizer trains the smaller model, but the loss came from the model of before the cut: compute "
+                "it with what the cut returned"
+            )

@@ -105,7 +105,8 @@ def mask(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
     """Zeroes the dead positions of every slice and makes normalisations see the kept ones only.
 
     In the masked model dead positions do not exist: layer, group, RMS and instance norms compute their statistics over
-    kept positions, attention keeps its scale. It is what `cut` must equal, and the reference of every proof.
+    kept positions, attention keeps its scale. It is what `cut` must equal, and the reference of every proof. It is for
+    running: the gradients that torch computes through layer and group norms count the dead positions.
 
     Args:
         model: the traced model, or one of the same architecture.
