@@ -364,15 +364,23 @@ def test_adafactor_of_masked_gradients_becomes_that_of_the_smaller_tensors() -> 
 
 
 def test_a_square_matrix_alone_does_not_say_which_axis_is_missing() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)).double()
-    traced = trace(model, torch.ones(2, 6, dtype=torch.double))
-    chosen = {group.name: torch.arange(6) % (2 + k) != 0 for k, group in enumerate(traced.groups)}
-    optimizer = Factored(model.parameters())
-    model(torch.ones(2, 6, dtype=torch.double)).sum().backward()
-    optimizer.step()
-    with pytest.raises(TopiaristError, match=r"Factored keeps 'row' .* make a new optimizer"):
-        cut(model, traced, chosen, optimizer)
+    """Another one that is not square does, also where the square one comes last."""
+    for outputs in (6, 2):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, outputs)).double()
+        traced = trace(model, torch.ones(2, 6, dtype=torch.double))
+        chosen = {group.name: torch.arange(6) % (2 + k) != 0 for k, group in enumerate(traced.groups)}
+        optimizer = Factored(list(model.parameters())[::-1])
+        model(torch.randn(4, 6, dtype=torch.double)).square().sum().backward()
+        optimizer.step()
+        if outputs == 6:
+            with pytest.raises(TopiaristError, match=r"Factored keeps 'row' .* make a new optimizer"):
+                cut(model, traced, chosen, optimizer)
+            continue
+        before = estimate(optimizer.state[model[2].weight], "row", "col")
+        small = cut(model, traced, chosen, optimizer)
+        after = estimate(optimizer.state[small[2].weight], "row", "col")
+        torch.testing.assert_close(after, before[chosen["2"]][:, chosen["0"]], rtol=1e-12, atol=0)
 
 
 class Odd(optim.SGD):
