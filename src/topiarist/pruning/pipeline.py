@@ -91,7 +91,7 @@ def prune(
     model = unwrapped(model)
     if not isinstance(run, Run):
         raise TopiaristError(f"run must be a topiarist.Run, but got {shown(run)}: write Run(seed=1)")
-    check_data(data, loss, trains=_trains(request))
+    check_data(data, loss, trains=request.trains)
     _check_inputs(model, request, data, initial)
     check_plain((example_inputs, *more_inputs), "the example input is")
     if request.budget is not None:
@@ -121,15 +121,10 @@ def _request(
     return method if outputs is None else replace(method, outputs=outputs)
 
 
-def _trains(request: Pruning) -> bool:
-    """Returns whether the pruning itself trains the network."""
-    return request.sparse_training is not None or (request.steps.training is not None and request.steps.count > 1)
-
-
 def _check_inputs(model: nn.Module, request: Pruning, data: Any, initial: Any) -> None:
     """Raises where something is missing, or the model fails on the data, before anything long begins."""
     check_finite(model)
-    trains = _trains(request)
+    trains = request.trains
     if trains and data is None:
         raise TopiaristError(f"{request.method.name} is to train the network: give data")
     if request.rewind != (initial is not None):
@@ -177,7 +172,7 @@ def _check_units(request: Pruning, units: Graph) -> None:
     method, budget, steps = request.method, request.budget, request.steps.count
     if not units.groups:
         raise TopiaristError(hindrance(units))
-    if budget is not None and (steps > 1 or _trains(request)):
+    if budget is not None and (steps > 1 or request.trains):
         _check_reachable(method, units, budget, steps)
     if steps > 1 and isinstance(method, Rule) and method.budget(units) is not None:
         raise TopiaristError(

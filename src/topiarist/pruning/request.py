@@ -121,6 +121,11 @@ class Pruning:
         object.__setattr__(self, "outputs", as_outputs(self.outputs))
         _check_budget(self.method, self.budget, self.steps)
 
+    @property
+    def trains(self) -> bool:
+        """Returns whether the pruning itself trains the network."""
+        return self.sparse_training is not None or (self.steps.training is not None and self.steps.count > 1)
+
     @classmethod
     def of(
         cls,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from topiarist.architecture import Architecture
 from topiarist.budget import Cost, not_n_of_m, units_of
-from topiarist.graph import GUARD, Graph, Keep, Kind, removed_blocks
+from topiarist.errors import TopiaristError
+from topiarist.graph import GUARD, Graph, Keep, Kind, removed_blocks, unwrapped
 from topiarist.methods import Method
 from topiarist.pruning.choice import Choice
 from topiarist.pruning.milliseconds import Latency
 from topiarist.pruning.request import Pruning
-from topiarist.surgery import Proof
+from topiarist.surgery import Proof, carry_over, check_shapes, plan
 
 
 class Excluded(NamedTuple):
@@ -73,6 +74,37 @@ class Pruned:
     def repair(self) -> Method | None:
         """Returns the method that gave the kept weights new values, if any did."""
         return None if self.request.rewind else self.request.repairer
+
+    def carry_over(self, model: nn.Module, *training: Any) -> nn.Module:
+        """Lets what trains the given model continue with the smaller one: pruning in the middle of a training.
+
+        As `topiarist.cut` with optimisers and averages, which says what happens to them, but with the weights of this
+        result, which a method may have repaired; an average keeps its own. Call it before the next step.
+
+        Args:
+            model: the one that was given to `prune`.
+            training: optimisers over its parameters, and averages of it; they are changed in place. Learning-rate
+                schedulers and gradient scalers follow their optimiser.
+
+        Returns:
+            The smaller model, `model` of this result. Compile it, or wrap it in `DistributedDataParallel`, as the one
+            before.
+
+        Raises:
+            TopiaristError: as `cut`; or the pruning trained or rewound the network itself, so that the optimiser's
+                state is not of these weights.
+
+        Examples:
+            >>> model = topiarist.prune(model, images, "l1", 0.5).carry_over(model, optimizer, ema)  # doctest: +SKIP
+        """
+        if self.request.trains or self.request.rewind:
+            raise TopiaristError(
+                f"the pruning {'rewound' if self.request.rewind else 'trained'} the network, and the optimizer's state "
+                "is of other weights: make a new optimizer from result.model.parameters()"
+            )
+        check_shapes(unwrapped(model), self.graph.shapes)
+        carry_over(model, self.model, plan(self.graph, self.keep), training)
+        return self.model
 
     @property
     def left_alone(self) -> dict[str, str]:

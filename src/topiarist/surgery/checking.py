@@ -23,9 +23,10 @@ from topiarist.graph import (
     regroup,
     tensors_in,
 )
-from topiarist.surgery.cutting import copied, cut, mask
+from topiarist.surgery.cutting import cut, mask
 from topiarist.surgery.decisions import DOUBLE, Precision, difference
 from topiarist.surgery.paths import EXAMPLE, Path, paths
+from topiarist.surgery.plans import copied
 from topiarist.surgery.proof import Proof, precision_of, prove
 
 

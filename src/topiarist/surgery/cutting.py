@@ -2,150 +2,75 @@
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from topiarist.errors import TopiaristError
 from topiarist.graph import (
-    ALONE,
-    Attribute,
-    Block,
-    Corrections,
     Graph,
     Keep,
     KeptPositions,
-    assign_attributes,
     broadcast_kept,
     checked_keep,
     fast_path_off,
-    modes_restored,
     named_tensors,
     removed_blocks,
     unwrapped,
     unwrapped_names,
-    update_descriptions,
-    use_dropins,
     with_dropins,
 )
+from topiarist.surgery.carrying import carry_over
 from topiarist.surgery.masked_operators import install_masked_forwards
-from topiarist.surgery.removed_blocks import remove_blocks
-from topiarist.surgery.size_corrections import install_corrections
+from topiarist.surgery.plans import apply_plan, check_shapes, copied, plan
 
 
-@dataclass(frozen=True)
-class Plan:
-    """All that a cut does to a model, in plain values.
-
-    Attributes:
-        kept: tensor → axis → indices that are kept.
-        sizes: attributes and their new values.
-        corrections: module → what is corrected in its forward.
-        masks: tensor → flat bool, False where an individual weight is set to zero.
-        removed: residual blocks that are removed.
-    """
-
-    kept: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
-    sizes: Mapping[Attribute, int] = field(default_factory=dict)
-    corrections: Corrections = field(default_factory=dict)
-    masks: Mapping[str, Tensor] = field(default_factory=dict)
-    removed: tuple[Block, ...] = ()
-
-
-def plan(graph: Graph, keep: Keep) -> Plan:
-    """Returns what a cut does, without touching a model.
-
-    Raises:
-        TopiaristError: the keep does not fit the graph, or leaves sizes that nothing can satisfy.
-    """
-    keep = checked_keep(graph, keep)
-    if graph.kind == "weight":
-        return Plan(masks={name: kept for (name, _), kept in graph.kept(keep).items() if not kept.all()})
-    if graph.kind == "block":
-        return Plan(removed=removed_blocks(graph.groups, keep))
-    if all(kept.all() for kept in keep.values()):
-        return Plan()
-    dead = graph.dead(keep)
-    sizes, unsolved = graph.solution.sizes(dead)
-    if unsolved:
-        e = unsolved[0]
-        raise TopiaristError(
-            f"no attribute gives the size computed at {e.line} in {e.module or 'the model'} after this cut; "
-            "topiarist.check(model, graph, example_inputs) pins what cannot be cut"
-        )
-    return Plan(graph.solution.kept_of_tensors(dead), sizes, graph.solution.corrections(dead))
-
-
-def cut(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
+def cut(model: nn.Module, graph: Graph, keep: Keep, *training: Any) -> nn.Module:
     """Removes the dead positions of every slice; the given model stays as it is.
 
     The class of the model and the keys of its state dict stay, but for those of removed blocks. Weights of a weight
     graph cannot be removed one by one: there the cut is the mask.
 
+    In the middle of a training, what trains the model is given too, and continues with the smaller one. An optimiser
+    stays the same object, with its groups and their rates, so that schedulers, gradient scalers and wrappers that hold
+    it need nothing. It now holds the new parameters, with its state cut as they are. Gradients that backward has summed
+    up move to the new parameters. From then on the optimiser refuses a step while the old ones have gradients: then the
+    loss was computed with the model from before.
+
+    The training continues as that of the masked model, exactly, where the optimiser treats every weight by itself (SGD,
+    Adam, RMSprop, Adagrad and their kin), or by norms of tensors (LARS, LAMB). Adafactor's step depends on means over
+    a tensor, which are those over the smaller one from then on, without the zeros; its estimate of each kept weight's
+    second moment, ``row[i] col[j] / mean(row)``, is the same after the cut as before. Muon's rate follows the
+    new shape.
+
     Args:
         model: the traced model, or one of the same architecture.
         graph: its graph.
         keep: group name → bool ``(units,)``, at least one True each; groups left out keep everything.
+        training: optimisers over the model's parameters, and averages of it: `torch.optim.swa_utils.AveragedModel` and
+            others with the network in ``.module``, or dicts of name and tensor. They are changed in place: all of them,
+            or none where one is refused.
 
     Returns:
-        A new, smaller model.
+        A new, smaller model. Compile it, or wrap it in `DistributedDataParallel`, as the one before.
+
+    Raises:
+        TopiaristError: the graph or the keep is of another network; or what trains it is, cannot be cut, has a method
+            attached, or the model is distributed.
+
+    Examples:
+        >>> model = cut(model, graph, keep, optimizer, ema)  # doctest: +SKIP
     """
-    model = unwrapped(model)
-    check_shapes(model, graph.shapes)
-    return apply_plan(model, plan(graph, keep))
-
-
-def check_shapes(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises where a model is not of the shape that was traced."""
-    own = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
-    for name, shape in shapes.items():
-        if own.get(name) != shape:
-            raise TopiaristError(
-                f"this is not the network that was traced: its {name} has shape {own.get(name, 'none at all')}, not "
-                f"{shape}; make the model with the same options"
-            )
-
-
-def apply_plan(model: nn.Module, work: Plan) -> nn.Module:
-    """Applies a plan to a copy of a model that has the traced shapes; its tensors are indexed as they are copied."""
-    tensors = named_tensors(model)
-    made: dict[int, object] = {}
-    for name in {*work.kept, *work.masks}:
-        tensor = tensors[name]
-        value = tensor.detach()
-        for axis, kept in work.kept.get(name, {}).items():
-            value = value.index_select(axis, kept.to(value.device))
-        if name in work.masks:
-            value = value.masked_fill(~work.masks[name].to(value.device).view(value.shape), 0)
-        made[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
-    smaller = copied(model, made)
-    if work.kept or work.removed:
-        use_dropins(smaller)
-        remove_blocks(smaller, work.removed)
-        assign_attributes(smaller, work.sizes)
-        install_corrections(smaller, work.corrections)
-        update_descriptions(smaller)
+    check_shapes(unwrapped(model), graph.shapes)
+    work = plan(graph, keep)
+    smaller = apply_plan(unwrapped(model), work)
+    if training:
+        carry_over(model, smaller, work, training)
     return smaller
-
-
-def copied(model: nn.Module, replaced: dict[int, object] | None = None) -> nn.Module:
-    """Returns a deep copy in which some tensors (by id) are already replaced, so that they are not copied."""
-    model = unwrapped(model)
-    memo: dict[int, object] = dict(replaced or {})
-    for held in (value for module in model.modules() for value in vars(module).values()):
-        if type(held) in (dict, OrderedDict) and not held:  # eight in each module, which deepcopy takes long for
-            memo[id(held)] = type(held)()
-    try:
-        with ALONE, modes_restored(made := copy.deepcopy(model, memo)):
-            return made
-    except (RuntimeError, TypeError) as error:
-        raise TopiaristError(f"the model cannot be copied ({error}); detach tensors stored in it first") from error
 
 
 def with_values(model: nn.Module, other: nn.Module) -> nn.Module:
@@ -180,7 +105,8 @@ def mask(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
     """Zeroes the dead positions of every slice and makes normalisations see the kept ones only.
 
     In the masked model dead positions do not exist: layer, group, RMS and instance norms compute their statistics over
-    kept positions, attention keeps its scale. It is what `cut` must equal, and the reference of every proof.
+    kept positions, attention keeps its scale. It is what `cut` must equal, and the reference of every proof. It is for
+    running: the gradients that torch computes through layer and group norms count the dead positions.
 
     Args:
         model: the traced model, or one of the same architecture.

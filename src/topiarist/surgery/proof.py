@@ -35,7 +35,7 @@ from topiarist.graph import (
     tensors_in,
     unwrapped,
 )
-from topiarist.surgery.cutting import copied, cut, mask, masked, zeroed_positions
+from topiarist.surgery.cutting import cut, mask, masked, zeroed_positions
 from topiarist.surgery.decisions import (
     DOUBLE,
     SINGLE,
@@ -46,6 +46,7 @@ from topiarist.surgery.decisions import (
     difference_before_decisions,
 )
 from topiarist.surgery.paths import EXAMPLE, Path, paths
+from topiarist.surgery.plans import copied
 
 AGREE = "cut and mask agree"
 BLIND = "the mask changed nothing, so the proof is blind; give trained weights or another example input"

@@ -27,7 +27,8 @@ from topiarist.graph import (
     trace,
 )
 from topiarist.surgery.checking import random_keep
-from topiarist.surgery.cutting import copied, mask
+from topiarist.surgery.cutting import mask
+from topiarist.surgery.plans import copied
 from topiarist.surgery.proof import Proof, prove
 
 

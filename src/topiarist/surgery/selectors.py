@@ -15,7 +15,7 @@ from torch import nn
 from topiarist.budget import matching
 from topiarist.errors import TopiaristError
 from topiarist.graph import SELECTOR, ChannelSelector, Graph, check_finite, declare_selectors, is_norm, trace, unwrapped
-from topiarist.surgery.cutting import copied
+from topiarist.surgery.plans import copied
 
 __all__ = ["ChannelSelector", "add_selectors"]
 

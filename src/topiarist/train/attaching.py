@@ -17,7 +17,7 @@ from topiarist.errors import TopiaristError
 from topiarist.files import shown
 from topiarist.graph import Graph, Keep, broadcast_kept, kept_positions, unwrapped
 from topiarist.methods import Gate, Method, Penalty, Proximal, Soft, make
-from topiarist.surgery import check_shapes
+from topiarist.surgery import Attachment, as_optimizer, check_shapes
 
 Masks = list[tuple[nn.Parameter, Tensor]]
 """Parameters, each with the entries that are held at zero, bool of its shape."""
@@ -141,8 +141,9 @@ def attach(
             optimiser knows no epochs: in a loop of your own call `soften` of soft pruning between them, on the units
             of what this yields.
         model: the model that trains.
-        optimizer: any optimiser over its parameters. Learning-rate schedulers belong inside the context, since gates
-            add a parameter group. The proximal step sees the learning rate of the first parameter group.
+        optimizer: any optimiser over its parameters, also in a wrapper such as Accelerate's. Learning-rate schedulers
+            belong inside the context, since gates add a parameter group. The proximal step sees the learning rate of
+            the first parameter group.
         graph: the model's graph; every role and every keep needs it.
         keep: group name → bool ``(units,)``, usually of ``graph.weights()``. With units that are not weights the
             parameters are held at zero all the same, but normalisations over channels still count the removed ones:
@@ -165,6 +166,7 @@ def attach(
         ...         optimizer.step()
     """
     method, model = as_method(method), unwrapped(model)
+    optimizer = _within(optimizer)
     if keep is not None and isinstance(graph, Graph):
         check_shapes(model, graph.shapes)
     _check(method, model, optimizer, graph, keep)
@@ -186,13 +188,24 @@ def attach(
             proximal = partial(method.proximal, model, units)
         if penalty or masks:
             stack.callback(optimizer.register_step_pre_hook(_BeforeStep(penalty, masks)).remove)
-        if proximal or masks:
+        if proximal or masks or gates:
             stack.callback(optimizer.register_step_post_hook(_AfterStep(proximal, masks)).remove)
         yield Attached(gates, removed, units)
 
 
+def _within(optimizer: object) -> Optimizer:
+    """Returns the optimiser whose steps the hooks see."""
+    within = as_optimizer(optimizer)
+    if within is None:
+        raise TopiaristError(
+            f"a method is attached to a torch.optim.Optimizer, but got {type(optimizer).__name__}: give the one that "
+            "trains the model"
+        )
+    return within
+
+
 @dataclass(frozen=True)
-class _BeforeStep:
+class _BeforeStep(Attachment):
     """Runs before each step: the penalty's gradient, then the masks."""
 
     penalty: Callable[[], Tensor] | None
@@ -231,7 +244,7 @@ class _BeforeStep:
 
 
 @dataclass(frozen=True)
-class _AfterStep:
+class _AfterStep(Attachment):
     """Runs after each step: the proximal step, then the masks."""
 
     proximal: Callable[[float], object] | None
