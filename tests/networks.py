@@ -375,6 +375,8 @@ CASES: dict[str, Case] = {
              nn.Dropout(0.3), nn.Upsample(scale_factor=2, mode="bilinear"), conv(5, 4)), groups={"0": 7, "4": 5}),
     "layer norm": sentences(
         line(nn.Linear(12, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 4)), groups={"0": 8}, norms=True),
+    "rms norm": sentences(
+        line(nn.Linear(12, 8), nn.RMSNorm(8), nn.GELU(), nn.Linear(8, 4)), groups={"0": 8}, norms=True),
     "group norm": pictures(lambda: chain(lambda n: nn.GroupNorm(2, n)), norms=True,
         groups={"0:rows": 2, "0:columns": 4, "3:rows": 2, "3:columns": 3}),
     "one group norm": pictures(lambda: chain(lambda n: nn.GroupNorm(1, n)), norms=True, groups={"0": 8, "3": 6}),

@@ -87,6 +87,10 @@ class Listener(TorchFunctionMode):
             tracer.call, tracer.caller, tracer.borders = before
         if kind in ("sizes", "fill"):
             self._note_sizes(func, args, kwargs, out)
+        elif name == "rms_norm":  # made of smaller operators, which do not state its size
+            sizes = _call_sizes(name, args, kwargs)
+            for size, vector in zip(sizes, tracer.vectors_of(out)[-len(sizes) :], strict=True):
+                tracer.note_size(size, vector)
         elif name in LIKE:
             for ours, theirs in zip(tracer.vectors_of(out), tracer.vectors_of(args[1]), strict=True):
                 tracer.algebra.unify(ours, theirs)
