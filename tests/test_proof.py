@@ -283,6 +283,12 @@ def test_numbers_that_training_draws_from_numpy_and_python_are_the_same_for_both
     assert random.getstate() == before[1]
 
 
+def test_slopes_that_are_drawn_in_training_are_the_same_for_both_networks():
+    done = topiarist.prune(nn.Sequential(nn.Linear(6, 8), nn.RReLU(), nn.Linear(8, 3)), torch.randn(2, 6), "l1", 0.5)
+    assert "training mode" in done.proof.paths
+    assert done.model[0].out_features == 4
+
+
 @pytest.mark.filterwarnings("ignore:torchvision was built for another torch")
 @pytest.mark.nightly
 def test_batch_norms_over_two_numbers_each_do_not_refute_a_right_cut():

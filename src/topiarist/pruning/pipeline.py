@@ -298,6 +298,8 @@ class _Work:
                 raise TopiaristError(proof.reason)
             if attempt == 1 and not proof.agrees:
                 units = check(model, units, self.example_inputs, more_inputs=self.more_inputs)
+                if not units.groups:
+                    raise TopiaristError(hindrance(units))
                 budget = budget.on(units) if isinstance(budget, Share) else budget
             else:
                 break

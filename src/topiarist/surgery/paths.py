@@ -23,8 +23,14 @@ EXAMPLE, TWICE, TRAINING = "the example input", "twice the batch", "training mod
 
 DROPOUTS: set[Any] = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
 DROPOUTS |= {torch.dropout, torch.alpha_dropout, torch.feature_dropout, torch.feature_alpha_dropout}
-ATTENTION: dict[Any, int] = {F.scaled_dot_product_attention: 4, F.multi_head_attention_forward: 10}
-"""Functions with a dropout of their own, and the position of its rate."""
+RANDOM: dict[Any, tuple[int, str, Any]] = {
+    F.scaled_dot_product_attention: (4, "dropout_p", 0.0),
+    F.multi_head_attention_forward: (10, "dropout_p", 0.0),
+    F.rrelu: (3, "training", False),
+    torch.rrelu: (3, "training", False),
+    torch.rrelu_: (3, "training", False),
+}
+"""Functions that draw beside what else they do; position, name and value of the argument that stops it."""
 RECURRENT: set[Any] = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
 """Those whose arguments end with ``dropout, train, bidirectional``, and with ``batch_first`` where it is given."""
 
@@ -87,17 +93,17 @@ def paths(example_inputs: Inputs, more_inputs: Sequence[Inputs], precision: Prec
 
 
 class _DropoutOff(TorchFunctionMode):
-    """Lets everything pass dropout, which draws other numbers for other shapes."""
+    """Lets everything pass dropout, and stops what else draws: for other shapes it draws other numbers."""
 
     def __torch_function__(self, func: Any, types: Any, args: Arguments = (), kwargs: Keywords | None = None) -> Any:
         kwargs = kwargs or {}
         if func in DROPOUTS:
             return args[0] if args else kwargs["input"]
-        at = _of_recurrent(args) if func in RECURRENT else ATTENTION.get(func)
+        at, name, value = (_of_recurrent(args), "", 0.0) if func in RECURRENT else RANDOM.get(func, (None, "", None))
         if at is not None and len(args) > at:
-            args = (*args[:at], 0.0, *args[at + 1 :])
+            args = (*args[:at], value, *args[at + 1 :])
         elif at is not None:
-            kwargs = {**kwargs, "dropout_p": 0.0}
+            kwargs = {**kwargs, name: value}
         return func(*args, **kwargs)
 
 
