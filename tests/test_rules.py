@@ -170,6 +170,23 @@ def test_spectral_norm_counts_what_is_kept(norm):
             assert distance(smaller.train(training)(x), masked.train(training)(x)) <= TOLERANCE
 
 
+def test_a_largest_channel_is_one_of_the_kept_and_its_number_pins_where_it_is_used():
+    def run(net, x):
+        y = net.a(x)
+        largest, number = y.max(1, keepdim=True)
+        gate = torch.cat([largest, y.mean(1, keepdim=True)], 1)  # CBAM's attention over places
+        y = y * net.gate(gate).sigmoid() * (y > 0).any(1, keepdim=True)
+        return net.b(y * number if net.counts else y)
+
+    def make(counts):
+        model = Net(run, a=conv(3, 8), gate=conv(2, 1), b=conv(8, 3))
+        model.counts = counts
+        return shaken(model)
+
+    check(make(False), images(2), {"a": 8})
+    assert not trace(make(True), images(2)).groups
+
+
 def deformed():
     """A stand-in for torchvision's kernel, which not every torch can load: the channels do the same."""
     if not hasattr(torch.ops.torchvision, "deform_conv2d"):

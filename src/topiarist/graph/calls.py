@@ -159,7 +159,7 @@ def modes_restored(model: nn.Module) -> Iterator[None]:
 
 NORMS = {"native_layer_norm": "layer", "_fused_rms_norm": "layer", "rms_norm": "layer", "native_group_norm": "group"}
 REDUCING = {"mean", "sum", "amax", "amin", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm", "prod"}
-REDUCING |= {"logsumexp", "nansum", "count_nonzero", "aminmax"}
+REDUCING |= {"logsumexp", "nansum", "count_nonzero", "aminmax", "max", "min", "any", "all", "argmax", "argmin"}
 PRODUCTS = {"convolution", "mm", "addmm", "bmm", "baddbmm", "mv", "dot", "vdot", "addmv", "_grouped_mm"}
 MIXING = NORMS | dict.fromkeys(REDUCING, "reduction")
 MIXING |= dict.fromkeys(PRODUCTS, "product") | {"_weight_norm_interface": "weight norm"}
@@ -173,6 +173,8 @@ def mixing_kind(func: OpOverload, args: Arguments, kwargs: Keywords) -> str | No
     if "batch_norm" in name:
         names = [argument.name for argument in func._schema.arguments]
         return "batch" if in_training(func, {**dict(zip(names, args, strict=False)), **kwargs}) else None
+    if name in ("max", "min") and len([value for value in args if isinstance(value, Tensor)]) > 1:
+        return None  # the larger of two tensors
     return "product" if "scaled_dot_product" in name else MIXING.get(name)
 
 

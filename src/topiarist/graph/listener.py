@@ -67,6 +67,7 @@ class Listener(TorchFunctionMode):
         if name in LEAVING:
             tracer.algebra.add_origin(name, tracer.stack.top, line_of_code())
             tracer.algebra.pin_all(tracer.vectors_of(args[0]), f"its values leave torch by {name}()")
+            tracer.read_positions(args[:1])
         if kind == "squeeze":
             self._note_squeeze(args, kwargs)
         elif kind == "number":

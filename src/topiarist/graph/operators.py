@@ -53,6 +53,7 @@ class OperatorMode(TorchDispatchMode):
         sources = [source for tensor in given if (source := tracer.of(tensor).source) is not None]
         tracer.record.touched.update(sources)
         tracer.descent.follow(func, args, kwargs, given, sources, out)
+        tracer.read_positions(given)
         if given or func.overloadpacket.__name__ in FILLS:
             try:
                 known = apply_rule(tracer, func, args, kwargs, out, given)

@@ -64,6 +64,7 @@ class Tracer:
         self.ran: set[str] = set()
         self._traced = ByTensor[Traced]()
         self._undefined = ByTensor[bool]()
+        self._positions = ByTensor[tuple[list[Labels], str]]()
         # By storage, the tensors on it that held zeros at dead positions when they were made.
         self._zeros: dict[int, ByTensor[None]] = {}
         self.axes: dict[str, tuple[Vector, ...]] = {}
@@ -99,6 +100,7 @@ class Tracer:
         self._tie_descriptive_attributes()
         self.record.attributes = {**self.record.attributes, **self.memory.traced}
         self.norms.read(outputs)
+        self.read_positions(outputs)
         own = {source for tensor in outputs if (source := self.of(tensor).source) is not None}
         self.record.read[training] |= own | self.descent.read_by(outputs)
         for tensor in outputs:
@@ -169,6 +171,16 @@ class Tracer:
         for tensor in tensors:
             self._undefined[tensor] = True
             self._traced[tensor] = self.of(tensor)._replace(zero=False)
+
+    def note_positions(self, tensor: Tensor, vectors: list[Labels], reason: str) -> None:
+        """Notes that a tensor counts positions along these vectors: a cut numbers them anew."""
+        self._positions[tensor] = vectors, reason
+
+    def read_positions(self, tensors: Sequence[Tensor]) -> None:
+        """Pins what is counted by tensors that the program uses."""
+        for tensor in tensors:
+            if (counted := self._positions.get(tensor)) is not None:
+                self.algebra.pin_all(*counted)
 
     def note_nonzero(self, tensor: Tensor) -> None:
         """Notes that an operator wrote into a tensor what is not zero at dead positions, for all on its storage."""

@@ -261,7 +261,7 @@ def roll(t: Tracer, c: Call) -> None:
 def turned(t: Tracer, c: Call) -> None:
     """Pins the two axes of a plane in which data moves by its place."""
     plane = c.dims("dims") if c.name == "rot90" else [c.x.ndim - 2, c.x.ndim - 1]
-    t.algebra.pin_all([c.vectors[d] for d in plane], f"{c.name} over the axis depends on every position")
+    t.algebra.pin_all([c.vectors[d] for d in plane], c.depends)
     t.put(c.out, [None if d in plane else v for d, v in enumerate(c.vectors)], c.traced.zero)
 
 

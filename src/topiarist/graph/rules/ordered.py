@@ -15,10 +15,6 @@ FROM_ZEROS = {"cumsum", "cumprod", "cummax", "cummin", "sort", "topk", "median",
 """Whose values of zeros are zeros; their indices are not."""
 
 
-def depends(c: Call) -> str:
-    return f"{c.name.strip('_')} over the axis depends on every position"
-
-
 @rule_for(
     "_softmax", "_log_softmax", "_safe_softmax", "softmax", "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp",
     "sort", "topk",
@@ -26,7 +22,7 @@ def depends(c: Call) -> str:
 def along(t: Tracer, c: Call) -> None:
     vectors, dim = c.vectors, c["dim"] % max(c.x.ndim, 1)
     if c.x.ndim:
-        t.algebra.pin(vectors[dim], depends(c))
+        t.algebra.pin(vectors[dim], c.depends)
         vectors[dim] = None
     for k, out in enumerate(c.outputs):
         t.put(out, vectors, k == 0 and c.name in FROM_ZEROS and c.traced.zero)
@@ -36,7 +32,7 @@ def along(t: Tracer, c: Call) -> None:
 def one_of(t: Tracer, c: Call) -> None:
     """Ends the axis from which one value is picked by its rank."""
     dims = c.dims()
-    t.algebra.pin_all([c.vectors[d] for d in dims if c.x.ndim], depends(c))
+    t.algebra.pin_all([c.vectors[d] for d in dims if c.x.ndim], c.depends)
     kept = [None if d in dims else v for d, v in enumerate(c.vectors)]
     ended = [v for d, v in enumerate(kept) if d not in dims]
     for k, out in enumerate(c.outputs):

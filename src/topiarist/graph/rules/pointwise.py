@@ -127,7 +127,7 @@ def glu(t: Tracer, c: Call) -> None:
     t.put(c.out, vectors, c.traced.zero)
 
 
-@rule_for(*REDUCING, "max", "min", "any", "all", "argmax", "argmin")
+@rule_for(*REDUCING)
 def reduction(t: Tracer, c: Call) -> None:
     """Ends an axis: where dead values would count, the mask leaves them out."""
     if len(c.tensors) > 1:
@@ -139,11 +139,13 @@ def reduction(t: Tracer, c: Call) -> None:
     over = [v if d in dims else None for d, v in enumerate(c.vectors)]
     for d in dims:
         if isinstance(over[d], Free) or not (additive or _survivable(c, dims, d)):
-            t.algebra.pin(over[d], f"{c.name} over the axis depends on every position")
+            t.algebra.pin(over[d], c.depends)
     if not additive:
         t.note_mixing("reduction", over)
     zero = c.traced.zero and c.name != "logsumexp"
-    for out in c.outputs:
+    for k, out in enumerate(c.outputs):
+        if k == 1 and c.name in ("max", "min") or c.name in ("argmax", "argmin"):
+            t.note_positions(out, [v for v in over if labelled(v)], c.depends)
         kept = [None if d in dims else v for d, v in enumerate(c.vectors)]
         t.put(out, kept if out.ndim == c.x.ndim else [v for d, v in enumerate(kept) if d not in dims], zero)
 
@@ -151,11 +153,11 @@ def reduction(t: Tracer, c: Call) -> None:
 def _survivable(c: Call, dims: Sequence[int], axis: int) -> bool:
     """Returns whether a reduction makes sense over the kept positions of an axis, be it a single one.
 
-    An index would count differently. An unbiased variance needs more than one value: where only labelled axes can give
+    An unbiased variance needs more than one value: where only labelled axes can give
     it, the first of them may shrink and the others stay.
     """
     if c.name not in ("var", "std", "var_mean", "std_mean"):
-        return c.name in REDUCING
+        return True
     correction = c.get("correction")
     taken = float(c.get("unbiased", True)) if correction is None else correction
     moving = [d for d in dims if labelled(c.vectors[d])]

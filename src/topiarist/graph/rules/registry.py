@@ -63,6 +63,11 @@ class Call:
         """Returns the labels of the axes of `x`, as a list of its own."""
         return list(self.traced.vectors)
 
+    @property
+    def depends(self) -> str:
+        """Returns why an axis is pinned over which the operator mixes positions."""
+        return f"{self.name.strip('_')} over the axis depends on every position"
+
     def dims(self, name: str = "dim") -> list[int]:
         """Returns the axes that an argument names, counted from the front; all of them where it is None or empty."""
         given = self.given.get(name)
