@@ -144,7 +144,7 @@ def reduction(t: Tracer, c: Call) -> None:
         t.note_mixing("reduction", over)
     zero = c.traced.zero and c.name != "logsumexp"
     for k, out in enumerate(c.outputs):
-        if k == 1 and c.name in ("max", "min") or c.name in ("argmax", "argmin"):
+        if (k == 1 and c.name in ("max", "min")) or c.name in ("argmax", "argmin"):
             t.note_positions(out, [v for v in over if labelled(v)], c.depends)
         kept = [None if d in dims else v for d, v in enumerate(c.vectors)]
         t.put(out, kept if out.ndim == c.x.ndim else [v for d, v in enumerate(kept) if d not in dims], zero)
