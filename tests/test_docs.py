@@ -32,7 +32,8 @@ def word_count(text: str) -> int:
 GENERATE = runpy.run_path(str(ROOT / "docs" / "generate.py"))
 
 
-SLOW = {page for page in PAGES if ".ko." in page.name or page.stem in ("lasso", "guided", "onnxruntime")}
+LONG = ("compress", "guided", "how", "lasso", "onnxruntime")
+SLOW = {page for page in PAGES if ".ko." in page.name or page.stem in LONG}
 """Pages whose examples wait for the night."""
 TRANSLATIONS = {page: page.name.replace(".ko.", ".") for page in PAGES if ".ko." in page.name}
 

@@ -43,7 +43,7 @@ def refusal(*args: Any, **options: Any) -> str:
 
 
 @pytest.mark.parametrize(("kind", "exporter"), EACH)
-@pytest.mark.by_day(3)
+@pytest.mark.by_day(2)
 def test_a_file_computes_what_torch_does_at_any_batch_and_size(
     kind: str, exporter: str, pruned: nn.Module, tmp_path: Path
 ) -> None:

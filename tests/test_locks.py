@@ -47,6 +47,7 @@ def test_the_second_run_that_writes_a_file_is_refused_but_not_beside_it(tmp_path
 
 
 @pytest.mark.parametrize("lock", [locked, locked_file])
+@pytest.mark.by_day(1)
 def test_a_killed_process_leaves_no_lock(lock, tmp_path):
     place = tmp_path if lock is locked else tmp_path / "file"
     code = f"""

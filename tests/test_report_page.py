@@ -84,7 +84,7 @@ def resized(page, size, *, dark=False):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.by_day(2)
+@pytest.mark.by_day(1)
 def test_a_heading_sorts_its_table_and_says_so(page, size):
     resized(page, size)
     before = column(page, "arms", "Accuracy, %")

@@ -34,7 +34,7 @@ def declared(name):
 
 
 @pytest.mark.parametrize("name", MAKE)
-@pytest.mark.by_day(2)
+@pytest.mark.by_day(1)
 def test_cut_is_mask_with_selectors(name):
     _, model = declared(name)
     graph = trace(model, X)
