@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -50,6 +50,7 @@ class Pruned:
         trained: the model that was cut: the given one, or its copy trained with the method's penalty.
         choice: what the last cut kept of the units that it received, and the scores by which it did.
         latency: what a latency budget came to.
+        inputs: the example inputs by which the model was traced.
     """
 
     model: nn.Module
@@ -63,6 +64,7 @@ class Pruned:
     trained: nn.Module
     choice: Choice | None = None
     latency: Latency | None = None
+    inputs: Any = None
 
     @property
     def method(self) -> Method:
