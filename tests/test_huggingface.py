@@ -81,6 +81,9 @@ NETWORKS = {
 }
 
 
+GENERATE = ("llama", "t5")
+
+
 @pytest.fixture(scope="module")
 def transformers() -> ModuleType:
     try:
@@ -185,7 +188,7 @@ warnings.filterwarnings("ignore")
 from topiarist.integrations import huggingface
 from topiarist.integrations.huggingface.library import transformers as import_transformers
 transformers = import_transformers()
-from test_huggingface import NETWORKS, generated, outputs
+from test_huggingface import GENERATE, NETWORKS, generated, outputs
 found = {{}}
 for name, network in NETWORKS.items():
     for kind in ("plain", "shaped"):
@@ -195,12 +198,29 @@ for name, network in NETWORKS.items():
             models["theirs"] = getattr(transformers, network.kind).from_pretrained(folder).eval()
         for way, model in models.items():
             found[f"{{name}} {{kind}} {{way}}"] = outputs(model, network.inputs)
-            if name in ("llama", "t5"):
+            if name in GENERATE:
                 found[f"{{name}} {{kind}} {{way}} generated"] = generated(model)
 save_file(found, sys.argv[1])
 """
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_saved_models_compute_and_generate_the_same(
+    cases: dict[str, Case], transformers: ModuleType, name: str
+) -> None:
+    theirs = getattr(transformers, NETWORKS[name].kind).from_pretrained(cases[name].plain.saved.folder)
+    for cut in (cases[name].plain, cases[name].shaped):
+        ours = huggingface.from_pretrained(cut.saved.folder)
+        for model in (ours, theirs) if cut.saved.plain else (ours,):
+            assert type(model) is type(theirs)
+            assert not model.training
+            expected = outputs(cut.model, NETWORKS[name].inputs)
+            assert difference(outputs(model, NETWORKS[name].inputs), expected) <= 1e-6
+            if name in GENERATE:
+                assert torch.equal(generated(model), generated(cut.model))
+
+
+@pytest.mark.nightly
 def test_a_new_process_loads_what_was_saved(cases: dict[str, Case], tmp_path: Path) -> None:
     """Both kinds by our function, and what a configuration states by transformers: the same outputs and tokens."""
     for name, case in cases.items():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from types import ModuleType
 from typing import Any
 
@@ -59,15 +60,33 @@ def class_named(name: object) -> Any:
     return kind if isinstance(kind, type) and issubclass(kind, library.PreTrainedModel) else None
 
 
-@contextmanager
-def default_type(dtype: torch.dtype) -> Iterator[None]:
-    """Makes new tensors of a type, as transformers does while it builds a network."""
+def built(config: Any, kind: Any, dtype: torch.dtype = torch.float32, device: Any = None) -> Any:
+    """Returns the network of a configuration without drawing its weights: they are given to it afterwards.
+
+    Args:
+        config: the configuration.
+        kind: the model's class.
+        dtype: of its weights, and of what its code makes besides.
+        device: where they are; ``"meta"`` for a network without memory.
+    """
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        yield
+        with torch.device(device or "cpu"), _undrawn()():
+            model = kind(config)
     finally:
         torch.set_default_dtype(before)
+    model.tie_weights()
+    return model
+
+
+def _undrawn() -> Any:
+    """Returns the context of transformers in which no weights are drawn, which spares most of the time."""
+    transformers()
+    for place in ("transformers.initialization", "transformers.modeling_utils"):  # since version 5, and before
+        with suppress(ImportError, AttributeError):
+            return importlib.import_module(place).no_init_weights
+    return nullcontext
 
 
 @contextmanager

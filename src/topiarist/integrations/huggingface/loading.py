@@ -17,7 +17,7 @@ from topiarist.architecture import SHAPE_FILE, WEIGHTS_FILE, Architecture, load
 from topiarist.errors import TopiaristError
 from topiarist.files import as_path, read_json, shown
 from topiarist.integrations.huggingface.folders import CONFIG_FILE, GENERATION_FILE, PRUNED, is_shaped, unreadable
-from topiarist.integrations.huggingface.library import class_named, default_type, transformers
+from topiarist.integrations.huggingface.library import built, class_named, transformers
 from topiarist.surgery import check_shapes
 
 
@@ -73,8 +73,7 @@ def _load_shaped(kind: Any, config: Any, folder: Path) -> Any:
     inner = folder / PRUNED
     architecture = Architecture.load(inner / SHAPE_FILE)
     try:
-        with torch.device("meta"):
-            network = kind(config)
+        network = built(config, kind, device="meta")
     except Exception as error:  # numbers that do not go together
         raise unreadable(folder / CONFIG_FILE, error) from error
     check_shapes(network, architecture.shapes)
@@ -87,8 +86,8 @@ def _load_shaped(kind: Any, config: Any, folder: Path) -> Any:
 def _unpruned(kind: Any, config: Any, weights: Path) -> nn.Module:
     """Returns a network of the old shape, whose tensors have the types of those in a file."""
     types = _types(weights)
-    with default_type(next((each for each in types.values() if each.is_floating_point), torch.float32)):
-        model: nn.Module = kind(config)
+    first = next((each for each in types.values() if each.is_floating_point), torch.float32)
+    model: nn.Module = built(config, kind, first)
     for name, tensor in model.state_dict(keep_vars=True).items():
         tensor.data = tensor.data.to(types.get(name, tensor.dtype))
     return model

@@ -11,7 +11,7 @@ from torch import nn
 
 from topiarist.files import one_line
 from topiarist.graph import Inputs, call_model, converted, map_tensors
-from topiarist.integrations.huggingface.library import default_type
+from topiarist.integrations.huggingface.library import built
 from topiarist.integrations.huggingface.solving import (
     Networks,
     UnsayableError,
@@ -47,8 +47,8 @@ def stated_by_configuration(model: Any, inputs: Inputs | None) -> tuple[Values |
 
 
 def _on_meta(model: Any, values: Values) -> nn.Module:
-    with torch.device("meta"):
-        return type(model)(_config_with(model.config, values))
+    network: nn.Module = built(_config_with(model.config, values), type(model), device="meta")
+    return network
 
 
 def _config_with(config: Any, values: Values) -> Any:
@@ -86,8 +86,7 @@ def _objection(model: Any, values: Values, inputs: Inputs | None) -> str:
 
 def with_weights(model: Any, values: Values) -> Any:
     """Returns the network of a configuration with a model's tensors, which it shares."""
-    with torch.device(model.device), default_type(model.dtype):
-        made = type(model)(_config_with(model.config, values))
+    made = built(_config_with(model.config, values), type(model), model.dtype, model.device)
     made.load_state_dict(model.state_dict(), assign=True)
     made.tie_weights()
     held = dict(model.named_buffers())
