@@ -15,7 +15,7 @@ from torch import nn
 
 from topiarist.architecture import SHAPE_FILE, WEIGHTS_FILE, Architecture, load
 from topiarist.errors import TopiaristError
-from topiarist.files import as_path, read_json, shown
+from topiarist.files import as_path, one_line, read_json, shown
 from topiarist.integrations.huggingface.folders import CONFIG_FILE, GENERATION_FILE, PRUNED, is_shaped, unreadable
 from topiarist.integrations.huggingface.library import built, class_named, transformers
 from topiarist.surgery import check_shapes
@@ -63,24 +63,37 @@ def load_plain(kind: Any, config: Any, folder: Path) -> Any:
 
 
 def _load_shaped(kind: Any, config: Any, folder: Path) -> Any:
-    library = transformers()
-    if (version := config.transformers_version) != library.__version__:
+    """Loads a folder with an architecture, whose corrections are those of the code that was traced."""
+    written, installed = config.transformers_version, transformers().__version__
+    try:
+        model = _pruned(kind, config, folder / PRUNED)
+    except TopiaristError as error:
+        if written == installed:
+            raise
+        raise TopiaristError(
+            f"{folder} was written with transformers {written}, whose code is not that of {installed} "
+            f"({one_line(error)}): install transformers=={written}, or save the model again with the new one"
+        ) from error
+    if written != installed:
         warnings.warn(
-            f"{folder} was written with transformers {version}, whose code was corrected for the pruned sizes: compare "
-            f"the outputs before you use it with {library.__version__}",
+            f"{folder} was written with transformers {written}: compare its outputs before you use it with {installed}",
             stacklevel=3,
         )
-    inner = folder / PRUNED
-    architecture = Architecture.load(inner / SHAPE_FILE)
+    if (folder / GENERATION_FILE).is_file():
+        generation = transformers().GenerationConfig
+        model.generation_config = generation.from_pretrained(folder, local_files_only=True)
+    return model
+
+
+def _pruned(kind: Any, config: Any, folder: Path) -> Any:
+    """Returns the model with the architecture and the weights in a folder."""
+    architecture = Architecture.load(folder / SHAPE_FILE)
     try:
         network = built(config, kind, device="meta")
     except Exception as error:  # numbers that do not go together
-        raise unreadable(folder / CONFIG_FILE, error) from error
+        raise unreadable(folder.parent / CONFIG_FILE, error) from error
     check_shapes(network, architecture.shapes)
-    model = load(partial(_unpruned, kind, config, inner / WEIGHTS_FILE), inner).eval()
-    if (folder / GENERATION_FILE).is_file():
-        model.generation_config = library.GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return model
+    return load(partial(_unpruned, kind, config, folder / WEIGHTS_FILE), folder).eval()
 
 
 def _unpruned(kind: Any, config: Any, weights: Path) -> nn.Module:

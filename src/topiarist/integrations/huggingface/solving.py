@@ -26,8 +26,8 @@ Values = Mapping[Path, int]
 Build = Callable[[Values], nn.Module]
 """Makes the network of a configuration with other numbers; raises anything where there is none."""
 
-MOST_STEPS = 200
-"""Configurations that are gone through at most."""
+MOST_BUILDS = 200
+"""Networks that are built at most; each takes a tenth of a second or less."""
 
 
 class Size(NamedTuple):
@@ -103,17 +103,17 @@ class Networks:
     def changed(self, values: Values) -> Sizes | None:
         """Returns the sizes that numbers change, with their new lengths; ``None`` where they give no such network.
 
-        That is where the configuration refuses them, or layers are added or removed.
+        That is where the configuration refuses them, where layers are added or removed, and after too many networks.
         """
         key = frozenset(values.items())
-        if key not in self._changed:
+        if key not in self._changed and len(self._changed) < MOST_BUILDS:
             try:
                 sizes = sizes_of(self.build(values))
             except Exception:  # a configuration refuses numbers in its own way
                 sizes = {}
             same = sizes.keys() == self.start.keys()
             self._changed[key] = {s: n for s, n in sizes.items() if n != self.start[s]} if same else None
-        return self._changed[key]
+        return self._changed.get(key)
 
 
 def solutions(stated: Values, networks: Networks, wanted: nn.Module, unset: Values | None = None) -> Iterator[Values]:
@@ -171,12 +171,13 @@ class _Probe(NamedTuple):
     value: int
     sizes: Sizes
 
-    def righted(self, size: Size, now: int, want: int, value: int) -> Fraction:
-        """Returns the value that gives a size the length that is wanted: exact for sums of products, and for shares."""
+    def righted(self, size: Size, now: int, want: int, value: int) -> set[int]:
+        """Returns what may give a size the length that is wanted: one is exact for sums of products, one for shares."""
         moved = self.sizes[size] - now
-        if moved * (self.value - value) > 0:
-            return Fraction(value) + Fraction((self.value - value) * (want - now), moved)
-        return Fraction(value * now, want or 1)
+        made = {Fraction(value) + Fraction((self.value - value) * (want - now), moved)}
+        if moved * (self.value - value) < 0:
+            made.add(Fraction(value * now, want or 1))
+        return {int(each) for each in made if each.denominator == 1}
 
 
 @dataclass
@@ -232,14 +233,15 @@ class _Search:
         values = self._valid(values, fixed)
         state = frozenset(values.items())
         now = self._sizes(values)
-        if now is None or state in self.seen or len(self.seen) > MOST_STEPS:
+        if now is None or state in self.seen:
             return
         self.seen.add(state)
         wrong = [size for size in self.want if size in now and now[size] != self.want[size]]
         hard = [size for size in wrong if not size.attribute or size in self.cut]
         if not hard:
             yield values
-        for path, value in self._moves(hard or wrong, now, values, fixed):
+        moves = [*self._moves(hard, now, values, fixed), *self._moves(wrong, now, values, fixed)]
+        for path, value in dict.fromkeys(moves):
             yield from self.explore({**values, path: value}, fixed | {path})
 
     def _valid(self, values: Values, fixed: frozenset[Path]) -> Values:
@@ -263,10 +265,9 @@ class _Search:
         for size in wrong:
             paths = [path for path in probes if size in probes[path].sizes]
             for path in paths:
-                made = probes[path].righted(size, now[size], self.want[size], free[path])
-                if made.denominator == 1 and 1 <= made <= 2 * self.fields[path] and made != free[path]:
-                    move = (path, int(made))
-                    moves[move] = min(len(paths), moves.get(move, len(paths)))
+                for value in probes[path].righted(size, now[size], self.want[size], free[path]) - {free[path]}:
+                    if 1 <= value <= 2 * self.fields[path]:
+                        moves[path, value] = min(len(paths), moves.get((path, value), len(paths)))
         return sorted(moves, key=lambda move: moves[move])
 
     def _probe(self, path: Path, values: Values) -> _Probe:

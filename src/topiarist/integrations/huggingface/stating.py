@@ -37,7 +37,7 @@ def stated_by_configuration(model: Any, inputs: Inputs | None) -> tuple[Values |
             for values in solutions(stated, networks, model, unset()):
                 objection = _objection(model, values, inputs)
                 if not objection:
-                    return values, ""
+                    return {path: value for path, value in values.items() if stated.get(path) != value}, ""
                 reason = reason or objection
         except UnsayableError as error:
             unsayable = unsayable or str(error)
