@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from topiarist import methods
+from topiarist import TopiaristError, methods
 from topiarist.cli import commands
 from topiarist.cli.arguments import parse
 from topiarist.deploy import target_names
+from topiarist.integrations.huggingface import library
 from topiarist.studies import ARMS, Study
 
 ROOT = Path(__file__).parent.parent
@@ -42,6 +43,14 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
+def import_transformers() -> None:
+    """Imports it as topiarist does, with a torchvision that was built for another torch as well."""
+    try:
+        library.transformers()
+    except TopiaristError as error:
+        pytest.skip(str(error))
+
+
 def test_the_readme_is_short_and_begins_with_a_network_that_everybody_knows() -> None:
     assert word_count(README.read_text(encoding="utf-8")) <= 900
     assert '"torchvision:resnet18"' in blocks(README, "python")[0]
@@ -65,6 +74,8 @@ def test_no_table_cell_has_more_than_15_words(page: Path) -> None:
 @pytest.mark.filterwarnings("ignore:torchvision was built for another torch")
 def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    if "transformers" in "".join(blocks(page, "python")):
+        import_transformers()
     script = tmp_path / f"{page.stem}.py"
     script.write_text("\n".join(blocks(page, "python")))  # a file, since sizes are corrected in their source
     exec(compile(script.read_text(), str(script), "exec"), {"__name__": "example"})

@@ -93,6 +93,16 @@ def test_make_model_refuses_at_once():
         make_model("zoo:resnet-56")
 
 
+def test_a_pruned_model_of_timm_is_restored(vision, tmp_path):
+    make = make_model("timm:resnet10t", num_classes=3)
+    model, image = make().eval(), torch.randn(1, 3, 32, 32)
+    graph = topiarist.trace(model, image)
+    keep = {group.name: torch.arange(group.units) < group.units // 2 for group in graph.groups}
+    smaller = topiarist.cut(model, graph, keep).eval()
+    topiarist.save(smaller, topiarist.Architecture.of(graph, keep), tmp_path)
+    assert torch.equal(topiarist.load(make, tmp_path).eval()(image), smaller(image))
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

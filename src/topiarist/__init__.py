@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     __version__: str
     from topiarist import compress as compress
     from topiarist import guided as guided
+    from topiarist import integrations as integrations
     from topiarist import methods as methods
     from topiarist import report as report
     from topiarist import sparse as sparse
@@ -74,7 +75,7 @@ _PUBLIC = {
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
-_ROOMS = ("compress", "guided", "methods", "report", "sparse", "studies", "train")
+_ROOMS = ("compress", "guided", "integrations", "methods", "report", "sparse", "studies", "train")
 """Modules with names of their own."""
 
 __all__ = ["__version__", *sorted([*_HOME, *_ROOMS])]

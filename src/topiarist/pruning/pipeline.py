@@ -274,6 +274,7 @@ class _Work:
             trained=trained,
             choice=self.choices[-1],
             latency=self.latency,
+            inputs=self.example_inputs,
         )
 
     def _cut(

@@ -51,6 +51,7 @@ class Pruned:
         trained: the model that was cut: the given one, or its copy trained with the method's penalty.
         choice: what the last cut kept of the units that it received, and the scores by which it did.
         latency: what a latency budget came to.
+        inputs: the example inputs by which the model was traced.
     """
 
     model: nn.Module
@@ -64,6 +65,7 @@ class Pruned:
     trained: nn.Module
     choice: Choice | None = None
     latency: Latency | None = None
+    inputs: Any = None
 
     @property
     def method(self) -> Method:
