@@ -10,11 +10,11 @@ from types import ModuleType
 
 import pytest
 import torch
-from hf_networks import GENERATE, NETWORKS, Case, built, generated, made, outputs
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import topiarist
+from hf_networks import GENERATE, NETWORKS, Case, built, generated, made, outputs
 from topiarist import TopiaristError
 from topiarist.integrations import huggingface
 from topiarist.integrations.huggingface.folders import SIGNPOST
