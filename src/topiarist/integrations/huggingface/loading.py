@@ -43,6 +43,8 @@ def from_pretrained(folder: str | os.PathLike[str]) -> Any:
         config = kind.config_class.from_pretrained(path, local_files_only=True)
     except Exception as error:  # a configuration is refused in many ways
         raise unreadable(path / CONFIG_FILE, error) from error
+    if getattr(config, "use_pretrained_backbone", False):  # which releases before version 5 fetch, to overwrite it then
+        config.use_pretrained_backbone = False
     return (_load_shaped if is_shaped(path) else load_plain)(kind, config, path)
 
 

@@ -54,6 +54,8 @@ def _on_meta(model: Any, values: Values) -> nn.Module:
 def _config_with(config: Any, values: Values) -> Any:
     """Returns a copy of a configuration with other numbers."""
     plain = copy.deepcopy(config.to_dict())
+    if plain.get("use_pretrained_backbone"):
+        plain["use_pretrained_backbone"] = False  # its weights are in the file
     for path, value in values.items():
         at = plain
         for key in path[:-1]:
