@@ -202,6 +202,30 @@ def test_larger_groups_lose_their_first_unit_first():
     assert counts(allocate(graph, drawn(graph, 0), Budget(macs=0.99), cost=chain)) == [4, 39]
 
 
+def halves(keep):
+    """Cost of two groups that take one half of it each."""
+    shares = [100 * int(kept.sum()) / len(kept) for kept in keep.values()]
+    return SimpleNamespace(macs=sum(shares), params=sum(shares))
+
+
+@pytest.mark.parametrize(("macs", "kept"), [(0.95, [36, 2]), (0.88, [30, 2]), (0.6, [28, 1]), (0.3, [4, 1])])
+def test_one_of_two_units_is_removed_when_others_have_lost_a_quarter(macs, kept):
+    graph = groups(40, 2)
+    assert counts(allocate(graph, drawn(graph, 0), Budget(macs=macs), cost=halves)) == kept
+
+
+def test_a_global_ranking_that_keeps_one_unit_of_a_layer_says_so():
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
+    with torch.no_grad():
+        net[1].weight.mul_(1e-3)
+    arguments = net, torch.randn(2, 8), "l1"
+    with pytest.warns(UserWarning, match=r"one unit of '1', .*floor=0\.1, or allocation='uniform'"):
+        topiarist.prune(*arguments, Budget(macs=0.5, allocation="global"))
+    topiarist.prune(*arguments, Budget(macs=0.5, allocation="global", floor=0.25))
+    topiarist.prune(*arguments, Budget(macs=0.5))
+
+
 def test_a_cost_may_depend_on_which_units_stay():
     graph, price = groups(10), torch.tensor([1.0, 1, 1, 1, 20, 1, 1, 1, 1, 1])
 

@@ -249,6 +249,7 @@ def saved(tmp_path_factory):
 
 @settings(max_examples=100)
 @given(data=st.data())
+@pytest.mark.nightly
 def test_mutated_weights_give_an_error_or_a_model(saved, data):
     folder, content = saved
     whole = bytearray(content)

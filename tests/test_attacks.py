@@ -34,6 +34,7 @@ BY_NIGHT = {"checkpoint", "container", "results", "yaml_files"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.nightly] * (n in BY_NIGHT)) for n in COUNTS])
+@pytest.mark.by_day(2)
 def test_an_attack_fails(name: str) -> None:
     words = [sys.executable, FOLDER / f"{name}.py", "--count", str(COUNTS[name][NIGHT]), "--seed", "1"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)

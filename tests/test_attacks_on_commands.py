@@ -16,6 +16,7 @@ def test_garbage_on_the_command_line():
     assert sum(command_lines.attack(28, seed=1).values()) == 28
 
 
+@pytest.mark.nightly
 def test_terminals_that_take_little():
     assert len(terminals.attack(1, seed=3)) == 1
 

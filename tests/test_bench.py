@@ -135,6 +135,7 @@ def test_macs_that_are_known_better_are_taken() -> None:
 
 
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork")
+@pytest.mark.nightly
 def test_memory_counts_the_weights_and_what_a_run_takes(tmp_path: Path) -> None:
     with meter(True) as memories:
         large = nn.Linear(4000, 4000)

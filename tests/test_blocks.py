@@ -273,6 +273,7 @@ ZOO = {
 
 
 @pytest.mark.parametrize("name", ZOO)
+@pytest.mark.by_day(1)
 def test_the_papers_networks_lose_any_of_their_identity_blocks(name, tmp_path):
     make, blocks, projected = ZOO[name]
     model, x = shaken(make()), torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -37,6 +37,7 @@ LEAVING = {
 
 
 @pytest.mark.parametrize("way", LEAVING)
+@pytest.mark.by_day(2)
 def test_what_leaves_torch_stays_and_the_rest_is_pruned(way):
     model = two_branches(LEAVING[way])
     graph = check(model, trace(model, X), X, seconds=20)

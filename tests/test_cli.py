@@ -257,6 +257,7 @@ def test_single_weights_stay_zero_in_fine_tuning(weights: Path, tmp_path: Path) 
     assert 0 < kept <= 0.1
 
 
+@pytest.mark.nightly
 def test_what_is_dead_can_go(weights: Path, tmp_path: Path) -> None:
     """At one weight in two hundred most channels are dead: the file holds a smaller network of the same outputs."""
     words = ["--weights", weights, "--method", "magnitude", "--budget.ratio", 0.005, "--input", SHAPE, "--out"]

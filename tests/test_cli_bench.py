@@ -41,6 +41,7 @@ def benched(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
 
 
 @pytest.mark.usefixtures("blank_figures")
+@pytest.mark.by_day(1)
 def test_a_folder_brings_the_network_before(pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = benched(capsys, pruned, "--batch", "1,2", "--out", tmp_path)
     result = json.loads((pruned / "result.json").read_text())
@@ -57,6 +58,7 @@ def test_a_folder_brings_the_network_before(pruned: Path, tmp_path: Path, capsys
 
 
 @pytest.mark.usefixtures("blank_figures")
+@pytest.mark.by_day(1)
 def test_names_folders_and_files_side_by_side(
     pruned: Path, onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,6 +36,7 @@ def selected(tmp_path_factory):
     return out
 
 
+@pytest.mark.nightly
 def test_selectors_let_slimming_cut_what_a_block_reads(selected):
     result = json.loads((selected / "result.json").read_text())
     assert len(result["selectors"]) == 55  # 54 blocks and the last norm
@@ -46,6 +47,7 @@ def test_selectors_let_slimming_cut_what_a_block_reads(selected):
     assert sum(p.numel() for p in loaded.parameters()) == result["params"]["after"]
 
 
+@pytest.mark.nightly
 def test_the_trained_weights_are_those_of_the_plain_network(selected, tmp_path, capsys):
     words = ["prune", PRE, "--data", FEW, "--method", "slimming", "--budget.ratio", 0.6, "--json"]
     words += ["--weights", selected / "trained.safetensors", "--epochs", 0, "--out", tmp_path]

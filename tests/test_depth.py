@@ -64,6 +64,7 @@ def steps(work: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("block", [ConvBlock, MlpBlock])
+@pytest.mark.by_day(1)
 def test_trace_and_cut_are_linear_in_depth(block, monkeypatch):
     for watcher in ("operators", "listener"):  # what they do for each operator counts as well
         monkeypatch.setattr(f"topiarist.graph.{watcher}.unwatched", nullcontext)

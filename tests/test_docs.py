@@ -32,6 +32,8 @@ def word_count(text: str) -> int:
 GENERATE = runpy.run_path(str(ROOT / "docs" / "generate.py"))
 
 
+SLOW = {page for page in PAGES if ".ko." in page.name or page.stem in ("lasso", "guided", "onnxruntime")}
+"""Pages whose examples wait for the night."""
 TRANSLATIONS = {page: page.name.replace(".ko.", ".") for page in PAGES if ".ko." in page.name}
 
 
@@ -54,7 +56,7 @@ def test_no_table_cell_has_more_than_15_words(page: Path) -> None:
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, id=page.name, marks=[pytest.mark.nightly] if page in TRANSLATIONS else [])
+        pytest.param(page, id=page.name, marks=[pytest.mark.nightly] if page in SLOW else [])
         for page in PAGES
         if blocks(page, "python")
     ],
@@ -139,6 +141,7 @@ def test_the_families_of_the_taxonomy_are_those_of_the_methods() -> None:
     assert stated == {family: set(names) for family, names in methods.families().items()}
 
 
+@pytest.mark.nightly
 def test_the_site_builds(tmp_path: Path) -> None:
     """In strict mode a broken link or an unknown name is an error."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]

@@ -48,6 +48,7 @@ def ways(model: nn.Module, layer: str) -> Iterator[tuple[str | nn.Module, str]]:
     "chain", "residual", "dense", "chunk", "split", "grouped", "grouped transposed", "channel shuffle", "group norm",
     "embedding", "attention", "multi-head", "encoder layer",
 ])  # fmt: skip
+@pytest.mark.by_day(4)
 def test_what_is_named_keeps_its_shape_on_every_axis(case):
     model, x = CASES[case].model(), CASES[case].inputs
     graph, before = topiarist.trace(model, x), tensors(model)
@@ -67,6 +68,7 @@ def test_what_is_named_keeps_its_shape_on_every_axis(case):
 
 @pytest.mark.parametrize("how", ["random", "l1", "thinet", "slimming", "magnitude", "lcp"])
 @pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.by_day(3)
 def test_every_kind_of_method_keeps_it(how, steps, digits):
     model = topiarist.load_model(door.NET)
     weights = make(how).granularity == "weight"
@@ -117,6 +119,7 @@ def test_blocks_that_hold_what_is_named_stay():
     assert allocate(blocks, scores, Budget(ratios={"blocks": 0.1}, exclude=("blocks",)))["blocks"].all()
 
 
+@pytest.mark.nightly
 def test_a_rule_of_the_method_is_followed_beside_what_is_excluded():
     rule, limited = (
         prune(RESNET, X, make("magnitude", quality=1.0), budget, graph=GRAPH)
@@ -136,6 +139,7 @@ def test_a_rule_of_the_method_is_followed_beside_what_is_excluded():
 # ---- ratios ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 def test_ratios_go_to_what_is_produced_there():
     stream = {"conv1"}  # layer1 adds to what conv1 produces
     inner = {f"layer1.{n}.conv1" for n in range(3)}
@@ -252,6 +256,7 @@ def unlike(model: nn.Module, plain: nn.Module, part: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.by_day(3)
 def test_what_is_excluded_trains_as_without_the_method(name):
     method = make(name.partition(" ")[0], **METHODS[name])
     for exclude in ("a", "a.*", ("a.0", "a.3", "a.8")):
@@ -269,6 +274,7 @@ def test_a_module_is_excluded_from_a_training():
 
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("name", ["sfp", "slimming", "group_lasso", "l0", "sss"])
+@pytest.mark.by_day(2)
 def test_a_budget_excludes_from_the_training_before_the_cuts_too(name, steps):
     method, model = make(name, **METHODS[name]), branches()
     plain = branches()
@@ -337,6 +343,7 @@ def test_scores_of_a_network_that_was_trained_in_part_leave_the_rest_alone():
 # ---- the command line -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 def test_the_command_line_excludes(tmp_path, capsys):
     words = ["train", door.NET, "--data", door.FEW, "--epochs", 1, "--method", "slimming", "--method.lam", 0.1]
     for folder, more in (("a", []), ("b", ["--exclude", "conv1,bn1"])):

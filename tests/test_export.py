@@ -43,6 +43,7 @@ def refusal(*args: Any, **options: Any) -> str:
 
 
 @pytest.mark.parametrize(("kind", "exporter"), EACH)
+@pytest.mark.by_day(3)
 def test_a_file_computes_what_torch_does_at_any_batch_and_size(
     kind: str, exporter: str, pruned: nn.Module, tmp_path: Path
 ) -> None:
@@ -67,6 +68,7 @@ def test_a_file_computes_what_torch_does_at_any_batch_and_size(
 
 
 @pytest.mark.parametrize(("kind", "exporter"), EACH)
+@pytest.mark.by_day(2)
 def test_keywords_masks_and_nested_outputs_arrive(kind: str, exporter: str, tmp_path: Path) -> None:
     model, inputs = words()
     done = export(model, inputs, at(tmp_path, kind), kind, exporter=exporter)
@@ -108,6 +110,7 @@ def test_a_batch_that_a_trace_froze_is_found(tmp_path: Path) -> None:
         target_of("onnx").load(done.path)(torch.randn(3, 4))
 
 
+@pytest.mark.nightly
 def test_a_second_exporter_is_tried_where_the_first_fails_or_differs(
     pruned: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +163,7 @@ def test_a_branch_on_values_is_refused_by_name(kind: str, tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.nightly
 def test_an_operator_that_onnx_has_not_is_named_with_its_module_and_both_reasons(tmp_path: Path) -> None:
     told = refusal(Unknown(), torch.randn(2, 4), tmp_path / "a.onnx")
     assert "does not export to onnx (torchscript: " in told
@@ -249,6 +253,7 @@ def test_a_truncated_file_is_refused(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino", "torch-export"])
+@pytest.mark.by_day(2)
 def test_inputs_that_do_not_fit_a_file_are_refused(kind: str, tmp_path: Path) -> None:
     model, inputs = words()
     session = target_of(kind).load(export(model, inputs, at(tmp_path, kind), kind).path)

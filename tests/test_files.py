@@ -122,6 +122,7 @@ def test_files_that_are_no_json_get_one_sentence(tmp_path: Path, text: str) -> N
         *("{1: a, b: c}", "{true: a}", '"\\ud800"', "a: " + "x " * 600_000, "- a\n" * 100_000),
     ],
 )
+@pytest.mark.by_day(8)
 def test_files_that_are_no_yaml_get_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(TopiaristError, match=r"cannot read the values .*a\.yaml \(.*\); write it again") as refused:

@@ -54,6 +54,7 @@ def alike(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("method", [None, "slimming", "group_lasso", "sss", "l0", "sfp"])
+@pytest.mark.by_day(3)
 def test_channels_last_changes_nothing_but_rounding(data: Data, method: str | None) -> None:
     alike(trained(data, method), trained(data, method, channels_last=True))
 

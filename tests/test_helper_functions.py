@@ -8,7 +8,7 @@ from torch import nn
 
 from networks import distance, random_keep
 from topiarist import TopiaristError, cut, mask, prove, trace
-from topiarist.surgery import size_corrections
+from topiarist.surgery.size_corrections import editing
 
 X = torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(0))
 
@@ -87,11 +87,12 @@ def test_functions_are_corrected_however_they_are_called(halves):
 def test_copies_of_functions_are_made_once(halves, monkeypatch):
     _, smaller, _ = halves
     smaller(X)
-    monkeypatch.setattr(size_corrections, "_edited", None)
+    monkeypatch.setattr(editing, "_edited", None)
     smaller(X)
 
 
 @pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.by_day(5)
 def test_exporters_see_plain_code(halves, strict):
     _, smaller, _ = halves
     smaller(X)

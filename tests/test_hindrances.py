@@ -124,6 +124,7 @@ def test_attention_without_a_rule_asks_for_the_plain_one():
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.nightly
 def test_an_operator_that_takes_a_function_is_named():
     def attend(x):
         heads = x.unflatten(-1, (1, 8)).transpose(1, 2)

@@ -412,6 +412,7 @@ def test_widths_that_four_does_not_divide_are_named() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet20", "densenet40", "resnext29", "vgg11?width=0.25"])
+@pytest.mark.by_day(2)
 def test_layers_cost_the_macs_of_the_network_and_have_the_widths_of_the_cut(name: str) -> None:
     model, x = load_model(f"zoo:{name}").eval(), torch.randn(1, 3, 32, 32)
     graph = trace(model, x)

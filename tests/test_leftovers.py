@@ -44,6 +44,7 @@ def trained(name: str, fields: dict[str, Any], folder: Path) -> tuple[nn.Module,
 
 
 @pytest.mark.parametrize(("name", "fields", "budget"), GATED)
+@pytest.mark.by_day(2)
 def test_a_network_from_its_file_is_pruned_as_the_trained_one(
     name: str, fields: dict[str, Any], budget: Budget, tmp_path: Path
 ) -> None:
@@ -88,6 +89,7 @@ def test_gates_are_named_after_a_parameter_and_a_method(name: str, tmp_path: Pat
 
 @pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize(("name", "fields", "budget"), GATED[:1] + GATED[2:3])
+@pytest.mark.by_day(1)
 def test_a_study_prunes_what_its_gates_say(name: str, fields: dict[str, Any], budget: Budget, tmp_path: Path) -> None:
     recipe = {"epochs": 1, "lr": 0.05}
     settings = {

@@ -106,6 +106,7 @@ def made(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("length", [1, 8, LONGEST])
+@pytest.mark.by_day(12)
 def test_a_cut_works_for_every_length(name, length):
     model, groups = made(name)
     graph = trace(model, torch.arange(8)[None])

@@ -22,6 +22,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.by_day(3)
 def test_the_second_run_in_a_folder_is_refused_by_its_name(command, tmp_path, capsys):
     kept = tmp_path / "result.json"
     kept.write_text("of the first")

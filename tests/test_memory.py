@@ -157,6 +157,7 @@ def test_multi_head_attention_counts_as_it_is_pruned():
 
 @settings(max_examples=20)
 @given(plans().filter(lambda plan: all(name != "Places" for name, _ in plan)))  # which makes an index of its own
+@pytest.mark.nightly
 def test_random_networks_hold_what_the_closed_form_says(plan):
     torch.manual_seed(0)
     model, inputs = shaken(Drawn(plan)), images(2, size=4)
@@ -266,6 +267,7 @@ def test_the_budget_checks_and_writes_itself():
         Budget(memory=0.5, n_of_m="2:4")
 
 
+@pytest.mark.nightly
 def test_a_pruning_in_steps_ends_within_the_budget():
     model, inputs = NETWORKS["resnet"](), images(1, size=16)
     done = topiarist.prune(model, inputs, Pruning.of("l1", Budget(memory=0.6), steps=2))

@@ -356,6 +356,7 @@ def test_values_are_summed_by_unit(axis):
         (resnet110, "resnet110-B", 32.4, 38.6),
     ],
 )
+@pytest.mark.by_day(2)
 def test_presets_cut_what_the_paper_says(make_model, preset, params, macs):
     model = make_model()
     graph = topiarist.trace(model, torch.randn(1, 3, 32, 32))
@@ -367,6 +368,7 @@ def test_presets_cut_what_the_paper_says(make_model, preset, params, macs):
 
 @pytest.mark.filterwarnings("ignore:torchvision was built for another torch")
 @pytest.mark.parametrize(("preset", "params", "macs"), [("resnet34-A", 7.6, 15.5), ("resnet34-B", 10.8, 24.2)])
+@pytest.mark.by_day(1)
 def test_presets_of_imagenet_cut_what_the_paper_says(preset, params, macs):
     """To a fifth of a point: the paper's network has 21.6 million parameters, this one 21.8."""
     model = load_model("torchvision:resnet34")

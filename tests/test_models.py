@@ -216,6 +216,7 @@ print(len(said), said[0].message)
 """
 
 
+@pytest.mark.nightly
 def test_a_torchvision_of_another_build_is_helped_to_import(tmp_path):
     package = tmp_path / "torchvision"
     package.mkdir()

@@ -68,6 +68,7 @@ def swapped(monkeypatch, name, axis=0):
 
 
 @pytest.mark.parametrize("name", STEPS)
+@pytest.mark.by_day(8)
 def test_networks_that_select_by_data_are_pruned_and_wrong_cuts_are_caught(name, monkeypatch):
     model = detector(STEPS[name])
     done = topiarist.prune(model, X, "random", Budget(ratio=0.5))

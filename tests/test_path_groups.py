@@ -148,6 +148,7 @@ def test_branches_pin_nothing(name: str, shown: bool) -> None:
 
 
 @pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.by_day(4)
 def test_trial_cuts_pin_nothing_either(name: str) -> None:
     model, example, more, groups = made(name)
     graph = topiarist.check(model, topiarist.trace(model, example, more_inputs=[more]), example, more_inputs=[more])

@@ -268,6 +268,7 @@ def exported(model: nn.Module, inputs: dict[str, Any], *, dynamo: bool) -> list[
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dynamo", [False, True], ids=["traced", "dynamo"])
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(2, 30))])
+@pytest.mark.by_day(1)
 def test_a_cut_network_exports_as_well_as_the_whole_one(seed: int, dynamo: bool) -> None:
     network, model, smaller, _ = cut_of(seed)
     inputs = real(network.example, torch.float32)

@@ -85,6 +85,7 @@ def test_several_devices_are_not_used_by_starting_the_script_again(monkeypatch: 
         fit(model, load_data("digits"), Recipe(epochs=1), speed=Speed(accelerator="cpu", devices=2))
 
 
+@pytest.mark.nightly
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

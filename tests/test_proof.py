@@ -177,6 +177,7 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.by_day(3)
 def test_trial_cuts_pin_what_cannot_be_proved_and_keep_the_rest(name):
     model, graph = tried(PROGRAMS[name], n8=nn.ReLU(), checked=checked)
     names = {group.name for group in graph.groups}
@@ -283,6 +284,7 @@ def test_numbers_that_training_draws_from_numpy_and_python_are_the_same_for_both
 
 
 @pytest.mark.filterwarnings("ignore:torchvision was built for another torch")
+@pytest.mark.nightly
 def test_batch_norms_over_two_numbers_each_do_not_refute_a_right_cut():
     """With 1x1 maps and two images rounding grows to 1e-6 in training mode."""
     torch.manual_seed(5)

@@ -49,6 +49,7 @@ def test_the_ready_studies_are_there():
 
 
 @pytest.mark.parametrize(("path", "scale"), CASES, ids=[f"{path.stem}-{scale}" for path, scale in CASES])
+@pytest.mark.by_day(4)
 def test_what_a_study_names_is_there(path, scale):
     study = Study.load(path, scale)
     assert study.seeds[1:], "spreads take two seeds"
@@ -65,6 +66,7 @@ def test_what_a_study_names_is_there(path, scale):
 
 
 @pytest.mark.parametrize(("path", "scale"), CASES, ids=[f"{path.stem}-{scale}" for path, scale in CASES])
+@pytest.mark.by_day(4)
 def test_every_published_number_stands_beside_a_row(path, scale):
     study = Study.load(path, scale)
     rows = list(study.rows())
@@ -77,6 +79,7 @@ def test_every_published_number_stands_beside_a_row(path, scale):
 
 @pytest.mark.parametrize("scale", SPEED)
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
+@pytest.mark.by_day(6)
 def test_a_scale_takes_no_longer_than_it_says(path, scale):
     assert sum(seconds(cell, scale) for cell in unfold(Study.load(path, scale).cells())) <= LIMIT[scale]
 

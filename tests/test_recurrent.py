@@ -126,6 +126,7 @@ NETWORKS = {
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.by_day(14)
 def test_a_cut_computes_what_its_mask_does_and_hidden_units_are_lost(name):
     torch.manual_seed(0)
     model, example = NETWORKS[name]().eval(), torch.randn(2, 4, 5)

@@ -272,6 +272,7 @@ def test_fixed_matrices_are_no_weights():
 
 
 @pytest.mark.parametrize("method", ["magnitude", "snip", "obd", "wanda", "obs"])
+@pytest.mark.by_day(6)
 def test_the_layout_in_memory_makes_no_difference(method, digits):
     plain = prune(net(), digits.example(), method, 0.5, digits)
     other = prune(net().to(memory_format=torch.channels_last), digits.example(), method, 0.5, digits)

@@ -27,6 +27,7 @@ def shown(data):
 
 @pytest.mark.parametrize("repair", ["lasso", "thinet"])
 @pytest.mark.parametrize("method", ["l1", "random", "fpgm"])
+@pytest.mark.by_day(2)
 def test_the_same_units_go_and_the_outputs_move_less(method, repair, digits):
     model, x = net(), shown(digits)
     plain = prune(model, digits.example(), method, 0.5, digits)
@@ -58,6 +59,7 @@ def test_a_cut_of_doubled_channels_is_mended_without_a_trace():
         assert (cut(x[..., None, None]) - flat(x[..., None, None])).abs().max() > 0.1
 
 
+@pytest.mark.nightly
 def test_a_method_that_repairs_itself_may_be_named_again(digits):
     one = prune(net(), digits.example(), "thinet", 0.5, digits)
     two = prune(net(), digits.example(), topiarist.Pruning.of("thinet", 0.5, repair="thinet"), data=digits)

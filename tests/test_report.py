@@ -110,6 +110,7 @@ def test_names_cannot_steer_the_terminal():
 
 
 @pytest.mark.parametrize("name", ["$x_{$", "a$b$c", r"\frac{$", "\x01 \x08", "half \ud83d", "", "%s{0}", "<&>"])
+@pytest.mark.by_day(3)
 def test_figures_show_names_as_they_are_written(name, tmp_path):
     results = make_results(name)
     for entry in results["rows"]:

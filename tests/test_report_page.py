@@ -84,6 +84,7 @@ def resized(page, size, *, dark=False):
 
 
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.by_day(2)
 def test_a_heading_sorts_its_table_and_says_so(page, size):
     resized(page, size)
     before = column(page, "arms", "Accuracy, %")
@@ -104,6 +105,7 @@ def test_a_heading_sorts_its_table_and_says_so(page, size):
 
 
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.by_day(2)
 def test_filters_hide_what_does_not_fit(page, size):
     resized(page, size)
     everything = len(column(page, "arms", "Seeds"))
@@ -127,6 +129,7 @@ def test_filters_hide_what_does_not_fit(page, size):
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.by_day(3)
 def test_the_page_never_scrolls_sideways(page, size, dark):
     resized(page, size, dark=dark)
     needed, there = sizes(page)

@@ -202,6 +202,19 @@ def test_a_deformable_convolution_passes_channels():
     check(shaken(model), images(2), {"a": 8, "c": 4})
 
 
+def test_a_deformable_convolution_without_bias_makes_zeros_of_the_size_of_its_weight():
+    operator = deformed()
+
+    def run(net, x):
+        y = net.a(x)
+        offset, ones = net.offset(y), torch.ones(len(x), 1, 1, 1, dtype=y.dtype)
+        zeros = torch.zeros(net.c.weight.shape[0], dtype=y.dtype)
+        return net.b(operator(y, net.c.weight, offset, ones, zeros, *[1] * 6, 1, 1, False).relu())
+
+    model = Net(run, a=conv(3, 8), offset=conv(8, 18), c=conv(8, 4), b=conv(4, 3))
+    check(shaken(model), images(2), {"a": 8, "c": 4})
+
+
 def test_what_processes_share_keeps_its_channels():
     import torch.distributed as dist
     from torch.distributed import _functional_collectives as shared

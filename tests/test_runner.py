@@ -137,6 +137,7 @@ def test_a_killed_run_goes_on(tmp_path, workers):
     assert not list((tmp_path / "out" / "drafts").iterdir())
 
 
+@pytest.mark.nightly
 def test_a_killed_worker_is_a_failed_cell(tmp_path):
     (tmp_path / "out").mkdir()
     first = script(tmp_path, "2", "worker")
@@ -147,6 +148,7 @@ def test_a_killed_worker_is_a_failed_cell(tmp_path):
     assert json.loads(script(tmp_path, "2", "worker").stdout) == [6, 1, {}]
 
 
+@pytest.mark.nightly
 def test_ctrl_c_stops_the_workers_and_keeps_what_is_done(tmp_path):
     (tmp_path / "out").mkdir()
     stopped = script(tmp_path, "2", "interrupt")

@@ -34,6 +34,7 @@ def declared(name):
 
 
 @pytest.mark.parametrize("name", MAKE)
+@pytest.mark.by_day(2)
 def test_cut_is_mask_with_selectors(name):
     _, model = declared(name)
     graph = trace(model, X)
@@ -51,6 +52,7 @@ def test_cut_is_mask_with_selectors(name):
 
 
 @pytest.mark.parametrize("name", MAKE)
+@pytest.mark.by_day(1)
 def test_nothing_changes_until_a_cut_but_the_declared_keys(name):
     plain, model = declared(name)
     graph = trace(model, X)
@@ -102,6 +104,7 @@ def test_plain_and_post_activation_networks_need_none(make):
 
 
 @pytest.mark.parametrize("name", MAKE)
+@pytest.mark.by_day(1)
 def test_a_pruned_network_is_loaded_into_the_plain_one(name, tmp_path):
     plain, model = declared(name)
     graph = trace(model, X)
@@ -165,6 +168,7 @@ def test_two_cuts_in_turn_select_among_the_selected():
     assert torch.equal(twice(X), direct(X))
 
 
+@pytest.mark.nightly
 def test_a_cut_network_exports_copies_pickles_and_trains():
     _, model = declared("dense bottleneck")
     graph = trace(model, X)

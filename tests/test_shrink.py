@@ -80,6 +80,7 @@ def test_flattened_maps_are_followed():
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
+@pytest.mark.by_day(10)
 def test_any_network_with_dead_units_computes_the_same(name):
     """Half of the units of each group are made by zeros or read by zeros, in turn."""
     case = CASES[name]

@@ -196,6 +196,7 @@ class Inverted(nn.Module):
 
 @pytest.mark.parametrize("stride", [2, 3, (1, 2), (2, 3)])
 @pytest.mark.parametrize("size", [(8, 8), (13, 22)])
+@pytest.mark.by_day(3)
 def test_layers_that_are_computed_phase_by_phase(stride, size):
     torch.manual_seed(0)
     check(pruned(Inverted(stride), 0.5), torch.randn(2, 3, *size), threads=2)
@@ -204,6 +205,7 @@ def test_layers_that_are_computed_phase_by_phase(stride, size):
 @pytest.mark.parametrize("kind", [nn.MaxPool2d, nn.AvgPool2d])
 @pytest.mark.parametrize("window", [(2, 2), (3, 3), (2, 5), (1, 3)])
 @pytest.mark.parametrize("stride", [(2, 2), (2, 1), (1, 2), (3, 2), (2, 3)])
+@pytest.mark.by_day(6)
 def test_poolings_of_any_window(kind, window, stride):
     torch.manual_seed(0)
     padding = tuple(n // 2 for n in window)
@@ -228,6 +230,7 @@ ACTIVATIONS = {
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.by_day(6)
 def test_activations(name, machine):
     """Small and large, of one vector and of many, and what is no number."""
     torch.manual_seed(0)
@@ -250,6 +253,7 @@ def test_activations(name, machine):
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("shape", [(5, 12), (2, 7, 12), (3, 2, 31, 12)])
 @pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.by_day(4)
 def test_layer_norms_of_what_kernels_compute(affine, shape, machine):
     torch.manual_seed(0)
     norm = nn.LayerNorm(20, eps=1e-3, elementwise_affine=affine)
@@ -292,6 +296,7 @@ class Heads(nn.Module):
 @pytest.mark.parametrize("kind", ["packed", "scaled", "interleaved", "crossed", "causal", "read elsewhere"])
 @pytest.mark.parametrize("shape", [(1, 7, 5), (3, 50, 9), (2, 1, 33)])
 @pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.by_day(12)
 def test_attention(kind, shape, machine):
     torch.manual_seed(0)
     images, tokens, keys = shape
@@ -373,6 +378,7 @@ class Means(nn.Module):
 @pytest.mark.parametrize("head", ["mean", "flatten", "pixel", "both", "read twice"])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("sparsity", [0.0, 0.8])
+@pytest.mark.by_day(4)
 def test_means_of_planes(head, batch, sparsity):
     torch.manual_seed(0)
     report = check(pruned(Means(head), sparsity), torch.randn(batch, 3, 9, 9), threads=2)
@@ -384,6 +390,7 @@ def test_means_of_planes(head, batch, sparsity):
 @pytest.mark.parametrize("blocks", [2, 4])
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.by_day(4)
 def test_outputs_that_are_computed_together(monkeypatch, blocks, groups, machine):
     """Blocks of outputs have their nonzeros in the same places; every choice of how many together computes the same."""
     torch.manual_seed(0)
@@ -449,6 +456,7 @@ ODD = {
 
 @pytest.mark.parametrize("name", ODD)
 @pytest.mark.parametrize("dense", ["none", "all", "the last"])
+@pytest.mark.by_day(8)
 def test_odd_networks(monkeypatch, name, dense):
     make, shape = ODD[name]
     torch.manual_seed(0)
@@ -546,6 +554,7 @@ LIKE_ANOTHER = ("resnet110", "preresnet110", "preresnet164", "densenet_bc100", "
 
 
 @pytest.mark.parametrize("name", [name for name in zoo.names() if NIGHT or name not in LIKE_ANOTHER])
+@pytest.mark.by_day(4)
 def test_networks_of_the_zoo(name):
     width = {} if "width" not in inspect.signature(zoo.builder(name)).parameters or NIGHT else {"width": 0.25}
     for sparsity in (0.5, 0.8, 0.95) if NIGHT else (0.9,):
@@ -554,6 +563,7 @@ def test_networks_of_the_zoo(name):
         check(model, torch.randn(2, 1, 28, 28), threads=1 + (sparsity == 0.5))
 
 
+@pytest.mark.nightly
 def test_other_batches_and_sizes_are_planned_for_when_they_come():
     model = pruned(topiarist.load_model("zoo:resnet20"), 0.9)
     compiled = sparse.compile(model, torch.randn(1, 3, 32, 32), threads=2, tune=False)

@@ -61,6 +61,7 @@ def test_known_values_of_the_schedules():
 
 @pytest.mark.parametrize("budget", [{"params": 0.5}, {"ratios": {"*": 0.5}}])
 @pytest.mark.parametrize("name", WIDE)
+@pytest.mark.by_day(6)
 def test_the_steps_are_one_cut_of_the_network_that_was_given(name, budget):
     case = CASES[name]
     model = case.model()
@@ -80,6 +81,7 @@ def test_the_steps_are_one_cut_of_the_network_that_was_given(name, budget):
     {"ratio": 0.4}, {"macs": 0.4}, {"params": 0.4}, {"ratio": 0.55, "exclude": ["layer1*"]},
     {"macs": 0.4, "ratios": {"layer2.0.conv1": 0.5}}, {"ratio": 0.4, "allocation": "uniform"},
 ])  # fmt: skip
+@pytest.mark.by_day(2)
 def test_steps_without_training_keep_what_one_cut_keeps(budget):
     """Scales do not change when others go, so Network Slimming in steps must come to the very same network."""
     torch.manual_seed(0)
@@ -141,6 +143,7 @@ QUICK = {"lcp": {"population": 8, "tournament": 4, "candidates": 20, "examples":
 
 
 @pytest.mark.parametrize("method", [n for n in names() if make(n).granularity == "structure" and n != "sss"])
+@pytest.mark.by_day(6)
 def test_every_method_goes_in_steps(method, digits):
     chosen = make(method, **QUICK.get(method, {}))
     budget = None if method == "pfa" else {"macs": 0.5}
@@ -180,6 +183,7 @@ def test_prune_retrain_prune(digits):
     assert found.after.params == sum(int(p.count_nonzero()) for p in found.model.parameters())
 
 
+@pytest.mark.nightly
 def test_the_same_seed_gives_the_same_keep(digits):
     runs = [
         prune(
@@ -279,6 +283,7 @@ STUDY = {
 }  # fmt: skip
 
 
+@pytest.mark.nightly
 def test_a_study_compares_one_cut_with_several(tmp_path):
     one = {"method": "magnitude", "budget": {"ratio": 0.2}}
     several = {**one, "steps": {"count": 2, "schedule": "cubic", "training": {"epochs": 1}}}
@@ -315,6 +320,7 @@ def test_a_study_with_steps_that_cannot_be(more):
 
 @pytest.mark.parametrize(("method", "budget"), [("magnitude", 0.2), ("l1", {"macs": 0.4})])
 @pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.by_day(2)
 def test_survivors_return_to_their_first_values(method, budget, steps, digits):
     model = digitsnet()
     start = {name: value.clone() for name, value in model.state_dict().items()}

@@ -77,6 +77,7 @@ def test_arms_are_told_apart_and_compared_with_arms_that_there_are() -> None:
 @pytest.mark.parametrize(
     "pruning", [{"method": "l1", "budget": {"macs": 0.5}}, {"method": "magnitude", "budget": {"ratio": 0.2}}]
 )
+@pytest.mark.by_day(1)
 def test_a_ticket_starts_from_the_initial_weights_and_its_companion_from_others(
     tmp_path: Path, pruning: dict[str, Any]
 ) -> None:
@@ -128,6 +129,7 @@ BUDGETS: dict[str, dict[str, Any]] = {"wanda": {"n_of_m": "2:4"}}
 FIELDS: dict[str, dict[str, Any]] = {"l0": {"granularity": "weight"}}
 
 
+@pytest.mark.nightly
 def test_what_sparse_methods_remove_stays_zero_in_every_arm(tmp_path: Path) -> None:
     entries = [
         {"method": {"name": name, **FIELDS.get(name, {})}, "budget": BUDGETS.get(name, {"ratio": 0.2})}
@@ -177,6 +179,7 @@ def test_macs_of_a_sparse_network_count_its_nonzero_weights(tmp_path: Path) -> N
 # ---------------------------------------------------------------- repairs
 
 
+@pytest.mark.nightly
 def test_a_repair_gives_the_same_shape_other_values(tmp_path: Path) -> None:
     entries = [
         {"method": "l1", "budget": {"macs": 0.5}},
@@ -268,6 +271,7 @@ def test_failed_cells_alone_are_tried_again(tmp_path: Path) -> None:
     assert set(failed) == {key for key in tried if "-latency-" not in key}
 
 
+@pytest.mark.nightly
 def test_merged_studies_are_the_study_of_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = replace(DEMO, arms=("finetune", "scratch_e"))
     parts = {

@@ -64,6 +64,7 @@ def kept(keep: Any) -> dict[str, int]:
 # ---------------------------------------------------------------- guided pruning
 
 
+@pytest.mark.nightly
 def test_a_guided_network_has_the_pattern_of_all_seeds_at_the_budget(tmp_path: Path) -> None:
     study = Study.of(SETTINGS)
     cells = computed(study, tmp_path)
@@ -139,6 +140,7 @@ def test_a_budget_of_units_is_matched_by_what_the_pruning_left(tmp_path: Path) -
 # ---------------------------------------------------------------- guided sparsification
 
 
+@pytest.mark.nightly
 def test_built_masks_have_the_weights_that_pruning_left(tmp_path: Path) -> None:
     study = Study.of({**SETTINGS, "prunings": WEIGHTS, "arms": ["scratch_b", "uniform", "guided"]})
     cells = computed(study, tmp_path)
@@ -169,6 +171,7 @@ def test_built_masks_have_the_weights_that_pruning_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pruning", [SETTINGS["prunings"][0], WEIGHTS[0]])
+@pytest.mark.by_day(1)
 def test_a_transferred_pattern_is_that_of_the_source(tmp_path: Path, pruning: dict[str, Any]) -> None:
     budget = {"params": 0.3} if pruning["method"]["name"] == "slimming" else {"ratio": 0.1}
     source = {"network": DEEPER, "budget": budget}
@@ -197,6 +200,7 @@ def test_a_transferred_pattern_is_that_of_the_source(tmp_path: Path, pruning: di
     assert rows["pruned"]["equal"] is None
 
 
+@pytest.mark.nightly
 def test_a_pattern_goes_to_other_depths_maps_and_classes(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for name, side, classes in (("one", 16, 3), ("two", 20, 4)):
@@ -289,6 +293,7 @@ def test_a_budget_without_a_number_is_none() -> None:
     assert found.prunings[0].goal == "40 % of parameters"
 
 
+@pytest.mark.nightly
 def test_a_damaged_pattern_says_how_to_go_on(tmp_path: Path) -> None:
     study = Study.of({**SETTINGS, "seeds": [3]})
     cells = computed(study, tmp_path)
@@ -304,6 +309,7 @@ def test_a_damaged_pattern_says_how_to_go_on(tmp_path: Path) -> None:
     assert len(again.finished) == 2  # the pattern and the network, nothing else
 
 
+@pytest.mark.nightly
 def test_blocks_give_no_pattern(tmp_path: Path) -> None:
     pruning = {"method": "sss", "budget": {"ratio": 0.7}}
     study = Study.of({**SETTINGS, "network": DEEPER, "prunings": [pruning], "seeds": [3]})
@@ -348,6 +354,7 @@ def test_where_data_lies(spec: str, there: str) -> None:
     assert placed(spec, None) == spec
 
 
+@pytest.mark.nightly
 def test_selectors_free_the_inputs_of_pre_activation_networks(tmp_path: Path) -> None:
     network = "preactivated:small"
     settings = {**SETTINGS, "network": network, "seeds": [3], "arms": ["scratch_b", "guided"]}
@@ -375,6 +382,7 @@ def test_speed_is_for_cells_that_train() -> None:
         assert ("speed" in other.settings) == (other.arm != "pruned")
 
 
+@pytest.mark.nightly
 def test_channels_last_gives_the_same_study_but_for_rounding(tmp_path: Path) -> None:
     plain = Study.of({**SETTINGS, "seeds": [3], "arms": ["finetune"], "finetune": {"epochs": 1, "lr": 0.01}})
     fast = replace(plain, speed={"channels_last": True})

@@ -69,6 +69,7 @@ def test_a_study_that_cannot_be_is_told_at_once(settings: dict[str, Any], told: 
     ({**pruning(method="sss"), "arms": ["guided"]}, "not channels, neurons or heads"),
     ({**pruning(budget={"macs": 0.5}), "arms": ["transferred"], "source": {"network": "zoo:lenet300"}}, "stages"),
 ])  # fmt: skip
+@pytest.mark.by_day(3)
 def test_what_fails_only_after_training_fails_in_a_dry_run(tmp_path: Path, settings: dict[str, Any], told: str) -> None:
     with pytest.raises(TopiaristError, match=told) as refused:
         run(Study.of(settings), tmp_path / "out", quiet=True)
@@ -137,6 +138,7 @@ def test_a_result_that_cannot_be_names_its_folder(tmp_path: Path, change: dict[s
 
 
 @pytest.mark.parametrize("lost", ["architecture.json", "model.safetensors"])
+@pytest.mark.by_day(1)
 def test_a_damaged_network_says_which_folder_to_delete(tmp_path: Path, lost: str) -> None:
     study = Study.of({**SETTINGS, "data": "digits:8", "seeds": 1, "arms": []})
     run(study, tmp_path, quiet=True)

@@ -66,6 +66,7 @@ def rows(results: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
     return {(row["method"], row["arm"]): row for row in results["rows"]}
 
 
+@pytest.mark.nightly
 def test_networks_of_one_shape_share_one_reading(tmp_path: Path, clock: Clock) -> None:
     found = run(Study.of(SETTINGS), tmp_path, quiet=True)
     assert found["failed"] == {}
@@ -84,6 +85,7 @@ def test_networks_of_one_shape_share_one_reading(tmp_path: Path, clock: Clock) -
     assert whole["latency_ms"] == 1.0
 
 
+@pytest.mark.nightly
 def test_a_finished_study_is_timed_once_and_an_extended_one_anew(tmp_path: Path, clock: Clock) -> None:
     study = Study.of(SETTINGS)
     first = run(study, tmp_path, quiet=True)
@@ -111,6 +113,7 @@ def test_a_lost_reading_has_all_timed_anew(tmp_path: Path, clock: Clock) -> None
     assert all(row["latency_ms"] > before for row in found["rows"])
 
 
+@pytest.mark.nightly
 def test_an_interrupt_while_timing_leaves_a_study_that_goes_on(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +127,7 @@ def test_an_interrupt_while_timing_leaves_a_study_that_goes_on(
     assert run(Study.of(SMALL), tmp_path, quiet=True)["failed"] == {}
 
 
+@pytest.mark.nightly
 def test_a_runtime_that_zeros_make_faster_tells_networks_apart_by_them(tmp_path: Path, clock: Clock) -> None:
     study = Study.of({**SETTINGS, "targets": ["torch", "sparse"]})
     run(study, tmp_path, quiet=True)
@@ -135,6 +139,7 @@ def test_a_runtime_that_zeros_make_faster_tells_networks_apart_by_them(tmp_path:
     assert sparse["latency"]["sparse"] != whole["latency"]["sparse"]
 
 
+@pytest.mark.nightly
 def test_merged_studies_read_equal_shapes_equally(tmp_path: Path, clock: Clock) -> None:
     parts = [Study.of({**SETTINGS, "prunings": [entry]}) for entry in SETTINGS["prunings"]]
     for number, study in enumerate(parts):
@@ -148,6 +153,7 @@ def test_merged_studies_read_equal_shapes_equally(tmp_path: Path, clock: Clock) 
     assert len(clock.sessions) == 3  # whoever wants all in one session
 
 
+@pytest.mark.nightly
 def test_several_targets_and_one_that_cannot_take_a_network(tmp_path: Path, clock: Clock) -> None:
     pytest.importorskip("onnxruntime")
     run(Study.of(SMALL), tmp_path, quiet=True)

@@ -50,6 +50,7 @@ def test_cut_is_mask(name):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.by_day(10)
 def test_groups_are_independent(name):
     """Each group alone may keep a single unit, while the others stay whole."""
     case = CASES[name]
@@ -62,6 +63,7 @@ def test_groups_are_independent(name):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.by_day(10)
 def test_a_cut_network_trains(name):
     case = CASES[name]
     model = case.model()
@@ -171,6 +173,7 @@ TWICE += ["attention", "literal attention", "sdpa", "bmm", "multi-head", "encode
 
 
 @pytest.mark.parametrize("name", [*TWICE, "fused"])
+@pytest.mark.by_day(8)
 def test_two_cuts_in_turn_are_one_cut(name):
     model, inputs = (corrected(), tokens(2)) if name == "fused" else (CASES[name].model(), CASES[name].inputs)
     model, inputs = model.double(), real(inputs)
@@ -294,6 +297,7 @@ EXPORTED = ["grouped", "literal attention", "multi-head", pytest.param("attentio
 
 
 @pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.by_day(1)
 def test_a_cut_network_exports(name):
     case = CASES[name]
     graph = trace(model := case.model(), case.inputs)
@@ -303,6 +307,7 @@ def test_a_cut_network_exports(name):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.nightly
 def test_a_cut_network_exports_to_onnx(tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
@@ -354,6 +359,7 @@ def test_a_full_keep_changes_nothing():
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.by_day(10)
 def test_masked_for_a_while(name):
     """The mask itself while it lasts, and afterwards the model as it was, bit by bit."""
     case = CASES[name]
@@ -408,3 +414,32 @@ def test_single_weights_are_masked():
         for name, kept in keep.items():
             found, whole = sparse.get_parameter(name), model.get_parameter(name)
             assert torch.equal(found, whole * kept.view(whole.shape))
+
+
+class Tabled(nn.Module):
+    """Adds a table of positions that is a plain tensor, neither parameter nor buffer; another one is never read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 3)
+        self.table = torch.arange(60.0).view(5, 12).sin()
+        self.other = torch.ones(12)
+        self.seen = torch.ones(12)
+
+    def forward(self, x):
+        hidden = self.first(x) + self.table[None, : x.shape[1]]
+        self.seen = hidden.detach().mean((0, 1))
+        return self.last(hidden)
+
+
+def test_constants_lose_what_they_meet():
+    model, x = Tabled(), torch.randn(2, 5, 6)
+    done = topiarist.prune(model, x, "l1", topiarist.Budget(ratio=0.5))
+    assert torch.equal(done.model.table, model.table[:, done.keep["first"]])
+    assert done.model.other.shape == (12,)
+    fresh = done.architecture.apply(Tabled())
+    fresh.load_state_dict(done.model.state_dict())
+    assert torch.equal(fresh(x), done.model(x))
+    assert fresh.seen.shape == (6,)
+    again = topiarist.prune(done.model, x, "l1", topiarist.Budget(ratio=0.5))
+    assert again.model.table.shape == (5, 3)

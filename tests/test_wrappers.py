@@ -74,6 +74,7 @@ def check_pruned(wrapped, reference):
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.by_day(4)
 def test_a_wrapped_model_is_pruned_as_the_network_within(wrapper, tmp_path):
     reference = prune(net(), X, "l1", Budget(ratio=0.5))
     wrapped = WRAPPERS[wrapper](net())
@@ -90,6 +91,7 @@ def test_a_wrapped_model_is_pruned_as_the_network_within(wrapper, tmp_path):
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.by_day(3)
 def test_each_step_takes_a_wrapped_model(wrapper):
     data, model = corners(), net()
     wrapped = WRAPPERS[wrapper](net())

@@ -112,6 +112,7 @@ def test_only_a_runtime_that_reads_zeros_has_such_a_budget() -> None:
     assert Pruning.of("magnitude", Budget(latency=0.5, target="sparse")).budget is not None
 
 
+@pytest.mark.nightly
 def test_a_network_is_priced_pruned_and_measured(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a clock would show is given, so that no test depends on one."""
     monkeypatch.setenv("TOPIARIST_CACHE", str(tmp_path))

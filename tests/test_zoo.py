@@ -54,6 +54,7 @@ def test_lenets_have_the_sizes_everyone_quotes():
 
 @pytest.mark.parametrize("name", zoo.names())
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32), pytest.param(1, 28, marks=pytest.mark.nightly)])
+@pytest.mark.by_day(12)
 def test_shapes_of_inputs_and_outputs(name, channels, size):
     if size < SMALLEST.get(name, 0):
         with pytest.raises(TopiaristError, match="at least 16x16"):

@@ -87,6 +87,7 @@ def test_a_mutated_file_gives_an_error_or_what_was_written(codec: ModuleType) ->
 
 
 @pytest.mark.parametrize(("codec", "count"), [(compress, 1500), (paper_format, 300)])
+@pytest.mark.nightly
 def test_a_forged_checksum_helps_nobody(codec: ModuleType, count: int) -> None:
     """Only values within a tensor can change unseen; memory stays within its limit, and nothing else is raised."""
     data, other = codec.pack(state())[0], compress.pack({"x": torch.ones(999)})[0]

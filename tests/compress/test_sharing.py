@@ -123,6 +123,7 @@ def test_centroids_train_as_single_weights_do(kind: str) -> None:
     assert len(layer.weight.unique()) == len(table) + 1
 
 
+@pytest.mark.nightly
 def test_fine_tuning_centroids_helps_and_leaves_them_shared() -> None:
     data = topiarist.load_data("digits")
     torch.manual_seed(0)

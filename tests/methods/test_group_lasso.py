@@ -93,6 +93,7 @@ def test_the_proximal_step_minimises_distance_and_penalty(kind):
 
 
 @pytest.mark.parametrize("solver", ["gradient", "proximal"])
+@pytest.mark.by_day(1)
 def test_training_finds_the_known_solution(solver):
     """``1/2 ||W - A||^2 + lam ||w_j||`` is least at ``(1 - lam / ||a_j||)_+ a_j``; proximal steps get to 0 itself."""
     model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.ReLU(), nn.Linear(3, 2)).double()

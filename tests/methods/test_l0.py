@@ -264,6 +264,7 @@ def trained(granularity, target, **fields):
     return model.eval(), method, graph
 
 
+@pytest.mark.nightly
 def test_units_that_are_not_needed_are_closed_and_cut():
     one = torch.tanh(X @ torch.tensor([1.0, -1.0, 0.5, 0.0]).double()).unsqueeze(1)
     target = torch.cat([one, -one, 2 * one], 1)  # a single unit says it all
@@ -276,6 +277,7 @@ def test_units_that_are_not_needed_are_closed_and_cut():
     assert distance(done.model(X), model(X)) <= 1e-10, "closed gates are not missed"
 
 
+@pytest.mark.nightly
 def test_weights_of_inputs_that_are_not_needed_are_closed():
     target = torch.stack([X[:, 1], -X[:, 1], X[:, 1] * 0.5], 1)  # three of four inputs say nothing
     model, method, _ = trained("weight", target, lam=0.05)
@@ -316,6 +318,7 @@ def test_one_of_a_group_stays(granularity):
 
 
 @every_kind
+@pytest.mark.by_day(1)
 def test_it_comes_through_the_front_door(granularity):
     data = load_data("digits").subset(256)
     torch.manual_seed(0)
@@ -334,6 +337,7 @@ def test_it_comes_through_the_front_door(granularity):
     assert half.after.params <= 0.35 * half.before.params
 
 
+@pytest.mark.nightly
 def test_the_command_line_trains_with_gates(tmp_path, capsys):
     words = ["--method", "l0", "--method.granularity", "weight", "--method.lam", 2, "--data", "digits"]
     words += ["--train.epochs", 2, "--train.optimizer", "adam", "--train.lr", 0.1, "--epochs", 0, "--out", tmp_path]

@@ -234,6 +234,7 @@ def distance(model, pruned, layer, x):
 
 @pytest.mark.parametrize("name", ["lasso", "thinet"])
 @pytest.mark.parametrize("share", [0.5, *(pytest.param(share, marks=pytest.mark.nightly) for share in (0.7, 0.3))])
+@pytest.mark.nightly
 def test_every_layer_of_a_trained_vgg_stays_nearer_than_with_l1_or_chance(vgg, name, share):
     model, graph, stats, x = vgg
     method = make(name, examples=250)
@@ -248,6 +249,7 @@ def test_every_layer_of_a_trained_vgg_stays_nearer_than_with_l1_or_chance(vgg, n
             assert near < far, (group.name, other)
 
 
+@pytest.mark.nightly
 def test_the_whole_network_stays_nearer_too(vgg):
     """Errors do not add up: what LASSO leaves of the last layer's error is a small part of what ThiNet leaves."""
     model, graph, stats, x = vgg
@@ -291,6 +293,7 @@ class Peak(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("width", "limit"), [(256, 2.5e8), pytest.param(512, 1e9, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
 def test_a_layer_of_512_channels_takes_less_than_a_gigabyte(width, limit):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, width, 1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1)).eval()

@@ -96,6 +96,7 @@ def test_scores_are_scaled_and_shifted():
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.by_day(1)
 def test_the_best_shift_is_found_whatever_the_seed(seed):
     graph, stats = measured()
     x, y = stats.batches[0]
@@ -220,6 +221,7 @@ def test_the_first_examples_alone_count():
     assert all(same(each, found[0]) for each in found)
 
 
+@pytest.mark.nightly
 def test_the_test_examples_are_never_used():
     data = topiarist.load_data("digits")
     model = topiarist.load_model("zoo:digitsnet?width=0.25")

@@ -162,6 +162,7 @@ def test_steps_are_the_papers_whatever_the_optimiser(structure, kind):
 
 
 @every_structure
+@pytest.mark.by_day(1)
 def test_a_strong_penalty_gives_exact_zeros_which_are_removed_without_a_budget(structure):
     model, method, graph, optimizer = gated(structure, gamma=0.15)
     with attach(method, model, optimizer, graph):
@@ -215,6 +216,7 @@ def test_a_budget_goes_by_the_scales():
     assert "Blocks removed: blocks.0, blocks.1" in str(done)
 
 
+@pytest.mark.nightly
 def test_training_through_the_front_door_prunes_and_loads_again(tmp_path):
     data = load_data("digits")
     make_model = topiarist.make_model("zoo:resnet20?width=0.25", in_channels=1, classes=10, input_size=8)

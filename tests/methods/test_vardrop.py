@@ -229,6 +229,7 @@ def test_log_alpha_is_clamped_at_eight():
 
 
 @pytest.mark.parametrize("drawn", ["outputs", "weights"])
+@pytest.mark.nightly
 def test_the_mean_of_noisy_weights_is_clipped_where_it_is_asked_for(drawn):
     """Its noise stays: the authors clip the mean alone."""
     for clip in (False, True):
@@ -309,6 +310,7 @@ def test_removed_weights_stay_zero_and_make_no_noise():
     torch.testing.assert_close(hidden[0], model[0].bias.expand(16, -1), rtol=0, atol=1e-3)
 
 
+@pytest.mark.nightly
 def test_most_weights_of_the_digits_go_at_little_loss():
     data = load_data("digits")
     recipe = Recipe(epochs=40, batch_size=128, lr=0.01, optimizer="adam", schedule="linear", weight_decay=0)
@@ -332,6 +334,7 @@ def test_most_weights_of_the_digits_go_at_little_loss():
     assert kept == sum(int((done.model[index].weight != 0).sum()) for index in (1, 3, 5))
 
 
+@pytest.mark.nightly
 def test_convolutions_train_with_a_budget_and_in_steps():
     data = load_data("digits").subset(256)
     recipe = Recipe(epochs=3, lr=0.003, optimizer="adam", schedule="constant")
@@ -409,6 +412,7 @@ def test_one_weight_of_a_tensor_stays():
     assert {name: int(kept.sum()) for name, kept in keep.items()} == {"0.weight": 1, "2.weight": 1}
 
 
+@pytest.mark.nightly
 def test_the_command_line_trains_with_noise(tmp_path, capsys):
     words = ["--method", "vardrop", "--method.warmup", "[0, 0]", "--data", "digits?train=600", "--train.epochs", 8]
     words += ["--train.optimizer", "adam", "--train.lr", 0.02, "--epochs", 1, "--out", tmp_path, "--json"]

@@ -1,8 +1,8 @@
 """From scores and a budget to what is kept.
 
 Both allocations are one ordered list of removals. Within a group the lowest score is removed first; between groups it
-is the turn of the group that has lost the smallest fraction so far (uniform), or that has the lowest score left
-(global).
+is the turn of the group that has lost the smallest fraction, half of the step included (uniform), or that has the
+lowest score left (global).
 The budget takes the shortest prefix of the list that meets it, found by bisection, since a longer prefix never costs
 more.
 """
@@ -20,7 +20,7 @@ from topiarist.budget.budget import AMOUNTS, Allocation, Budget
 from topiarist.budget.by_latency import Trade, keep_by_latency
 from topiarist.budget.costs import Cost
 from topiarist.budget.costs import cost as cost_of
-from topiarist.budget.ladder import SLACK, Ladder, rounded_up
+from topiarist.budget.ladder import Ladder, rounded_up
 from topiarist.budget.n_of_m import keep_n_of_m
 from topiarist.errors import TopiaristError
 from topiarist.files import shown
@@ -85,7 +85,7 @@ def allocate(
     kind = budget.allocation or ("uniform" if by_zeros else allocation)
     if budget.latency is not None:
         return keep_by_latency(Trade(graph, budget, keep, free, scores, kind, cost or partial(cost_of, graph)))
-    return _Search(graph, budget, keep, _Removals.of(free, kind), cost).run()
+    return _Search(graph, budget, keep, _Removals.of(free, kind, budget.ratio), cost).run()
 
 
 def quota(graph: Graph, groups: Collection[str], budget: Budget | None) -> dict[str, int]:
@@ -113,7 +113,7 @@ class _Removals:
     Attributes:
         ladders: of the groups that take part.
         owner: ``(steps,)`` the ladder that each step belongs to.
-        keys: ``(steps,)`` ascending; under uniform allocation the fraction of the group removed before the step.
+        keys: ``(steps,)`` ascending, as `Ladder.keys` gives them.
         uniform: which allocation it is.
     """
 
@@ -123,7 +123,7 @@ class _Removals:
     uniform: bool
 
     @staticmethod
-    def of(ladders: list[Ladder], allocation: Allocation) -> _Removals:
+    def of(ladders: list[Ladder], allocation: Allocation, ratio: float | None = None) -> _Removals:
         uniform = allocation == "uniform"
         # Equal keys go in this order: larger groups first, which lose the smaller fraction by the step.
         ladders = sorted(ladders, key=lambda ladder: -ladder.units)
@@ -131,7 +131,7 @@ class _Removals:
             return _Removals([], torch.zeros(0, dtype=torch.int32), torch.zeros(0), uniform)
         kind = torch.int16 if len(ladders) < 2**15 else torch.int32
         owner = torch.cat([torch.full((ladder.steps,), at, dtype=kind) for at, ladder in enumerate(ladders)])
-        keys = torch.cat([ladder.keys(allocation) for ladder in ladders])
+        keys = torch.cat([ladder.keys(allocation, ratio) for ladder in ladders])
         if not uniform and not all(ladder.alike for ladder in ladders):
             # Equal scores in several groups (scales that are all zero, or not yet trained) are removed in turn.
             turn = torch.cat([ladder.keys("uniform") for ladder in ladders]).argsort(stable=True)
@@ -144,11 +144,10 @@ class _Removals:
         counts: list[int] = torch.bincount(self.owner[:prefix], minlength=len(self.ladders)).tolist()
         return counts
 
-    def least(self, ratio: float | None) -> int:
+    @property
+    def least(self) -> int:
         """Returns the prefix that brings every group to its ratio under uniform allocation, as far as floors allow."""
-        if ratio is None or not self.uniform:
-            return 0
-        return int(torch.searchsorted(self.keys, torch.tensor(1 - ratio - SLACK, dtype=self.keys.dtype)))
+        return int((self.keys < 0).sum()) if self.uniform else 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +174,7 @@ class _Search:
         if "ratio" in asked and not self.removals.ladders:
             raise TopiaristError("the ratio applies to no group: exclude fewer, or leave the ratio out")
         full = self._amounts(self.graph.full(), 0, asked)
-        low, high = self.removals.least(self.budget.ratio) - 1, len(self.removals.owner)
+        low, high = self.removals.least - 1, len(self.removals.owner)
         if asked:
             self._check_reachable(asked, full)
         while asked and high - low > 1:

@@ -71,11 +71,18 @@ class Ladder:
         excess = self.units - max(allowed, 1)
         return 0 if excess <= 0 else min(self.steps, 1 + max(0, math.ceil((excess - self.first) / self.step)))
 
-    def keys(self, allocation: Allocation) -> Tensor:
-        """Returns ``(steps,)`` ascending: when it is each step's turn."""
+    def keys(self, allocation: Allocation, ratio: float | None = None) -> Tensor:
+        """Returns ``(steps,)`` ascending: when it is each step's turn.
+
+        Under uniform allocation a step from b to a units removed has the key (a + b) / 2 units, so that one of two
+        heads is removed when the other groups have lost a quarter. Steps that a ratio asks for come before all others:
+        their keys are negative.
+        """
         if allocation == "uniform":
-            before = torch.arange(self.steps, dtype=torch.float64)
-            return ((self.first + (before - 1) * self.step) / self.units).clamp(min=0)
+            after = self.first + torch.arange(self.steps, dtype=torch.float64) * self.step
+            before = (after - self.step).clamp(min=0) / self.units
+            asked = before < (0 if ratio is None else 1 - ratio - SLACK)
+            return (before + after / self.units) / 2 - asked.double()
         if self.step == 1:
             return self.ranked[: self.steps]
         removed = self.ranked.double()[: self.removed(self.steps)]

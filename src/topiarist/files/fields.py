@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import UnionType
@@ -40,7 +41,7 @@ def from_plain(kind: type[T], value: object, what: str) -> T:
         return value
     if not isinstance(value, Mapping):
         raise TopiaristError(f"{what} must be {_NAMES[Mapping]}, but got {shown(value)}")
-    types = _types(kind)
+    types = _types(kind)  # type: ignore[arg-type]  # mypy: types are hashable
     for key in value:
         if key not in types:
             raise TopiaristError(f"{what} has no {shown(key)}: {suggestion(key, types)}")
@@ -60,10 +61,11 @@ def check_fields(holder: object, what: str) -> None:
     Raises:
         TopiaristError: a value is not of its field's type; numbers must be finite.
     """
-    for name, kind in _types(type(holder)).items():
+    for name, kind in _types(type(holder)).items():  # type: ignore[arg-type]  # mypy: types are hashable
         object.__setattr__(holder, name, _read(getattr(holder, name), kind, f"{name} of {what}"))
 
 
+@functools.cache
 def _types(kind: type) -> dict[str, Any]:
     """Returns the types of a dataclass's fields, without those of class variables."""
     own = {field.name: field.type for field in dataclasses.fields(kind)}

@@ -219,5 +219,18 @@ def seed_all(seed: int) -> None:
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Returns the parameters and buffers of a model by name, tied ones once."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    """Returns the parameters, buffers and constants of a model by name, tied ones once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers()), **constants(model)}
+
+
+def constants(model: nn.Module) -> dict[str, Tensor]:
+    """Returns floating-point tensors that are plain attributes of modules, such as a table of positions, by name.
+
+    No file holds them: a module makes them when it is built.
+    """
+    return {
+        f"{prefix}.{name}".lstrip("."): value
+        for prefix, module in model.named_modules()
+        for name, value in vars(module).items()
+        if type(value) is Tensor and value.is_floating_point() and not value.requires_grad
+    }

@@ -19,7 +19,7 @@ from topiarist.graph.calls import ModuleStack
 from topiarist.graph.code.branches import Taken
 from topiarist.graph.code.places import Site, line_of_code, trails_here
 from topiarist.graph.dropins import DESCRIBED
-from topiarist.graph.inputs import call_model, tensors_in
+from topiarist.graph.inputs import call_model, named_tensors, tensors_in
 from topiarist.graph.labels import Free, LabelAlgebra, Labels, Request, Vector, labelled
 from topiarist.graph.memory import Lifetimes
 from topiarist.graph.norms import Norms
@@ -69,7 +69,7 @@ class Tracer:
         self.axes: dict[str, tuple[Vector, ...]] = {}
         self._index: dict[int, int] = {}
         self._asked: list[Free] = []
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        for name, tensor in named_tensors(model).items():
             vectors: list[Vector] = []
             for axis, size in enumerate(tensor.shape):
                 vectors.append(labels := self.algebra.fresh(size) if size > 1 else None)

@@ -27,6 +27,7 @@ from topiarist.graph.inputs import (
     arguments_of,
     call_model,
     check_plain,
+    constants,
     form_of,
     named_tensors,
     random_state_kept,
@@ -139,7 +140,7 @@ def _listen(
             for name, buffer in model.named_buffers():
                 if name in buffers and not torch.equal(buffer, buffers[name]):
                     buffer.copy_(buffers[name])
-    _leave_out_unused_buffers(record, model)
+    _leave_out_unused(record, model)
     for source in record.sources:
         if source.tensor not in record.touched:
             record.algebra.add_origin("", source.tensor.rpartition(".")[0])
@@ -162,13 +163,14 @@ def _pin_left_out(record: Record) -> None:
         algebra.pin(labels[~tied[labels]], "the example input leaves it out")
 
 
-def _leave_out_unused_buffers(record: Record, model: nn.Module) -> None:
-    """Leaves out buffers that no operator used and no file will hold: those that gates keep for a score."""
-    unused = {
+def _leave_out_unused(record: Record, model: nn.Module) -> None:
+    """Leaves out what no operator used and no file will hold: constants, and buffers that gates keep for a score."""
+    unheld = {
         f"{prefix}.{name}".lstrip(".")
         for prefix, module in model.named_modules()
         for name in module._non_persistent_buffers_set
-    } - record.touched
+    }
+    unused = (unheld | constants(model).keys()) - record.touched
     record.sources = [source for source in record.sources if source.tensor not in unused]
     record.shapes = {name: shape for name, shape in record.shapes.items() if name not in unused}
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
-from topiarist.budget import Budget, Cost, allocate
+from topiarist.budget import Allocation, Budget, Cost, allocate
 from topiarist.errors import TopiaristError
+from topiarist.files import shown
 from topiarist.graph import Graph, Keep, Scores
 from topiarist.measure import Stats
 from topiarist.methods import Criterion, Method, Rule, Selector
@@ -78,3 +80,17 @@ def make_choice(
     scores = method.score(graph, stats)
     amount = budget(scores) if callable(budget) else budget
     return Choice(allocate(graph, scores, amount, method.allocation, cost=cost), scores)
+
+
+def warn_of_single_units(graph: Graph, keep: Keep, allocation: Allocation) -> None:
+    """Warns where a ranking of all units together keeps one unit of a layer, through which everything must pass."""
+    if allocation != "global" or graph.kind != "structure":
+        return
+    thin = [group.name for group in graph.groups if group.units > 2 and int(keep[group.name].sum()) == 1]
+    if thin:
+        more = f" and {len(thin) - 3} more" if len(thin) > 3 else ""
+        warnings.warn(
+            f"the global ranking keeps one unit of {', '.join(map(shown, thin[:3]))}{more}, through which everything "
+            "must pass: give the budget floor=0.1, or allocation='uniform'",
+            stacklevel=4,
+        )

@@ -29,7 +29,7 @@ from topiarist.graph import (
 )
 from topiarist.measure import Loss, Stats, check_fits, collect, cross_entropy
 from topiarist.methods import Method, Repair, Rule, Selector
-from topiarist.pruning.choice import Choice, make_choice
+from topiarist.pruning.choice import Choice, make_choice, warn_of_single_units
 from topiarist.pruning.examples import DataOrBatches, batches_of, check_data
 from topiarist.pruning.iterative import EpochCounter, Share, kept_after, prune_in_steps
 from topiarist.pruning.milliseconds import Latency, Stopwatch
@@ -260,6 +260,8 @@ class _Work:
         return self._result(smaller, trained, keep, proof)
 
     def _result(self, smaller: nn.Module, trained: nn.Module, keep: Keep, proof: Proof) -> Pruned:
+        budget, method = self.request.budget, self.request.method
+        warn_of_single_units(self.units, keep, (budget and budget.allocation) or method.allocation)
         return Pruned(
             model=smaller,
             architecture=Architecture.of(self.units, keep),

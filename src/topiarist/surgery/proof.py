@@ -134,15 +134,25 @@ def precision_of(model: nn.Module, example_inputs: Inputs) -> Precision:
     """Returns the precision in which a network can be proved: float64, if it runs in it, or if it runs in neither."""
 
     def runs(precision: Precision) -> bool:
-        return _accepts(copied(model).to(precision.dtype).eval(), converted(example_inputs, precision.dtype))
+        return _accepts(in_precision(model, precision).eval(), converted(example_inputs, precision.dtype))
 
     return SINGLE if not runs(DOUBLE) and runs(SINGLE) else DOUBLE
+
+
+def in_precision(model: nn.Module, precision: Precision) -> nn.Module:
+    """Returns a copy in a precision, whose tensors are converted as they are copied."""
+    made: dict[int, object] = {}
+    for parameter in model.parameters():
+        if type(parameter) is nn.Parameter and parameter.is_floating_point():
+            value = parameter.detach().to(precision.dtype, copy=True)
+            made[id(parameter)] = nn.Parameter(value, parameter.requires_grad)
+    return copied(model, made).to(precision.dtype)
 
 
 def _proved_in(
     precision: Precision, model: nn.Module, graph: Graph, keep: Keep, example_inputs: Inputs, more: Sequence[Inputs]
 ) -> Proof:
-    network, ways = copied(model).to(precision.dtype).eval(), paths(example_inputs, more, precision)
+    network, ways = in_precision(model, precision).eval(), paths(example_inputs, more, precision)
     with counting(network, graph.outputs):
         if graph.kind == "weight":
             return _proof_of_weights(model, network, graph, keep, ways[0])

@@ -1,10 +1,4 @@
-"""Corrections of the sizes and numbers that a module's code computes wrongly after a cut: the code, edited.
-
-Some code states a size that no attribute holds (``x.view(B, N, 3, C // 64)``), or computes a scale from a shape
-(``q * C ** -0.5``). A person would write the right number there; so does this file. The module gets a copy of its
-forward, and of the helper functions on the way, in which that one expression is corrected. Every other branch keeps its
-own code, nothing is counted, and tracing, compiling and exporting see plain Python.
-"""
+"""Copies of functions with corrected expressions."""
 
 from __future__ import annotations
 
@@ -12,20 +6,15 @@ import ast
 import copy
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from types import CellType, FunctionType, MethodType
+from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
 
-from torch import nn
-
 from topiarist.errors import TopiaristError
-from topiarist.files import shown
 from topiarist.graph import (
     GUARD,
     SIZE_KEYWORDS,
     Correction,
-    Corrections,
     Ratio,
     Span,
     Step,
@@ -37,50 +26,10 @@ from topiarist.graph import (
     slice_of,
     written,
 )
-from topiarist.surgery.forwards import Forward
+from topiarist.surgery.size_corrections.values import Guard, Number, Sizes
 
 
-def corrected(value: Any, right: Ratio | float) -> Any:
-    """Returns ``value × right.right / right.asked``, exact for multiples of what the trace asked for."""
-    if not isinstance(right, Ratio):
-        return right
-    if isinstance(value, int) and value == -1:
-        return value  # a size that torch works out
-    return value * right.right // right.asked if right.asked else right.right
-
-
-@dataclass(frozen=True, eq=False)
-class _Number:
-    """Corrects one number."""
-
-    right: Ratio | float
-
-    def __call__(self, value: Any) -> Any:
-        return corrected(value, self.right)
-
-
-@dataclass(frozen=True, eq=False)
-class _Sizes:
-    """Corrects the sizes that a call is given, as one value or as positional arguments."""
-
-    values: Mapping[int, Ratio | float]
-    at: int
-
-    def __call__(self, given: Any) -> Any:
-        """Returns sizes, or a single one, with some of them corrected."""
-        if not isinstance(given, (tuple, list)):
-            return corrected(given, self.values[0]) if 0 in self.values else given
-        return [corrected(size, self.values[slot]) if slot in self.values else size for slot, size in enumerate(given)]
-
-    def arguments(self, given: Sequence[Any]) -> Sequence[Any]:
-        """Returns positional arguments with their sizes corrected."""
-        before, sizes = given[: self.at], given[self.at :]
-        if sizes and isinstance(sizes[0], (tuple, list)):
-            return (*before, self(sizes[0]), *sizes[1:])
-        return (*before, *self(sizes))
-
-
-class _Callee:
+class Callee:
     """Stands for what a call calls: where that is the function to correct, its corrected copy.
 
     Copies are made once, those of functions that their names lead to already here, so that `torch.compile` and
@@ -120,7 +69,7 @@ class _Callee:
 
 
 COPIES = 64
-"""Functions whose copies a call remembers: code may make new ones each time it runs."""
+"""Functions whose copies are remembered: code may make new ones each time it runs."""
 
 
 def _function_named(name: str) -> FunctionType | None:
@@ -149,20 +98,6 @@ def _as(function: FunctionType, made: FunctionType) -> FunctionType:
     made.__doc__, made.__annotations__ = function.__doc__, function.__annotations__
     made.__dict__.update(function.__dict__)
     return made
-
-
-@dataclass(frozen=True, eq=False)
-class _Guard:
-    """Raises where code runs that no example took, and whose sizes a cut made wrong."""
-
-    step: Step
-
-    def __call__(self) -> None:
-        function, line = self.step.function.rpartition(":")[2], self.step.span.line + 1
-        raise TopiaristError(
-            f"no example took the branch at line {line} of {function}, which computes with sizes that the cut changed; "
-            "prune again with an input that takes it among more_inputs"
-        )
 
 
 def _name(function: FunctionType) -> str:
@@ -211,7 +146,7 @@ class _Editor(ast.NodeTransformer):
 
     def guard(self, part: ast.stmt | ast.expr, holder: list[ast.stmt] | None, step: Step) -> None:
         """Makes the statements of a list from one on, or an expression, raise."""
-        raising = ast.Call(self.calling(_Guard(step), ast.Constant(None)).func, [], [])
+        raising = ast.Call(self.calling(Guard(step), ast.Constant(None)).func, [], [])
         if holder is None:
             self.edits[part] = [lambda node: ast.copy_location(raising, node)]
         else:
@@ -219,9 +154,28 @@ class _Editor(ast.NodeTransformer):
             holder.insert(at, ast.copy_location(ast.Expr(raising), part))
 
 
+_EDITIONS: dict[Any, tuple[CodeType, Mapping[str, object]]] = {}
+"""Corrected code and what it holds, by the code as it was and its corrections: layers alike are edited once."""
+
+
 def _edited(function: FunctionType, corrections: Sequence[Correction]) -> FunctionType:
     """Returns a copy of a function with corrected expressions."""
-    code, source = function.__code__, written(function.__code__)
+    code = function.__code__
+    key = code, tuple((c.place, c.kind, c.at, *c.values.items()) for c in corrections)
+    if key not in _EDITIONS:
+        if len(_EDITIONS) >= COPIES:
+            _EDITIONS.clear()
+        _EDITIONS[key] = _edition(function, corrections)
+    made, held = _EDITIONS[key]
+    cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
+    cells |= {name: CellType(value) for name, value in held.items()}
+    closure = tuple(cells[free] for free in made.co_freevars)
+    return _as(function, FunctionType(made, function.__globals__, closure=closure))
+
+
+def _edition(function: FunctionType, corrections: Sequence[Correction]) -> tuple[CodeType, Mapping[str, object]]:
+    """Returns the corrected code of a function, and the helpers that it calls by name."""
+    source = written(function.__code__)
     assert source is not None
     guards = [c.place[0] for c in corrections if len(c.place) == 1 and c.kind == GUARD]
     corrections = [c for c in corrections if len(c.place) > 1 or c.kind != GUARD]
@@ -240,14 +194,10 @@ def _edited(function: FunctionType, corrections: Sequence[Correction]) -> Functi
             editor.edits.setdefault(places[span], []).append(_callee_edit(editor, group))
     for step, (part, holder) in zip(guards, blocks, strict=True):
         editor.guard(part, holder, step)
-    changed = editor.visit(node)
-    made = compiled(source, changed, code, tuple(editor.held))
+    made = compiled(source, editor.visit(node), function.__code__, tuple(editor.held))
     if made is None:
         raise TopiaristError(f"the sizes that {_name(function)} computes cannot be corrected; exclude its layers")
-    cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
-    cells |= {held: CellType(value) for held, value in editor.held.items()}
-    closure = tuple(cells[free] for free in made.co_freevars)
-    return _as(function, FunctionType(made, function.__globals__, closure=closure))
+    return made, editor.held
 
 
 def _by_function(corrections: Sequence[Correction]) -> list[tuple[Correction, ...]]:
@@ -306,7 +256,7 @@ def _edit(editor: _Editor, correction: Correction) -> Callable[[Any], None]:
     kind, values = correction.kind, correction.values
 
     def sizes(node: ast.Call) -> None:
-        helper = _Sizes(values, correction.at)
+        helper = Sizes(values, correction.at)
         for keyword in node.keywords:
             if keyword.arg in SIZE_KEYWORDS:
                 keyword.value = editor.calling(helper, keyword.value)
@@ -315,7 +265,7 @@ def _edit(editor: _Editor, correction: Correction) -> Callable[[Any], None]:
 
     def number(node: ast.Call | ast.BinOp | ast.AugAssign) -> None:
         for slot, right in values.items():
-            helper = _Number(right)
+            helper = Number(right)
             if isinstance(node, ast.Call):
                 node.args[slot] = editor.calling(helper, node.args[slot])
             elif isinstance(node, ast.AugAssign):
@@ -330,7 +280,7 @@ def _edit(editor: _Editor, correction: Correction) -> Callable[[Any], None]:
             part = slice_of(node, slot // 2)
             side = ("lower", "upper")[slot % 2]
             if part is not None and (given := getattr(part, side)) is not None:
-                setattr(part, side, editor.calling(_Number(right), given))
+                setattr(part, side, editor.calling(Number(right), given))
 
     def scale(node: ast.Call) -> None:
         for value in values.values():
@@ -349,56 +299,6 @@ def _edit(editor: _Editor, correction: Correction) -> Callable[[Any], None]:
 
 def _callee_edit(editor: _Editor, corrections: tuple[Correction, ...]) -> Callable[[Any], None]:
     def edit(node: ast.Call) -> None:
-        node.func = editor.calling(_Callee(corrections), node.func)
+        node.func = editor.calling(Callee(corrections), node.func)
 
     return edit
-
-
-class CorrectedForward(Forward):
-    """A forward that runs the module's own one with corrections; deep copies and pickles with its module."""
-
-    def __init__(self, module: nn.Module, corrections: Sequence[Correction]) -> None:
-        super().__init__(module)
-        self.corrections = tuple(corrections)
-        if isinstance(self.inner, CorrectedForward):  # cut before
-            self.corrections = (*self.inner.corrections, *corrections)
-            self.inner = self.inner.inner
-        self._run = self._made()
-
-    def _made(self) -> Any:
-        """Returns the corrected forward, bound to the module."""
-        own = self.__wrapped__
-        made = _Callee(self.corrections)(own)
-        if made is own:
-            raise TopiaristError(
-                f"the forward of {type(self.module).__name__} is not the one that was traced, "
-                f"{self.corrections[0].place[0].function}; give the model that was pruned"
-            )
-        return made
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the module's forward with the corrections."""
-        return self._run(*args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leaves out the code, which is made anew: no file ever holds code."""
-        return {key: value for key, value in self.__dict__.items() if key != "_run"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Makes the code anew."""
-        self.__dict__.update(state)
-        self._run = self._made()
-
-
-def install_corrections(model: nn.Module, corrections: Corrections) -> None:
-    """Corrects the modules that need it.
-
-    Raises:
-        TopiaristError: the model has no such module, or other code than the one that was traced.
-    """
-    modules = dict(model.named_modules())
-    for name, mine in corrections.items():
-        if name not in modules:
-            raise TopiaristError(f"the model has no module {shown(name)}; it is not the model that was pruned")
-        module = modules[name]
-        module.__dict__["forward"] = CorrectedForward(module, mine)
