@@ -28,6 +28,7 @@ class Course:
         at: after how many epochs or steps each cut is made; none where the method acts in training alone.
         per: what ``at`` counts.
         example_inputs: as for `topiarist.prune`.
+        more_inputs: further ones.
         data: batches to measure on, for methods that measure.
         loss: of the model's output and a batch's target, where gradients are measured.
         averages: averages of the network, which become smaller with it.
@@ -37,6 +38,7 @@ class Course:
     at: tuple[int, ...]
     per: Unit
     example_inputs: Any
+    more_inputs: tuple[Any, ...] = ()
     data: Any = None
     loss: Loss | None = None
     averages: tuple[Any, ...] = ()
@@ -51,6 +53,7 @@ class Course:
         per: Unit,
         schedule: str | None,
         example_inputs: Any,
+        more_inputs: Sequence[Any],
         outputs: Outputs | None,
         data: Any,
         loss: Loss | None,
@@ -70,7 +73,7 @@ class Course:
         request = request if outputs is None else replace(request, outputs=outputs)
         if request.trains or request.rewind:
             raise TopiaristError("the trainer trains: leave sparse_training, training of steps and rewind out")
-        return cls(request, cuts, per, example_inputs, data, loss, tuple(averages))
+        return cls(request, cuts, per, example_inputs, tuple(more_inputs), data, loss, tuple(averages))
 
     def check_length(self, epochs: int | None, steps: int | None) -> None:
         """Raises where a cut comes after the last step of a training; ``None`` for a length that is not known."""

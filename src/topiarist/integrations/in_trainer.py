@@ -65,8 +65,8 @@ class PruningInTrainer:
                 "torch.compile and parallel wrappers"
             )
         self.course, self.network = course, network
-        inputs = to_device(course.example_inputs, device_of(network))
-        self.cuts = Cuts.of(network, inputs, course.request, course.data, loss=course.loss)
+        inputs, more = self._inputs()
+        self.cuts = Cuts.of(network, inputs, course.request, course.data, loss=course.loss, more_inputs=more)
         self.softened = -1
         self._context, self._gates = ExitStack(), dict[str, nn.Module]()
         self._attached: Attached | None = None
@@ -110,7 +110,7 @@ class PruningInTrainer:
             TopiaristError: a cut comes after the last step, or the optimiser holds other parameters.
         """
         self.course.check_length(length.epochs, length.steps)
-        self.cuts.work.example_inputs = to_device(self.course.example_inputs, device_of(self.network))
+        self.cuts.work.example_inputs, self.cuts.work.more_inputs = self._inputs()
         self._optimizer, self._length = optimizer, length
         for name, value in (state or {}).get("left", {}).items():
             owner, _, leaf = name.rpartition(".")
@@ -183,6 +183,11 @@ class PruningInTrainer:
         if own is not None and state["steps"]:
             for gate, step in zip(own.param_groups[0]["params"], state["steps"], strict=True):
                 own.state[gate] = {key: _beside(value, gate) for key, value in step.items()}
+
+    def _inputs(self) -> tuple[Any, Any]:
+        """Returns the example inputs, and further ones, where the network is now."""
+        course = self.course
+        return to_device((course.example_inputs, course.more_inputs), device_of(self.network))
 
     def _attach(self) -> None:
         """Attaches the method while cuts are to come, and the masks of weights that are pruned."""

@@ -49,6 +49,7 @@ class PruningCallback(_callback()):  # type: ignore[misc]
         schedule: what is kept after each cut: ``"linear"``, or ``"cubic"`` (Zhu & Gupta 2017: gradual pruning); by
             default the method's own, else linear.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments of the network.
+        more_inputs: further examples that take other ways through its code, as for `topiarist.prune`.
         attribute: the network's name in the LightningModule; parts with dots between them.
         outputs: what counts of what the network returns, as for `topiarist.trace`.
         data: batches to measure on, such as a `DataLoader`, for methods that measure.
@@ -75,6 +76,7 @@ class PruningCallback(_callback()):  # type: ignore[misc]
         per: Unit = "epoch",
         schedule: str | None = None,
         example_inputs: Any = None,
+        more_inputs: Sequence[Any] = (),
         attribute: str = "model",
         outputs: Outputs | None = None,
         data: Any = None,
@@ -88,6 +90,7 @@ class PruningCallback(_callback()):  # type: ignore[misc]
             per=per,
             schedule=schedule,
             example_inputs=example_inputs,
+            more_inputs=more_inputs,
             outputs=outputs,
             data=data,
             loss=loss,
