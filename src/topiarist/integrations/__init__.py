@@ -1,5 +1,4 @@
-"""Other libraries' models, saved and loaded: one file a library, imported only when it is used."""
+"""Other people's libraries, one file or folder each; none of them is imported until its own is.
 
-from topiarist.integrations import huggingface
-
-__all__ = ["huggingface"]
+`huggingface` saves and loads models, `huggingface_trainer` and `lightning` prune within those trainers.
+"""

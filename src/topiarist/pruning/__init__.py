@@ -2,6 +2,7 @@
 
 from topiarist.pruning.choice import Choice, choose
 from topiarist.pruning.examples import Batches
+from topiarist.pruning.in_training import Cuts
 from topiarist.pruning.pipeline import prune
 from topiarist.pruning.request import Pruning, Run, Steps, trains_sparsely
 from topiarist.pruning.result import Pruned
@@ -12,6 +13,7 @@ __all__ = [
     "RATIOS",
     "Batches",
     "Choice",
+    "Cuts",
     "Point",
     "Pruned",
     "Pruning",

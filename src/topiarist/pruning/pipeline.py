@@ -8,11 +8,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from topiarist.architecture import Architecture
-from topiarist.budget import Budget, allocate, cost
+from topiarist.budget import Budget, cost
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
 from topiarist.files import shown
@@ -20,19 +19,18 @@ from topiarist.graph import (
     Graph,
     Keep,
     Outputs,
-    check_finite,
     check_plain,
     hindrance,
     trace,
     unwrapped,
-    unwrapped_names,
 )
-from topiarist.measure import Loss, Stats, check_fits, collect, cross_entropy
-from topiarist.methods import Method, Repair, Rule, Selector
+from topiarist.measure import Loss, Stats, collect, cross_entropy
+from topiarist.methods import Method, Repair
 from topiarist.pruning.choice import Choice, make_choice, warn_of_single_units
 from topiarist.pruning.examples import DataOrBatches, batches_of, check_data
 from topiarist.pruning.iterative import EpochCounter, Share, kept_after, prune_in_steps
 from topiarist.pruning.milliseconds import Latency, Stopwatch
+from topiarist.pruning.refusals import check_inputs, check_units, statistics_needed
 from topiarist.pruning.request import Pruning, Run, trains_sparsely
 from topiarist.pruning.result import Pruned
 from topiarist.surgery import Proof, check, copied, cut, mask, prove, rewound, with_values
@@ -86,13 +84,40 @@ def prune(
         TopiaristError: bad input, an impossible budget, or a cut that cannot be proved, or is proved blindly only while
             the request does not allow that.
     """
-    request = _request(method, budget, outputs)
+    work = prepared(
+        model,
+        example_inputs,
+        _request(method, budget, outputs),
+        data,
+        loss=loss,
+        more_inputs=more_inputs,
+        graph=graph,
+        initial=initial,
+        run=run,
+    )
+    model = unwrapped(model)
+    return work.in_one_cut(model) if work.request.steps.count == 1 else work.in_steps(model)
+
+
+def prepared(
+    model: nn.Module,
+    example_inputs: Any,
+    request: Pruning,
+    data: DataOrBatches | None,
+    *,
+    loss: Loss | None = None,
+    more_inputs: Sequence[Any] = (),
+    graph: Graph | None = None,
+    initial: Mapping[str, Tensor] | None = None,
+    run: Run | None = None,
+) -> Pipeline:
+    """Checks all that `prune` is given, and traces the network; nothing is measured yet."""
     run = Run() if run is None else run
     model = unwrapped(model)
     if not isinstance(run, Run):
         raise TopiaristError(f"run must be a topiarist.Run, but got {shown(run)}: write Run(seed=1)")
     check_data(data, loss, trains=request.trains)
-    _check_inputs(model, request, data, initial)
+    check_inputs(model, request, data, initial)
     check_plain((example_inputs, *more_inputs), "the example input is")
     if request.budget is not None:
         if run.distributed and request.budget.latency is not None:
@@ -105,10 +130,9 @@ def prune(
     if request.outputs not in (None, graph.outputs):
         raise TopiaristError("the graph says what counts as outputs: leave outputs out, or give it to trace")
     units = request.method.units(graph)
-    _check_units(request, units)
+    check_units(request, units)
     start = None if initial is None else rewound(model, initial)
-    work = _Work(request, units, example_inputs, more_inputs, data, loss or cross_entropy, start, run)
-    return work.in_one_cut(model) if request.steps.count == 1 else work.in_steps(model)
+    return Pipeline(request, units, example_inputs, more_inputs, data, loss or cross_entropy, start, run)
 
 
 def _request(
@@ -119,84 +143,6 @@ def _request(
     if budget is not None:
         raise TopiaristError("the request has a budget of its own: leave budget out, or give it to Pruning.of")
     return method if outputs is None else replace(method, outputs=outputs)
-
-
-def _check_inputs(model: nn.Module, request: Pruning, data: Any, initial: Any) -> None:
-    """Raises where something is missing, or the model fails on the data, before anything long begins."""
-    check_finite(model)
-    trains = request.trains
-    if trains and data is None:
-        raise TopiaristError(f"{request.method.name} is to train the network: give data")
-    if request.rewind != (initial is not None):
-        missing = "initial=, the state dict before training" if request.rewind else "rewind=True in the request"
-        raise TopiaristError(f"rewinding takes both a request that asks for it and the initial values: add {missing}")
-    if initial is not None:
-        _check_initial(model, initial)
-    if isinstance(data, Data) and (trains or _needs(request) - {"weights", "training"}):
-        check_fits(model, data)
-
-
-def _check_initial(model: nn.Module, initial: Any) -> None:
-    """Raises where values to rewind to are not of this network's names, shapes and types."""
-    remedy = "give a copy of model.state_dict() as it was before training"
-    if not isinstance(initial, Mapping):
-        raise TopiaristError(f"initial must be a state dict, but got {type(initial).__name__}: {remedy}")
-    own = model.state_dict()
-    initial = unwrapped_names(initial, own)
-    for name in {**own, **initial}:
-        if name not in own or name not in initial:
-            place = "initial" if name in own else "the network"
-            raise TopiaristError(f"initial is of another network, {place} has no {shown(name)}: {remedy}")
-        here, there = (_form(values[name]) for values in (own, initial))
-        if here != there:
-            raise TopiaristError(f"initial is of another network, its {name} is {there} and not {here}: {remedy}")
-
-
-def _form(value: object) -> str:
-    """Returns what a value must have in common with the one that takes its place."""
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    if value.layout != torch.strided or value.is_meta:
-        return "no dense tensor"
-    kind = "floating-point" if value.is_floating_point() else "complex" if value.is_complex() else "whole"
-    return f"{kind} of shape {tuple(value.shape)}"
-
-
-def _needs(request: Pruning) -> frozenset[Any]:
-    repairer = request.repairer
-    return request.method.needs if repairer is None else request.method.needs | repairer.needs
-
-
-def _check_units(request: Pruning, units: Graph) -> None:
-    """Raises where these units cannot be pruned as the request says; no training has begun by then."""
-    method, budget, steps = request.method, request.budget, request.steps.count
-    if not units.groups:
-        raise TopiaristError(hindrance(units))
-    if budget is not None and (steps > 1 or request.trains):
-        _check_reachable(method, units, budget, steps)
-    if steps > 1 and isinstance(method, Rule) and method.budget(units) is not None:
-        raise TopiaristError(
-            f"{method.name} has the widths of one cut in its fields: leave steps out, or give a budget"
-        )
-    if steps > 1 and units.kind == "block":
-        raise TopiaristError(f"{method.name} removes blocks in one cut: leave steps out")
-    if budget is not None and budget.latency is not None and units.kind == "block":
-        raise TopiaristError(
-            f"{method.name} removes blocks, which a latency budget does not price: give macs or params"
-        )
-
-
-def _check_reachable(method: Method, units: Graph, budget: Budget, steps: int) -> None:
-    """Raises where a budget cannot be met, or names what does not exist."""
-    budget.excluded(units)
-    budget.own_ratios(units)
-    if method.granularity == "weight" or isinstance(method, Selector) or budget.only_excludes:
-        return
-    floor = budget.floor if budget.floor >= 1 else budget.floor**steps
-    if budget.latency is not None:
-        return  # what can be reached is known when the layers are measured
-    scores = {group.name: torch.ones(group.units) for group in units.groups}
-    allocate(units, scores, replace(budget, floor=floor), method.allocation)
 
 
 def _check_proof(proof: Proof, request: Pruning) -> None:
@@ -210,7 +156,7 @@ def _check_proof(proof: Proof, request: Pruning) -> None:
 
 
 @dataclass(eq=False)
-class _Work:
+class Pipeline:
     """Carries out one request on one network.
 
     Attributes:
@@ -286,7 +232,7 @@ class _Work:
             model,
             units,
             batches_of(self.data, run.batch_size, run.seed),
-            _needs(self.request),
+            statistics_needed(self.request),
             loss=self.loss,
             on_step=run.on_step,
             distributed=run.distributed,
@@ -321,7 +267,7 @@ class _Work:
     # the `Work` of `prune_in_steps`
 
     def step(
-        self, model: nn.Module, graph: Graph, keep: Keep, share: Share | None, step: int
+        self, model: nn.Module, graph: Graph, keep: Keep, share: Budget | Share | None, step: int
     ) -> tuple[nn.Module, Graph, Keep]:
         """Trains the method's way, then cuts once."""
         graph, chosen, _, smaller = self._cut(self.train(model, graph, keep, share, step), graph, share)

@@ -18,6 +18,7 @@ from topiarist.files import shown
 from topiarist.graph import Graph, Keep, broadcast_kept, kept_positions, unwrapped
 from topiarist.methods import Gate, Method, Penalty, Proximal, Soft, make
 from topiarist.surgery import Attachment, as_optimizer, check_shapes
+from topiarist.train.own_step import optimizer_like, step_along
 
 Masks = list[tuple[nn.Parameter, Tensor]]
 """Parameters, each with the entries that are held at zero, bool of its shape."""
@@ -31,11 +32,13 @@ class Attached:
         parameters: the gates' own parameters, which the optimiser trains as its last group, without weight decay.
         removed: parameter name → bool tensor of its shape, True where the entry is held at zero.
         units: what the method acts on: the graph without what is excluded; ``None`` where no graph was given.
+        own: the gates' own optimiser, where they were to have one.
     """
 
     parameters: tuple[nn.Parameter, ...]
     removed: Mapping[str, Tensor]
     units: Graph | None
+    own: Optimizer | None = None
 
 
 def removed_entries(model: nn.Module, graph: Graph, keep: Keep) -> dict[str, Tensor]:
@@ -128,6 +131,7 @@ def attach(
     keep: Keep | None = None,
     *,
     exclude: Name | Collection[Name] = (),
+    own_step: bool = False,
 ) -> Iterator[Attached]:
     """Attaches what a method does while a network trains to the training loop that runs in this context.
 
@@ -150,6 +154,8 @@ def attach(
             cut the model instead where that matters.
         exclude: what the method leaves alone, named as in `topiarist.Budget`: it gets no penalty, no gates, no
             proximal step, and neither do units that are tied to it.
+        own_step: whether gates get an optimiser of their own, like the first group's, which steps with the given one:
+            for schedulers that exist already, and state dicts without the gates.
 
     Yields:
         Attached: the gates' parameters, the masks in use, and the units that the method acts on.
@@ -176,7 +182,8 @@ def attach(
         if isinstance(method, Gate) and units is not None:
             module = stack.enter_context(method.gates(model, units))
             gates = tuple(parameter for parameter in module.parameters() if parameter.requires_grad)
-        if gates:
+        own = optimizer_like(optimizer, gates) if gates and own_step else None
+        if gates and own is None:
             _add_group(optimizer, gates, stack)
         removed = removed_entries(model, graph, keep) if graph is not None and keep is not None else {}
         masks = [(model.get_parameter(name), entries) for name, entries in removed.items()]
@@ -187,10 +194,10 @@ def attach(
         if isinstance(method, Proximal) and units is not None:
             proximal = partial(method.proximal, model, units)
         if penalty or masks:
-            stack.callback(optimizer.register_step_pre_hook(_BeforeStep(penalty, masks)).remove)
+            stack.callback(optimizer.register_step_pre_hook(_BeforeStep(penalty, masks, own)).remove)
         if proximal or masks or gates:
-            stack.callback(optimizer.register_step_post_hook(_AfterStep(proximal, masks)).remove)
-        yield Attached(gates, removed, units)
+            stack.callback(optimizer.register_step_post_hook(_AfterStep(proximal, masks, own)).remove)
+        yield Attached(gates, removed, units, own)
 
 
 def _within(optimizer: object) -> Optimizer:
@@ -206,10 +213,11 @@ def _within(optimizer: object) -> Optimizer:
 
 @dataclass(frozen=True)
 class _BeforeStep(Attachment):
-    """Runs before each step: the penalty's gradient, then the masks."""
+    """Runs before each step: the penalty's gradient, also at gates with an optimiser of their own; then the masks."""
 
     penalty: Callable[[], Tensor] | None
     masks: Masks
+    own: Optimizer | None = None
 
     def __call__(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -233,7 +241,8 @@ class _BeforeStep(Attachment):
     def add(self, optimizer: Optimizer) -> Tensor | None:
         value = None
         if self.penalty is not None:
-            parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+            groups = [*optimizer.param_groups, *(self.own.param_groups if self.own else ())]
+            parameters = [p for group in groups for p in group["params"] if p.requires_grad]
             with torch.enable_grad():
                 value = self.penalty()
             value = _add_gradient(value, parameters, getattr(optimizer, "grad_scale", None))
@@ -245,16 +254,22 @@ class _BeforeStep(Attachment):
 
 @dataclass(frozen=True)
 class _AfterStep(Attachment):
-    """Runs after each step: the proximal step, then the masks."""
+    """Runs after each step: the step of the gates' own optimiser, the proximal step, then the masks."""
 
     proximal: Callable[[float], object] | None
     masks: Masks
+    own: Optimizer | None = None
 
     @torch.no_grad()
     def __call__(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        skipped = getattr(optimizer, "found_inf", None)
-        if self.proximal is not None and not (skipped is not None and bool(skipped)):
+        found = getattr(optimizer, "found_inf", None)
+        skipped = found is not None and bool(found)
+        if self.own is not None and not skipped:
+            step_along(self.own, optimizer)
+        if self.proximal is not None and not skipped:
             self.proximal(float(optimizer.param_groups[0]["lr"]))
+        if self.own is not None:
+            self.own.zero_grad()
         _clear(self.masks, optimizer)
 
 
