@@ -13,7 +13,7 @@ import torch
 
 from topiarist.errors import TopiaristError
 from topiarist.files import import_package, one_line
-from topiarist.graph import unwrapped
+from topiarist.graph import random_state_kept, unwrapped
 from topiarist.models import import_torchvision
 
 
@@ -72,7 +72,7 @@ def built(config: Any, kind: Any, dtype: torch.dtype = torch.float32, device: An
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.device(device or "cpu"), _undrawn()():
+        with torch.device(device or "cpu"), _undrawn()(), random_state_kept():
             model = kind(config)
     finally:
         torch.set_default_dtype(before)
