@@ -34,17 +34,17 @@ def ids(length: int) -> Tensor:
 
 
 NETWORKS = {
-    "bert": Network(
-        "BertForSequenceClassification",
-        {**SIZES, **TOKENS},
-        {"input_ids": ids(12)},
-        {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4},
-    ),
     "vit": Network(
         "ViTForImageClassification",
         {**SIZES, "hidden_size": 48, "num_attention_heads": 4, "image_size": 32, "patch_size": 8},
         {"pixel_values": torch.linspace(-1, 1, 3 * 32 * 32).sin().view(1, 3, 32, 32)},
         {"hidden_size": 24, "intermediate_size": 48, "num_attention_heads": 2},
+    ),
+    "bert": Network(
+        "BertForSequenceClassification",
+        {**SIZES, **TOKENS},
+        {"input_ids": ids(12)},
+        {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4},
     ),
     "llama": Network(
         "LlamaForCausalLM",

@@ -35,13 +35,20 @@ def transformers() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def cases(transformers: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
-    return {name: made(transformers, name, tmp_path_factory.mktemp(name)) for name in NETWORKS}
+    class Cases(dict[str, Case]):
+        """Networks that are made when a test asks for them."""
+
+        def __missing__(self, name: str) -> Case:
+            return self.setdefault(name, made(transformers, name, tmp_path_factory.mktemp(name)))
+
+    return Cases()
 
 
 # ------------------------------------------------------------------------------------------------- both kinds of folder
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.by_day(2)
 def test_a_configuration_that_can_state_the_shape_does(cases: dict[str, Case], name: str) -> None:
     saved = cases[name].plain.saved
     assert saved.plain, saved.reason
@@ -52,6 +59,7 @@ def test_a_configuration_that_can_state_the_shape_does(cases: dict[str, Case], n
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.by_day(2)
 def test_layers_of_unequal_widths_are_saved_with_their_architecture(cases: dict[str, Case], name: str) -> None:
     saved = cases[name].shaped.saved
     assert not saved.plain
@@ -92,6 +100,7 @@ save_file(found, sys.argv[1])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.by_day(2)
 def test_saved_models_compute_and_generate_the_same(
     cases: dict[str, Case], transformers: ModuleType, name: str
 ) -> None:
@@ -110,8 +119,8 @@ def test_saved_models_compute_and_generate_the_same(
 @pytest.mark.nightly
 def test_a_new_process_loads_what_was_saved(cases: dict[str, Case], tmp_path: Path) -> None:
     """Both kinds by our function, and what a configuration states by transformers: the same outputs and tokens."""
-    for name, case in cases.items():
-        (tmp_path / name).symlink_to(case.folders)
+    for name in NETWORKS:
+        (tmp_path / name).symlink_to(cases[name].folders)
     script = LOADING.format(tests=str(Path(__file__).parent), folders=f"{tmp_path}/{{}}")
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "out")], capture_output=True, text=True, check=False
@@ -130,6 +139,7 @@ def test_a_new_process_loads_what_was_saved(cases: dict[str, Case], tmp_path: Pa
 
 @pytest.mark.parametrize("mismatched", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.by_day(2)
 def test_transformers_never_draws_weights_for_a_folder_that_it_cannot_load(
     cases: dict[str, Case], transformers: ModuleType, name: str, mismatched: bool
 ) -> None:
@@ -138,6 +148,7 @@ def test_transformers_never_draws_weights_for_a_folder_that_it_cannot_load(
             kind.from_pretrained(cases[name].folders / "shaped", ignore_mismatched_sizes=mismatched)
 
 
+@pytest.mark.nightly
 def test_tied_weights_stay_tied(cases: dict[str, Case]) -> None:
     for kind in ("plain", "shaped"):
         model = huggingface.from_pretrained(cases["t5"].folders / kind)
@@ -169,6 +180,7 @@ def test_types_and_generation_configuration_are_kept_and_other_files_stay(
     assert (tmp_path / "tokenizer.json").read_text() == "{}"
 
 
+@pytest.mark.nightly
 def test_a_pipeline_takes_the_loaded_model(transformers: ModuleType, cases: dict[str, Case]) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
 

@@ -81,6 +81,7 @@ def test_mixed_precision_continues_as_after_loading_a_checkpoint() -> None:
     assert scaler.get_scale() == 256.0
 
 
+@pytest.mark.nightly
 def test_checkpointed_and_compiled_networks() -> None:
     """What is cut is plain; compiled again, or computed twice to save memory, it trains to the same weights."""
     nets = []
