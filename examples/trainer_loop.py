@@ -1,6 +1,6 @@
 """Prunes in transformers' Trainer: a small BERT loses 40 % of its MACs in two cuts while it learns.
 
-The task: whether the first token is from the upper half of the vocabulary. Needs ``pip install 'topiarist[hf]'``. Run it
+The task: is the first token from the upper half of the vocabulary? Needs ``pip install 'topiarist[hf]'``. Run it
 with ``python examples/trainer_loop.py``; it takes about ten seconds.
 """
 

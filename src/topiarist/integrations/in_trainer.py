@@ -17,7 +17,7 @@ from topiarist.graph import unwrapped
 from topiarist.integrations.adopting import adopt
 from topiarist.integrations.course import Course
 from topiarist.measure import device_of, map_tensors, to_device
-from topiarist.methods import Gate, Method, Penalty, Soft
+from topiarist.methods import Gate, Method, Penalty, Rule, Selector, Soft
 from topiarist.pruning import Cuts, trains_sparsely
 from topiarist.train import Attached, attach
 
@@ -67,6 +67,7 @@ class PruningInTrainer:
         self.course, self.network = course, network
         inputs, more = self._inputs()
         self.cuts = Cuts.of(network, inputs, course.request, course.data, loss=course.loss, more_inputs=more)
+        _check_budget(course, self.cuts)
         self.softened = -1
         self._context, self._gates = ExitStack(), dict[str, nn.Module]()
         self._attached: Attached | None = None
@@ -221,6 +222,14 @@ class PruningInTrainer:
             with torch.no_grad():
                 self._method.soften(self.network, self.cuts.units, epochs, self._length.epochs or epochs)
             self.softened = epochs
+
+
+def _check_budget(course: Course, cuts: Cuts) -> None:
+    """Raises where a method's rule gives this network no budget, so that the first cut would fail."""
+    method = course.request.method
+    own = isinstance(method, Selector) or (isinstance(method, Rule) and method.budget(cuts.units) is not None)
+    if course.request.budget is None and not own:
+        raise TopiaristError(f"{method.name} needs a budget: give macs, params or ratio, the fraction that is kept")
 
 
 def needs_gates(course: Course) -> bool:
