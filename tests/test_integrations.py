@@ -44,7 +44,7 @@ def course(method: Any = "l1", budget: Any = 0.5, **options: Any) -> Course:
     ("arguments", "message"),
     [
         ({"budget": None, "at": []}, "takes no part in training, and no cut is asked for"),
-        ({"method": "wanda", "budget": None}, "needs a budget"),
+        ({"method": "slimming", "budget": None}, "needs a budget"),
         ({"at": []}, "a budget, and no cut to meet it"),
         ({"example_inputs": None}, "give example_inputs"),
         ({"per": "batch"}, "per must be 'epoch' or 'step'"),

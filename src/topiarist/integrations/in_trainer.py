@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import finalize
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,7 @@ class PruningInTrainer:
         _check_budget(course, self.cuts)
         self.softened = -1
         self._context, self._gates = ExitStack(), dict[str, nn.Module]()
+        finalize(self, self._context.close)  # where a trainer was stopped, before the interpreter ends
         self._attached: Attached | None = None
         self._method: Method | None = None
         self._optimizer: Any = None
