@@ -127,9 +127,9 @@ def test_the_state_survives_its_files_and_names_what_is_missing(tmp_path: Path) 
     pruning.finish()
 
 
-def test_gates_with_a_step_of_their_own_go_the_same_way() -> None:
+def test_gates_with_a_step_of_their_own_take_the_same_way() -> None:
     """Their optimiser takes the steps that one more group of the network's would."""
-    found = []
+    ends = []
     for own_step in (False, True):
         model, graph = network(), None
         graph = trace(model, IMAGES)
@@ -142,8 +142,8 @@ def test_gates_with_a_step_of_their_own_go_the_same_way() -> None:
                 model(IMAGES).square().sum().backward()
                 optimizer.step()
                 optimizer.zero_grad()
-            found.append([p.detach().clone() for p in (*model.parameters(), *attached.parameters)])
-    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+            ends.append([p.detach().clone() for p in (*model.parameters(), *attached.parameters)])
+    assert all(torch.equal(one, two) for one, two in zip(*ends, strict=True))
 
 
 def test_nothing_is_imported_before_it_is_used() -> None:

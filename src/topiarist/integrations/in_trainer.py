@@ -115,7 +115,7 @@ class PruningInTrainer:
         self.course.check_length(length.epochs, length.steps)
         self.cuts.work.example_inputs, self.cuts.work.more_inputs = self._inputs()
         self._optimizer, self._length = optimizer, length
-        for name, value in (state or {}).get("left", {}).items():
+        for name, value in (state or {}).get("buffers", {}).items():
             owner, _, leaf = name.rpartition(".")
             register_gate(self.network.get_submodule(owner), leaf, value.to(device_of(self.network)))
         self._attach()
@@ -169,7 +169,7 @@ class PruningInTrainer:
         values = {
             "gates": {name: dict(gates.state_dict()) for name, gates in self._gates.items()},
             "steps": [dict(each) for each in steps],
-            "left": gate_buffers(self.network),
+            "buffers": gate_buffers(self.network),
             "random": {"cpu": torch.get_rng_state(), "cuda": _cuda_states(self.network)},
         }
         copies: State = map_tensors(values, lambda tensor: tensor.detach().cpu().clone())
@@ -273,7 +273,7 @@ def optimizer_of(network: nn.Module, optimizers: list[Any]) -> Any:
     held = [o for o in optimizers if any(id(p) in own for group in o.param_groups for p in group["params"])]
     if len(held) != 1:
         raise TopiaristError(
-            f"{len(held) or 'no'} optimizers train the network, and pruning goes along with one: give all of its "
+            f"{len(held) or 'no'} optimizers train the network, and pruning takes one: give all of its "
             "parameters to one optimizer"
         )
     return held[0]
