@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import finalize
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from topiarist.graph import unwrapped
 from topiarist.integrations.adopting import adopt
 from topiarist.integrations.course import Course
 from topiarist.measure import device_of, map_tensors, to_device
-from topiarist.methods import Gate, Method, Penalty, Soft
+from topiarist.methods import Gate, Method, Penalty, Rule, Selector, Soft
 from topiarist.pruning import Cuts, trains_sparsely
 from topiarist.train import Attached, attach
 
@@ -67,8 +68,10 @@ class PruningInTrainer:
         self.course, self.network = course, network
         inputs, more = self._inputs()
         self.cuts = Cuts.of(network, inputs, course.request, course.data, loss=course.loss, more_inputs=more)
+        _check_budget(course, self.cuts)
         self.softened = -1
         self._context, self._gates = ExitStack(), dict[str, nn.Module]()
+        finalize(self, self._context.close)  # where a trainer was stopped, before the interpreter ends
         self._attached: Attached | None = None
         self._method: Method | None = None
         self._optimizer: Any = None
@@ -112,7 +115,7 @@ class PruningInTrainer:
         self.course.check_length(length.epochs, length.steps)
         self.cuts.work.example_inputs, self.cuts.work.more_inputs = self._inputs()
         self._optimizer, self._length = optimizer, length
-        for name, value in (state or {}).get("left", {}).items():
+        for name, value in (state or {}).get("buffers", {}).items():
             owner, _, leaf = name.rpartition(".")
             register_gate(self.network.get_submodule(owner), leaf, value.to(device_of(self.network)))
         self._attach()
@@ -166,7 +169,7 @@ class PruningInTrainer:
         values = {
             "gates": {name: dict(gates.state_dict()) for name, gates in self._gates.items()},
             "steps": [dict(each) for each in steps],
-            "left": gate_buffers(self.network),
+            "buffers": gate_buffers(self.network),
             "random": {"cpu": torch.get_rng_state(), "cuda": _cuda_states(self.network)},
         }
         copies: State = map_tensors(values, lambda tensor: tensor.detach().cpu().clone())
@@ -223,6 +226,14 @@ class PruningInTrainer:
             self.softened = epochs
 
 
+def _check_budget(course: Course, cuts: Cuts) -> None:
+    """Raises where a method's rule gives this network no budget, so that the first cut would fail."""
+    method = course.request.method
+    own = isinstance(method, Selector) or (isinstance(method, Rule) and method.budget(cuts.units) is not None)
+    if course.request.budget is None and not own:
+        raise TopiaristError(f"{method.name} needs a budget: give macs, params or ratio, the fraction that is kept")
+
+
 def needs_gates(course: Course) -> bool:
     """Returns whether a method multiplies units by gates while it trains."""
     return isinstance(course.request.method, Gate)
@@ -262,7 +273,7 @@ def optimizer_of(network: nn.Module, optimizers: list[Any]) -> Any:
     held = [o for o in optimizers if any(id(p) in own for group in o.param_groups for p in group["params"])]
     if len(held) != 1:
         raise TopiaristError(
-            f"{len(held) or 'no'} optimizers train the network, and pruning goes along with one: give all of its "
+            f"{len(held) or 'no'} optimizers train the network, and pruning takes one: give all of its "
             "parameters to one optimizer"
         )
     return held[0]

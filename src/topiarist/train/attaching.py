@@ -262,8 +262,8 @@ class _AfterStep(Attachment):
 
     @torch.no_grad()
     def __call__(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        found = getattr(optimizer, "found_inf", None)
-        skipped = found is not None and bool(found)
+        infinite = getattr(optimizer, "found_inf", None)
+        skipped = infinite is not None and bool(infinite)
         if self.own is not None and not skipped:
             step_along(self.own, optimizer)
         if self.proximal is not None and not skipped:
