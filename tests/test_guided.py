@@ -99,9 +99,9 @@ def test_widths_meet_any_budget_within_a_unit_by_one_factor(values, share, what)
     groups = [group for group in DEEP.groups if group.stage in STAGES]
     kept = {group.name: int(keep[group.name].sum()) for group in groups}
     full = {group.name: pattern.stages[group.stage] * group.units for group in groups}
-    # one factor t gives every group its width: kept <= t * full < kept + 1, but for the floor of one and the cap
-    least = max([kept[name] / full[name] for name in kept if kept[name] > 1], default=0.0)
-    following = {g.name: (kept[g.name] + 1) / full[g.name] for g in groups if kept[g.name] < g.units}
+    # one factor t gives every group its width: kept - ½ <= t * full < kept + ½, but for the floor of one and the cap
+    least = max([(kept[name] - 0.5) / full[name] for name in kept if kept[name] > 1], default=0.0)
+    following = {g.name: (kept[g.name] + 0.5) / full[g.name] for g in groups if kept[g.name] < g.units}
     assert least <= min(following.values()) * (1 + 1e-9)
     # and the next unit, one of those that are next at the same factor, would be too much
     due = [name for name, factor in following.items() if factor <= min(following.values()) * (1 + 1e-9)]

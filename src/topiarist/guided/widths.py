@@ -22,7 +22,7 @@ class WidthPattern(Pattern):
     """Holds the fraction of units that is kept in each stage.
 
     Formula: ``f_s = Σ kept / Σ units`` over the groups of stage ``s`` in all architectures. Scaled by ``t``, a group
-    of ``n`` units in stage ``s`` has ``max(1, ⌊min(1, t f_s) n⌋)``; one ``t`` for the whole network meets a budget.
+    of ``n`` units in stage ``s`` has ``max(1, ⌊min(1, t f_s) n + ½⌋)``; one ``t`` for the whole network meets a budget.
 
     Attributes:
         stages: size of the feature map, as ``"14x14"`` → fraction kept, in (0, 1]. Only their ratios matter.
@@ -95,7 +95,7 @@ class WidthPattern(Pattern):
         """
         for group in graph.groups:
             _check(group)
-        widths = {g.name: torch.arange(1, g.units + 1, dtype=torch.float64) / g.units for g in graph.groups}
+        widths = {g.name: (torch.arange(g.units, dtype=torch.float64) + 0.5) / g.units for g in graph.groups}
         thresholds = {g.name: widths[g.name] / self.stages.get(g.stage, 1.0) for g in graph.groups}
         return self._grown(graph, budget, thresholds)
 
