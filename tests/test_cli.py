@@ -62,6 +62,7 @@ def test_methods_lists_the_registry(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", methods.names())
+@pytest.mark.by_day(6)
 def test_a_card_and_the_help_show_each_flag(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("methods", name) == 0
     card = capsys.readouterr().out
@@ -73,6 +74,7 @@ def test_a_card_and_the_help_show_each_flag(name: str, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("name", methods.names())
+@pytest.mark.by_day(6)
 def test_cards_and_tables_show_what_a_method_is(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     told = methods.describe(name)
     assert run("methods", name) == 0

@@ -25,7 +25,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.by_day(2)
+@pytest.mark.by_day(1)
 def test_a_folder_becomes_a_file_that_says_what_was_cut(
     kind: str, half: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -199,6 +199,7 @@ def test_a_message_shows_the_beginning_of_a_long_value(words, capsys):
     assert "x" * 181 not in said
 
 
+@pytest.mark.nightly
 def test_a_closed_pipe_is_quiet() -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -11,6 +11,7 @@ from door import FEW, NET, one_sentence, run
 PRE = "zoo:preresnet110?width=0.125&bottleneck=False"
 
 
+@pytest.mark.nightly
 def test_pruning_in_steps_trains_between_them(tmp_path, capsys):
     words = ["prune", NET, "--data", "digits", "--method", "magnitude", "--budget.ratio", 0.2, "--train.epochs", 1]
     words += ["--epochs", 0, "--json", "--out"]

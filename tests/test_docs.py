@@ -134,6 +134,7 @@ def test_the_table_of_methods_is_todays(name: str) -> None:
 
 
 @pytest.mark.parametrize("language", ["en", "ko"])
+@pytest.mark.by_day(1)
 def test_the_taxonomy_has_a_row_and_a_command_for_each_method(language: str) -> None:
     tables = [line.strip("| ").split(" | ") for line in GENERATE["taxonomy"](language).splitlines() if line[:2] == "| "]
     rows = [cells for cells in tables if "`" in cells[1]]

@@ -68,7 +68,7 @@ def test_what_is_named_keeps_its_shape_on_every_axis(case):
 
 @pytest.mark.parametrize("how", ["random", "l1", "thinet", "slimming", "magnitude", "lcp"])
 @pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.by_day(3)
+@pytest.mark.by_day(2)
 def test_every_kind_of_method_keeps_it(how, steps, digits):
     model = topiarist.load_model(door.NET)
     weights = make(how).granularity == "weight"
@@ -256,7 +256,7 @@ def unlike(model: nn.Module, plain: nn.Module, part: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.by_day(3)
+@pytest.mark.by_day(1)
 def test_what_is_excluded_trains_as_without_the_method(name):
     method = make(name.partition(" ")[0], **METHODS[name])
     for exclude in ("a", "a.*", ("a.0", "a.3", "a.8")):

@@ -42,6 +42,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", [WEIGHTS_FILE, "model.gates.safetensors"])
+@pytest.mark.by_day(2)
 def test_every_changed_bit_is_noticed(name: str, folder: Path) -> None:
     load(make, folder)
     whole = (folder / name).read_bytes()

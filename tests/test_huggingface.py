@@ -195,6 +195,7 @@ def test_a_pipeline_takes_the_loaded_model(transformers: ModuleType, cases: dict
         assert answer["score"] == pytest.approx(float(shares.max()), abs=1e-6)
 
 
+@pytest.mark.nightly
 def test_models_alone(transformers: ModuleType, cases: dict[str, Case], tmp_path: Path) -> None:
     """Of a model without its result nobody knows whether a number that differs matters; zeros alone change none."""
     case, inputs = cases["vit"], NETWORKS["vit"].inputs
@@ -210,6 +211,7 @@ def test_models_alone(transformers: ModuleType, cases: dict[str, Case], tmp_path
     assert "nothing changed" in str(saved)
 
 
+@pytest.mark.nightly
 def test_narrower_heads_have_a_scale_that_no_configuration_states(cases: dict[str, Case], tmp_path: Path) -> None:
     """The configuration of ViT does not state their width; its network asks it for one."""
     case, inputs = cases["vit"], NETWORKS["vit"].inputs

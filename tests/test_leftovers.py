@@ -44,7 +44,7 @@ def trained(name: str, fields: dict[str, Any], folder: Path) -> tuple[nn.Module,
 
 
 @pytest.mark.parametrize(("name", "fields", "budget"), GATED)
-@pytest.mark.by_day(2)
+@pytest.mark.by_day(1)
 def test_a_network_from_its_file_is_pruned_as_the_trained_one(
     name: str, fields: dict[str, Any], budget: Budget, tmp_path: Path
 ) -> None:

@@ -161,6 +161,7 @@ def test_every_method_says_what_it_is(name):
 
 
 @every_method
+@pytest.mark.by_day(12)
 def test_scores_have_the_shape_of_the_groups_and_repeat(name):
     model = block()
     graph = topiarist.trace(model, X[:1])
@@ -186,6 +187,7 @@ def permuted(model, graph, orders):
 
 
 @every_method
+@pytest.mark.by_day(12)
 def test_scores_move_with_the_units(name):
     method = lawful(name)
     if not method.needs:
@@ -213,6 +215,7 @@ def test_scores_move_with_the_units(name):
 
 
 @every_method
+@pytest.mark.by_day(12)
 def test_scores_do_not_depend_on_how_the_data_comes(name):
     model, method = block(), lawful(name)
     graph = topiarist.trace(model, X[:1])
@@ -226,6 +229,7 @@ def test_scores_do_not_depend_on_how_the_data_comes(name):
 
 
 @every_method
+@pytest.mark.by_day(12)
 def test_every_method_meets_a_budget(name):
     model, method = block(), lawful(name)
     graph = topiarist.trace(model, X[:1])

@@ -41,6 +41,7 @@ def test_yaml_to_value_to_flags_to_json_to_value() -> None:
 
 
 @pytest.mark.parametrize("name", names())
+@pytest.mark.by_day(12)
 def test_every_method_makes_the_way(name: str) -> None:
     request = Pruning.of(name, Budget(ratio=0.5))
     assert typed(request) == request

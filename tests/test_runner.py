@@ -119,6 +119,7 @@ def script(tmp_path, *words):
 
 
 @pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
 def test_a_killed_run_goes_on(tmp_path, workers):
     (tmp_path / "out").mkdir()
     killed = script(tmp_path, workers, "run")

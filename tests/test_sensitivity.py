@@ -158,7 +158,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "model.safetensors"
 
 
-@pytest.mark.by_day(1)
+@pytest.mark.nightly
 def test_the_command_writes_what_the_function_finds(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

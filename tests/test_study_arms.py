@@ -77,7 +77,7 @@ def test_arms_are_told_apart_and_compared_with_arms_that_there_are() -> None:
 @pytest.mark.parametrize(
     "pruning", [{"method": "l1", "budget": {"macs": 0.5}}, {"method": "magnitude", "budget": {"ratio": 0.2}}]
 )
-@pytest.mark.by_day(1)
+@pytest.mark.nightly
 def test_a_ticket_starts_from_the_initial_weights_and_its_companion_from_others(
     tmp_path: Path, pruning: dict[str, Any]
 ) -> None:

@@ -171,7 +171,7 @@ def test_built_masks_have_the_weights_that_pruning_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pruning", [SETTINGS["prunings"][0], WEIGHTS[0]])
-@pytest.mark.by_day(1)
+@pytest.mark.nightly
 def test_a_transferred_pattern_is_that_of_the_source(tmp_path: Path, pruning: dict[str, Any]) -> None:
     budget = {"params": 0.3} if pruning["method"]["name"] == "slimming" else {"ratio": 0.1}
     source = {"network": DEEPER, "budget": budget}

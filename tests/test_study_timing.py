@@ -173,6 +173,7 @@ def test_several_targets_and_one_that_cannot_take_a_network(tmp_path: Path, cloc
     assert all(row["latency_ms"] is None for row in found["rows"])
 
 
+@pytest.mark.nightly
 def test_the_networks_of_a_study_are_really_timed(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     study = Study.of({**SMALL, "prunings": SETTINGS["prunings"][:1], "targets": "onnxruntime"})

@@ -91,7 +91,7 @@ def test_a_wrapped_model_is_pruned_as_the_network_within(wrapper, tmp_path):
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-@pytest.mark.by_day(3)
+@pytest.mark.by_day(2)
 def test_each_step_takes_a_wrapped_model(wrapper):
     data, model = corners(), net()
     wrapped = WRAPPERS[wrapper](net())

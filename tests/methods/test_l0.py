@@ -159,6 +159,7 @@ def test_the_paper_s_gates_are_those_of_maps_inputs_and_flattened_features(case,
     assert open_penalty(case, inputs=True)[2] == gates
 
 
+@pytest.mark.nightly
 def test_the_penalty_is_the_number_of_weights_that_samples_leave():
     """By brute force: with gates on all inputs each weight is multiplied by the gate that it counts behind."""
     model = mlp()

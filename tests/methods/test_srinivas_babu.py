@@ -117,6 +117,7 @@ def by_loops(model, left, normalised=True):
 
 @pytest.mark.parametrize("normalised", [True, False])
 @pytest.mark.parametrize("left", [1, 3, 6, 8])
+@pytest.mark.by_day(4)
 def test_merges_agree_with_loops_over_the_whole_matrix(normalised, left):
     model, x = linear(nn.ReLU(), units=9)
     graph = topiarist.trace(model, x[:1])
