@@ -85,7 +85,8 @@ def refuse_frozen(model: object) -> None:
     if type(model).__name__ == "ExportedProgram" or _is_exported(model):
         raise TopiaristError(f"an exported program cannot be cut; {given}, and export the pruned one")
     if not isinstance(model, nn.Module):
-        raise TopiaristError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
+        remedy = "call it, and give what it returns" if callable(model) else "give a network"
+        raise TopiaristError(f"the model must be a torch.nn.Module, not {type(model).__name__}: {remedy}")
     if isinstance(model, torch.jit.ScriptModule):
         raise TopiaristError(f"a scripted model cannot be cut; {given}")
     for name, module in model.named_modules():
