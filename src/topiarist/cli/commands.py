@@ -208,7 +208,7 @@ def bench(
 
     Args:
         networks: names of models as for inspect, folders that prune wrote, or ONNX files.
-        targets: runtimes, such as torch,onnxruntime.
+        targets: runtimes, of torch, torch.compile, torch.export, onnxruntime, openvino and sparse.
         threads: of the CPU; several numbers are several settings.
         batch: examples of one run; several numbers are several settings.
         input: shape of an input, as 1,3,32,32 or 3x32x32, or NAME=SHAPE; by default that of the data.
