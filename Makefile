@@ -33,7 +33,7 @@ test: $(STAMP) ## Style, types and tests, side by side
 pytest: $(STAMP)
 	$(PYTEST)
 
-nightly: $(STAMP) ## All tests, those too slow for the day as well, with ten times the random networks
+nightly: $(STAMP) ## All tests, those too slow for the day as well, with many more random networks
 	HYPOTHESIS_PROFILE=nightly $(PYTEST)
 
 docs: $(STAMP) ## Build the documentation into site/
