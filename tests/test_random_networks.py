@@ -112,6 +112,7 @@ def test_cut_is_mask_for_any_keep_of_any_network(plan: Plan, seed: int, most: in
 
 @settings(max_examples=(4 if NIGHT else 2) * settings().max_examples)
 @given(st.integers(0, 2**32), MOST)
+@example(24653011, 1)  # a product over an axis that was expanded, and meets its units only behind it
 @example(4985, 1)  # two splits written at one place, of channels and of what no unit sits on
 def test_cut_is_mask_for_any_keep_of_any_program(seed: int, most: int) -> None:
     model = Program(seed)

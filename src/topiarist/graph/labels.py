@@ -97,6 +97,12 @@ def labelled(vector: Vector) -> TypeGuard[Labels]:
     return isinstance(vector, np.ndarray)
 
 
+def bound(vector: Vector) -> Labels | None:
+    """Returns the labels of an axis; of one that was expanded, those that it met."""
+    vector = vector.root().bound if isinstance(vector, Free) else vector
+    return vector if labelled(vector) else None
+
+
 class LabelAlgebra:
     """Unions and lines as a network is run; nothing is solved here (see `lines.py`).
 

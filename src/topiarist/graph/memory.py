@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from topiarist.graph.inputs import call_model, named_tensors
-from topiarist.graph.labels import Free, Labels, Vector, labelled
+from topiarist.graph.labels import Vector, bound
 
 
 class Storage(NamedTuple):
@@ -119,7 +119,7 @@ class Timeline:
     @staticmethod
     def of(storages: Sequence[Storage], classes: np.ndarray) -> Timeline:
         """Builds the arrays of storages; `classes` gives the class of each label."""
-        known = [[vector for each in storage.vectors if (vector := _bound(each)) is not None] for storage in storages]
+        known = [[vector for each in storage.vectors if (vector := bound(each)) is not None] for storage in storages]
         distinct = list({id(vector): vector for vectors in known for vector in vectors}.values())
         index = {id(vector): k for k, vector in enumerate(distinct)}
         rows = [[index[id(vector)] for vector in vectors] for vectors in known]
@@ -155,9 +155,3 @@ class Timeline:
     def peak(self, dead: np.ndarray) -> float:
         """Returns the most bytes that are held at any time."""
         return float(self.over_time(dead).max(initial=0.0))
-
-
-def _bound(vector: Vector) -> Labels | None:
-    """Returns the labels of an axis; of one that was expanded, those that it met."""
-    vector = vector.root().bound if isinstance(vector, Free) else vector
-    return vector if labelled(vector) else None

@@ -9,7 +9,7 @@ fills the `Record`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ from topiarist.graph.code.branches import Taken
 from topiarist.graph.code.places import Site, line_of_code, trails_here
 from topiarist.graph.dropins import DESCRIBED
 from topiarist.graph.inputs import call_model, named_tensors, tensors_in
-from topiarist.graph.labels import Free, LabelAlgebra, Labels, Request, Vector, labelled
+from topiarist.graph.labels import Free, LabelAlgebra, Labels, Request, Vector, bound, labelled
 from topiarist.graph.memory import Lifetimes
 from topiarist.graph.norms import Norms
 from topiarist.graph.record import Contraction, Mark, Record, Source, Statistic, Traced
@@ -89,12 +89,17 @@ class Tracer:
         self.memory = remembering(model)
         self.descent = Descent(model, inputs)
         self.lifetimes = Lifetimes(model) if self._runs == 1 else None
+        self._products: list[tuple[tuple[tuple[int, Vector], ...], str | None, str, str]] = []
 
     def finish(self, outputs: Sequence[Tensor], *, training: bool) -> None:
         """Notes what the network returned, in eval or in training mode: it is read once more, and keeps its shape."""
         if self.lifetimes is not None:
             self.record.storages = self.lifetimes.finish()
         self.descent.finish(outputs)
+        for axes, weight, module, stage in self._products:
+            # Only now is it known which labels an expanded axis met.
+            factors = tuple(length if (known := bound(vector)) is None else known for length, vector in axes)
+            self.record.contractions.append(Contraction(factors, weight, module, stage))
         if self._runs == 1:
             self.record.blocks, self.record.irremovable = self.descent.residual_blocks()
         self._tie_descriptive_attributes()
@@ -206,11 +211,8 @@ class Tracer:
         self, *factors: int | Vector | tuple[int, Vector], weight: str | None = None, stage: str = ""
     ) -> None:
         """Notes a product; a factor is a number, or the length and vector of an axis."""
-        kept: list[int | Labels] = []
-        for factor in factors:
-            length, vector = factor if isinstance(factor, tuple) else (factor, None)
-            kept.append(vector if labelled(vector) else length)  # type: ignore[arg-type]
-        self.record.contractions.append(Contraction(tuple(kept), weight, self.stack.top, stage))
+        axes = tuple(factor if isinstance(factor, tuple) else (cast("int", factor), None) for factor in factors)
+        self._products.append((axes, weight, self.stack.top, stage))
 
     def note_mixing(self, kind: str, vectors: Sequence[Vector]) -> None:
         """Notes the vectors of its input that an operator runs over, which mixes positions."""
