@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn, optim
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import StepLR
@@ -51,8 +55,9 @@ def test_the_loss_of_the_model_before_the_cut_is_refused() -> None:
     assert distance(small, before) > 1e-4
 
 
-def test_mixed_precision_continues_as_after_loading_a_checkpoint() -> None:
-    """With a gradient scaler, cut between its unscaling and its step, bit by bit."""
+@pytest.mark.parametrize("unscaled", [True, False])
+def test_mixed_precision_continues_as_after_loading_a_checkpoint(unscaled: bool) -> None:
+    """With a gradient scaler, cut before its unscaling or between it and the step, bit by bit."""
 
     def backward(model: nn.Module) -> None:
         with torch.autocast("cpu", torch.bfloat16):
@@ -66,12 +71,13 @@ def test_mixed_precision_continues_as_after_loading_a_checkpoint() -> None:
     scaler.step(optimizer)
     scaler.update()
     backward(model)
-    scaler.unscale_(optimizer)
+    if unscaled:
+        scaler.unscale_(optimizer)
     small = cut(model, graph(), keep(), optimizer)
     twin = copy.deepcopy(small)
     other = likewise(optimizer, lambda net: optim.AdamW(net.parameters()), twin)
     for parameter, same in zip(small.parameters(), twin.parameters(), strict=True):
-        same.grad = parameter.grad.clone()
+        same.grad = parameter.grad / (1 if unscaled else 256)
     before = copy.deepcopy(small)
     scaler.step(optimizer)
     other.step()
@@ -209,15 +215,56 @@ def test_a_pruning_that_trains_or_rewinds_needs_a_new_optimiser() -> None:
         prune(model, X[:2], "l1", 0.5).carry_over(nn.Linear(2, 2), optimizer)
 
 
-def test_a_distributed_model_is_refused(tmp_path: Any) -> None:
+@pytest.fixture
+def one_of_many(tmp_path: Path) -> Iterator[DeviceMesh]:
+    """One process that is a whole group."""
     torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'group'}", rank=0, world_size=1)
-    try:
-        model = Net()
-        optimizer = OPTIMIZERS["adam"](model.parameters())
-        with pytest.raises(TopiaristError, match=r"give the network within, model.module, and wrap the smaller one"):
-            cut(nn.parallel.DistributedDataParallel(model), graph(), keep(), optimizer)
-        fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
-        with pytest.raises(TopiaristError, match="sharded"):
-            cut(model, graph(), keep(), OPTIMIZERS["adam"](model.parameters()))
-    finally:
-        torch.distributed.destroy_process_group()
+    yield torch.distributed.init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+class Parallel(nn.parallel.DistributedDataParallel):
+    """As libraries derive theirs."""
+
+
+@pytest.mark.parametrize("wrapper", [nn.parallel.DistributedDataParallel, Parallel])
+def test_the_optimiser_of_a_wrapper_that_would_stay_behind_is_refused(one_of_many: DeviceMesh, wrapper: Any) -> None:
+    model = Net()
+    optimizer = OPTIMIZERS["adam"](model.parameters())
+    with pytest.raises(TopiaristError, match=r"give the network within, model.module, and wrap the smaller one"):
+        cut(wrapper(model), graph(), keep(), optimizer)
+    assert optimizer.param_groups[0]["params"] == list(model.parameters())
+
+
+def test_a_sharded_model_is_refused_also_while_it_is_whole(one_of_many: DeviceMesh) -> None:
+    result, model = prune(Net(), X[:2], "l1", 0.5), fully_shard(Net(), mesh=one_of_many)
+    optimizer = OPTIMIZERS["adam"](model.parameters())
+    doors = {
+        "cut": lambda: cut(model, graph(), keep()),
+        "cut in training": lambda: cut(model, graph(), keep(), optimizer),
+        "carry over": lambda: result.carry_over(model, optimizer),
+        "prune": lambda: prune(model, X[:2], "l1", 0.5),
+        "trace": lambda: trace(model, X[:2]),
+    }
+    for whole in (False, True):
+        if whole:  # as its parameters are between forward and backward
+            model(X)
+        assert whole == all(type(parameter) is nn.Parameter for parameter in model.parameters())
+        for door in doors.values():
+            with pytest.raises(TopiaristError, match=r"sharded \(FSDP\).*full_state_dict"):
+                door()
+
+
+def test_parts_of_an_optimiser_or_an_average_are_refused(one_of_many: DeviceMesh) -> None:
+    plain, model = Net(), fully_shard(Net(), mesh=one_of_many)
+    shadow, parallel = dict(model.named_parameters()), nn.parallel.DistributedDataParallel(plain)
+    shared = ZeroRedundancyOptimizer(parallel.parameters(), optim.Adam, lr=0.01)
+    for training, match in (
+        (OPTIMIZERS["adam"](model.parameters()), r"of this Adam are sharded \(FSDP\).*load get_optimizer_state_dict"),
+        (shadow, r"of the average is sharded \(FSDP\): give its full_tensor"),
+        (shared, r"ZeroRedundancyOptimizer shares its state .*load its consolidated state_dict"),
+    ):
+        with pytest.raises(TopiaristError, match=match):
+            cut(plain, graph(), keep(), training)
+    assert all(held is parameter for held, parameter in zip(shadow.values(), model.parameters(), strict=True))
+    assert shared.param_groups[0]["params"] == list(plain.parameters())

@@ -58,7 +58,7 @@ from topiarist.graph.selector import SELECTOR, ChannelSelector, declare_selector
 from topiarist.graph.sizes import Attribute, assign_attributes
 from topiarist.graph.solution import CORRECTIONS, GUARD, INFERRED, Correction, Corrections, Ratio
 from topiarist.graph.tracing import check_finite, regroup, trace
-from topiarist.graph.wrappers import unwrapped, unwrapped_names
+from topiarist.graph.wrappers import class_names, is_sharded, unwrapped, unwrapped_names
 
 __all__ = [
     "ALONE",
@@ -110,6 +110,7 @@ __all__ = [
     "check_finite",
     "check_plain",
     "checked_keep",
+    "class_names",
     "compiled",
     "converted",
     "counted",
@@ -120,6 +121,7 @@ __all__ = [
     "hindrance",
     "is_norm",
     "is_own",
+    "is_sharded",
     "kept_positions",
     "labelled",
     "map_floats",

@@ -23,6 +23,9 @@ INNER = {
 }
 """Class of a wrapper → its attribute that is the network. By name, so that none of them has to be imported."""
 
+_SHARDING = {"FullyShardedDataParallel", "FSDPModule"}
+"""Classes of modules that give each process a part of every parameter, but for the moment of a forward."""
+
 
 def unwrapped(model: M) -> M:
     """Returns the network within a model, with the same tensors: not compiled, not parallel, not averaging.
@@ -34,13 +37,22 @@ def unwrapped(model: M) -> M:
     """
     if not isinstance(model, nn.Module):
         return model
-    names = {type(module).__name__ for module in model.modules()}
-    if "FullyShardedDataParallel" in names or any(type(p).__name__ == "DTensor" for p in model.parameters()):
+    if class_names(model) & _SHARDING or any(map(is_sharded, model.parameters())):
         raise TopiaristError(
             "the model's parameters are sharded (FSDP), and no process has all of them; prune before sharding, or load "
             "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)) into a plain copy"
         )
     return _plain(model)
+
+
+def class_names(model: nn.Module) -> set[str]:
+    """Returns the names of the classes of a network's modules, and of the bases of these classes."""
+    return {base.__name__ for kind in {type(module) for module in model.modules()} for base in kind.__mro__}
+
+
+def is_sharded(value: object) -> bool:
+    """Returns whether a value is a tensor of which this process has a part."""
+    return type(value).__name__ == "DTensor"
 
 
 def _plain(model: M) -> M:

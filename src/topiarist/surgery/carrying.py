@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from topiarist.errors import TopiaristError
 from topiarist.files import shown
-from topiarist.graph import named_tensors, unwrapped
+from topiarist.graph import class_names, is_sharded, named_tensors, unwrapped
 from topiarist.surgery.optimizer_state import cut_state, layouts_of
 from topiarist.surgery.plans import Plan, apply_plan
 
@@ -45,7 +45,7 @@ def carry_over(model: nn.Module, smaller: nn.Module, work: Plan, training: Seque
     Raises:
         TopiaristError: one of them is of another network, or cannot be cut; or the model is distributed.
     """
-    if any(type(module).__name__ == "DistributedDataParallel" for module in model.modules()):
+    if "DistributedDataParallel" in class_names(model):
         raise TopiaristError(
             "the model is wrapped in DistributedDataParallel, which holds the tensors of before: give the network "
             "within, model.module, and wrap the smaller one"
@@ -102,6 +102,7 @@ def _changes(given: Any, swap: _Swap) -> Iterator[Change]:
     """Yields what one optimiser or average needs."""
     optimizer, module = as_optimizer(given), getattr(given, "module", None)
     if optimizer is not None:
+        _check_gathered(optimizer)
         if not any(id(p) in swap.names for group in optimizer.param_groups for p in group["params"]):
             raise TopiaristError(
                 f"this {type(optimizer).__name__} holds no parameter of this model: give the optimizer that trains it"
@@ -117,6 +118,22 @@ def _changes(given: Any, swap: _Swap) -> Iterator[Change]:
             f"{type(given).__name__} is not known here: give optimizers, averages with the network in .module, and "
             "dicts of name and tensor (schedulers and gradient scalers follow their optimizer; a copy of the model is "
             "cut by topiarist.cut)"
+        )
+
+
+def _check_gathered(optimizer: Optimizer) -> None:
+    """Raises where a process has a part of what an optimiser remembers, which it cannot cut alone."""
+    kind = type(optimizer).__name__
+    if any(is_sharded(parameter) for group in optimizer.param_groups for parameter in group["params"]):
+        raise TopiaristError(
+            f"the parameters of this {kind} are sharded (FSDP), and no process has all of them: load "
+            "get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True)) into an "
+            "optimizer of the plain model, and give that"
+        )
+    if any(base.__name__ == "ZeroRedundancyOptimizer" for base in type(optimizer).__mro__):
+        raise TopiaristError(
+            f"{kind} shares its state among the processes, and none has all of it: load its consolidated state_dict() "
+            "into a plain optimizer of the model, give that, and load the cut state into a new one"
         )
 
 
@@ -190,6 +207,8 @@ def _check_average(values: Mapping[str, Any], own: Mapping[str, Tensor]) -> None
     """Raises where an average is of another network."""
     for name in {**own, **values}:
         value = values.get(name)
+        if is_sharded(value):
+            raise TopiaristError(f"{shown(name)} of the average is sharded (FSDP): give its full_tensor()")
         if name not in own or not isinstance(value, Tensor) or value.shape != own[name].shape:
             raise TopiaristError(
                 f"the average is of another network, it differs in {shown(name)}: give the average of this model"
