@@ -18,7 +18,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)#\s]+)")
 NAMED = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-OTHERS = ("benchmarks/*.md", "studies/*.md", "studies/*.yaml", "examples/*.py", "LICENSE")
+OTHERS = ("benchmarks/*.md", "benchmarks/*.svg", "studies/*.md", "studies/*.yaml", "examples/*.py", "LICENSE")
 
 
 @cache
