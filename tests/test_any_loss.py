@@ -110,9 +110,9 @@ def test_what_cannot_be_measured_is_refused_in_a_sentence(data, loss, message):
     assert "\n" not in str(error.value)
 
 
-def test_training_takes_a_data_set():
+def test_training_refuses_targets_that_its_loss_does_not_take():
     request = Pruning.of("slimming", 0.5, sparse_training=Recipe(epochs=1))
-    with pytest.raises(TopiaristError, match=r"trains on a topiarist\.Data, but got list"):
+    with pytest.raises(TopiaristError, match=r"cross entropy takes classes.*give loss="):
         topiarist.prune(network(), X[:1], request, data=[(X, IMAGES)])
 
 

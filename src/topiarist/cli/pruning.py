@@ -223,6 +223,7 @@ def _finetuned(plan: Plan, done: Pruned) -> float | None:
             done.model,
             plan.source.data,
             plan.finetune,
+            teacher=done.trained if plan.finetune.distillation else None,
             seed=plan.source.seed,
             graph=done.graph if sparse else None,
             keep=done.keep if sparse else None,

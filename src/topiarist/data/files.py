@@ -80,7 +80,7 @@ def read_folder(source: str, _seed: int, *, size: int | None = None) -> dict[str
     """Returns the images of ``train/CLASS/`` and ``test/CLASS/``; grey where all of them are, else in colour.
 
     Args:
-        source: the folder that holds ``train`` and ``test``.
+        source: the folder that holds ``train``, and ``test`` or, where that is missing, ``val``.
         size: height and width that every image is resized to; by default the first image's.
 
     Raises:
@@ -90,11 +90,12 @@ def read_folder(source: str, _seed: int, *, size: int | None = None) -> dict[str
     root = Path(source).expanduser()
     if size is not None and (type(size) is not int or size < 1):
         raise TopiaristError(f"size is {shown(size)}, but must be the side of the images in pixels")
-    listed = {split: _list_images(root / split) for split in ("train", "test")}
+    held_out = "val" if os.path.isdir(root / "val") and not os.path.isdir(root / "test") else "test"
+    listed = {split: _list_images(root / place) for split, place in (("train", "train"), ("test", held_out))}
     numbers = {label: number for number, label in enumerate(sorted({label for label, _ in listed["train"]}))}
     if unknown := sorted({label for label, _ in listed["test"]} - set(numbers)):
         raise TopiaristError(
-            f"{root}/test has the class {shown(unknown[0])} that train lacks: give it training images too"
+            f"{root}/{held_out} has the class {shown(unknown[0])} that train lacks: give it training images too"
         )
     import_package("PIL", "vision")
     files = [path for entries in listed.values() for _, path in entries]

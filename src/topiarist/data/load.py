@@ -30,7 +30,8 @@ def load_data(spec: str, seed: int = 0, **options: Any) -> Data:
     Args:
         spec: ``digits`` (scikit-learn's 8x8 digits, 1297 for training and 500 for test) or ``digits:SIZE`` (resized);
             ``npz:PATH`` with the arrays ``train_x``, ``train_y``, ``test_x`` and ``test_y``; ``folder:PATH`` with
-            images in ``train/CLASS/`` and ``test/CLASS/``; ``torchvision:NAME``. ``?key=value`` may follow.
+            images in ``train/CLASS/`` and ``test/CLASS/`` (or ``val/CLASS/``); ``torchvision:NAME``. ``?key=value`` may
+            follow.
         seed: decides which digits are for training; the other sets come with a split of their own.
         options: ``augment`` for all (``"crop-flip"``, ``"crop"`` or ``None``; by default ``"crop-flip"`` for colour
             images and ``None`` for grey ones); ``train`` for all: how many training examples are drawn (all by

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from topiarist.errors import TopiaristError
 from topiarist.graph import tensors_in
 
 Inputs = Any
@@ -37,9 +39,49 @@ def inputs_and_target(batch: Batch) -> tuple[Inputs, Target]:
     return batch, None
 
 
+def inputs_and_labels(batch: Batch) -> tuple[Inputs, Target]:
+    """Returns the two parts of a batch; the target of a dict of arguments is its entry ``labels``."""
+    inputs, target = inputs_and_target(batch)
+    return inputs, inputs.get("labels") if target is None and isinstance(inputs, dict) else target
+
+
+def batches_in(data: Iterable[Batch], size: int, *, shuffled: bool = False) -> Iterable[Batch]:
+    """Returns the batches of a loader or list as they are, and those that a data set of single examples is split into.
+
+    Args:
+        data: batches that can be read several times, or a map-style `torch.utils.data.Dataset` or ``datasets.Dataset``.
+        size: examples in a batch, where they are batched here.
+        shuffled: whether their order is drawn anew for each pass, from torch's random state.
+
+    Raises:
+        TopiaristError: it is neither, or can be read once only.
+    """
+    kind = type(data).__name__
+    if isinstance(data, str | bytes | Tensor | Mapping) or not (hasattr(data, "__iter__") or isinstance(data, Dataset)):
+        raise TopiaristError(
+            f"data must be a topiarist.Data or batches, but got {kind}: use load_data, Data.of with your own tensors, "
+            "or a DataLoader or list of pairs (inputs, target)"
+        )
+    if hasattr(data, "with_format"):  # of datasets.Dataset, whose examples are lists of numbers before that
+        return DataLoader(data.with_format("torch"), batch_size=size, shuffle=shuffled)
+    if not isinstance(data, Dataset):
+        if isinstance(data, Iterator):  # asking a loader for one would start its workers
+            raise TopiaristError(f"data are read more than once, and a {kind} only once: give a DataLoader or a list")
+        return data
+    return DataLoader(data, batch_size=size, shuffle=shuffled and not isinstance(data, IterableDataset))
+
+
 def batch_size(inputs: Inputs) -> int:
-    """Returns how many examples there are in the inputs of a batch."""
-    return len(tensors_in(inputs)[0])
+    """Returns how many examples there are in the inputs of a batch.
+
+    Raises:
+        TopiaristError: they hold no tensor of examples.
+    """
+    tensors = tensors_in(inputs)
+    if not tensors or not tensors[0].ndim:
+        kind = "a number" if tensors else f"of type {type(inputs).__name__} without a tensor"
+        raise TopiaristError(f"the inputs of a batch are {kind}: yield tensors with the examples along the first axis")
+    return len(tensors[0])
 
 
 def first_examples(batches: Iterable[Batch], count: int) -> Iterator[Batch]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from topiarist.errors import TopiaristError
 from topiarist.files import shown, suggestion
 from topiarist.graph import Graph, call_model, check_finite, check_plain, unwrapped
 from topiarist.measure.batches import Batch, batch_size, device_of, inputs_and_target, mode, to_device
-from topiarist.measure.evaluation import Loss, cross_entropy
+from topiarist.measure.evaluation import Loss, cross_entropy, one_number
 from topiarist.measure.processes import batches_of_rank, rank_and_world_size, sum_over_processes
 from topiarist.measure.statistics import STATISTICS, Statistic, Watch
 
@@ -207,24 +207,12 @@ def _measure(
                         "gradients need targets: pass batches as pairs (inputs, target), or loss= where the model "
                         "computes it, as lambda output, _: output.loss"
                     )
-                watch.backward(_mean(loss(output, to_device(target, device))) * batch_size(inputs))
+                watch.backward(one_number(loss(output, to_device(target, device))) * batch_size(inputs))
             del output  # and the graph with it, before the next batch needs the memory
             if not counts:
                 watch.sums = {key: torch.zeros_like(total) for key, total in watch.sums.items()}
     if not seen:
         raise TopiaristError("there is no batch in the data: pass at least one")
-
-
-def _mean(loss: Any) -> Tensor:
-    """Returns a loss.
-
-    Raises:
-        TopiaristError: it is not one number.
-    """
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        kind = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise TopiaristError(f"loss must return one number, the mean over the examples, but it returned {kind}")
-    return loss.reshape(())
 
 
 def _statistics(needs: Collection[str | Statistic]) -> list[Statistic]:

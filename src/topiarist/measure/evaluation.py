@@ -14,7 +14,8 @@ from topiarist.data import Data, Split
 from topiarist.errors import TopiaristError
 from topiarist.files import one_line, shown
 from topiarist.graph import call_model, tensors_in
-from topiarist.measure.batches import Batch, Target, device_of, inputs_and_target, mode, to_device
+from topiarist.measure.batches import Batch, Target, batches_in, device_of, inputs_and_labels, mode, to_device
+from topiarist.measure.metrics import Metric, measured
 
 Loss = Callable[[Any, Target], Tensor]
 """``(output, target)`` → the mean over the examples of the batch, a scalar."""
@@ -45,11 +46,19 @@ def class_scores(output: object, *, plain: bool = False) -> Tensor:
     if plain and (not isinstance(output, Tensor) or output.ndim != 2):
         kind = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise TopiaristError(f"the model yields {kind}; use a classifier that yields scores (N, classes)")
+    scores = _scores(output)
+    if scores is None:
+        raise TopiaristError(f"the model yields a {type(output).__name__} without a tensor; use one that yields scores")
+    return scores
+
+
+def _scores(output: object) -> Tensor | None:
+    """Returns an output's ``logits``, or its first tensor, if it has one."""
     output = output.get("logits", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
-    return tensors_in(output)[0]
+    return next(iter(tensors_in(output)), None)
 
 
-def cross_entropy(output: object, target: Target) -> Tensor:
+def cross_entropy(output: object, target: Target, label_smoothing: float = 0.0) -> Tensor:
     """Returns the mean cross entropy of the class scores in a model's output.
 
     Raises:
@@ -60,9 +69,22 @@ def cross_entropy(output: object, target: Target) -> Tensor:
         kind = f"of {target.dtype} {tuple(target.shape)}" if isinstance(target, Tensor) else type(target).__name__
         raise TopiaristError(
             f"cross entropy takes classes, and the targets are {kind} beside an output {tuple(scores.shape)}: give "
-            "loss=, a function of the model's output and the targets, such as torch.nn.functional.mse_loss"
+            "loss= (or metric= to evaluate), a function of the model's output and the targets, such as "
+            "torch.nn.functional.mse_loss"
         )
-    return F.cross_entropy(scores, target)
+    return F.cross_entropy(scores, target, label_smoothing=label_smoothing)
+
+
+def one_number(loss: Any) -> Tensor:
+    """Returns a loss.
+
+    Raises:
+        TopiaristError: it is not one number.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        kind = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise TopiaristError(f"loss must return one number, the mean over the examples, but it returned {kind}")
+    return loss.reshape(())
 
 
 def _are_classes(target: Target, scores: Tensor) -> bool:
@@ -73,6 +95,23 @@ def _are_classes(target: Target, scores: Tensor) -> bool:
         return target.shape == (scores.shape[0], *scores.shape[2:])
     shares = target.shape == scores.shape and bool((target >= 0).all())
     return shares and torch.allclose(target.sum(1), torch.ones_like(target.sum(1)), atol=1e-3)
+
+
+@torch.no_grad()
+def right_examples(output: object, target: Target) -> Tensor | None:
+    """Returns of how many examples the highest score is the right class, shares of an example where it has several.
+
+    ``None`` where the targets are no classes.
+    """
+    scores = _scores(output)
+    if (
+        scores is None
+        or not isinstance(target, Tensor)
+        or target.is_floating_point()
+        or not _are_classes(target, scores)
+    ):
+        return None
+    return (scores.argmax(1) == target).sum() * (len(target) / max(target.numel(), 1))
 
 
 @torch.no_grad()
@@ -87,49 +126,69 @@ def evaluate_batches(model: nn.Module, batches: Iterable[Batch]) -> Evaluation:
         TopiaristError: there is no example, or no target.
     """
     device = device_of(model)
-    results: list[tuple[Tensor, Tensor, int, int]] = []  # on the device until all batches are under way
+    results: list[tuple[Tensor, Tensor | None, int]] = []  # on the device until all batches are under way
     with mode(model, training=False):
         for batch in batches:
-            inputs, target = inputs_and_target(batch)
+            inputs, target = inputs_and_labels(batch)
             if target is None:
                 raise TopiaristError("an evaluation needs targets: pass batches as pairs (inputs, target)")
             output, target = call_model(model, to_device(inputs, device)), to_device(target, device)
-            right = (class_scores(output).argmax(1) == target).sum()
-            results.append((cross_entropy(output, target), right, len(target), target.numel()))
+            results.append((cross_entropy(output, target), right_examples(output, target), len(target)))
     loss, hits, seen = 0.0, 0.0, 0
-    for mean, right, examples, targets in results:
+    for mean, right, examples in results:
+        if right is None:
+            raise TopiaristError("the targets are shares of classes: evaluate with metric=, a function of your own")
         loss += float(mean) * examples
-        hits += int(right) * examples / targets
+        hits += float(right)
         seen += examples
     if not seen:
         raise TopiaristError("there is no example to evaluate the network on: pass at least one batch")
     return Evaluation(100.0 * hits / seen, loss / seen if math.isfinite(loss) else math.inf)
 
 
-def accuracy(model: nn.Module, data: Data, split: Split = "test", batch_size: int = 512) -> float:
-    """Returns what `evaluate` does, of a model that is known to fit the data."""
-    if not len(data.test_y if split == "test" else data.train_y):
-        raise TopiaristError(f"the data set {shown(data.name)} has no {split} examples; name a split that has some")
-    return evaluate_batches(model, data.batches(split, batch_size, device=device_of(model))).accuracy
-
-
-def evaluate(model: nn.Module, data: Data, split: Split = "test", batch_size: int = 512) -> float:
-    """Returns the share of examples whose highest score is the right class.
-
-    Args:
-        model: yields class scores ``(N, classes)``; it runs in eval mode.
-        data: the data set; batches go to the model's device.
-        split: ``"test"`` or ``"train"``.
-        batch_size: examples a pass.
-
-    Returns:
-        Accuracy in per cent.
+def nonempty(data: Data, split: Split, batch_size: int, device: torch.device) -> Iterable[Batch]:
+    """Returns the batches of a split.
 
     Raises:
-        TopiaristError: the model does not fit this data, or the split is empty.
+        TopiaristError: it has no example.
     """
-    check_fits(model, data)
-    return accuracy(model, data, split, batch_size)
+    if not len(data.test_y if split == "test" else data.train_y):
+        raise TopiaristError(f"the data set {shown(data.name)} has no {split} examples; name a split that has some")
+    return data.batches(split, batch_size, device=device)
+
+
+def evaluate(
+    model: nn.Module,
+    data: Data | Iterable[Batch],
+    split: Split = "test",
+    batch_size: int = 512,
+    *,
+    metric: Metric | None = None,
+) -> float:
+    """Returns the share of examples whose highest score is the right class, or a metric of your own.
+
+    Args:
+        model: yields class scores ``(N, classes)``, alone or as ``logits``; with a metric, whatever that takes. It runs
+            in eval mode, and the batches are moved to its device.
+        data: a data set; or a `DataLoader`, a list of batches, a torch ``Dataset`` or a ``datasets.Dataset``, whose
+            batches are pairs ``(inputs, target)`` or dicts of arguments with ``labels``.
+        split: of a `topiarist.Data`: ``"test"`` or ``"train"``.
+        batch_size: examples a pass, where the data are no batches yet.
+        metric: ``metric(output, target)`` → the mean over the examples of a batch; or an object with ``update``,
+            ``compute`` and ``reset``, as of torchmetrics.
+
+    Returns:
+        Accuracy in per cent, or the metric.
+
+    Raises:
+        TopiaristError: the model does not fit this data, there is no example, or the metric fails.
+    """
+    if isinstance(data, Data):
+        check_fits(model, data)
+        batches = nonempty(data, split, batch_size, device_of(model))
+    else:
+        batches = batches_in(data, batch_size)
+    return evaluate_batches(model, batches).accuracy if metric is None else measured(model, batches, metric)
 
 
 @torch.no_grad()

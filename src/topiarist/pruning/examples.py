@@ -11,7 +11,7 @@ from torch import Tensor
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
 from topiarist.files import shown
-from topiarist.measure import Batch
+from topiarist.measure import Batch, batches_in
 
 DataOrBatches = Data | Iterable[Batch]
 """A data set, or batches as `topiarist.collect` takes them: a `DataLoader`, a list."""
@@ -38,31 +38,14 @@ class Batches:
 
 def batches_of(data: DataOrBatches | None, batch_size: int, seed: int) -> Iterable[Batch] | None:
     """Returns the batches to measure on: those of a data set, or the given ones as they are."""
-    return Batches(data, batch_size, seed) if isinstance(data, Data) else data
+    if data is None or isinstance(data, Data):
+        return None if data is None else Batches(data, batch_size, seed)
+    return batches_in(data, batch_size)
 
 
-def check_data(data: Any, loss: Any, *, trains: bool) -> None:
-    """Raises where data are neither a data set nor batches that can be read twice, or cannot be trained on.
-
-    Args:
-        data: what the user gave.
-        loss: likewise.
-        trains: whether the pruning trains the network.
-    """
+def check_data(data: Any, loss: Any) -> None:
+    """Raises where data are neither a data set nor batches that can be read twice, or the loss is no function."""
     if loss is not None and not callable(loss):
         raise TopiaristError(f"loss must be a function of the model's output and the targets, but got {shown(loss)}")
-    if data is None or isinstance(data, Data):
-        return
-    kind = type(data).__name__
-    if isinstance(data, str | bytes | Tensor) or not hasattr(data, "__iter__"):
-        raise TopiaristError(
-            f"data must be a topiarist.Data or batches, but got {kind}: use load_data, Data.of with your own tensors, "
-            "or a DataLoader or list of pairs (inputs, target)"
-        )
-    if iter(data) is data:
-        raise TopiaristError(f"data are read more than once, and a {kind} only once: give a DataLoader or a list")
-    if trains:
-        raise TopiaristError(
-            f"the pruning trains on a topiarist.Data, but got {kind}: train before and after it with your own loop "
-            "(topiarist.attach), or give Data.of"
-        )
+    if data is not None and not isinstance(data, Data):
+        batches_in(data, 1)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from topiarist.architecture import Architecture
 from topiarist.budget import Budget, cost
-from topiarist.data import Data
 from topiarist.errors import TopiaristError
 from topiarist.files import shown
 from topiarist.graph import (
@@ -65,10 +64,10 @@ def prune(
             repair, several steps, sparse training or rewinding.
         budget: how much is kept; a number is the fraction of MACs (of weights, for unstructured methods), a mapping
             gives the fields of `Budget`. ``None`` where the method brings its own rule, or the request has a budget.
-        data: needed by methods that measure or train. Where nothing trains, also batches of any kind, such as a
-            `DataLoader`: pairs ``(inputs, target)`` or inputs alone, as for `collect`.
-        loss: of the model's output and a batch's target, the mean over the examples; for methods that measure
-            gradients, where it is not the cross entropy of class scores. It trains nothing.
+        data: needed by methods that measure or train: a data set, or batches of any kind, such as a `DataLoader`:
+            pairs ``(inputs, target)`` or inputs alone, as for `collect` and `topiarist.fit`.
+        loss: of the model's output and a batch's target, the mean over the examples, where it is not the cross entropy
+            of class scores: methods that measure gradients take those of it, and training makes it smaller.
         more_inputs: further examples that take other ways through the model's code, such as optional arguments, a
             cache, or other sizes: the cut is proved on each of them.
         outputs: what counts of what the model returns, as for `trace`: the rest may change its shape.
@@ -116,7 +115,7 @@ def prepared(
     model = unwrapped(model)
     if not isinstance(run, Run):
         raise TopiaristError(f"run must be a topiarist.Run, but got {shown(run)}: write Run(seed=1)")
-    check_data(data, loss, trains=request.trains)
+    check_data(data, loss)
     check_inputs(model, request, data, initial)
     check_plain((example_inputs, *more_inputs), "the example input is")
     if request.budget is not None:
@@ -132,7 +131,7 @@ def prepared(
     units = request.method.units(graph)
     check_units(request, units)
     start = None if initial is None else rewound(model, initial)
-    return Pipeline(request, units, example_inputs, more_inputs, data, loss or cross_entropy, start, run)
+    return Pipeline(request, units, example_inputs, more_inputs, data, loss, start, run)
 
 
 def _request(
@@ -165,12 +164,13 @@ class Pipeline:
         example_inputs: of the network.
         more_inputs: further ones.
         data: what is measured and trained on.
-        loss: whose gradients are measured.
+        loss: whose gradients are measured, and which is trained on; ``None`` for the cross entropy.
         start: the network with its initial values, where it is rewound to them.
         run: seed, batch size, progress.
         choices: what each cut kept, and why.
         stopwatch: prices the network, under a latency budget.
         latency: what such a budget came to.
+        teacher: the unpruned network, which a recipe with distillation follows.
     """
 
     request: Pruning
@@ -178,24 +178,27 @@ class Pipeline:
     example_inputs: Any
     more_inputs: Sequence[Any]
     data: DataOrBatches | None
-    loss: Loss
+    loss: Loss | None
     start: nn.Module | None
     run: Run
     choices: list[Choice] = field(default_factory=list)
     stopwatch: Stopwatch | None = None
     latency: Latency | None = None
+    teacher: nn.Module | None = None
 
     def __post_init__(self) -> None:
         self.epochs = EpochCounter.of(self.run.progress, self.request)
 
     def in_one_cut(self, model: nn.Module) -> Pruned:
         """Prunes in one cut."""
+        self.teacher = model
         trained = self.train(model, self.units, self.units.full(), self.request.budget, 1)
         self.units, keep, proof, smaller = self._cut(trained, self.units, self.request.budget)
         return self._result(self.rewind(smaller, keep), trained, keep, proof)
 
     def in_steps(self, model: nn.Module) -> Pruned:
         """Prunes in several cuts, whose keeps compose into one."""
+        self.teacher = model
         method, steps = self.request.method, self.request.steps
         trained, keep = prune_in_steps(model, self.units, self.request, kept_after(method, steps), self)
         proof, smaller = (
@@ -233,7 +236,7 @@ class Pipeline:
             units,
             batches_of(self.data, run.batch_size, run.seed),
             statistics_needed(self.request),
-            loss=self.loss,
+            loss=self.loss or cross_entropy,
             on_step=run.on_step,
             distributed=run.distributed,
         )
@@ -313,13 +316,15 @@ class Pipeline:
         method: Method | None,
     ) -> nn.Module:
         """Trains in place; pruned weights stay zero, and pruned units are not there."""
-        assert isinstance(self.data, Data), "the inputs were checked"
+        assert self.data is not None, "the inputs were checked"
         sparse = self.request.method.granularity == "weight"
         graph, held = (self.units, keep) if sparse else (graph, None)
         fit(
             model,
             self.data,
             recipe,
+            loss=self.loss,
+            teacher=self.teacher if recipe.distillation else None,
             seed=self.run.seed + step - 1,
             method=method,
             graph=graph,

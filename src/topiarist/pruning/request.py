@@ -199,8 +199,8 @@ class Pruning:
             "method": _plain_method(self.method),
             "budget": None if self.budget is None else self.budget.to_json(),
             "repair": None if self.repair is None else _plain_method(self.repair),
-            "steps": asdict(self.steps),
-            "sparse_training": None if self.sparse_training is None else asdict(self.sparse_training),
+            "steps": {**asdict(self.steps), "training": _plain_recipe(self.steps.training)},
+            "sparse_training": _plain_recipe(self.sparse_training),
             "rewind": self.rewind,
         }
         later = {"allow_blind": self.allow_blind or None, "outputs": _plain_outputs(self.outputs)}
@@ -332,6 +332,10 @@ def _plain_outputs(outputs: Outputs | None) -> Any:
     if callable(outputs):
         raise TopiaristError("a function says what counts as outputs: give names or places where it must be written")
     return list(outputs) if isinstance(outputs, tuple) else outputs
+
+
+def _plain_recipe(recipe: Recipe | None) -> dict[str, Any] | None:
+    return None if recipe is None else recipe.to_json()
 
 
 def _plain_method(method: Method) -> dict[str, Any]:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd as Dropout
 
-from topiarist.measure import mode
+from topiarist.graph import call_model
+from topiarist.measure import Inputs, mode
 
 
 @contextmanager
-def corrected_dropout(model: nn.Module, example: Tensor, removed: Mapping[str, Tensor]) -> Iterator[None]:
+def corrected_dropout(model: nn.Module, example: Inputs, removed: Mapping[str, Tensor]) -> Iterator[None]:
     """Lowers the rate of each dropout while open, by the share of weights that were pruned in the layer behind it.
 
     ``D = D_0 sqrt(C / C_0)``, with ``C`` of the ``C_0`` weights kept in the layer that runs next after the dropout.
@@ -37,7 +38,7 @@ def corrected_dropout(model: nn.Module, example: Tensor, removed: Mapping[str, T
             dropout.p = rate
 
 
-def _next_weights(model: nn.Module, example: Tensor) -> dict[Dropout, str]:
+def _next_weights(model: nn.Module, example: Inputs) -> dict[Dropout, str]:
     """Returns the weight of the layer that runs first after each dropout."""
     waiting: list[Dropout] = []
     following: dict[Dropout, str] = {}
@@ -60,7 +61,7 @@ def _next_weights(model: nn.Module, example: Tensor) -> dict[Dropout, str]:
     ]
     try:
         with mode(model, training=False), torch.no_grad():
-            model(example)
+            call_model(model, example)
     finally:
         for handle in handles:
             handle.remove()

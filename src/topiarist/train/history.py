@@ -14,10 +14,11 @@ class Epoch:
     Attributes:
         epoch: its number, from 1.
         lr: learning rate.
-        loss: mean cross-entropy over the training examples, while it trained.
-        train_accuracy: per cent, over the same.
+        loss: mean over the training examples, while it trained.
+        train_accuracy: per cent, over the same; NaN where their targets are no classes.
         test_accuracy: per cent after the epoch; ``None`` where it was not measured.
         seconds: wall time, evaluation included.
+        test_metric: the metric of the test examples after the epoch; ``None`` where there is none, or it was not due.
     """
 
     epoch: int
@@ -26,6 +27,7 @@ class Epoch:
     train_accuracy: float
     test_accuracy: float | None
     seconds: float
+    test_metric: float | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class History:
     def accuracy(self) -> float:
         """Returns the test accuracy when it was last measured, after the last epoch, per cent; NaN where none was."""
         return next((row.test_accuracy for row in reversed(self.epochs) if row.test_accuracy is not None), math.nan)
+
+    @property
+    def metric(self) -> float:
+        """Returns the metric of the test examples when it was last measured; NaN where none was."""
+        return next((row.test_metric for row in reversed(self.epochs) if row.test_metric is not None), math.nan)
 
     @property
     def best(self) -> float:

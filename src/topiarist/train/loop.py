@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Callable, Collection, Iterable
+from contextlib import nullcontext
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from topiarist.budget import Name, as_names, spelled
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
-from topiarist.files import one_line, shown
+from topiarist.files import one_line
 from topiarist.graph import Graph, Keep, unwrapped
-from topiarist.measure import accuracy, check_fits, class_scores, device_of, mode
+from topiarist.measure import (
+    Batch,
+    Loss,
+    Metric,
+    batch_size,
+    device_of,
+    inputs_and_target,
+    map_tensors,
+    mode,
+    to_device,
+)
 from topiarist.methods import Method, Soft
 from topiarist.train import checkpoint as checkpoints
 from topiarist.train.attaching import as_method, attach
+from topiarist.train.averaging import Average
 from topiarist.train.checkpoint import State
 from topiarist.train.dropout import corrected_dropout
+from topiarist.train.examples import Examples, examples_of
 from topiarist.train.history import Epoch, History, Progress
+from topiarist.train.machine import compiled, compiling, cuda_devices, launched, lay_out, optimizer_of, teaching
+from topiarist.train.objective import Objective
 from topiarist.train.recipe import Recipe
 from topiarist.train.speed import Speed
 
@@ -38,9 +52,13 @@ _CHECK_EVERY = 100  # steps between two looks at the loss: each look waits for t
 
 def fit(
     model: nn.Module,
-    data: Data,
+    data: Data | Iterable[Batch],
     recipe: Recipe | None = None,
     *,
+    test: Iterable[Batch] | None = None,
+    loss: Loss | None = None,
+    metric: Metric | None = None,
+    teacher: nn.Module | None = None,
     seed: int = 0,
     method: Method | str | None = None,
     graph: Graph | None = None,
@@ -50,7 +68,7 @@ def fit(
     progress: Progress | None = None,
     speed: Speed | None = None,
 ) -> History:
-    """Trains a classifier in place on the cross-entropy, by SGD or Adam as the recipe says.
+    """Trains a network in place, on the cross entropy of its class scores or a loss of your own, as a recipe says.
 
     The same seed gives the same weights, to the bit on a CPU with the same number of threads. With a checkpoint the
     state is stored after every epoch, and a later call continues from it to the result of an uninterrupted run. Threads
@@ -59,9 +77,18 @@ def fit(
     Under ``torchrun`` with ``speed.devices`` > 1 each process trains on its share of every batch.
 
     Args:
-        model: yields class scores ``(N, classes)``; its device and modes are restored.
-        data: what to train and test on.
+        model: yields class scores ``(N, classes)``, or what the loss takes; its device and modes are restored.
+        data: what to train on: a data set (and its test examples to test on); or a `DataLoader` or list of batches,
+            pairs ``(inputs, target)`` or dicts of the model's arguments; or a torch ``Dataset`` or
+            ``datasets.Dataset``, which is shuffled and batched here. What draws from Python's or numpy's random state
+            is not seeded.
         recipe: epochs, rates and so on; ``Recipe.paper()`` where none is given.
+        test: batches to test on after each epoch, of the same kinds, where the data have no test examples.
+        loss: ``loss(output, target)`` → the mean over the batch. By default the cross entropy; of dicts of arguments
+            the loss that the model returns.
+        metric: what is measured on the test batches, as `topiarist.evaluate` takes it, in ``History.metric``; by
+            default the accuracy, or a loss that is given.
+        teacher: the network whose scores the recipe's distillation follows, as the unpruned one; not changed.
         seed: of the order of examples, the augmentation, dropout and gates; the global random state is restored.
         method: a method, or its name, whose training-time roles are attached (see `attach`); soft pruning also acts
             before the first epoch and after each one.
@@ -77,45 +104,62 @@ def fit(
         History: one row an epoch.
 
     Raises:
-        TopiaristError: the model does not fit the data, the graph is missing, a name means nothing in it, the loss
-            diverges, the checkpoint is of another run, damaged, or cannot be written, or several devices have one
-            process.
+        TopiaristError: the model does not fit the data, loss, metric or teacher, the graph is missing, a name means
+            nothing in it, the loss diverges, the checkpoint is of another run, damaged, or cannot be written, or
+            several devices have one process.
         KeyboardInterrupt: the user stopped it; the checkpoint holds the last finished epoch.
     """
     recipe, speed = recipe or Recipe.paper(), speed or Speed()
     method, model = as_method(method), unwrapped(model)
     names = spelled(as_names(exclude), model)
-    if isinstance(method, Method) and (examples := len(data.train_y)):
-        method = method.in_training(examples, recipe.epochs * -(-examples // recipe.batch_size))
-    fabric = _fabric(speed)
+    objective = Objective(recipe, loss, None if teacher is None else unwrapped(teacher), plain=isinstance(data, Data))
+    examples = examples_of(data, test, recipe, loss, metric)
+    if isinstance(method, Method):
+        method = _with_sizes(method, examples, recipe.epochs)
+    fabric = launched(speed)
     origin = device_of(model)
     try:
-        check_fits(model.to(fabric.device), data)
-        data = _resident(data, fabric.device)
-        if speed.channels_last:
-            _lay_out(model, torch.channels_last)
-        optimizer = _optimizer(model, recipe, fabric)
-        with mode(model, training=True), torch.random.fork_rng(devices=_cuda(fabric)):
-            torch.manual_seed(seed)
-            example = data.example().to(fabric.device)
-            with (
-                attach(method, model, optimizer, graph, keep, exclude=names) as attached,
-                corrected_dropout(model, example, attached.removed),
-            ):
-                step = _compiled(model, fabric.device) if speed.compiled else model
-                module, wrapped = fabric.setup(step, optimizer)  # after the gates, so that it sees their parameters
-                generator = torch.Generator().manual_seed(seed)
-                run = _Run(fabric, module, wrapped, model, optimizer, generator, data, recipe, speed)
-                file = _File(
-                    None if checkpoint is None else Path(checkpoint), _settings(run, seed, method, keep, names)
-                )
-                soften = _softening(method, model, attached.units, recipe.epochs)
-                with _compiling(speed.compiled):
-                    return _train(run, file, progress, soften)
+        model.to(fabric.device)
+        with teaching(objective.teacher, model, fabric.device):
+            examples.check(model, lambda model, batch: objective(model, to_device(batch, fabric.device)))
+            examples = examples.on(fabric.device)
+            if speed.channels_last:
+                lay_out(model, torch.channels_last)
+            optimizer = optimizer_of(model, recipe, fabric)
+            with mode(model, training=True), torch.random.fork_rng(devices=cuda_devices(fabric)):
+                torch.manual_seed(seed)
+                example = to_device(examples.example(), fabric.device)
+                with (
+                    attach(method, model, optimizer, graph, keep, exclude=names) as attached,
+                    corrected_dropout(model, example, attached.removed),
+                ):
+                    step = compiled(model, fabric.device) if speed.compiled else model
+                    module, wrapped = fabric.setup(step, optimizer)  # after the gates, to see their parameters
+                    average = Average(model, recipe.average) if recipe.average else None
+                    generator = examples.generator(seed)
+                    run = _Run(
+                        fabric,
+                        module,
+                        wrapped,
+                        model,
+                        optimizer,
+                        generator,
+                        examples,
+                        objective,
+                        average,
+                        recipe,
+                        speed,
+                    )
+                    file = _File(
+                        None if checkpoint is None else Path(checkpoint), _settings(run, seed, method, keep, names)
+                    )
+                    soften = _softening(method, model, attached.units, recipe.epochs)
+                    with compiling(speed.compiled):
+                        return _train(run, file, progress, soften)
     finally:
         model.to(origin)
         if speed.channels_last:
-            _lay_out(model, torch.contiguous_format)
+            lay_out(model, torch.contiguous_format)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,16 +172,20 @@ class _Run:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
-    data: Data
+    examples: Examples
+    objective: Objective
+    average: Average | None
     recipe: Recipe
     speed: Speed
 
     def state(self) -> State:
-        cuda = [torch.cuda.get_rng_state(index) for index in _cuda(self.fabric)]
+        cuda = [torch.cuda.get_rng_state(index) for index in cuda_devices(self.fabric)]
+        average = {} if self.average is None else {"average": self.average.values}
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "random": {"global": torch.get_rng_state(), "data": self.generator.get_state(), "cuda": cuda},
+            **average,
         }
 
     def restore(self, state: State) -> None:
@@ -145,7 +193,9 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"]["global"])
         self.generator.set_state(state["random"]["data"])
-        for index, value in zip(_cuda(self.fabric), state["random"]["cuda"], strict=False):
+        if self.average is not None:
+            self.average.restore(state["average"])
+        for index, value in zip(cuda_devices(self.fabric), state["random"]["cuda"], strict=False):
             torch.cuda.set_rng_state(value, index)
 
 
@@ -182,6 +232,18 @@ class _File:
             checkpoints.save(self.path, {"settings": self.settings, **run.state(), "rows": plain})
 
 
+def _with_sizes(method: Method, examples: Examples, epochs: int) -> Method:
+    """Returns a method that knows how many examples and steps there are, which some penalties depend on."""
+    count, steps = examples.count(), examples.steps()
+    if count and steps:
+        return method.in_training(count, epochs * steps)
+    if count is None and type(method).in_training is not Method.in_training:
+        raise TopiaristError(
+            f"{method.name} depends on the number of training examples: give a loader or data set that has a length"
+        )
+    return method
+
+
 def _softening(method: Method | None, model: nn.Module, graph: Graph | None, epochs: int) -> Callable[[int], None]:
     """Returns what soft pruning does after so many epochs; nothing for other methods."""
     if not isinstance(method, Soft):
@@ -211,43 +273,61 @@ def _train(run: _Run, file: _File, progress: Progress | None, soften: Callable[[
             ) from None
         soften(number + 1)
         due = number + 1 == recipe.epochs or (every > 0 and (number + 1) % every == 0)
-        tested = accuracy(run.model, run.data) if due and len(run.data.test_y) else None
-        rows.append(Epoch(number + 1, rate, loss, trained, tested, time.perf_counter() - start))
+        with nullcontext() if run.average is None else run.average.in_place():
+            accuracy, metric = run.examples.test(run.model) if due else (None, None)
+        rows.append(Epoch(number + 1, rate, loss, trained, accuracy, time.perf_counter() - start, metric))
         file.store(run, rows)
         if progress is not None:
             progress(number + 1, recipe.epochs, rows[-1])
+    if run.average is not None:
+        run.average.exchange()
     return History(tuple(rows))
 
 
 def _epoch(run: _Run) -> tuple[float, float]:
-    """Makes one pass over the training set; returns the mean loss and the accuracy in per cent."""
-    data, device, rank, processes = run.data, run.fabric.device, run.fabric.global_rank, run.fabric.world_size
-    totals = torch.zeros(3, device=device)
-    recipe = run.recipe
-    batches = data.batches("train", recipe.batch_size, run.generator, device, augmented=recipe.augment)
-    for index, (x, y) in enumerate(batches):
-        size = len(y)
+    """Makes one pass over the training set; returns the mean loss and the accuracy in per cent, NaN without classes."""
+    device, rank, processes = run.fabric.device, run.fabric.global_rank, run.fabric.world_size
+    totals, classes = torch.zeros(3, device=device), True
+    for index, batch in enumerate(run.examples.epoch(run.generator, device)):
+        size = batch_size(inputs_and_target(batch)[0])
         if size < processes:
             continue  # a last batch that leaves some process without an example
-        x, y = x[rank::processes], y[rank::processes]
-        if run.speed.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
         run.wrapped.zero_grad()
-        scores = class_scores(run.module(x), plain=True)
-        loss = cross_entropy(scores, y)
+        try:
+            loss, right, own = run.objective(run.module, _own_share(batch, rank, processes, run.speed.channels_last))
+        except ValueError as error:  # which batch norm raises of a single value for each channel
+            raise TopiaristError(
+                f"the model fails on batch {index + 1}, of {size} examples ({one_line(error)}): drop a last batch that "
+                "is too small, as DataLoader(drop_last=True) does"
+            ) from error
         # The processes' gradients are averaged as if their shares of the batch were equal: weigh by the true sizes.
-        run.fabric.backward(loss if processes == 1 else loss * (len(y) * processes / size))
+        run.fabric.backward(loss if processes == 1 else loss * (own * processes / size))
         run.wrapped.step()
+        if run.average is not None:
+            run.average.update()
+        classes = classes and right is not None
         with torch.no_grad():
-            right = (scores.argmax(1) == y).sum()
-            totals += torch.stack((loss * len(y), right, torch.full_like(right, len(y))))
+            right = torch.zeros_like(loss) if right is None else right.to(loss)
+            totals += torch.stack((loss * own, right, torch.full_like(right, own)))
         if index % _CHECK_EVERY == _CHECK_EVERY - 1:
             _finite(run, totals)
     totals = _finite(run, totals)
     if not all(bool(torch.isfinite(parameter).all()) for parameter in run.model.parameters()):
         raise _DivergedError
     loss_sum, right_sum, seen = totals.tolist()
-    return loss_sum / seen, 100.0 * right_sum / seen
+    if not seen:
+        raise TopiaristError(f"the training data yield no batch of at least {processes} examples any more: mend them")
+    return loss_sum / seen, 100.0 * right_sum / seen if classes else math.nan
+
+
+def _own_share(batch: Batch, rank: int, processes: int, channels_last: bool) -> Batch:
+    """Returns this process's examples of a batch, images laid out as wanted."""
+
+    def change(tensor: Tensor) -> Tensor:
+        tensor = tensor[rank::processes] if processes > 1 else tensor
+        return tensor.contiguous(memory_format=torch.channels_last) if channels_last and tensor.ndim == 4 else tensor
+
+    return map_tensors(batch, change) if processes > 1 or channels_last else batch
 
 
 class _DivergedError(Exception):
@@ -263,94 +343,17 @@ def _finite(run: _Run, totals: Tensor) -> Tensor:
     return totals
 
 
-def _resident(data: Data, device: torch.device) -> Data:
-    """Moves the data to a GPU where it fits well, so that batches are picked and augmented there."""
-    if device.type != "cuda":
-        return data
-    size = sum(part.numel() * part.element_size() for part in (data.train_x, data.test_x))
-    return data.to(device) if size < torch.cuda.mem_get_info(device)[0] / 4 else data
-
-
-def _lay_out(model: nn.Module, order: torch.memory_format) -> None:
-    """Holds the weights of convolutions in this order in memory; their values and shapes stay."""
-    model.to(memory_format=order)  # type: ignore[call-overload]  # which torch's own annotations lack
-
-
-def _compiled(model: nn.Module, device: torch.device) -> Any:
-    """Returns the model with a compiled forward and backward; the parameters are the same ones."""
-    return torch.compile(model, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)
-
-
-@contextmanager
-def _compiling(compiled: bool) -> Iterator[None]:
-    """Reports what the compiler cannot do, which it finds out in the first steps."""
-    try:
-        yield
-    except Exception as error:
-        if not compiled or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise
-        raise TopiaristError(f"the model cannot be compiled here ({one_line(error)}): leave compiled out") from error
-
-
-def _fabric(speed: Speed) -> Fabric:
-    # Imported here since it takes a second, which attaching a method or reading a recipe need not wait for.
-    from lightning_fabric import Fabric
-
-    try:
-        fabric = Fabric(accelerator=speed.accelerator, devices=speed.devices, precision=speed.precision)  # type: ignore[arg-type]
-        processes = getattr(fabric.strategy, "cluster_environment", None)  # only with several devices
-        started = processes is None or processes.creates_processes_externally  # else Fabric would run the script again
-        if started:
-            fabric.launch()
-    except Exception as error:
-        raise TopiaristError(
-            f"cannot train with accelerator={shown(speed.accelerator)}, devices={shown(speed.devices)}, "
-            f"precision={shown(speed.precision)} ({one_line(error)}): choose what this machine has, or leave them out"
-        ) from error
-    if not started:
-        count = fabric.world_size
-        raise TopiaristError(
-            f"training on {count} devices takes a process for each: start the script with `torchrun --nproc-per-node "
-            f"{count} SCRIPT`, or leave devices out"
-        )
-    return fabric
-
-
-def _optimizer(model: nn.Module, recipe: Recipe, fabric: Fabric) -> torch.optim.Optimizer:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
-        raise TopiaristError("the model has no parameter that requires a gradient: unfreeze some")
-    fused = fabric.device.type in ("cpu", "cuda")  # one call for all tensors; small networks are bound by calls
-    if recipe.optimizer == "adam":
-        betas = (recipe.momentum, 0.999)
-        return torch.optim.Adam(trained, lr=recipe.lr, betas=betas, weight_decay=recipe.weight_decay, fused=fused)
-    return torch.optim.SGD(
-        trained,
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.nesterov,
-        fused=fused,
-    )
-
-
-def _cuda(fabric: Fabric) -> list[int]:
-    """Returns the CUDA device whose random state matters, if any."""
-    return [fabric.device.index or 0] if fabric.device.type == "cuda" else []
-
-
 def _settings(run: _Run, seed: int, method: Method | None, keep: Keep | None, exclude: tuple[str, ...]) -> State:
     """Returns what must be equal for a checkpoint to be of the same run, as plain values."""
     digest = hashlib.sha256()
     for name in sorted(keep or {}):
         digest.update(name.encode() + b"\0" + bytes((keep or {})[name].to("cpu", torch.uint8).tolist()))
-    data = [run.data.name, len(run.data.train_y), *run.data.train_x.shape[1:]]
     excluded = {"exclude": list(exclude)} if exclude else {}  # none in checkpoints of older releases
     return {
-        **asdict(run.recipe),
+        **run.recipe.to_json(),
         "seed": seed,
         "method": repr(method),
-        "data": data,
+        "data": run.examples.identity(),
         "keep": digest.hexdigest(),
         **excluded,
     }

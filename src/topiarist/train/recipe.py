@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from topiarist.errors import TopiaristError
 from topiarist.files import check_fields, shown, suggestion
@@ -44,31 +45,48 @@ SCHEDULES: Mapping[str, Callable[[float, tuple[float, ...], float], float]] = {
     "linear": linear,
 }
 
-OPTIMIZERS = ("adam", "sgd")
+OPTIMIZERS = ("adam", "adamw", "sgd")
+
+_LATER = ("warmup", "label_smoothing", "mixup", "average", "distillation", "temperature")
+"""Fields that came after the first release: absent from plain values where they are not set, so that old ones match."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Training by stochastic gradient descent with momentum, or Adam; the defaults are the CIFAR recipe of the paper.
+    """Training by SGD with momentum, Adam or AdamW; the defaults are the CIFAR recipe of the paper.
 
     Attributes:
         epochs: passes over the training set.
         lr: learning rate at the start.
         momentum: of the gradient, in [0, 1); Adam's ``beta_1``.
-        weight_decay: factor of the L2 term, added to the gradient of every parameter.
+        weight_decay: factor of the L2 term, added to the gradient of every parameter; with ``"adamw"`` each weight
+            shrinks by this share of the rate instead (Loshchilov & Hutter 2019).
         nesterov: look ahead by the momentum (the paper's code does not).
-        batch_size: examples a step.
+        batch_size: examples a step; a loader has its own.
         schedule: ``"step"``, ``"constant"``, ``"cosine"`` or ``"linear"``; the rate changes between epochs.
         milestones: fractions of the epochs at which the step schedule drops; the linear one falls from the first on.
         gamma: factor of each drop.
-        augment: whether the data's own augmentation is applied to the training batches.
-        optimizer: ``"sgd"`` or ``"adam"`` (whose rates are near 0.001).
+        augment: whether the data's own augmentation is applied to the training batches; a loader has its own.
+        optimizer: ``"sgd"``, ``"adam"`` or ``"adamw"`` (whose rates are near 0.001).
+        warmup: fraction of the epochs in which the rate rises in a straight line to its schedule, which runs over the
+            other epochs.
+        label_smoothing: share of each target that is spread over all classes, in [0, 1) (Szegedy et al. 2016).
+        mixup: ``alpha`` of mixup (Zhang et al. 2018): inputs and losses of two examples are mixed in the proportion
+            ``Beta(alpha, alpha)``, one for each batch; 0: not at all.
+        average: decay of the average of the weights, ``average = decay * average + (1 - decay) * weight`` after each
+            step, in [0, 1). The average is what is tested, and what remains in the end; 0: none.
+        distillation: share of the loss that is the distance to a teacher's scores, in [0, 1] (Hinton et al. 2015).
+        temperature: what both networks' scores are divided by for that distance.
 
     Raises:
         TopiaristError: a value is out of its range.
 
     References:
         Liu, Sun, Zhou, Huang, Darrell. Rethinking the Value of Network Pruning. ICLR 2019.
+        Hinton, Vinyals, Dean. Distilling the Knowledge in a Neural Network. 2015.
+        Szegedy et al. Rethinking the Inception Architecture for Computer Vision. CVPR 2016.
+        Zhang, Cisse, Dauphin, Lopez-Paz. mixup: Beyond Empirical Risk Minimization. ICLR 2018.
+        Loshchilov, Hutter. Decoupled Weight Decay Regularization. ICLR 2019.
     """
 
     epochs: int = 160
@@ -82,6 +100,12 @@ class Recipe:
     gamma: float = 0.1
     augment: bool = True
     optimizer: str = "sgd"
+    warmup: float = 0.0
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    average: float = 0.0
+    distillation: float = 0.0
+    temperature: float = 4.0
 
     def __post_init__(self) -> None:
         check_fields(self, "the recipe")
@@ -102,6 +126,12 @@ class Recipe:
             ("batch_size", self.batch_size >= 1, "1 or more"),
             ("milestones", all(0 <= fraction <= 1 for fraction in self.milestones), "fractions of the epochs"),
             ("gamma", 0 < self.gamma <= 1, "in (0, 1]"),
+            ("warmup", 0 <= self.warmup <= 1, "a fraction of the epochs"),
+            ("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)"),
+            ("mixup", 0 <= self.mixup < math.inf, "0 or more"),
+            ("average", 0 <= self.average < 1, "in [0, 1)"),
+            ("distillation", 0 <= self.distillation <= 1, "in [0, 1]"),
+            ("temperature", 0 < self.temperature < math.inf, "above 0"),
         ):
             if not legal:
                 raise TopiaristError(f"{name} of the recipe must be {wanted}, but got {shown(getattr(self, name))}")
@@ -118,7 +148,16 @@ class Recipe:
 
     def rate(self, epoch: int) -> float:
         """Returns the learning rate of an epoch, counted from 0."""
-        return self.lr * SCHEDULES[self.schedule](epoch / max(self.epochs, 1), self.milestones, self.gamma)
+        rising = round(self.warmup * self.epochs)
+        if epoch < rising:
+            return self.lr * (epoch + 1) / (rising + 1)
+        progress = (epoch - rising) / max(self.epochs - rising, 1)
+        return self.lr * SCHEDULES[self.schedule](progress, self.milestones, self.gamma)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain values for `json`; later fields only where they are set, so that old checkpoints match."""
+        unset = {name for name in _LATER if getattr(self, name) == getattr(Recipe(), name)}
+        return {name: value for name, value in asdict(self).items() if name not in unset}
 
 
 def scratch_e(recipe: Recipe) -> Recipe:
