@@ -131,7 +131,7 @@ def prepared(
     units = request.method.units(graph)
     check_units(request, units)
     start = None if initial is None else rewound(model, initial)
-    return Pipeline(request, units, example_inputs, more_inputs, data, loss, start, run)
+    return Pipeline(request, units, example_inputs, more_inputs, data, loss, start, run, teacher=model)
 
 
 def _request(
@@ -191,14 +191,12 @@ class Pipeline:
 
     def in_one_cut(self, model: nn.Module) -> Pruned:
         """Prunes in one cut."""
-        self.teacher = model
         trained = self.train(model, self.units, self.units.full(), self.request.budget, 1)
         self.units, keep, proof, smaller = self._cut(trained, self.units, self.request.budget)
         return self._result(self.rewind(smaller, keep), trained, keep, proof)
 
     def in_steps(self, model: nn.Module) -> Pruned:
         """Prunes in several cuts, whose keeps compose into one."""
-        self.teacher = model
         method, steps = self.request.method, self.request.steps
         trained, keep = prune_in_steps(model, self.units, self.request, kept_after(method, steps), self)
         proof, smaller = (

@@ -90,7 +90,8 @@ class Study(Terms):
         if self.cap is not None and self.cap < 1:
             raise TopiaristError(f"the cap {self.cap} of Scratch-B must be at least 1, or absent for none")
         for recipe in (self.recipe, self.finetune):
-            from_plain(Recipe, recipe, "the recipe")
+            if from_plain(Recipe, recipe, "the recipe").distillation:
+                raise TopiaristError("the networks of a study have no teacher: leave distillation out of its recipes")
         from_plain(Speed, self.speed, "the speed")
         for pruning in self.prunings:
             self._check(pruning)
