@@ -9,7 +9,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,10 @@ from topiarist.measure import device_of, threads_set
 from topiarist.sparse.capture import captured
 from topiarist.sparse.code import code_of
 from topiarist.sparse.machine import Machine, host
-from topiarist.sparse.plan import Plan, planned
 from topiarist.sparse.tuning import Tuner
+
+if TYPE_CHECKING:
+    from topiarist.sparse.plan import Plan
 
 PLANS = 8
 """Shapes of inputs for which a network's plan is kept."""
@@ -113,7 +115,9 @@ class SparseModule(nn.Module):
         if reason:
             return reason
         try:
-            code = code_of(self.machine or host())
+            code = code_of(self.machine or host())  # which says where llvmlite is missing
+            from topiarist.sparse.plan import planned  # whose kernels are written with it
+
             tuner = Tuner(code.machine, self.tune)
             tuner.read()
             network = captured(self.model, args, kwargs)
