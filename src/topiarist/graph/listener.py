@@ -18,6 +18,7 @@ from topiarist.graph.inputs import Arguments, Keywords, tensors_in
 from topiarist.graph.labels import Free, Vector, labelled
 from topiarist.graph.record import Squeeze
 from topiarist.graph.sizes import Attribute, Length, Plain, Size, expression_of, leaves
+from topiarist.graph.stand_ins import StandIns, ValuesNeededError
 from topiarist.graph.tracer import Tracer
 
 OPAQUE = (F.multi_head_attention_forward,)
@@ -45,9 +46,9 @@ class Listener(TorchFunctionMode):
         inside: how many functions of torch are running.
     """
 
-    def __init__(self, tracer: Tracer) -> None:
+    def __init__(self, tracer: Tracer, stand_ins: StandIns | None = None) -> None:
         super().__init__()
-        self.tracer = tracer
+        self.tracer, self.stand_ins = tracer, stand_ins
         self.seen: dict[str, dict[int, Size]] = defaultdict(dict)
         self.settled: dict[str, set[int]] = defaultdict(set)
         self.inside = 0
@@ -65,6 +66,8 @@ class Listener(TorchFunctionMode):
         tracer, before = self.tracer, (self.tracer.call, self.tracer.caller, self.tracer.borders)
         kind, name = kind_of(func), getattr(func, "__name__", "")
         if name in LEAVING:
+            if self.stand_ins is not None and self.stand_ins.behind(args[:1]):
+                raise ValuesNeededError(name)
             tracer.algebra.add_origin(name, tracer.stack.top, line_of_code())
             tracer.algebra.pin_all(tracer.vectors_of(args[0]), f"its values leave torch by {name}()")
             tracer.read_positions(args[:1])

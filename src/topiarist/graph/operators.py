@@ -17,6 +17,7 @@ from topiarist.graph.code.places import line_of_code
 from topiarist.graph.inputs import Arguments, Keywords, tensors_in
 from topiarist.graph.labels import labelled
 from topiarist.graph.rules import apply_rule, undefined_after
+from topiarist.graph.stand_ins import StandIns
 from topiarist.graph.tracer import Tracer
 
 
@@ -26,11 +27,12 @@ class OperatorMode(TorchDispatchMode):
     Args:
         tracer: what rules talk to.
         deadline: `time.monotonic` by which the run must be done.
+        stand_ins: for what heavy operators would compute; without them all is computed.
     """
 
-    def __init__(self, tracer: Tracer, deadline: float) -> None:
+    def __init__(self, tracer: Tracer, deadline: float, stand_ins: StandIns | None) -> None:
         super().__init__()
-        self.tracer, self.deadline = tracer, deadline
+        self.tracer, self.deadline, self.stand_ins = tracer, deadline, stand_ins
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: Arguments = (), kwargs: Keywords | None = None
@@ -43,13 +45,13 @@ class OperatorMode(TorchDispatchMode):
         tracer, lifetimes = self.tracer, self.tracer.lifetimes
         if lifetimes is not None:
             lifetimes.begin()
-        out = func(*args, **kwargs)
+        given = tensors_in(args) + tensors_in(kwargs)
+        out = func(*args, **kwargs) if self.stand_ins is None else self.stand_ins.run(func, args, kwargs, given)
         if time.monotonic() > self.deadline:
             raise TopiaristError(
                 "tracing took longer than its time limit; trace with a smaller example input, or raise `seconds`"
             )
         tracer.algebra.add_origin(func.overloadpacket.__name__, tracer.stack.top, line_of_code())
-        given = tensors_in(args) + tensors_in(kwargs)
         sources = [source for tensor in given if (source := tracer.of(tensor).source) is not None]
         tracer.record.touched.update(sources)
         tracer.descent.follow(func, args, kwargs, given, sources, out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -43,6 +43,7 @@ from topiarist.graph.record import Record
 from topiarist.graph.selector import selectors_exposed
 from topiarist.graph.sizes import Equation, Size
 from topiarist.graph.solution import Solution
+from topiarist.graph.stand_ins import StandIns, ValuesNeededError
 from topiarist.graph.tracer import Tracer
 from topiarist.graph.wrappers import refuse_frozen, unwrapped
 
@@ -99,7 +100,10 @@ def trace(
             raise TopiaristError("the example input holds NaN or infinite values; give a finite one")
     with ALONE:
         with counting(model, outputs):
-            record = _listen(model, example_inputs, more_inputs, labels, deadline)
+            try:
+                record = _listen(model, example_inputs, more_inputs, labels, deadline, StandIns)
+            except ValuesNeededError:
+                record = _listen(model, example_inputs, more_inputs, labels, deadline, lambda: None)
         record.counts = outputs
         names = tuple(name for name, _ in model.named_parameters())
         return regroup(Solution(record, rectangles), names, deadline)
@@ -119,21 +123,30 @@ def check_finite(model: nn.Module) -> None:
 
 
 def _listen(
-    model: nn.Module, example_inputs: Inputs, more_inputs: Sequence[Inputs], labels: int, deadline: float
+    model: nn.Module,
+    example_inputs: Inputs,
+    more_inputs: Sequence[Inputs],
+    labels: int,
+    deadline: float,
+    stand_ins: Callable[[], StandIns | None],
 ) -> Record:
-    """Runs the model under the tracer: in eval mode, on further examples, and in train mode."""
+    """Runs the model under the tracer: in eval mode, on further examples, and in train mode.
+
+    Raises:
+        ValuesNeededError: a run failed with stand-ins for the results of heavy operators.
+    """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
         with with_dropins(model), modes_restored(model), selectors_exposed(), fast_path_off():
             tracer = Tracer(model, labels)
-            _run(tracer, model, example_inputs, deadline)
+            _run(tracer, model, example_inputs, deadline, stand_ins())
             record = tracer.record
             record.numbering = {n for n, b in buffers.items() if not (b.is_floating_point() or b.is_complex())}
             record.normed = tracer.norms.normed()
             for inputs in more_inputs:
                 with _aside(record):
-                    _run(tracer, model, inputs, deadline)
-            _run_in_training(tracer, model, example_inputs, deadline)
+                    _run(tracer, model, inputs, deadline, stand_ins())
+            _run_in_training(tracer, model, example_inputs, deadline, stand_ins())
             record.branches = untaken(tracer.taken, model, tracer.ran | _used(record))
     finally:
         with torch.no_grad():
@@ -175,11 +188,11 @@ def _leave_out_unused(record: Record, model: nn.Module) -> None:
     record.shapes = {name: shape for name, shape in record.shapes.items() if name not in unused}
 
 
-def _run(tracer: Tracer, model: nn.Module, example_inputs: Inputs, deadline: float) -> None:
+def _run(tracer: Tracer, model: nn.Module, example_inputs: Inputs, deadline: float, stand_ins: StandIns | None) -> None:
     given = tensors_in(example_inputs)
     tracer.begin(model, given)
     tracer.record.runs.append(form_of(model.forward, *arguments_of(example_inputs), training=model.training))
-    listener = Listener(tracer)
+    listener = Listener(tracer, stand_ins)
     Size.on_number, Size.on_equal = listener.became_number, listener.were_equal
     try:
         with (
@@ -187,14 +200,18 @@ def _run(tracer: Tracer, model: nn.Module, example_inputs: Inputs, deadline: flo
             torch.inference_mode(False),
             torch.no_grad(),
             tracer.memory,
-            OperatorMode(tracer, deadline),
+            OperatorMode(tracer, deadline, stand_ins),
             listener,
             tracer.taken,
         ):
             output = call_model(model, example_inputs)
-    except (TopiaristError, KeyboardInterrupt):
+    except (KeyboardInterrupt, ValuesNeededError):
         raise
     except Exception as error:
+        if stand_ins is not None and stand_ins.made and time.monotonic() < deadline:
+            raise ValuesNeededError from error
+        if isinstance(error, TopiaristError):
+            raise
         if (operator := re.search(r"HigherOrderOperator (\w+)", str(error))) is not None:
             raise TopiaristError(
                 f"the model runs {operator[1]}, which takes a function and cannot be followed; write it with operators "
@@ -215,7 +232,9 @@ def _run(tracer: Tracer, model: nn.Module, example_inputs: Inputs, deadline: flo
     tracer.finish(tensors_in(output), training=model.training)
 
 
-def _run_in_training(tracer: Tracer, model: nn.Module, example_inputs: Inputs, deadline: float) -> None:
+def _run_in_training(
+    tracer: Tracer, model: nn.Module, example_inputs: Inputs, deadline: float, stand_ins: StandIns | None
+) -> None:
     """Lets labels travel through what runs in training, such as auxiliary classifiers and other branches.
 
     With twice the batch, since a batch norm needs more than one value a channel.
@@ -224,7 +243,7 @@ def _run_in_training(tracer: Tracer, model: nn.Module, example_inputs: Inputs, d
     try:
         with _aside(tracer.record), random_state_kept():
             seed_all(0)
-            _run(tracer, model, twice_the_batch(example_inputs), deadline)
+            _run(tracer, model, twice_the_batch(example_inputs), deadline, stand_ins)
     except TopiaristError:
         pass  # a branch that cannot run on these inputs leaves its parameters unused, hence pinned
     finally:
