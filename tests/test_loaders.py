@@ -90,6 +90,29 @@ def test_dicts_of_arguments_train_on_the_model_s_own_loss() -> None:
     assert history.epochs[0].train_accuracy > 20
 
 
+def test_a_dict_of_losses_is_summed() -> None:
+    """As detectors of torchvision return them, in training alone."""
+
+    class Losses(WithLoss):
+        def forward(self, pixels: Tensor, labels: Tensor | None = None) -> Any:
+            if not self.training:
+                return [{"scores": self.net(pixels)}]
+            loss = super().forward(pixels, labels)["loss"]
+            return {"boxes": loss * 0.25, "classes": loss * 0.75}
+
+    model = Losses()
+    fit(model, [((x, y),) for x, y in BATCHES], SHORT)
+    for name, value in trained().state_dict().items():
+        torch.testing.assert_close(model.net.state_dict()[name], value)
+
+
+def test_progress_prints_a_line_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+    history = fit(net(), BATCHES, SHORT, test=TEST, progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.replace(" of 2:", ":") for line in lines] == str(history).splitlines()
+    assert f"{history.accuracy:.2f} % of the test examples" in lines[1]
+
+
 def test_a_loss_of_one_s_own_is_trained_and_tested() -> None:
     def loss(output: Tensor, target: Tensor) -> Tensor:
         return F.mse_loss(output, F.one_hot(target, 3).float())
@@ -318,6 +341,8 @@ def broken(*_: object) -> Tensor:
     ({"data": []}, "no batch in the train data: pass at least one"),
     ({"data": DataLoader(TensorDataset(X[:0], Y[:0]))}, "no batch in the train data"),
     ({"data": iter(BATCHES)}, "only once: give a DataLoader or a list"),
+    ({"data": (X, Y)}, r"give TensorDataset\(inputs, targets\), or \[\(inputs, targets\)\]"),
+    ({"recipe": 2}, r"must be a topiarist.Recipe, but got 2: write Recipe\(epochs=2\)"),
     ({"data": X}, "got Tensor: use load_data"),
     ({"data": {"pixels": X}}, "got dict: use load_data"),
     ({"data": 7}, "got int: use load_data"),
@@ -343,7 +368,9 @@ def broken(*_: object) -> Tensor:
     ({"teacher": nn.Linear(2, 2), "recipe": replace(SHORT, distillation=0.5)}, "fails on the first batch"),
     ({"teacher": nn.Sequential(nn.Flatten(), nn.Linear(36, 5)), "recipe": replace(SHORT, distillation=0.5)},
      "teacher of the same classes"),
-    ({"data": [{"pixels": X, "labels": Y}], "recipe": replace(SHORT, mixup=1.0)}, "fails on the first batch"),
+    ({"data": [(X, X[:, 0, 0, :3])], "loss": F.mse_loss, "teacher": net(1), "recipe": replace(SHORT, distillation=0.5)},
+     "distillation compares the scores of classes"),
+    ({"data": [{"pixels": X, "labels": Y}], "recipe": replace(SHORT, mixup=1.0)}, "mixup takes batches of"),
     ({"method": "vardrop", "data": DataLoader(Stream(), 10)}, "a length"),
 ])  # fmt: skip
 def test_what_cannot_be_trained_is_refused_in_a_sentence(options: dict[str, Any], message: str) -> None:

@@ -62,6 +62,10 @@ def batches_in(data: Iterable[Batch], size: int, *, shuffled: bool = False) -> I
             f"data must be a topiarist.Data or batches, but got {kind}: use load_data, Data.of with your own tensors, "
             "or a DataLoader or list of pairs (inputs, target)"
         )
+    if isinstance(data, tuple) and all(isinstance(entry, Tensor) for entry in data):
+        raise TopiaristError(
+            "the data are a tuple of tensors: give TensorDataset(inputs, targets), or [(inputs, targets)] as one batch"
+        )
     if hasattr(data, "with_format"):  # of datasets.Dataset, whose examples are lists of numbers before that
         return DataLoader(data.with_format("torch"), batch_size=size, shuffle=shuffled)
     if not isinstance(data, Dataset):

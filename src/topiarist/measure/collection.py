@@ -167,8 +167,7 @@ def collect(
     if wanted:
         if batches is None:
             raise TopiaristError(
-                f"{wanted[0].name} must be measured: pass data, to collect batches of "
-                "inputs or (inputs, target), to prune a topiarist.Data"
+                f"{wanted[0].name} must be measured: give data, as a topiarist.Data or batches (inputs, target)"
             )
         _measure(model, graph, batches_of_rank(batches, rank, world_size), wanted, watch, loss)
     sums = sum_over_processes(watch.sums, device_of(model)) if world_size > 1 else watch.sums

@@ -97,21 +97,21 @@ def _are_classes(target: Target, scores: Tensor) -> bool:
     return shares and torch.allclose(target.sum(1), torch.ones_like(target.sum(1)), atol=1e-3)
 
 
+def has_classes(output: object, target: Target) -> bool:
+    """Returns whether an output holds scores of classes, and the targets are classes or shares of them."""
+    scores = _scores(output)
+    return scores is not None and _are_classes(target, scores)
+
+
 @torch.no_grad()
 def right_examples(output: object, target: Target) -> Tensor | None:
     """Returns of how many examples the highest score is the right class, shares of an example where it has several.
 
     ``None`` where the targets are no classes.
     """
-    scores = _scores(output)
-    if (
-        scores is None
-        or not isinstance(target, Tensor)
-        or target.is_floating_point()
-        or not _are_classes(target, scores)
-    ):
+    if not isinstance(target, Tensor) or target.is_floating_point() or not has_classes(output, target):
         return None
-    return (scores.argmax(1) == target).sum() * (len(target) / max(target.numel(), 1))
+    return (class_scores(output).argmax(1) == target).sum() * (len(target) / max(target.numel(), 1))
 
 
 @torch.no_grad()

@@ -141,7 +141,8 @@ class Loaded:
         inputs, _ = inputs_and_target(self.first)
         batch_size(inputs)  # which refuses what is no batch
         shapes = [tuple(tensor.shape) for tensor in tensors_in(inputs)]
-        with mode(model, training=False), torch.no_grad():
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        with mode(model, training=True), torch.random.fork_rng():
             try:
                 attempt(model, self.first)
             except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError) as error:
@@ -149,6 +150,10 @@ class Loaded:
                     f"the model or its loss fails on the first batch, inputs of shape {', '.join(map(str, shapes))} "
                     f"({one_line(error)}): yield pairs (inputs, target) that fit the model, or dicts of its arguments"
                 ) from error
+            finally:
+                with torch.no_grad():
+                    for name, buffer in model.named_buffers():
+                        buffer.copy_(buffers[name])
         if self.tested is not None:
             _tested(model, [_first(self.tested, "test")], self.metric)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,6 +37,10 @@ class History:
 
     epochs: tuple[Epoch, ...] = ()
 
+    def __str__(self) -> str:
+        """Returns a line an epoch."""
+        return "\n".join(f"epoch {row.epoch}: {_described(row)}" for row in self.epochs) or "no epochs"
+
     @property
     def accuracy(self) -> float:
         """Returns the test accuracy when it was last measured, after the last epoch, per cent; NaN where none was."""
@@ -55,6 +60,17 @@ class History:
     def seconds(self) -> float:
         """Returns the wall time of all epochs."""
         return sum(row.seconds for row in self.epochs)
+
+
+def print_epoch(epoch: int, epochs: int, row: Epoch) -> None:
+    """Prints an epoch on stderr: what ``progress=True`` calls."""
+    print(f"epoch {epoch} of {epochs}: {_described(row)}", file=sys.stderr, flush=True)
+
+
+def _described(row: Epoch) -> str:
+    tested = [] if row.test_accuracy is None else [f"{row.test_accuracy:.2f} % of the test examples"]
+    tested += [] if row.test_metric is None else [f"metric {row.test_metric:.4g}"]
+    return ", ".join([f"rate {row.lr:.3g}", f"loss {row.loss:.4g}", *tested, f"{row.seconds:.1f} s"])
 
 
 Progress = Callable[[int, int, Epoch], object]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from topiarist.budget import Name, as_names, spelled
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
-from topiarist.files import one_line
+from topiarist.files import one_line, shown
 from topiarist.graph import Graph, Keep, unwrapped
 from topiarist.measure import (
     Batch,
@@ -37,7 +37,7 @@ from topiarist.train.averaging import Average
 from topiarist.train.checkpoint import State
 from topiarist.train.dropout import corrected_dropout
 from topiarist.train.examples import Examples, examples_of
-from topiarist.train.history import Epoch, History, Progress
+from topiarist.train.history import Epoch, History, Progress, print_epoch
 from topiarist.train.machine import compiled, compiling, cuda_devices, launched, lay_out, optimizer_of, teaching
 from topiarist.train.objective import Objective
 from topiarist.train.recipe import Recipe
@@ -65,7 +65,7 @@ def fit(
     keep: Keep | None = None,
     exclude: Name | Collection[Name] = (),
     checkpoint: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     speed: Speed | None = None,
 ) -> History:
     """Trains a network in place, on the cross entropy of its class scores or a loss of your own, as a recipe says.
@@ -97,7 +97,7 @@ def fit(
             before layers with pruned weights is lowered (Han et al. 2015, see `corrected_dropout`).
         exclude: what the method leaves to plain training, named as in `topiarist.Budget` (see `attach`).
         checkpoint: file to store the training in and to resume from.
-        progress: called after each epoch as ``progress(epoch, epochs, row)``.
+        progress: called after each epoch as ``progress(epoch, epochs, row)``; ``True`` prints a line.
         speed: device, precision and so on; ``Speed()`` where none is given.
 
     Returns:
@@ -110,6 +110,9 @@ def fit(
         KeyboardInterrupt: the user stopped it; the checkpoint holds the last finished epoch.
     """
     recipe, speed = recipe or Recipe.paper(), speed or Speed()
+    if not isinstance(recipe, Recipe):
+        raise TopiaristError(f"recipe must be a topiarist.Recipe, but got {shown(recipe)}: write Recipe(epochs=2)")
+    progress = print_epoch if progress is True else progress or None
     method, model = as_method(method), unwrapped(model)
     names = spelled(as_names(exclude), model)
     objective = Objective(recipe, loss, None if teacher is None else unwrapped(teacher), plain=isinstance(data, Data))

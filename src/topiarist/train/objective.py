@@ -19,6 +19,7 @@ from topiarist.measure import (
     batch_size,
     class_scores,
     cross_entropy,
+    has_classes,
     inputs_and_labels,
     inputs_and_target,
     map_tensors,
@@ -87,10 +88,15 @@ class Objective:
         loss = self._loss(output, target)
         if mixed is not None:
             loss = share * loss + (1 - share) * self._loss(output, mixed)
+        _, labels = inputs_and_labels(batch)
         if self.teacher is not None:
+            if not has_classes(output, labels):
+                raise TopiaristError(
+                    "distillation compares the scores of classes, and the targets are none: leave it out, or compare "
+                    "with the teacher in a loss of your own"
+                )
             weight = self.recipe.distillation
             loss = (1 - weight) * loss + weight * distance(output, self._taught(inputs), self.recipe.temperature)
-        _, labels = inputs_and_labels(batch)
         return Outcome(loss, right_examples(output, labels), batch_size(inputs))
 
     def _loss(self, output: object, target: Target) -> Tensor:
@@ -141,11 +147,17 @@ def distance(output: object, taught: object, temperature: float) -> Tensor:
 
 
 def _own_loss(output: object) -> Tensor:
-    """Returns the loss that a network returns itself, as those of transformers do where they get labels."""
+    """Returns the loss that a network returns itself, or the sum of its losses, as detectors of torchvision do."""
     loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
+    if loss is None and isinstance(output, dict) and output and all(map(_is_loss, output.values())):
+        loss = torch.stack([each.reshape(()) for each in output.values()]).sum()
     if loss is None:
         raise TopiaristError(
             "the batches have no target and the model returns no loss: yield pairs (inputs, target), put labels among "
             "the arguments, or give loss="
         )
     return one_number(loss)
+
+
+def _is_loss(value: object) -> bool:
+    return isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad
