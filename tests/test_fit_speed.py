@@ -12,7 +12,7 @@ import topiarist
 from topiarist import Recipe
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
-from topiarist.train import Speed
+from topiarist.train import Speed, machine
 
 NETWORK = "zoo:digitsnet?width=0.25"
 RECIPE = Recipe(epochs=2, lr=0.02, batch_size=48)
