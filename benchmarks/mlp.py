@@ -164,11 +164,28 @@ def table(rows: list[dict], options: argparse.Namespace) -> str:
             f"{entry.error} with {entry.removed} % removed",
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += weak(rows)
     lines += ["", "Values tried, and per cent of the held-out images wrong after a third of the epochs:", ""]
     for each in rows:
         for what, errors in each["tried"].items():
             lines.append(f"- {each['method']}, {what}: " + ", ".join(f"{k}: {v:.2f}" for k, v in errors.items()))
     return "\n".join([*lines, ""])
+
+
+WEAK = 50.0
+"""Per cent of the images wrong as pruned from which on a penalty has made nothing small."""
+
+
+NEXT_TO_NOTHING = (
+    "The penalty of {} that the held-out images chose is next to nothing: what is pruned was not small, and right "
+    "after pruning most images are wrong. Its row shows what fine-tuning does, not what the penalty does."
+)
+
+
+def weak(rows: list[dict]) -> list[str]:
+    """Says of which methods the penalty was too weak to make the removed units small."""
+    names = [row["method"] for row in rows if mean(seed["pruned"] for seed in row["seeds"]) > WEAK]
+    return [line for name in names for line in ("", NEXT_TO_NOTHING.format(name))]
 
 
 def main() -> None:

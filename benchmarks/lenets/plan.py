@@ -260,7 +260,7 @@ GATED: Mapping[str, tuple[tuple[str, dict[str, Any]], ...]] = {
                 "l0",
                 {
                     "dropout": 0.0,
-                    "fields": {"lam": lam},
+                    "fields": {"lam": lam, "inputs": True},
                     "recipe": {**ADAM, "lr": 1e-3, "epochs": 100, "weight_decay": 0.0, "schedule": "linear"}
                     | {"milestones": [0.5]},
                 },

@@ -252,10 +252,7 @@ def _starts(found: Mapping[str, Found]) -> list[str]:
     return ["", " ".join(["In their papers random gates train 200 epochs.", *dict.fromkeys(told)])]
 
 
-L0_NOTE = (
-    "These runs of l0 gated units alone, where the paper gates each of the 800 flattened features too, and counted "
-    "weights between two gated layers twice, so that their lam is worth up to two of the paper's."
-)
+L0_NOTE = "l0 gates the network's inputs, units and the 800 flattened features, and counts each parameter once."
 BASELINES = (
     "The dense networks are better than the papers' (see their rows), so the errors of all methods start ahead. Deep "
     "Compression's published rates are those of the paper's format; our codec codes the same weights in fewer bytes."
