@@ -210,7 +210,8 @@ def scores_hidden_units(name: str) -> bool:
     try:
         done = topiarist.prune(Classifier(nn.LSTM).eval(), BATCHES[0][0][:2], request, data=BATCHES)
     except TopiaristError as error:
-        assert "found no" in str(error) or "has none" in str(error)  # nothing here is for the method
+        if not re.search("found no|has none", str(error)):  # nothing here is for the method
+            raise
         return False
     kept = [bool(kept.all()) for group, kept in done.keep.items() if group.startswith("cell")]
     assert kept
