@@ -1,6 +1,7 @@
 """What the documentation shows is true: its Python runs, its commands parse, its table is today's, and it builds."""
 
 import ast
+import inspect
 import os
 import re
 import runpy
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import topiarist
 from topiarist import TopiaristError, methods
 from topiarist.cli import commands
 from topiarist.cli.arguments import parse
@@ -54,6 +56,23 @@ def import_transformers() -> None:
 def test_the_readme_is_short_and_begins_with_a_network_that_everybody_knows() -> None:
     assert word_count(README.read_text(encoding="utf-8")) <= 900
     assert '"torchvision:resnet18"' in blocks(README, "python")[0]
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore:torchvision was built for another torch")
+def test_the_first_example_prints_what_the_readme_shows(tmp_path, monkeypatch, capsys) -> None:
+    """All of it, in order, but for the rows of the table that are left out and the last digits of the proof."""
+    monkeypatch.chdir(tmp_path)
+    exec(blocks(README, "python")[0], {"__name__": "example"})
+    printed, shown = (_words(text) for text in (capsys.readouterr().out, blocks(README, "text")[0]))
+    before, after = shown.split(" ... ")
+    assert printed.startswith(before)
+    assert printed.endswith(after)
+
+
+def _words(text: str) -> str:
+    """Returns the words of a printed table and what stands below, without lines and the digits of rounding noise."""
+    return " ".join(re.sub(r"\d\.\de-1\d", "0", re.sub(r"[─-╿]", " ", text)).split())
 
 
 @pytest.mark.parametrize("page", TABLES, ids=lambda page: page.name)
@@ -110,6 +129,14 @@ def test_yaml_examples_are_what_they_say(tmp_path: Path) -> None:
     study, *further = map(yaml.safe_load, studies)
     for keys in ({}, *further):
         assert Study.of({**study, **keys}).title == "LeNet-5 on digits"
+
+
+def test_every_public_name_is_on_the_page_of_the_library() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^::: (\S+)$", page, re.MULTILINE))
+    values = {name: getattr(topiarist, name) for name in topiarist.__all__ if name != "__version__"}
+    public = {name: value for name, value in values.items() if not inspect.ismodule(value)}
+    assert {f"{'.'.join(value.__module__.split('.')[:2])}.{name}" for name, value in public.items()} <= listed
 
 
 def test_every_runtime_is_listed() -> None:

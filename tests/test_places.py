@@ -3,6 +3,7 @@
 import copy
 import functools
 import importlib.util
+import inspect
 import json
 import math
 import pickle
@@ -280,6 +281,20 @@ def test_a_branch_that_no_example_took_is_right_or_raises():
     assert sorted(result.untaken.values()) == [False, True, True]
     assert "no example took" in str(result)
     model(x, **TAKEN[3])  # the given network is as it was
+
+
+class Signed(Branches):
+    def forward(self, x, gain=None):
+        return super().forward(x, gain if len(inspect.signature(self.parts).parameters) == 1 else None)
+
+
+def test_branches_of_pythons_own_library_are_not_listed():
+    result = prune(Signed(), X, "random", Budget(ratio=0.5))
+    seen = {branch.line.partition(":")[0] for branch in result.graph.solution.record.branches}
+    assert {"inspect.py", "test_places.py"} <= seen
+    assert {line.partition(":")[0] for line in result.untaken} == {"test_places.py"}
+    assert "if the pruned network takes one, it raises an error" in str(result).replace("\n", " ")
+    assert "inspect.py" not in str(result)
 
 
 def test_what_an_example_shows_is_right():

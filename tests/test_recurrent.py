@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import topiarist
-from topiarist import Architecture, Budget
+from topiarist import Architecture, Budget, TopiaristError
 
 LAYERS = (nn.LSTM, nn.GRU, nn.RNN)
 CELLS = (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
@@ -178,3 +180,72 @@ def test_a_state_from_outside_pins_the_hidden_units():
     graph = topiarist.trace(Given(), (torch.randn(4, 2, 5), torch.zeros(1, 2, 8)))
     assert [group.name for group in graph.groups] == ["features"]
     assert "reads an input of fixed size" in graph.why("cell.weight_hh_l0", 1)
+
+
+# methods that do not score hidden units
+
+ROOT = Path(__file__).parent.parent
+BATCHES = [(torch.randn(12, 4, 5), torch.arange(12) % 3)]
+
+
+class Classifier(Sequence):
+    """A class for each sequence."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).mean(1)
+
+
+def stated(page: str) -> list[str]:
+    """Returns the methods that a page says to score hidden units."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    (sentence,) = re.findall(r"^Hidden units of `nn.LSTM`.*? are scored by\s(.*?)\.$", text, re.MULTILINE | re.DOTALL)
+    return re.findall(r"`(\w+)`", sentence)
+
+
+def scores_hidden_units(name: str) -> bool:
+    fields = {"structure": "channel"} if name == "sss" else {}
+    trained = {"epochs": 1, "lr": 0.01} if name in ("l0", "sss", "vardrop") else None
+    request = topiarist.Pruning.of({"name": name, **fields}, {"ratio": 0.5}, sparse_training=trained)
+    torch.manual_seed(0)
+    try:
+        done = topiarist.prune(Classifier(nn.LSTM).eval(), BATCHES[0][0][:2], request, data=BATCHES)
+    except TopiaristError as error:
+        if not re.search("found no|has none", str(error)):  # nothing here is for the method
+            raise
+        return False
+    kept = [bool(kept.all()) for group, kept in done.keep.items() if group.startswith("cell")]
+    assert kept
+    return not any(kept)
+
+
+@pytest.mark.filterwarnings("ignore:.* prunes nothing in:UserWarning")
+@pytest.mark.parametrize("name", topiarist.methods.names())
+def test_the_pages_say_which_methods_score_hidden_units(name):
+    assert stated("coming_from.md") == stated("methods.md")
+    assert scores_hidden_units(name) == (name in stated("methods.md"))
+
+
+@pytest.mark.parametrize("amount", ["macs", "params"])
+def test_a_budget_out_of_reach_names_what_the_method_does_not_score(amount):
+    model, example = Classifier(nn.LSTM).eval(), BATCHES[0][0][:2]
+    lacking = r"taylor gives no score for cell, so that at least 0\.\d+ is kept: use fpgm, l1 or random, or ask for"
+    with pytest.raises(TopiaristError, match=lacking) as refused:
+        topiarist.prune(model, example, "taylor", {amount: 0.1}, BATCHES)
+    least = float(re.search(r"at least (0\.\d+)", str(refused.value))[1])
+    after = topiarist.prune(model, example, "taylor", {amount: least}, BATCHES)
+    assert after.keep["cell"].all()
+    topiarist.prune(model, example, "l1", {amount: 0.3})  # as the message advises
+    with pytest.raises(TopiaristError, match="floor, multiple, exclusions"):
+        topiarist.prune(model, example, "taylor", {amount: 0.01, "exclude": "cell"}, BATCHES)
+
+
+def test_a_ratio_that_counts_only_a_part_of_the_network_warns():
+    model, example = Classifier(nn.LSTM).eval(), BATCHES[0][0][:2]
+    with pytest.warns(UserWarning, match=r"wanda prunes nothing in cell\.weight_ih_l0, .*: use magnitude, or name"):
+        done = topiarist.prune(model, example, "wanda", 0.5, BATCHES)
+    share = sum(int(kept.sum()) for kept in done.keep.values()) / sum(map(len, done.keep.values()))
+    with pytest.warns(UserWarning, match=f"the ratio of 0.5 does not count, so that {share:.1%} of all units are kept"):
+        topiarist.prune(model, example, "wanda", 0.5, BATCHES)
+    budget = Budget(ratio=0.5, exclude=("cell.weight*",))  # what the warning advises makes it silent
+    quiet = topiarist.prune(model, example, "wanda", budget, BATCHES)
+    assert all(torch.equal(quiet.keep[name], kept) for name, kept in done.keep.items())

@@ -126,6 +126,8 @@ def test_what_cannot_be_scanned_is_told() -> None:
             sensitivity(MODEL, GRAPH, DATA, **options)
     with pytest.raises(TopiaristError, match="shape"):
         sensitivity(MODEL, GRAPH, topiarist.load_data("digits"))
+    with pytest.raises(TopiaristError, match="but data is a list: make"):
+        sensitivity(MODEL, GRAPH, [(DATA.train_x, DATA.train_y)])  # type: ignore[arg-type]
     fixed = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     with pytest.raises(TopiaristError, match="nothing in this network"):
         sensitivity(fixed, topiarist.trace(fixed, DATA.example()), DATA)

@@ -2,7 +2,7 @@
 
 from topiarist.budget.allocation import KEEPS_ITS_MEMORY, allocate, quota
 from topiarist.budget.budget import Allocation, Budget, PricedBudget, as_names, matching
-from topiarist.budget.by_latency import NO_ZEROS, OutOfReachError
+from topiarist.budget.by_latency import NO_ZEROS, OutOfReachError, UnreachableError
 from topiarist.budget.costs import Cost, cost
 from topiarist.budget.knapsack import widths
 from topiarist.budget.latency import Axis, Floats, LatencyTable, LayerLatency, axis_of, places_of
@@ -25,6 +25,7 @@ __all__ = [
     "Name",
     "OutOfReachError",
     "PricedBudget",
+    "UnreachableError",
     "ZerosTable",
     "allocate",
     "as_names",

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from topiarist.budget.budget import AMOUNTS, Allocation, Budget
-from topiarist.budget.by_latency import Trade, keep_by_latency
+from topiarist.budget.by_latency import Trade, UnreachableError, keep_by_latency
 from topiarist.budget.costs import Cost
 from topiarist.budget.costs import cost as cost_of
-from topiarist.budget.ladder import Ladder, rounded_up
+from topiarist.budget.ladder import Ladder
 from topiarist.budget.n_of_m import keep_n_of_m
 from topiarist.errors import TopiaristError
 from topiarist.files import shown
@@ -69,7 +69,8 @@ def allocate(
     whole = budget.excluded(graph)
     if budget.n_of_m is not None:
         return keep_n_of_m(graph, scores, budget.n_of_m, whole)
-    shares = _shares(graph, scores, budget, {name for name, units in whole.items() if units.all()})
+    excluded = {name for name, units in whole.items() if units.all()}
+    shares = _shares(graph, scores, budget, excluded)
     keep = {group.name: torch.ones(group.units, dtype=torch.bool) for group in graph.groups if group.name in shares}
     free = []
     for group in graph.groups:
@@ -83,9 +84,13 @@ def allocate(
             keep[group.name] = ladder.keep(ladder.climb(ratio))
     by_zeros = budget.latency is not None and graph.kind == "weight"
     kind = budget.allocation or ("uniform" if by_zeros else allocation)
-    if budget.latency is not None:
-        return keep_by_latency(Trade(graph, budget, keep, free, scores, kind, cost or partial(cost_of, graph)))
-    return _Search(graph, budget, keep, _Removals.of(free, kind, budget.ratio), cost).run()
+    try:
+        if budget.latency is not None:
+            return keep_by_latency(Trade(graph, budget, keep, free, scores, kind, cost or partial(cost_of, graph)))
+        return _Search(graph, budget, keep, _Removals.of(free, kind, budget.ratio), cost).run()
+    except UnreachableError as error:
+        error.unscored = tuple(name for name in shares if name not in scores and name not in excluded)
+        raise
 
 
 def quota(graph: Graph, groups: Collection[str], budget: Budget | None) -> dict[str, int]:
@@ -208,15 +213,7 @@ class _Search:
         least = self._amounts(self._keep(everything, count_only=True), everything, asked)
         for name, fraction in asked.items():
             if not _fits(least[name], fraction, full[name]):
-                raise TopiaristError(
-                    f"the budget keeps {fraction:g} of the {AMOUNTS[name]}, but floor, multiple, exclusions and layers "
-                    f"that cannot be cut leave at least {rounded_up(least[name] / full[name]):g}: "
-                    "ask for that, or loosen them"
-                )
-
-
-_WORDS = {"macs": "MACs", "params": "parameters", "memory": "peak activation memory", "ratio": "units"}
-"""The amounts of the whole network, in words."""
+                raise UnreachableError(fraction, AMOUNTS[name], least[name] / full[name])
 
 
 def _fits(amount: float, fraction: float, full: float) -> bool:

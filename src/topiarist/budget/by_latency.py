@@ -19,26 +19,34 @@ from topiarist.errors import TopiaristError
 from topiarist.graph import Graph, Keep, Scores
 
 HELD = "floor, multiple, exclusions and layers that cannot be cut"
-"""What a latency budget cannot go below."""
+"""What a budget cannot go below."""
 NO_ZEROS = "floor, exclusions and what no zero makes faster, such as small layers and pooling,"
 """The same, where weights are pruned."""
 HALVINGS = 40
 """Steps of the search for the lowest price of a millisecond."""
 
 
-class OutOfReachError(TopiaristError):
-    """The latency that a budget asks for is out of reach.
+class UnreachableError(TopiaristError):
+    """An amount that a budget asks for is out of reach.
 
     Attributes:
+        asked: what the budget keeps, in words.
         least: the fraction that can be reached.
+        unscored: groups that keep all units since they have no score.
     """
 
+    unscored: tuple[str, ...] = ()
+
+    def __init__(self, asked: float, amount: str, least: float, held: str = HELD) -> None:
+        self.asked, self.least = f"the budget keeps {asked:g} of the {amount}", rounded_up(least)
+        super().__init__(f"{self.asked}, but {held} leave at least {self.least:g}: ask for that, or loosen them")
+
+
+class OutOfReachError(UnreachableError):
+    """The latency that a budget asks for is out of reach."""
+
     def __init__(self, asked: float, least: float, target: str, held: str = HELD) -> None:
-        self.least = rounded_up(least)
-        super().__init__(
-            f"the budget keeps {asked:g} of the latency on {target}, but {held} leave at least {self.least:g}: ask for "
-            "that, or loosen them"
-        )
+        super().__init__(asked, f"latency on {target}", least, held)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,8 +196,5 @@ def _refuse_amounts(trade: Trade, fewest: Keep) -> NoReturn:
     for name, amount in trade.amounts(fewest).items():
         asked = getattr(trade.budget, name)
         if amount > asked:
-            raise TopiaristError(
-                f"the budget keeps {asked:g} of the {AMOUNTS[name]}, but floor, multiple, exclusions and layers that "
-                f"cannot be cut leave at least {rounded_up(amount):g}: ask for that, or loosen them"
-            )
+            raise UnreachableError(asked, AMOUNTS[name], amount)
     raise TopiaristError("the latency and the other amounts of the budget cannot be met together: loosen one of them")

@@ -9,7 +9,7 @@ from topiarist.files.gates import GATE, gate_buffers, gates_file, read_gates, re
 from topiarist.files.imports import import_package
 from topiarist.files.limits import ALLOWANCE, IN_IMAGES, IN_WEIGHTS, allowance, check_size
 from topiarist.files.locks import locked, locked_file, waiting_lock
-from topiarist.files.sentences import one_line, shortened, shown, suggestion
+from topiarist.files.sentences import listed, one_line, shortened, shown, suggestion
 from topiarist.files.tensors import read_safetensors, write_safetensors
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "gate_buffers",
     "gates_file",
     "import_package",
+    "listed",
     "locked",
     "locked_file",
     "one_line",

@@ -1,9 +1,9 @@
-"""What many messages share: suggestions of close names, and the first line of another library's error."""
+"""What many messages share: suggestions of close names, lists, and the first line of another library's error."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 
 def suggestion(name: object, known: Iterable[str], otherwise: str = "") -> str:
@@ -19,6 +19,12 @@ def suggestion(name: object, known: Iterable[str], otherwise: str = "") -> str:
     if close:
         return f"did you mean {' or '.join(close)}?"
     return otherwise or f"choose from {', '.join(names)}"
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Returns ``"a, b, c and 4 more"``: the first names, and how many others there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def one_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from topiarist.budget import Allocation, Budget, Cost, allocate
 from topiarist.errors import TopiaristError
-from topiarist.files import shown
+from topiarist.files import listed, shown
 from topiarist.graph import Graph, Keep, Scores
 from topiarist.measure import Stats
 from topiarist.methods import Criterion, Method, Rule, Selector
@@ -88,9 +88,8 @@ def warn_of_single_units(graph: Graph, keep: Keep, allocation: Allocation) -> No
         return
     thin = [group.name for group in graph.groups if group.units > 2 and int(keep[group.name].sum()) == 1]
     if thin:
-        more = f" and {len(thin) - 3} more" if len(thin) > 3 else ""
         warnings.warn(
-            f"the global ranking keeps one unit of {', '.join(map(shown, thin[:3]))}{more}, through which everything "
+            f"the global ranking keeps one unit of {listed([*map(shown, thin)])}, through which everything "
             "must pass: give the budget floor=0.1, or allocation='uniform'",
             stacklevel=4,
         )

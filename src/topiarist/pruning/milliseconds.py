@@ -128,12 +128,12 @@ class Stopwatch:
             TopiaristError: the budget is out of reach; the sentence names the least that was measured.
         """
         tried: list[tuple[float, Choice, Latency]] = []
-        table, asked, reached = self.table, budget.latency or 0.0, True
+        table, asked, refusal = self.table, budget.latency or 0.0, None
         for _ in range(ROUNDS):
             try:
                 chosen = choice(budget.priced(table))
             except OutOfReachError as error:
-                reached = False
+                refusal = error
                 if tried:
                     break
                 chosen = choice(replace(budget, latency=error.least).priced(table))  # it may be faster than predicted
@@ -145,7 +145,7 @@ class Stopwatch:
             table = table.corrected(latency.predicted, latency.measured)
         _, chosen, latency = min(tried, key=lambda each: each[0])
         if latency.measured > FAR * asked:
-            _complain(latency, asked, reached)
+            _complain(latency, asked, refusal)
         return chosen, latency
 
     def _measured(self, graph: Graph, keep: Keep, table: LatencyTable | ZerosTable) -> Latency:
@@ -171,11 +171,13 @@ def _check_runs(model: nn.Module, inputs: Any, batch: int) -> None:
         ) from error
 
 
-def _complain(latency: Latency, asked: float, reached: bool) -> None:
+def _complain(latency: Latency, asked: float, refusal: OutOfReachError | None) -> None:
     """Raises where the budget is out of reach, warns where steps or noise leave it exceeded."""
-    if not reached:
+    if refusal is not None:
         held = (NO_ZEROS,) if isinstance(latency.table, ZerosTable) else ()
-        raise OutOfReachError(asked, 1.02 * latency.measured, latency.target, *held)
+        measured = OutOfReachError(asked, 1.02 * latency.measured, latency.target, *held)
+        measured.unscored = refusal.unscored
+        raise measured
     warnings.warn(
         f"the latency that was measured is {latency.measured:.3f} of the whole network's, above the {asked:g} of the "
         "budget: close other programs and prune again, or give a smaller budget",

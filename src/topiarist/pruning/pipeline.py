@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from topiarist.architecture import Architecture
-from topiarist.budget import Budget, cost
+from topiarist.budget import Budget, UnreachableError, cost
 from topiarist.errors import TopiaristError
 from topiarist.files import shown
 from topiarist.graph import (
@@ -32,6 +32,7 @@ from topiarist.pruning.milliseconds import Latency, Stopwatch
 from topiarist.pruning.refusals import check_inputs, check_units, statistics_needed
 from topiarist.pruning.request import Pruning, Run, trains_sparsely
 from topiarist.pruning.result import Pruned
+from topiarist.pruning.unscored import named, warn_of_unscored
 from topiarist.surgery import Proof, check, copied, cut, mask, prove, rewound, with_values
 from topiarist.train import Recipe, fit
 
@@ -209,6 +210,7 @@ class Pipeline:
     def _result(self, smaller: nn.Module, trained: nn.Module, keep: Keep, proof: Proof) -> Pruned:
         budget, method = self.request.budget, self.request.method
         warn_of_single_units(self.units, keep, (budget and budget.allocation) or method.allocation)
+        warn_of_unscored(method, budget, self.units, keep, trained)
         return Pruned(
             model=smaller,
             architecture=Architecture.of(self.units, keep),
@@ -257,6 +259,12 @@ class Pipeline:
 
     def _choice(self, model: nn.Module, units: Graph, stats: Stats, budget: Budget | Share | None) -> Choice:
         """Chooses what is kept; under a latency budget what is measured to meet it."""
+        try:
+            return self._chosen(model, units, stats, budget)
+        except UnreachableError as error:
+            raise named(error, self.request.method, units, stats) from None
+
+    def _chosen(self, model: nn.Module, units: Graph, stats: Stats, budget: Budget | Share | None) -> Choice:
         choose = partial(make_choice, self.request.method, units, stats, cost=partial(cost, units))
         if not isinstance(budget, Budget) or budget.latency is None:
             return choose(budget)

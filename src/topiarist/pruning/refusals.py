@@ -24,7 +24,7 @@ def check_inputs(model: nn.Module, request: Pruning, data: Any, initial: Any) ->
     check_finite(model)
     trains = request.trains
     if trains and data is None:
-        raise TopiaristError(f"{request.method.name} is to train the network: give data")
+        raise TopiaristError(f"{request.method.name} is to train the network: give data, such as a DataLoader")
     if request.rewind != (initial is not None):
         missing = "initial=, the state dict before training" if request.rewind else "rewind=True in the request"
         raise TopiaristError(f"rewinding takes both a request that asks for it and the initial values: add {missing}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from sysconfig import get_path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from topiarist.architecture import Architecture
 from topiarist.budget import Cost, not_n_of_m, units_of
 from topiarist.errors import TopiaristError
+from topiarist.files import listed
 from topiarist.graph import GUARD, Graph, Keep, Kind, removed_blocks, unwrapped
 from topiarist.methods import Method
 from topiarist.pruning.choice import Choice
@@ -140,7 +143,7 @@ class Pruned:
         """Returns the branches that no example took: ``file:line`` → whether the pruned network raises there.
 
         It raises where the branch computes with sizes that the cut changed. Inputs that take a branch are given as
-        ``more_inputs``.
+        ``more_inputs``. Branches of Python's own library are not listed.
         """
         guarded = {
             (module, correction.place)
@@ -151,7 +154,7 @@ class Pruned:
         lines: dict[str, bool] = {}
         for branch in self.graph.solution.record.branches:
             raises = (branch.module, branch.place) in guarded
-            if raises or not branch.elsewhere:
+            if (raises or not branch.elsewhere) and not _is_of_python(branch.place[-1].function):
                 lines[branch.line] = lines.get(branch.line, False) or raises
         return lines
 
@@ -246,16 +249,25 @@ class Pruned:
         if self.repair is not None and self.repair != self.method:
             yield f"the kept weights were repaired by {self.repair.name}"
         if raising := [line for line, raises in self.untaken.items() if raises]:
-            yield f"branches that no example took, where the pruned network raises: {', '.join(raising)}"
+            yield (
+                "branches that no example took: if the pruned network takes one, it raises an error (give inputs that "
+                f"take it as more_inputs): {', '.join(raising)}"
+            )
         if silent := [line for line, raises in self.untaken.items() if not raises]:
-            more = f" and {len(silent) - 5} more" if len(silent) > 5 else ""
-            yield f"branches that no example took, left as they are: {', '.join(silent[:5])}{more}"
+            yield f"branches that no example took, which stay as they are: {listed(silent, 5)}"
         verdict = self.proof.reason or f"{self.proof.checked} ({', '.join(self.proof.paths)})"
         if self.graph.kind == "weight":
             yield f"checked: {verdict}"
         else:
             largest = f"largest relative difference {self.proof.max_rel_diff:.1e} in {self.proof.precision}"
             yield f"proof: {verdict}; {largest}"
+
+
+def _is_of_python(function: str) -> bool:
+    """Returns whether ``"module:qualified name"`` is in Python's own library, and no module of the same name."""
+    name = function.partition(":")[0]
+    file = getattr(sys.modules.get(name), "__file__", None) or ""
+    return name.partition(".")[0] in sys.stdlib_module_names and file.startswith(get_path("stdlib"))
 
 
 def _counted(excluded: Excluded, kind: Kind) -> str:

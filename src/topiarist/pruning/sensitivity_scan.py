@@ -112,7 +112,8 @@ def sensitivity(
         A point for each group that the method scores and each ratio.
 
     Raises:
-        TopiaristError: the method scores no units, a ratio is not a fraction, or the model does not fit the data.
+        TopiaristError: the method scores no units, a ratio is not a fraction, the data are no `Data`, or the model does
+            not fit them.
     """
     method = make(method)
     if not isinstance(method, Criterion):
@@ -122,6 +123,11 @@ def sensitivity(
         raise TopiaristError("there is no ratio to scan: give fractions that are kept, such as 0.5")
     if not graph.groups:
         raise TopiaristError(hindrance(graph))
+    if not isinstance(data, Data):
+        raise TopiaristError(
+            f"a scan holds out labelled examples, but data is a {type(data).__name__}: make a topiarist.Data, by "
+            "Data.of or load_data"
+        )
     model = unwrapped(model)
     check_fits(model, data)
     parts = data.split(held_out, seed)
