@@ -12,7 +12,7 @@ import topiarist
 from topiarist import Recipe
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
-from topiarist.train import Speed, loop
+from topiarist.train import Speed, machine
 
 NETWORK = "zoo:digitsnet?width=0.25"
 RECIPE = Recipe(epochs=2, lr=0.02, batch_size=48)
@@ -149,4 +149,4 @@ def test_what_cannot_be_compiled_says_so(data: Data, monkeypatch: pytest.MonkeyP
 
 
 def test_data_stays_where_it_is_without_a_gpu(data: Data) -> None:
-    assert loop._resident(data, torch.device("cpu")) is data
+    assert machine.resident(data, torch.device("cpu")) is data

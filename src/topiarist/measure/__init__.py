@@ -12,6 +12,8 @@ from topiarist.measure.batches import (
     inputs_and_target,
     map_tensors,
     mode,
+    read,
+    running,
     to_device,
 )
 from topiarist.measure.collection import OnStep, Stats, collect, covariance, merge
@@ -28,7 +30,7 @@ from topiarist.measure.evaluation import (
     right_examples,
 )
 from topiarist.measure.medians import Median
-from topiarist.measure.metrics import Metric, measured
+from topiarist.measure.metrics import Metric, check_function, is_accumulator, measured
 from topiarist.measure.statistics import STATISTICS, Statistic, Watch
 from topiarist.measure.timing import Clock, Rounds, Runs, interleaved, latencies, latency, threads_set
 from topiarist.measure.watching import (
@@ -73,6 +75,7 @@ __all__ = [
     "batch_size",
     "batches_in",
     "check_fits",
+    "check_function",
     "class_scores",
     "collect",
     "covariance",
@@ -85,6 +88,7 @@ __all__ = [
     "inputs_and_labels",
     "inputs_and_target",
     "interleaved",
+    "is_accumulator",
     "is_plain",
     "latencies",
     "latency",
@@ -96,8 +100,10 @@ __all__ = [
     "on_calls",
     "on_responses",
     "one_number",
+    "read",
     "response_sites",
     "right_examples",
+    "running",
     "threads_set",
     "to_device",
     "unit_sums",
