@@ -103,6 +103,30 @@ def read(batches: Iterable[Batch], what: str, device: torch.device | None = None
         raise TopiaristError(f"the {what} fail at batch {number} ({reason}): mend the loader") from error
 
 
+def first_batch(batches: Iterable[Batch], what: str) -> Batch:
+    """Returns the first batch with examples; torch's random state and that of a loader's own generator stay.
+
+    Raises:
+        TopiaristError: it cannot be read, or there is none.
+    """
+    own: Any = getattr(batches, "generator", None)
+    state = own.get_state() if isinstance(own, torch.Generator) else None
+    try:
+        with torch.random.fork_rng():
+            first = next((batch for batch in read(batches, what) if _has_examples(batch)), None)
+    finally:
+        if state is not None:
+            own.set_state(state)
+    if first is None:
+        raise TopiaristError(f"there is no batch in the {what}: pass at least one")
+    return first
+
+
+def _has_examples(batch: Batch) -> bool:
+    tensors = tensors_in(inputs_and_target(batch)[0])
+    return not tensors or tensors[0].numel() > 0
+
+
 @contextmanager
 def running(batch: Batch, number: int) -> Iterator[None]:
     """Turns whatever a model or its loss raises of a batch into one sentence.
@@ -121,7 +145,8 @@ def running(batch: Batch, number: int) -> Iterator[None]:
         if "more than 1 value per channel" in str(error):  # of batch norm
             remedy = "drop a last batch that is too small, as DataLoader(drop_last=True) does"
         raise TopiaristError(
-            f"the model or its loss fails on batch {number}, inputs of shape {shapes} ({one_line(error)}): {remedy}"
+            f"the model or its loss fails on batch {number}, inputs of shape {shapes or 'none'} ({one_line(error)}): "
+            f"{remedy}"
         ) from error
 
 

@@ -25,6 +25,7 @@ from topiarist.measure import (
     check_function,
     device_of,
     evaluate_batches,
+    first_batch,
     inputs_and_target,
     is_accumulator,
     measured,
@@ -132,7 +133,7 @@ class Loaded:
     @cached_property
     def first(self) -> Batch:
         """The first batch."""
-        return _first(self.train, "train")
+        return first_batch(self.train, "train data")
 
     def count(self) -> int | None:
         """Returns the number of training examples, ``None`` where only a pass would show it."""
@@ -150,7 +151,7 @@ class Loaded:
         batch_size(inputs)  # which refuses what is no batch
         _try(model, self.first, attempt)
         if self.tested is not None:
-            _tested(model, [_first(self.tested, "test")], self.metric)
+            _tested(model, [first_batch(self.tested, "test data")], self.metric)
 
     def on(self, device: torch.device) -> Loaded:
         """Returns the same examples: each batch is moved as it comes."""
@@ -210,24 +211,3 @@ def _tested(model: nn.Module, batches: Iterable[Batch], metric: Metric | None) -
     if metric is not None:
         return None, measured(model, batches, metric)
     return evaluate_batches(model, batches).accuracy, None
-
-
-def _first(batches: Iterable[Batch], which: str) -> Batch:
-    """Returns the first batch with examples; torch's random state and that of a loader's own generator stay."""
-    own: Any = getattr(batches, "generator", None)
-    state = own.get_state() if isinstance(own, torch.Generator) else None
-    try:
-        with torch.random.fork_rng():
-            filled = (batch for batch in read(batches, f"{which} data") if _has_examples(batch))
-            first = next(filled, None)
-    finally:
-        if state is not None:
-            own.set_state(state)
-    if first is None:
-        raise TopiaristError(f"there is no batch in the {which} data: pass at least one")
-    return first
-
-
-def _has_examples(batch: Batch) -> bool:
-    tensors = tensors_in(inputs_and_target(batch)[0])
-    return not tensors or tensors[0].numel() > 0
