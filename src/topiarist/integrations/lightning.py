@@ -109,11 +109,6 @@ class PruningCallback(_callback()):  # type: ignore[misc]
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Traces the network, and cuts it as a checkpoint says before the checkpoint's weights are loaded."""
         _check_trainer(trainer, self.course)
-        if (
-            sum(isinstance(each, PruningCallback) and each.attribute == self.attribute for each in trainer.callbacks)
-            > 1
-        ):
-            raise TopiaristError("two callbacks prune this network: give one, whose at= has all cuts")
         own = pl_module.on_load_checkpoint
 
         def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
