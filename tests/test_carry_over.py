@@ -307,6 +307,28 @@ def test_state_of_an_unknown_form_is_refused_and_nothing_changes(value: Any) -> 
     train(model, optimizer, 1)
 
 
+def test_state_that_is_no_mapping_is_refused_and_nothing_changes() -> None:
+    model = Net()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    for parameter in model.parameters():
+        optimizer.state[parameter] = [1.0]
+    state = dict(optimizer.state)
+    with pytest.raises(TopiaristError, match=r"SGD keeps a list of the parameter .*: make a new optimizer"):
+        cut(model, graph(), keep(), optimizer)
+    assert optimizer.state == state
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ((lambda: ("net", graph(), keep())), r"model must be a torch\.nn\.Module, but got str"),
+    ((lambda: (Net(), keep(), graph())), "this is a dict and no graph: give what topiarist.trace returned"),
+    ((lambda: (Net(), graph(), None)), "keep must map groups to booleans, .* but got NoneType"),
+])  # fmt: skip
+def test_arguments_of_other_kinds_are_refused(arguments: Any, message: str) -> None:
+    for use in (cut, mask):
+        with pytest.raises(TopiaristError, match=message):
+            use(*arguments())
+
+
 def test_other_state_of_parameters_that_stay_whole_is_kept() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).double()
     other = nn.Linear(3, 3).double()

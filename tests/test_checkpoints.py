@@ -140,7 +140,7 @@ def test_a_damaged_checkpoint_is_refused(data: Data, tmp_path: Path) -> None:
         assert path.read_bytes() == damaged
     path.unlink()
     path.mkdir()
-    with pytest.raises(TopiaristError, match="damaged or not a checkpoint"):
+    with pytest.raises(TopiaristError, match="not a regular file: name another"):
         fit(net(), data, recipe, checkpoint=path)
 
 

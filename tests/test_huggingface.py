@@ -298,6 +298,27 @@ def test_missing_and_damaged_files(cases: dict[str, Case], tmp_path: Path) -> No
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(TopiaristError, match="has no weights that fit"):
         huggingface.from_pretrained(folder)
+    state = load_file(cases["vit"].folders / "plain" / "model.safetensors")
+    save_file({**state, "more": torch.zeros(1)}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TopiaristError, match="has weights 'more' that its configuration has no place for"):
+        huggingface.from_pretrained(folder)
+
+
+def test_what_has_no_values_or_no_architecture_is_not_saved(cases: dict[str, Case], tmp_path: Path) -> None:
+    model = huggingface.from_pretrained(cases["vit"].folders / "shaped")
+    with pytest.raises(TopiaristError, match="architecture must be that of a result, but got 3"):
+        huggingface.save_pretrained(model, tmp_path, architecture=3)  # type: ignore[arg-type]
+    with pytest.raises(TopiaristError, match="no values"):
+        huggingface.save_pretrained(model.to("meta"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_generation_configuration_is_refused(cases: dict[str, Case], tmp_path: Path) -> None:
+    folder = changed(cases["vit"].folders / "shaped", tmp_path / "copy")
+    for damaged in ("", "[]", "null"):
+        (folder / "generation_config.json").write_text(damaged)
+        with pytest.raises(TopiaristError, match=r"generation_config\.json cannot be loaded"):
+            huggingface.from_pretrained(folder)
 
 
 def test_another_version_of_transformers_is_named(cases: dict[str, Case], tmp_path: Path) -> None:

@@ -349,12 +349,12 @@ def broken(*_: object) -> Tensor:
     ({"data": ["a", "b"]}, "of type str without a tensor: yield tensors"),
     ({"data": [(torch.tensor(1.0), torch.tensor(1))]}, "a number: yield tensors"),
     ({"data": [X]}, "no target and the model returns no loss: yield pairs"),
-    ({"data": [(X.double(), Y)]}, "fails on the first batch, inputs of shape .101, 1, 6, 6."),
-    ({"data": [(X[:, :, :3], Y)]}, "fails on the first batch, inputs of shape .101, 1, 3, 6."),
-    ({"data": [(X, Y + 9)]}, "fails on the first batch"),
+    ({"data": [(X.double(), Y)]}, "fails on batch 1, inputs of shape .101, 1, 6, 6."),
+    ({"data": [(X[:, :, :3], Y)]}, "fails on batch 1, inputs of shape .101, 1, 3, 6."),
+    ({"data": [(X, Y + 9)]}, "fails on batch 1"),
     ({"data": [(X, Y.float())]}, "cross entropy takes classes"),
     ({"loss": "mse"}, "loss must be a function"),
-    ({"loss": broken}, "fails on the first batch.*no such column"),
+    ({"loss": broken}, "fails on batch 1.*no such column"),
     ({"loss": lambda output, target: output}, "loss must return one number"),
     ({"loss": F.cross_entropy, "recipe": replace(SHORT, label_smoothing=0.1)}, "label_smoothing is that of the cross"),
     ({"metric": broken, "test": TEST}, "the metric fails .KeyError: .*no such column"),
@@ -365,7 +365,7 @@ def broken(*_: object) -> Tensor:
     ({"data": DATA, "test": TEST}, "leave test out"),
     ({"recipe": replace(SHORT, distillation=0.5)}, "give teacher=, a network"),
     ({"teacher": net()}, r"give Recipe\(distillation=0.5\)"),
-    ({"teacher": nn.Linear(2, 2), "recipe": replace(SHORT, distillation=0.5)}, "fails on the first batch"),
+    ({"teacher": nn.Linear(2, 2), "recipe": replace(SHORT, distillation=0.5)}, "fails on batch 1"),
     ({"teacher": nn.Sequential(nn.Flatten(), nn.Linear(36, 5)), "recipe": replace(SHORT, distillation=0.5)},
      "teacher of the same classes"),
     ({"data": [(X, X[:, 0, 0, :3])], "loss": F.mse_loss, "teacher": net(1), "recipe": replace(SHORT, distillation=0.5)},
@@ -385,7 +385,7 @@ def test_what_cannot_be_trained_is_refused_in_a_sentence(options: dict[str, Any]
 
 def test_a_last_batch_that_batch_norm_cannot_train_on_is_named() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.BatchNorm1d(3))
-    with pytest.raises(TopiaristError, match=r"batch 6, of 1 examples.*drop_last=True"):
+    with pytest.raises(TopiaristError, match=r"batch 6, inputs of shape .1, 1, 6, 6.*drop_last=True"):
         fit(model, [*BATCHES, (X[:1], Y[:1])], SHORT)
 
 

@@ -151,7 +151,7 @@ def test_the_model_is_left_as_it_was(net, fails):
     random = torch.get_rng_state()
     broken = [*batches([6, 6]), (torch.zeros(1, 9, 8, 8).double(), torch.zeros(1).long())]
     if fails:
-        with pytest.raises(RuntimeError):
+        with pytest.raises(TopiaristError, match=r"fails on batch 3, inputs of shape .1, 9, 8, 8."):
             collect(model, graph, broken, ALL)
     else:
         collect(model, graph, batches([6, 6]), ALL)

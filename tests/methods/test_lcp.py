@@ -99,7 +99,7 @@ def test_scores_are_scaled_and_shifted():
 @pytest.mark.by_day(1)
 def test_the_best_shift_is_found_whatever_the_seed(seed):
     graph, stats = measured()
-    x, y = stats.batches[0]
+    x, y = next(iter(stats.batches))
     expected = best(graph, stats.model, x, y)
     alone = choose(make("lcp", candidates=1), graph, stats, HALF)
     assert widths(alone) != widths(expected)
@@ -135,7 +135,7 @@ def test_compensation_never_changes_the_order_within_a_group(form):
 
 def test_more_candidates_are_never_worse():
     graph, stats = measured()
-    x, y = stats.batches[0]
+    x, y = next(iter(stats.batches))
     for fitness, index, sign in (("accuracy", 0, 1), ("loss", 1, -1)):
         found = [
             sign * evaluate_batches(mask(stats.model, graph, choose(method, graph, stats, HALF)), [(x, y)])[index]

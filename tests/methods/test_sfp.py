@@ -81,7 +81,11 @@ def test_a_stopped_training_resumes_to_the_same_bits(data, tmp_path, moment):
         raise KeyboardInterrupt
 
     within = moment == "in the first epoch"
-    handle = model[3].register_forward_hook(lambda module, *_: stop() if within and torch.is_grad_enabled() else None)
+
+    def stop_within(module, *_):  # not while the network is traced, or its loss is tried
+        return stop() if within and module.training and torch.is_grad_enabled() else None
+
+    handle = model[3].register_forward_hook(stop_within)
     with pytest.raises(KeyboardInterrupt):
         train(data, model, checkpoint=path, progress=stop)
     handle.remove()

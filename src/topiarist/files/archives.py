@@ -15,7 +15,9 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from topiarist.errors import TopiaristError
 from topiarist.files.limits import check_size
+from topiarist.files.sentences import shortened
 
 _MADE = {
     *(f"torch._utils _rebuild_{kind}" for kind in ("tensor", "tensor_v2", "tensor_v3", "parameter")),
@@ -41,9 +43,11 @@ def read_archive(path: Path) -> object:
 
     Raises:
         ForeignObjectError: something in it is neither tensor nor plain value.
-        TopiaristError: it takes too much memory.
+        TopiaristError: it takes too much memory, or is no regular file.
         Exception: a checksum is wrong, or torch cannot read it.
     """
+    if path.exists() and not path.is_file():  # a device such as /dev/zero has no end
+        raise TopiaristError(f"{shortened(path)} is not a regular file: name another one")
     for name in _made(path):
         if name not in _MADE and not _is_type(name):
             raise ForeignObjectError(name.replace(" ", "."))

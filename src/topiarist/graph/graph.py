@@ -199,6 +199,10 @@ def checked_keep(graph: Graph, keep: Keep) -> dict[str, Tensor]:
     Raises:
         TopiaristError: an entry is of no group, of another size or type, or removes every unit.
     """
+    if not isinstance(graph, Graph):
+        raise TopiaristError(f"this is a {type(graph).__name__} and no graph: give what topiarist.trace returned")
+    if not isinstance(keep, Mapping):
+        raise TopiaristError(f"keep must map groups to booleans, as allocate gives it, but got {type(keep).__name__}")
     checked = graph.full()
     for name, kept in keep.items():
         units = graph[name].units

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from numbers import Integral
 from typing import Any, Literal
 
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
 from topiarist.files import shown
-from topiarist.graph import Outputs
+from topiarist.graph import Outputs, check_plain
 from topiarist.measure import Loss
 from topiarist.methods import Method, make
 from topiarist.pruning import Pruning, Steps, trains_sparsely
@@ -66,6 +67,10 @@ class Course:
         """
         if example_inputs is None:
             raise TopiaristError("pruning traces the network: give example_inputs, two examples as it takes them")
+        for name, value in (("more_inputs", more_inputs), ("averages", averages)):
+            if not isinstance(value, list | tuple):
+                raise TopiaristError(f"{name} must be a list, but got {type(value).__name__}: write [...]")
+        check_plain((example_inputs, *more_inputs), "the example input is")
         if per not in ("epoch", "step"):
             raise TopiaristError(f"per must be 'epoch' or 'step', what at counts, but got {shown(per)}")
         cuts = _checked(at)
@@ -94,7 +99,7 @@ def _checked(at: Iterable[int]) -> tuple[int, ...]:
     """Returns when the cuts are made, in order."""
     if isinstance(at, str | int) or not isinstance(at, Iterable):
         raise TopiaristError(f"at must list after how many epochs or steps to cut, as at=[2, 4], but got {shown(at)}")
-    cuts = tuple(at)
+    cuts = tuple(int(each) if isinstance(each, Integral) and not isinstance(each, bool) else each for each in at)
     whole = all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in cuts)
     if not whole or any(one >= two for one, two in pairwise(cuts)):
         raise TopiaristError(f"at must list whole numbers that rise, from 0 on, but got {shown(list(cuts))}")

@@ -10,7 +10,7 @@ from torch import nn
 
 from topiarist.budget import Budget
 from topiarist.errors import TopiaristError
-from topiarist.files import import_package
+from topiarist.files import as_path, import_package
 from topiarist.graph import Outputs
 from topiarist.integrations.course import Course, Unit
 from topiarist.integrations.in_trainer import Length, PruningInTrainer, State, needs_gates
@@ -108,7 +108,7 @@ class PruningCallback(_TrainerCallback):
         """
         if self._model is None:
             raise TopiaristError("the callback is in no trainer yet: make the Trainer with callbacks=[callback] first")
-        state = read_state(Path(checkpoint))
+        state = read_state(as_path(checkpoint))
         self._of(self._model).reshape(state)
         self._loaded = state
         return str(checkpoint)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
-from weakref import finalize
+from weakref import WeakValueDictionary, finalize
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,21 @@ from topiarist.train import Attached, attach
 
 State = dict[str, Any]
 """Plain values and tensors, nested."""
+
+
+_KINDS: Mapping[str, type] = {
+    "pruning": str,
+    "done": int,
+    "softened": int,
+    "architecture": dict,
+    "gates": dict,
+    "steps": list,
+    "buffers": dict,
+    "random": dict,
+}
+"""The parts of a state, and what they are."""
+
+_DAMAGED = "the pruning's state in the checkpoint is damaged: give another checkpoint, or start without it"
 
 
 @dataclass(frozen=True)
@@ -83,12 +98,15 @@ class PruningInTrainer:
         Raises:
             TopiaristError: the state is of another pruning, or of an earlier one of this network.
         """
-        if state.get("pruning") != self.course.identity:
+        _check_state(state)
+        if state["pruning"] != self.course.identity:
             raise TopiaristError(
-                f"the checkpoint is of another pruning ({shown(state.get('pruning'))}): give the callback that wrote "
+                f"the checkpoint is of another pruning ({shown(state['pruning'])}): give the callback that wrote "
                 "it, or start without the checkpoint"
             )
         done = int(state["done"])
+        if not 0 <= done <= len(self.course.at):
+            raise TopiaristError(_DAMAGED)
         if self.cuts.done == done:
             return
         if self.cuts.done:
@@ -114,13 +132,21 @@ class PruningInTrainer:
         """
         self.course.check_length(length.epochs, length.steps)
         self.cuts.work.example_inputs, self.cuts.work.more_inputs = self._inputs()
+        other = _STARTED.get(id(optimizer))
+        if other is not None and other is not self and other.network is self.network:
+            raise TopiaristError("two callbacks prune this network: give one, whose at= has all cuts")
+        if self.course.at and not self.cuts.complete:
+            self.cuts.check(self.network, optimizer, *self.course.averages)
         self._optimizer, self._length = optimizer, length
-        for name, value in (state or {}).get("buffers", {}).items():
-            owner, _, leaf = name.rpartition(".")
-            register_gate(self.network.get_submodule(owner), leaf, value.to(device_of(self.network)))
+        with _undamaged():
+            for name, value in (state or {}).get("buffers", {}).items():
+                owner, _, leaf = name.rpartition(".")
+                register_gate(self.network.get_submodule(owner), leaf, value.to(device_of(self.network)))
         self._attach()
+        _STARTED[id(optimizer)] = self
         if state is not None:
-            self._restore(state)
+            with _undamaged():
+                self._restore(state)
 
     def advance(self, epochs: int, steps: int, *, epoch_begins: bool = False) -> bool:
         """Softens and cuts where it is time to, and returns whether it has cut.
@@ -148,6 +174,7 @@ class PruningInTrainer:
         if epochs is not None:
             self._soften(epochs)
         self._detach()
+        _STARTED.pop(id(self._optimizer), None)
 
     @torch.no_grad()
     def metrics(self) -> dict[str, Any]:
@@ -226,6 +253,25 @@ class PruningInTrainer:
             self.softened = epochs
 
 
+_STARTED: WeakValueDictionary[int, PruningInTrainer] = WeakValueDictionary()
+"""Optimiser (by id) → what prunes the network that it trains now."""
+
+
+def _check_state(state: object) -> None:
+    """Raises where a state lacks a part, or has one of another kind."""
+    if not isinstance(state, dict) or not all(isinstance(state.get(name), kind) for name, kind in _KINDS.items()):
+        raise TopiaristError(_DAMAGED)
+
+
+@contextmanager
+def _undamaged() -> Iterator[None]:
+    """Says of a state whose values cannot be restored that it is damaged."""
+    try:
+        yield
+    except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise TopiaristError(_DAMAGED) from error
+
+
 def _check_budget(course: Course, cuts: Cuts) -> None:
     """Raises where a method's rule gives this network no budget, so that the first cut would fail."""
     method = course.request.method
@@ -287,9 +333,10 @@ def _beside(value: Any, parameter: Tensor) -> Any:
 
 def restore_random(network: nn.Module, state: State) -> None:
     """Gives torch the random state that it had when a state was stored: of dropout, of gates, of shuffled data."""
-    torch.set_rng_state(state["random"]["cpu"])
-    if cuda := state["random"]["cuda"]:
-        torch.cuda.set_rng_state(cuda[0], device_of(network))
+    with _undamaged():
+        torch.set_rng_state(state["random"]["cpu"])
+        if cuda := state["random"]["cuda"]:
+            torch.cuda.set_rng_state(cuda[0], device_of(network))
 
 
 def _cuda_states(network: nn.Module) -> list[Tensor]:

@@ -7,11 +7,14 @@ from topiarist.measure.batches import (
     batch_size,
     batches_in,
     device_of,
+    first_batch,
     first_examples,
     inputs_and_labels,
     inputs_and_target,
     map_tensors,
     mode,
+    read,
+    running,
     to_device,
 )
 from topiarist.measure.collection import OnStep, Stats, collect, covariance, merge
@@ -29,7 +32,7 @@ from topiarist.measure.evaluation import (
     right_examples,
 )
 from topiarist.measure.medians import Median
-from topiarist.measure.metrics import Metric, measured
+from topiarist.measure.metrics import Metric, check_function, is_accumulator, measured
 from topiarist.measure.statistics import STATISTICS, Statistic, Watch
 from topiarist.measure.timing import Clock, Rounds, Runs, interleaved, latencies, latency, threads_set
 from topiarist.measure.watching import (
@@ -74,6 +77,7 @@ __all__ = [
     "batch_size",
     "batches_in",
     "check_fits",
+    "check_function",
     "class_scores",
     "collect",
     "covariance",
@@ -81,12 +85,14 @@ __all__ = [
     "device_of",
     "evaluate",
     "evaluate_batches",
+    "first_batch",
     "first_examples",
     "flat_response",
     "has_classes",
     "inputs_and_labels",
     "inputs_and_target",
     "interleaved",
+    "is_accumulator",
     "is_plain",
     "latencies",
     "latency",
@@ -98,8 +104,10 @@ __all__ = [
     "on_calls",
     "on_responses",
     "one_number",
+    "read",
     "response_sites",
     "right_examples",
+    "running",
     "threads_set",
     "to_device",
     "unit_sums",

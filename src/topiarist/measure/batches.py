@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from topiarist.errors import TopiaristError
+from topiarist.files import one_line, shortened, shown
 from topiarist.graph import tensors_in
 
 Inputs = Any
@@ -54,7 +55,7 @@ def batches_in(data: Iterable[Batch], size: int, *, shuffled: bool = False) -> I
         shuffled: whether their order is drawn anew for each pass, from torch's random state.
 
     Raises:
-        TopiaristError: it is neither, or can be read once only.
+        TopiaristError: it is neither, can be read once only, or has no such batches.
     """
     kind = type(data).__name__
     if isinstance(data, str | bytes | Tensor | Mapping) or not (hasattr(data, "__iter__") or isinstance(data, Dataset)):
@@ -66,13 +67,91 @@ def batches_in(data: Iterable[Batch], size: int, *, shuffled: bool = False) -> I
         raise TopiaristError(
             "the data are a tuple of tensors: give TensorDataset(inputs, targets), or [(inputs, targets)] as one batch"
         )
-    if hasattr(data, "with_format"):  # of datasets.Dataset, whose examples are lists of numbers before that
-        return DataLoader(data.with_format("torch"), batch_size=size, shuffle=shuffled)
-    if not isinstance(data, Dataset):
+    formatted = hasattr(data, "with_format")  # of datasets.Dataset, whose examples are lists of numbers before that
+    if not formatted and not isinstance(data, Dataset):
         if isinstance(data, Iterator):  # asking a loader for one would start its workers
             raise TopiaristError(f"data are read more than once, and a {kind} only once: give a DataLoader or a list")
         return data
-    return DataLoader(data, batch_size=size, shuffle=shuffled and not isinstance(data, IterableDataset))
+    try:
+        examples: Any = data.with_format("torch") if formatted else data  # type: ignore[attr-defined]
+        return DataLoader(examples, batch_size=size, shuffle=shuffled and not isinstance(examples, IterableDataset))
+    except Exception as error:  # a data set runs the user's code
+        raise TopiaristError(
+            f"the {kind} cannot be read in batches of {size} ({one_line(error)}): give a whole number above 0, and a "
+            "data set with __len__ and __getitem__"
+        ) from error
+
+
+def read(batches: Iterable[Batch], what: str, device: torch.device | None = None) -> Iterator[Batch]:
+    """Yields batches; whatever a loader raises becomes one sentence.
+
+    Args:
+        batches: a loader or list.
+        what: what the message calls them: ``"train data"``.
+        device: they are moved to it, if one is given.
+
+    Raises:
+        TopiaristError: a batch cannot be read; the sentence says which.
+    """
+    number = 1
+    try:
+        for batch in batches:
+            yield batch if device is None else to_device(batch, device)
+            number += 1
+    except TopiaristError:
+        raise
+    except Exception as error:  # the user's own code fails in any way
+        text = str(error).strip()
+        in_worker = "Original Traceback" in text
+        reason = shortened(text.splitlines()[-1]) if in_worker else f"{type(error).__name__}: {one_line(error)}"
+        raise TopiaristError(f"the {what} fail at batch {number} ({reason}): mend the loader") from error
+
+
+def first_batch(batches: Iterable[Batch], what: str) -> Batch:
+    """Returns the first batch with examples; torch's random state and that of a loader's own generator stay.
+
+    Raises:
+        TopiaristError: it cannot be read, or there is none.
+    """
+    own: Any = getattr(batches, "generator", None)
+    state = own.get_state() if isinstance(own, torch.Generator) else None
+    try:
+        with torch.random.fork_rng():
+            first = next((batch for batch in read(batches, what) if _has_examples(batch)), None)
+    finally:
+        if state is not None:
+            own.set_state(state)
+    if first is None:
+        raise TopiaristError(f"there is no batch in the {what}: pass at least one")
+    return first
+
+
+def _has_examples(batch: Batch) -> bool:
+    tensors = tensors_in(inputs_and_target(batch)[0])
+    return not tensors or tensors[0].numel() > 0
+
+
+@contextmanager
+def running(batch: Batch, number: int) -> Iterator[None]:
+    """Turns whatever a model or its loss raises of a batch into one sentence.
+
+    Raises:
+        TopiaristError: it has raised.
+    """
+    try:
+        yield
+    except TopiaristError:
+        raise
+    except Exception as error:  # the user's own code fails in any way
+        tensors = tensors_in(inputs_and_target(batch)[0])
+        shapes = ", ".join("nested" if tensor.is_nested else str(tuple(tensor.shape)) for tensor in tensors)
+        remedy = "yield pairs (inputs, target) that fit the model, or dicts of its arguments"
+        if "more than 1 value per channel" in str(error):  # of batch norm
+            remedy = "drop a last batch that is too small, as DataLoader(drop_last=True) does"
+        raise TopiaristError(
+            f"the model or its loss fails on batch {number}, inputs of shape {shapes or 'none'} ({one_line(error)}): "
+            f"{remedy}"
+        ) from error
 
 
 def batch_size(inputs: Inputs) -> int:
@@ -82,8 +161,12 @@ def batch_size(inputs: Inputs) -> int:
         TopiaristError: they hold no tensor of examples.
     """
     tensors = tensors_in(inputs)
-    if not tensors or not tensors[0].ndim:
-        kind = "a number" if tensors else f"of type {type(inputs).__name__} without a tensor"
+    if not tensors or tensors[0].is_nested or not tensors[0].ndim:
+        kind = (
+            ("a nested tensor" if tensors[0].is_nested else "a number")
+            if tensors
+            else f"of type {type(inputs).__name__} without a tensor"
+        )
         raise TopiaristError(f"the inputs of a batch are {kind}: yield tensors with the examples along the first axis")
     return len(tensors[0])
 
@@ -116,7 +199,13 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Returns the device of a model's first parameter or buffer, the CPU where it has none."""
+    """Returns the device of a model's first parameter or buffer, the CPU where it has none.
+
+    Raises:
+        TopiaristError: it is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TopiaristError(f"the model must be a torch.nn.Module, but got {shown(model)}: give a network")
     return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from topiarist.errors import TopiaristError
 from topiarist.files import shown, suggestion
 from topiarist.graph import Graph, call_model, check_finite, check_plain, unwrapped
-from topiarist.measure.batches import Batch, batch_size, device_of, inputs_and_target, mode, to_device
+from topiarist.measure.batches import Batch, batch_size, device_of, inputs_and_target, mode, read, running, to_device
 from topiarist.measure.evaluation import Loss, cross_entropy, one_number
 from topiarist.measure.processes import batches_of_rank, rank_and_world_size, sum_over_processes
 from topiarist.measure.statistics import STATISTICS, Statistic, Watch
@@ -90,12 +90,12 @@ class Stats:
 
 @dataclass(frozen=True, eq=False)
 class _Chain:
-    """Yields several sets of batches, one after the other, any number of times."""
+    """Yields sets of batches, one after the other, any number of times."""
 
     parts: list[Iterable[Batch]]
 
     def __iter__(self) -> Iterator[Batch]:
-        return chain.from_iterable(self.parts)
+        return read(chain.from_iterable(self.parts), "data")
 
 
 def merge(first: Stats, *others: Stats) -> Stats:
@@ -169,9 +169,9 @@ def collect(
             raise TopiaristError(
                 f"{wanted[0].name} must be measured: give data, as a topiarist.Data or batches (inputs, target)"
             )
-        _measure(model, graph, batches_of_rank(batches, rank, world_size), wanted, watch, loss)
+        _measure(model, graph, batches_of_rank(read(batches, "data"), rank, world_size), wanted, watch, loss)
     sums = sum_over_processes(watch.sums, device_of(model)) if world_size > 1 else watch.sums
-    return Stats(tensors, sums, model, batches, on_step, loss)
+    return Stats(tensors, sums, model, None if batches is None else _Chain([batches]), on_step, loss)
 
 
 def _measure(
@@ -198,15 +198,17 @@ def _measure(
         for batch, counts in batches:
             inputs, target = inputs_and_target(batch)
             check_plain(batch, "a batch of the data is")
-            output = call_model(model, to_device(inputs, device))
             seen += 1
+            with running(batch, seen):
+                output = call_model(model, to_device(inputs, device))
             if backward:
                 if target is None and loss is cross_entropy:
                     raise TopiaristError(
                         "gradients need targets: pass batches as pairs (inputs, target), or loss= where the model "
                         "computes it, as lambda output, _: output.loss"
                     )
-                watch.backward(one_number(loss(output, to_device(target, device))) * batch_size(inputs))
+                with running(batch, seen):
+                    watch.backward(one_number(loss(output, to_device(target, device))) * batch_size(inputs))
             del output  # and the graph with it, before the next batch needs the memory
             if not counts:
                 watch.sums = {key: torch.zeros_like(total) for key, total in watch.sums.items()}

@@ -14,7 +14,7 @@ from topiarist.data import Data, Split
 from topiarist.errors import TopiaristError
 from topiarist.files import one_line, shown
 from topiarist.graph import call_model, tensors_in
-from topiarist.measure.batches import Batch, Target, batches_in, device_of, inputs_and_labels, mode, to_device
+from topiarist.measure.batches import Batch, Target, batches_in, device_of, inputs_and_labels, mode, read, running
 from topiarist.measure.metrics import Metric, measured
 
 Loss = Callable[[Any, Target], Tensor]
@@ -72,7 +72,8 @@ def cross_entropy(output: object, target: Target, label_smoothing: float = 0.0) 
             "loss= (or metric= to evaluate), a function of the model's output and the targets, such as "
             "torch.nn.functional.mse_loss"
         )
-    return F.cross_entropy(scores, target, label_smoothing=label_smoothing)
+    shares = target.is_floating_point()
+    return F.cross_entropy(scores, target if shares else target.long(), label_smoothing=label_smoothing)
 
 
 def one_number(loss: Any) -> Tensor:
@@ -81,15 +82,15 @@ def one_number(loss: Any) -> Tensor:
     Raises:
         TopiaristError: it is not one number.
     """
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        kind = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+        kind = f"a tensor {tuple(loss.shape)} of {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__
         raise TopiaristError(f"loss must return one number, the mean over the examples, but it returned {kind}")
     return loss.reshape(())
 
 
 def _are_classes(target: Target, scores: Tensor) -> bool:
     """Returns whether targets are one class for each location of the scores, or shares of the classes there."""
-    if not isinstance(target, Tensor) or scores.ndim < 2:
+    if not isinstance(target, Tensor) or target.is_complex() or scores.ndim < 2:
         return False
     if not target.is_floating_point():
         return target.shape == (scores.shape[0], *scores.shape[2:])
@@ -107,11 +108,13 @@ def has_classes(output: object, target: Target) -> bool:
 def right_examples(output: object, target: Target) -> Tensor | None:
     """Returns of how many examples the highest score is the right class, shares of an example where it has several.
 
-    ``None`` where the targets are no classes.
+    An example whose scores are NaN has none. ``None`` where the targets are no classes.
     """
     if not isinstance(target, Tensor) or target.is_floating_point() or not has_classes(output, target):
         return None
-    return (class_scores(output).argmax(1) == target).sum() * (len(target) / max(target.numel(), 1))
+    scores = class_scores(output)
+    right = (scores.argmax(1) == target) & ~scores.isnan().any(1)
+    return right.sum() * (len(target) / max(target.numel(), 1))
 
 
 @torch.no_grad()
@@ -128,17 +131,18 @@ def evaluate_batches(model: nn.Module, batches: Iterable[Batch]) -> Evaluation:
     device = device_of(model)
     results: list[tuple[Tensor, Tensor | None, int]] = []  # on the device until all batches are under way
     with mode(model, training=False):
-        for batch in batches:
+        for number, batch in enumerate(read(batches, "data", device), 1):
             inputs, target = inputs_and_labels(batch)
             if target is None:
                 raise TopiaristError("an evaluation needs targets: pass batches as pairs (inputs, target)")
-            output, target = call_model(model, to_device(inputs, device)), to_device(target, device)
-            results.append((cross_entropy(output, target), right_examples(output, target), len(target)))
+            with running(batch, number):
+                output = call_model(model, inputs)
+                results.append((cross_entropy(output, target), right_examples(output, target), len(target)))
     loss, hits, seen = 0.0, 0.0, 0
     for mean, right, examples in results:
         if right is None:
             raise TopiaristError("the targets are shares of classes: evaluate with metric=, a function of your own")
-        loss += float(mean) * examples
+        loss += float(mean) * examples if examples else 0.0  # the mean of none is NaN
         hits += float(right)
         seen += examples
     if not seen:

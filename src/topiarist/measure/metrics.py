@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from torch import nn
 from topiarist.errors import TopiaristError
 from topiarist.files import one_line, shown
 from topiarist.graph import call_model
-from topiarist.measure.batches import Batch, Target, batch_size, device_of, inputs_and_labels, mode, to_device
+from topiarist.measure.batches import Batch, Target, batch_size, device_of, inputs_and_labels, mode, read, running
 
 
 @runtime_checkable
@@ -46,18 +46,33 @@ def measured(model: nn.Module, batches: Iterable[Batch], metric: Metric) -> floa
     Raises:
         TopiaristError: the metric fails or yields no number, or there is no example.
     """
-    if isinstance(metric, Accumulator):
+    if is_accumulator(metric):
         _guarded(metric.reset)
         for output, target, _ in _outputs(model, batches):
             _guarded(metric.update, output, target)
         return _number(_guarded(metric.compute))
-    if not callable(metric):
-        raise TopiaristError(f"metric must be a function of the model's output and the targets, not {shown(metric)}")
+    function = check_function(metric, "metric")
     total, seen = 0.0, 0
     for output, target, size in _outputs(model, batches):
-        total += size * _number(_guarded(metric, output, target))
+        total += size * _number(_guarded(function, output, target))
         seen += size
     return total / seen
+
+
+def is_accumulator(metric: object) -> TypeGuard[Accumulator]:
+    """Returns whether a metric adds up by itself; a class of such does not."""
+    return isinstance(metric, Accumulator) and not isinstance(metric, type)
+
+
+def check_function(value: Any, name: str) -> Callable[..., Any]:
+    """Returns a loss or metric; raises where it is no function of output and targets."""
+    if isinstance(value, type):
+        kind = value.__name__
+        raise TopiaristError(f"{name} is the class {kind}: give an object of it, as {kind}() makes")
+    if not callable(value):
+        raise TopiaristError(f"{name} must be a function of the model's output and the targets, but got {shown(value)}")
+    function: Callable[..., Any] = value
+    return function
 
 
 @torch.no_grad()
@@ -65,10 +80,15 @@ def _outputs(model: nn.Module, batches: Iterable[Batch]) -> Iterator[tuple[Any, 
     """Yields what the model returns for each batch in eval mode, the targets, and how many examples there are."""
     device, empty = device_of(model), True
     with mode(model, training=False):
-        for batch in batches:
-            inputs, target = inputs_and_labels(to_device(batch, device))
+        for number, batch in enumerate(read(batches, "data", device), 1):
+            inputs, target = inputs_and_labels(batch)
+            size = batch_size(inputs)
+            if not size:
+                continue
             empty = False
-            yield call_model(model, inputs), target, batch_size(inputs)
+            with running(batch, number):
+                output = call_model(model, inputs)
+            yield output, target, size
     if empty:
         raise TopiaristError("there is no example to evaluate the network on: pass at least one batch")
 
@@ -87,7 +107,7 @@ def _guarded(step: Callable[..., Any], *values: Any) -> Any:
 def _number(value: Any) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TopiaristError(
             f"the metric must return one number, the mean over the examples, but it returned {shown(value)}"
         ) from error

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from topiarist.data import Data
-from topiarist.errors import TopiaristError
-from topiarist.files import shown
-from topiarist.measure import Batch, batches_in
+from topiarist.measure import Batch, batches_in, check_function
 
 DataOrBatches = Data | Iterable[Batch]
 """A data set, or batches as `topiarist.collect` takes them: a `DataLoader`, a list."""
@@ -45,7 +43,7 @@ def batches_of(data: DataOrBatches | None, batch_size: int, seed: int) -> Iterab
 
 def check_data(data: Any, loss: Any) -> None:
     """Raises where data are neither a data set nor batches that can be read twice, or the loss is no function."""
-    if loss is not None and not callable(loss):
-        raise TopiaristError(f"loss must be a function of the model's output and the targets, but got {shown(loss)}")
+    if loss is not None:
+        check_function(loss, "loss")
     if data is not None and not isinstance(data, Data):
         batches_in(data, 1)

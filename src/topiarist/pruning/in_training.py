@@ -13,12 +13,13 @@ from topiarist.architecture import Architecture
 from topiarist.budget import Budget, Cost, cost
 from topiarist.errors import TopiaristError
 from topiarist.graph import Graph
-from topiarist.measure import Loss
-from topiarist.pruning.examples import DataOrBatches
+from topiarist.measure import Loss, collect, cross_entropy, first_batch
+from topiarist.pruning.examples import DataOrBatches, batches_of
 from topiarist.pruning.iterative import Remaining, Share, composed_keep, kept_after
 from topiarist.pruning.pipeline import Pipeline, prepared
+from topiarist.pruning.refusals import check_reachable, statistics_needed
 from topiarist.pruning.request import Pruning
-from topiarist.surgery import carry_over, plan
+from topiarist.surgery import carry_over, check_training, plan
 
 
 @dataclass(eq=False)
@@ -51,13 +52,17 @@ class Cuts:
         """Prepares the cuts of a network; the arguments are those of `topiarist.prune`.
 
         Raises:
-            TopiaristError: the request trains or rewinds the network itself, or `prune` would refuse it.
+            TopiaristError: the request trains or rewinds the network itself, or `prune` would refuse it; a method that
+                measures is tried on one batch.
         """
         if request.trains or request.rewind:
             raise TopiaristError(
                 "the network is trained by somebody else here: leave training, sparse_training and rewind out"
             )
         work = prepared(model, example_inputs, request, data, loss=loss, more_inputs=more_inputs)
+        if work.request.budget is not None:
+            check_reachable(request.method, work.units, work.request.budget, request.steps.count)
+        _check_measurable(model, work)
         whole = Remaining(work.units, {group.name: group.name for group in work.units.groups})
         return cls(work, work.units.full(), whole)
 
@@ -91,6 +96,11 @@ class Cuts:
     def costs(self) -> tuple[Cost, Cost]:
         """Returns what the network cost as it was given, and what it costs now; zero weights cost nothing."""
         return cost(self.work.units), cost(self.work.units, self.keep)
+
+    def check(self, model: nn.Module, *training: Any) -> None:
+        """Raises where `next` would refuse what trains a network; nothing is changed."""
+        units = self.remaining.graph
+        check_training(model, plan(units, units.full()), training)
 
     def next(self, model: nn.Module, *training: Any) -> nn.Module:
         """Cuts once more.
@@ -148,3 +158,16 @@ class Cuts:
             return request.budget
         kept = partial(kept_after(request.method, request.steps), step)
         return Share(request.budget, request.method.allocation, kept, units, self.keep, self.remaining)
+
+
+def _check_measurable(model: nn.Module, work: Pipeline) -> None:
+    """Raises where what a cut measures could not be measured: on one batch, since the cuts come late."""
+    needed = statistics_needed(work.request) - {"weights", "training"}
+    if not needed:
+        return
+    batches = batches_of(work.data, work.run.batch_size, work.run.seed)
+    if batches is None:
+        raise TopiaristError(
+            f"a cut by {work.request.method.name} is measured on data: give data=, such as a DataLoader"
+        )
+    collect(model, work.units, [first_batch(batches, "data")], needed, loss=work.loss or cross_entropy)

@@ -72,7 +72,7 @@ def check_units(request: Pruning, units: Graph) -> None:
     if not units.groups:
         raise TopiaristError(hindrance(units))
     if budget is not None and (steps > 1 or request.trains):
-        _check_reachable(method, units, budget, steps)
+        check_reachable(method, units, budget, steps)
     if steps > 1 and isinstance(method, Rule) and method.budget(units) is not None:
         raise TopiaristError(
             f"{method.name} has the widths of one cut in its fields: leave steps out, or give a budget"
@@ -85,7 +85,7 @@ def check_units(request: Pruning, units: Graph) -> None:
         )
 
 
-def _check_reachable(method: Method, units: Graph, budget: Budget, steps: int) -> None:
+def check_reachable(method: Method, units: Graph, budget: Budget, steps: int) -> None:
     """Raises where a budget cannot be met, or names what does not exist."""
     budget.excluded(units)
     budget.own_ratios(units)

@@ -1,6 +1,6 @@
 """Cuts, masks, and the proof that both compute the same."""
 
-from topiarist.surgery.carrying import Attachment, as_optimizer, carry_over
+from topiarist.surgery.carrying import Attachment, as_optimizer, carry_over, check_training
 from topiarist.surgery.checking import check, non_degenerate
 from topiarist.surgery.cutting import cut, mask, masked, rewound, with_values
 from topiarist.surgery.decisions import TOLERANCE, Answer, answer, difference
@@ -23,6 +23,7 @@ __all__ = [
     "check",
     "check_rule",
     "check_shapes",
+    "check_training",
     "copied",
     "cut",
     "difference",

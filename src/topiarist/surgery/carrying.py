@@ -57,6 +57,20 @@ def carry_over(model: nn.Module, smaller: nn.Module, work: Plan, training: Seque
     swap.move_gradients()
 
 
+def check_training(model: nn.Module, work: Plan, training: Sequence[Any]) -> None:
+    """Raises where what trains a model could not be carried over, long before the cut.
+
+    Args:
+        model: the network.
+        work: a cut of it that removes nothing.
+        training: as for `carry_over`; not changed.
+    """
+    swap = _Swap.of(model, model, work)
+    for each in training:
+        for _ in _changes(each, swap):
+            pass
+
+
 @dataclass(frozen=True, eq=False)
 class _Swap:
     """A network and the smaller one that takes its place.

@@ -65,8 +65,8 @@ def cut(model: nn.Module, graph: Graph, keep: Keep, *training: Any) -> nn.Module
     Examples:
         >>> model = cut(model, graph, keep, optimizer, ema)  # doctest: +SKIP
     """
-    check_shapes(unwrapped(model), graph.shapes)
     work = plan(graph, keep)
+    check_shapes(unwrapped(model), graph.shapes)
     smaller = apply_plan(unwrapped(model), work)
     if training:
         carry_over(model, smaller, work, training)
@@ -117,8 +117,8 @@ def mask(model: nn.Module, graph: Graph, keep: Keep) -> nn.Module:
         A new model of the old size.
     """
     model = unwrapped(model)
-    check_shapes(model, graph.shapes)
     keep = checked_keep(graph, keep)
+    check_shapes(model, graph.shapes)
     made = copied(model)
     _zero(made, graph, keep)
     install_masked_forwards(made, graph, keep)
@@ -133,8 +133,8 @@ def masked(model: nn.Module, graph: Graph, keep: Keep) -> Iterator[nn.Module]:
     arguments are those of `mask`.
     """
     model = unwrapped(model)
-    check_shapes(model, graph.shapes)
     keep = checked_keep(graph, keep)
+    check_shapes(model, graph.shapes)
     tensors = named_tensors(model)
     values = {name: tensors[name].detach().clone() for name, _ in zeroed_positions(graph, keep)}
     forwards = [(module, module.__dict__.get("forward")) for module in model.modules()]

@@ -66,6 +66,11 @@ def cut_state(state: State, name: str, layouts: Mapping[str, frozenset[int]], wo
     """
     if not work.changes(name):
         return state
+    if not isinstance(state, Mapping):
+        raise TopiaristError(
+            f"{optimizer} keeps a {type(state).__name__} of the parameter {shown(name)}, which does not say how to cut "
+            "it: make a new optimizer from the parameters of the smaller model"
+        )
     places = {
         key: _layout(key, value, name, layouts.get(key, frozenset()), work, optimizer)
         for key, value in state.items()

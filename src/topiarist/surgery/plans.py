@@ -94,6 +94,8 @@ def plan(graph: Graph, keep: Keep) -> Plan:
 
 def check_shapes(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raises where a model is not of the shape that was traced."""
+    if not isinstance(model, nn.Module):
+        raise TopiaristError(f"the model must be a torch.nn.Module, but got {type(model).__name__}: give the network")
     own = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
     for name, shape in shapes.items():
         if own.get(name) != shape:

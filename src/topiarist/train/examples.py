@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data.distributed import DistributedSampler
 
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
-from topiarist.files import one_line
 from topiarist.graph import tensors_in
 from topiarist.measure import (
     Batch,
@@ -24,17 +22,22 @@ from topiarist.measure import (
     batch_size,
     batches_in,
     check_fits,
+    check_function,
+    device_of,
     evaluate_batches,
+    first_batch,
     inputs_and_target,
+    is_accumulator,
     measured,
     mode,
     nonempty,
-    to_device,
+    read,
+    running,
 )
 from topiarist.train.machine import resident
 from topiarist.train.recipe import Recipe
 
-Try = Callable[[nn.Module, Batch], object]
+Try = Callable[[nn.Module, Batch], Tensor]
 """Computes the loss of a batch, or says why it cannot."""
 
 
@@ -42,12 +45,19 @@ def examples_of(data: Any, test: Any, recipe: Recipe, loss: Loss | None, metric:
     """Returns data of any kind that `topiarist.fit` takes as examples.
 
     Raises:
-        TopiaristError: they are no data, have no example, or have a test set of their own beside ``test``.
+        TopiaristError: they are no data, have no example, or have a test set of their own beside ``test``; or the
+            metric is none, or has nothing to be measured on.
     """
+    if metric is not None and not is_accumulator(metric):
+        check_function(metric, "metric")
     if isinstance(data, Data):
         if test is not None:
             raise TopiaristError("a topiarist.Data has test examples of its own: leave test out")
         return InMemory(data, recipe, metric)
+    if isinstance(test, Data):
+        raise TopiaristError("test takes batches: of a topiarist.Data give list(data.batches('test', 100))")
+    if test is None and metric is not None:
+        raise TopiaristError("the metric is measured on test batches: give test=, or leave metric out")
     tested = None if test is None else batches_in(test, recipe.batch_size)
     return Loaded(batches_in(data, recipe.batch_size, shuffled=True), tested, metric or loss)
 
@@ -71,6 +81,11 @@ class InMemory:
     def check(self, model: nn.Module, attempt: Try) -> None:
         """Refuses a model, loss or metric that does not fit, before anything long begins."""
         check_fits(model, self.data)
+        device = device_of(model)
+        if self.count():
+            _try(model, next(self.data.batches("train", 2, device=device)), attempt, training=False)
+        if self.metric is not None and len(self.data.test_y):
+            _tested(model, [next(self.data.batches("test", 2, device=device))], self.metric)
 
     def on(self, device: torch.device) -> InMemory:
         """Returns the same examples, on a GPU where they fit there."""
@@ -118,44 +133,25 @@ class Loaded:
     @cached_property
     def first(self) -> Batch:
         """The first batch."""
-        return _first(self.train, "train")
+        return first_batch(self.train, "train data")
 
     def count(self) -> int | None:
         """Returns the number of training examples, ``None`` where only a pass would show it."""
-        known = getattr(self.train, "dataset", None)
-        if isinstance(known, Sized):
-            return len(known)
         if isinstance(self.train, list | tuple):
             return sum(batch_size(inputs_and_target(batch)[0]) for batch in self.train)
-        return None
+        return _length(getattr(self.train, "dataset", None))
 
     def steps(self) -> int | None:
         """Returns the number of batches in an epoch, likewise."""
-        try:
-            return len(self.train)  # type: ignore[arg-type]  # loaders over streams raise
-        except TypeError:
-            return None
+        return _length(self.train)
 
     def check(self, model: nn.Module, attempt: Try) -> None:
         """Refuses a model, loss or metric that does not fit, before anything long begins."""
         inputs, _ = inputs_and_target(self.first)
         batch_size(inputs)  # which refuses what is no batch
-        shapes = [tuple(tensor.shape) for tensor in tensors_in(inputs)]
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        with mode(model, training=True), torch.random.fork_rng():
-            try:
-                attempt(model, self.first)
-            except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError) as error:
-                raise TopiaristError(
-                    f"the model or its loss fails on the first batch, inputs of shape {', '.join(map(str, shapes))} "
-                    f"({one_line(error)}): yield pairs (inputs, target) that fit the model, or dicts of its arguments"
-                ) from error
-            finally:
-                with torch.no_grad():
-                    for name, buffer in model.named_buffers():
-                        buffer.copy_(buffers[name])
+        _try(model, self.first, attempt, training=True)  # detectors return their losses in training alone
         if self.tested is not None:
-            _tested(model, [_first(self.tested, "test")], self.metric)
+            _tested(model, [first_batch(self.tested, "test data")], self.metric)
 
     def on(self, device: torch.device) -> Loaded:
         """Returns the same examples: each batch is moved as it comes."""
@@ -172,7 +168,7 @@ class Loaded:
 
     def epoch(self, generator: torch.Generator, device: torch.device) -> Iterator[Batch]:
         """Yields one pass over the training examples."""
-        return (to_device(batch, device) for batch in self.train)
+        return read(self.train, "train data", device)
 
     def test(self, model: nn.Module) -> tuple[float | None, float | None]:
         """Returns accuracy in per cent and metric of the test examples, ``None`` where not measured."""
@@ -186,28 +182,38 @@ class Loaded:
 Examples = InMemory | Loaded
 
 
+def _length(value: Any) -> int | None:
+    """Returns how many entries there are; ``None`` where that is not known."""
+    try:
+        return len(value)
+    except Exception:  # loaders over streams raise, each in its own way
+        return None
+
+
+def _try(model: nn.Module, batch: Batch, attempt: Try, *, training: bool) -> None:
+    """Raises where a batch has no loss that a network can be trained on; buffers and random state stay."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        with mode(model, training=training), torch.random.fork_rng(), running(batch, 1):
+            loss = attempt(model, batch)
+            finite = bool(torch.isfinite(loss))
+    finally:
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
+    if not loss.requires_grad and any(parameter.requires_grad for parameter in model.parameters()):
+        raise TopiaristError(
+            "the loss has no gradient: compute it from the model's output with torch, without detach(), item() or "
+            "argmax()"
+        )
+    if not finite:
+        raise TopiaristError(
+            f"the loss of the first batch is {float(loss.detach())}: look for NaN and infinity in its inputs and "
+            "targets, and in the weights of the network and its teacher"
+        )
+
+
 def _tested(model: nn.Module, batches: Iterable[Batch], metric: Metric | None) -> tuple[float | None, float | None]:
     if metric is not None:
         return None, measured(model, batches, metric)
     return evaluate_batches(model, batches).accuracy, None
-
-
-def _first(batches: Iterable[Batch], which: str) -> Batch:
-    """Returns the first batch; the random state, and that of a loader's own generator, stay as they are."""
-    own: Any = getattr(batches, "generator", None)
-    state = own.get_state() if isinstance(own, torch.Generator) else None
-    try:
-        with torch.random.fork_rng():
-            found = list(islice(batches, 1))
-    except TopiaristError:
-        raise
-    except Exception as error:  # a loader runs the user's code, which fails in any way
-        raise TopiaristError(
-            f"the {which} data fail at their first batch ({type(error).__name__}: {one_line(error)}): mend the loader"
-        ) from error
-    finally:
-        if state is not None:
-            own.set_state(state)
-    if not found:
-        raise TopiaristError(f"there is no batch in the {which} data: pass at least one")
-    return found[0]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from topiarist.budget import Name, as_names, spelled
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
-from topiarist.files import one_line, shown
+from topiarist.files import as_path, shown
 from topiarist.graph import Graph, Keep, unwrapped
 from topiarist.measure import (
     Batch,
@@ -28,6 +28,7 @@ from topiarist.measure import (
     inputs_and_target,
     map_tensors,
     mode,
+    running,
     to_device,
 )
 from topiarist.methods import Method, Soft
@@ -38,7 +39,16 @@ from topiarist.train.checkpoint import State
 from topiarist.train.dropout import corrected_dropout
 from topiarist.train.examples import Examples, examples_of
 from topiarist.train.history import Epoch, History, Progress, print_epoch
-from topiarist.train.machine import compiled, compiling, cuda_devices, launched, lay_out, optimizer_of, teaching
+from topiarist.train.machine import (
+    check_values,
+    compiled,
+    compiling,
+    cuda_devices,
+    launched,
+    lay_out,
+    optimizer_of,
+    teaching,
+)
 from topiarist.train.objective import Objective
 from topiarist.train.recipe import Recipe
 from topiarist.train.speed import Speed
@@ -110,10 +120,10 @@ def fit(
         KeyboardInterrupt: the user stopped it; the checkpoint holds the last finished epoch.
     """
     recipe, speed = recipe or Recipe.paper(), speed or Speed()
-    if not isinstance(recipe, Recipe):
-        raise TopiaristError(f"recipe must be a topiarist.Recipe, but got {shown(recipe)}: write Recipe(epochs=2)")
     progress = print_epoch if progress is True else progress or None
+    _check_types(recipe, speed, seed, progress)
     method, model = as_method(method), unwrapped(model)
+    check_values(model, "model")
     names = spelled(as_names(exclude), model)
     objective = Objective(recipe, loss, None if teacher is None else unwrapped(teacher), plain=isinstance(data, Data))
     examples = examples_of(data, test, recipe, loss, metric)
@@ -123,13 +133,16 @@ def fit(
     origin = device_of(model)
     try:
         model.to(fabric.device)
-        with teaching(objective.teacher, model, fabric.device):
-            examples.check(model, lambda model, batch: objective(model, to_device(batch, fabric.device)))
+        with (
+            teaching(objective.teacher, model, fabric.device),
+            torch.random.fork_rng(devices=cuda_devices(fabric)),
+        ):
+            examples.check(model, lambda model, batch: objective(model, to_device(batch, fabric.device)).loss)
             examples = examples.on(fabric.device)
             if speed.channels_last:
                 lay_out(model, torch.channels_last)
             optimizer = optimizer_of(model, recipe, fabric)
-            with mode(model, training=True), torch.random.fork_rng(devices=cuda_devices(fabric)):
+            with mode(model, training=True):
                 torch.manual_seed(seed)
                 example = to_device(examples.example(), fabric.device)
                 with (
@@ -154,11 +167,11 @@ def fit(
                         speed,
                     )
                     file = _File(
-                        None if checkpoint is None else Path(checkpoint), _settings(run, seed, method, keep, names)
+                        None if checkpoint is None else as_path(checkpoint),
+                        {**_settings(run, seed, method, keep, names), **_names(loss=loss, metric=metric)},
                     )
                     soften = _softening(method, model, attached.units, recipe.epochs)
-                    with compiling(speed.compiled):
-                        return _train(run, file, progress, soften)
+                    return _train(run, file, progress, soften)
     finally:
         model.to(origin)
         if speed.channels_last:
@@ -272,7 +285,8 @@ def _train(run: _Run, file: _File, progress: Progress | None, soften: Callable[[
             kept = "" if file.path is None else f" (the state before this epoch is kept in {file.path})"
             raise TopiaristError(
                 f"training diverged in epoch {number + 1} of {recipe.epochs}, its loss or a weight is no longer finite"
-                f"{kept}: lower the learning rate from {recipe.lr:g}, for example to {recipe.lr / 10:g}"
+                f"{kept}: lower the learning rate from {recipe.lr:g}, for example to {recipe.lr / 10:g}, or look for "
+                "NaN in the data"
             ) from None
         soften(number + 1)
         due = number + 1 == recipe.epochs or (every > 0 and (number + 1) % every == 0)
@@ -296,15 +310,10 @@ def _epoch(run: _Run) -> tuple[float, float]:
         if size < processes:
             continue  # a last batch that leaves some process without an example
         run.wrapped.zero_grad()
-        try:
+        with running(batch, index + 1), compiling(run.speed.compiled):
             loss, right, own = run.objective(run.module, _own_share(batch, rank, processes, run.speed.channels_last))
-        except ValueError as error:  # which batch norm raises of a single value for each channel
-            raise TopiaristError(
-                f"the model fails on batch {index + 1}, of {size} examples ({one_line(error)}): drop a last batch that "
-                "is too small, as DataLoader(drop_last=True) does"
-            ) from error
-        # The processes' gradients are averaged as if their shares of the batch were equal: weigh by the true sizes.
-        run.fabric.backward(loss if processes == 1 else loss * (own * processes / size))
+            # The processes' gradients are averaged as if their shares of the batch were equal: weigh by the true sizes.
+            run.fabric.backward(loss if processes == 1 else loss * (own * processes / size))
         run.wrapped.step()
         if run.average is not None:
             run.average.update()
@@ -344,6 +353,27 @@ def _finite(run: _Run, totals: Tensor) -> Tensor:
     if not bool(torch.isfinite(totals).all()):
         raise _DivergedError
     return totals
+
+
+def _check_types(recipe: object, speed: object, seed: object, progress: object) -> None:
+    """Raises where an argument is of another kind, before anything long begins."""
+    for name, value, legal, wanted in (
+        ("recipe", recipe, isinstance(recipe, Recipe), "topiarist.Recipe, but got {}: write Recipe(epochs=2)"),
+        ("speed", speed, isinstance(speed, Speed), "topiarist.train.Speed, but got {}: write Speed(devices=1)"),
+        ("seed", seed, isinstance(seed, int) and -(2**63) <= seed < 2**63, "whole number of 64 bits, but got {}"),
+        ("progress", progress, progress is None or callable(progress), "function or True, but got {}"),
+    ):
+        if not legal:
+            raise TopiaristError(f"{name} must be a {wanted.format(shown(value))}")
+
+
+def _names(**functions: object) -> State:
+    """Returns what a checkpoint knows of a loss and a metric of the user's own: their names."""
+    return {
+        name: getattr(function, "__qualname__", type(function).__qualname__)
+        for name, function in functions.items()
+        if function is not None
+    }
 
 
 def _settings(run: _Run, seed: int, method: Method | None, keep: Keep | None, exclude: tuple[str, ...]) -> State:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from topiarist.data import Data
 from topiarist.errors import TopiaristError
@@ -69,16 +70,25 @@ def optimizer_of(model: nn.Module, recipe: Recipe, fabric: Fabric) -> torch.opti
     )
 
 
+def check_values(network: object, what: str) -> None:
+    """Raises where something is no network, or one without values."""
+    if not isinstance(network, nn.Module):
+        raise TopiaristError(f"the {what} must be a torch.nn.Module, but got {shown(network)}: give a network")
+    if any(tensor.is_meta or is_lazy(tensor) for tensor in (*network.parameters(), *network.buffers())):
+        raise TopiaristError(f"the {what} has no values yet (lazy or meta tensors): run it once, or load its weights")
+
+
 @contextmanager
 def teaching(teacher: nn.Module | None, model: nn.Module, device: torch.device) -> Iterator[None]:
     """Puts a teacher on a device and in eval mode while open.
 
     Raises:
-        TopiaristError: it shares weights with the network that it teaches.
+        TopiaristError: it shares weights with the network that it teaches, or has none.
     """
     if teacher is None:
         yield
         return
+    check_values(teacher, "teacher")
     if set(map(id, teacher.parameters())) & set(map(id, model.parameters())):
         raise TopiaristError("the teacher shares weights with the network: give a copy of it, as copy.deepcopy makes")
     origin = device_of(teacher)

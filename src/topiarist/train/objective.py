@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from topiarist.measure import (
     Loss,
     Target,
     batch_size,
+    check_function,
     class_scores,
     cross_entropy,
     has_classes,
@@ -67,10 +69,8 @@ class Objective:
     plain: bool = False
 
     def __post_init__(self) -> None:
-        if self.loss is not None and not callable(self.loss):
-            raise TopiaristError(
-                f"loss must be a function of the model's output and the targets, but got {type(self.loss).__name__}"
-            )
+        if self.loss is not None:
+            check_function(self.loss, "loss")
         if self.loss is not None and self.recipe.label_smoothing:
             raise TopiaristError("label_smoothing is that of the cross entropy: leave it out, or leave out loss")
         if bool(self.recipe.distillation) != (self.teacher is not None):
@@ -113,9 +113,15 @@ class Objective:
 
     def _mixed(self, inputs: Inputs, target: Target) -> tuple[Inputs, Target, Target, float]:
         """Returns mixed inputs, both targets, and the share of the first."""
-        if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or target is None:
+        targets = list(target.values()) if isinstance(target, Mapping) else target
+        targets = targets if isinstance(targets, list | tuple) else [targets]
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             raise TopiaristError(
                 "mixup takes batches of one floating-point tensor and its targets: leave it out of the recipe"
+            )
+        if not all(isinstance(each, Tensor) and each.shape[:1] == inputs.shape[:1] for each in targets):
+            raise TopiaristError(
+                "mixup takes targets that are tensors with the examples along the first axis: leave it out"
             )
         order = torch.randperm(len(inputs)).to(inputs.device)
         share = float(torch.distributions.Beta(self.recipe.mixup, self.recipe.mixup).sample())

@@ -61,6 +61,12 @@ def load_plain(kind: Any, config: Any, folder: Path) -> Any:
             f"{folder} has no weights that fit {lacking[0]}: write it again with save_pretrained() of "
             "topiarist.integrations.huggingface"
         )
+    if report["unexpected_keys"]:
+        name = min(map(str, report["unexpected_keys"]))
+        raise TopiaristError(
+            f"{folder} has weights {shown(name)} that its configuration has no place for: write it again with "
+            "save_pretrained() of topiarist.integrations.huggingface"
+        )
     return model.eval()
 
 
@@ -83,7 +89,10 @@ def _load_shaped(kind: Any, config: Any, folder: Path) -> Any:
         )
     if (folder / GENERATION_FILE).is_file():
         generation = transformers().GenerationConfig
-        model.generation_config = generation.from_pretrained(folder, local_files_only=True)
+        try:
+            model.generation_config = generation.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # it is refused in many ways
+            raise unreadable(folder / GENERATION_FILE, error) from error
     return model
 
 
@@ -104,7 +113,10 @@ def _unpruned(kind: Any, config: Any, weights: Path) -> nn.Module:
     first = next((each for each in types.values() if each.is_floating_point), torch.float32)
     model: nn.Module = built(config, kind, first)
     for name, tensor in model.state_dict(keep_vars=True).items():
-        tensor.data = tensor.data.to(types.get(name, tensor.dtype))
+        kind = types.get(name, tensor.dtype)
+        if kind.is_floating_point != tensor.dtype.is_floating_point:
+            raise unreadable(weights, TypeError(f"{name} is of {kind}"))
+        tensor.data = tensor.data.to(kind)
     return model
 
 

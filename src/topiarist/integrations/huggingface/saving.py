@@ -18,8 +18,8 @@ from torch import nn
 
 from topiarist.architecture import WEIGHTS_FILE, Architecture, save
 from topiarist.errors import TopiaristError
-from topiarist.files import as_path, one_line, read_json, writable, write_json, write_text
-from topiarist.graph import Inputs
+from topiarist.files import as_path, one_line, read_json, shown, writable, write_json, write_text
+from topiarist.graph import Inputs, named_tensors
 from topiarist.integrations.huggingface.folders import CONFIG_FILE, INDEX_FILE, PRUNED, SIGNPOST
 from topiarist.integrations.huggingface.library import checked, quietly
 from topiarist.integrations.huggingface.loading import load_plain
@@ -89,7 +89,11 @@ def save_pretrained(
         architecture = model.architecture if architecture is None else architecture
         inputs = model.inputs if inputs is None else inputs
         model = model.model
-    model = checked(model)
+    model = network = checked(model)
+    if any(tensor.is_meta for tensor in named_tensors(network).values()):
+        raise TopiaristError("the model has no values (meta parameters): load its weights first")
+    if architecture is not None and not isinstance(architecture, Architecture):
+        raise TopiaristError(f"architecture must be that of a result, but got {shown(architecture)}: leave it out")
     target = as_path(folder)
     writable(target / CONFIG_FILE)
     with quietly():
