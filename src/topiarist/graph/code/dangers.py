@@ -7,9 +7,9 @@ import builtins
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -155,12 +155,10 @@ class Look:
         """Returns the local names that a function gives to sizes, and to what it computes from them."""
         names = set(self.given)
         for _ in range(3):
-            for node in ast.walk(function):
-                value = node.iter if isinstance(node, ast.For | ast.comprehension) else getattr(node, "value", None)
-                targets = getattr(node, "targets", [getattr(node, "target", None)])
-                known = not isinstance(node, ast.AugAssign) or self._is_size(node.target, names)
-                if value is not None and targets[0] is not None and known and self._is_size(value, names):
-                    names |= {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
+            for given in _givings(function):
+                known = given.changed is None or self._is_size(given.changed, names)
+                if known and self._is_size(given.value, names):
+                    names |= given.names
         return names
 
     def _is_size(self, node: ast.AST, names: set[str]) -> bool:
@@ -191,6 +189,27 @@ class Look:
             return left or right
         other = node.right if left else node.left
         return isinstance(node.op, ast.Mult) and left != right and not isinstance(other, ast.Constant)
+
+
+class _Giving(NamedTuple):
+    """Where a function gives a value to names; `changed` is what it changes thereby, as ``n += 1`` does."""
+
+    names: frozenset[str]
+    value: ast.AST
+    changed: ast.AST | None
+
+
+@lru_cache(maxsize=4096)
+def _givings(function: ast.AST) -> tuple[_Giving, ...]:
+    """Returns where a function gives values to names."""
+    givings = []
+    for node in ast.walk(function):
+        value = node.iter if isinstance(node, ast.For | ast.comprehension) else getattr(node, "value", None)
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        if value is not None and targets[0] is not None:
+            names = frozenset(n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name))
+            givings.append(_Giving(names, value, node.target if isinstance(node, ast.AugAssign) else None))
+    return tuple(givings)
 
 
 def _name(call: ast.Call) -> str:
