@@ -92,12 +92,10 @@ class Descent:
     """
 
     def __init__(self, model: nn.Module, inputs: Sequence[Tensor]) -> None:
-        names = {id(module): name for name, module in model.named_modules()}
-        own = {id(parameter): name for name, parameter in model.named_parameters()}
-        modules = dict(model.named_modules())
-        self.within = {n: frozenset(names[id(inner)] for inner in m.modules()) for n, m in modules.items()}
-        self.parameters = {n: tuple(own[id(p)] for p in m.parameters()) for n, m in modules.items()}
-        self.sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        self._modules = dict(model.named_modules())
+        self._parameters = dict(model.named_parameters())
+        self._names = {id(held): name for name, held in (*self._modules.items(), *self._parameters.items())}
+        self.sizes = {name: parameter.numel() for name, parameter in self._parameters.items()}
         self.owners = [""]
         self.times: list[list[int]] = [[]]
         self.running = [self._bit("")]
@@ -109,6 +107,14 @@ class Descent:
         for tensor in inputs:
             self._behind[tensor] = _Made(1, -1)
         self._looked_at = 0  # what is behind numbers that the program took out of tensors
+
+    def within(self, module: str) -> frozenset[str]:
+        """Returns the names of the modules in a module, itself included."""
+        return frozenset(self._names[id(inner)] for inner in self._modules[module].modules())
+
+    def parameters(self, module: str) -> tuple[str, ...]:
+        """Returns the names of the parameters in a module."""
+        return tuple(self._names[id(parameter)] for parameter in self._modules[module].parameters())
 
     def _bit(self, owner: str) -> int:
         self.owners.append(owner)
@@ -223,19 +229,14 @@ class _Branches:
 
     def __init__(self, descent: Descent) -> None:
         self.descent = descent
-        calls: dict[str, int] = {}
+        self._own: dict[str, int] = {}
+        self._calls: dict[str, int] = {}
         self.reads: dict[str, list[int]] = {}
         for time, use in enumerate(descent.uses):
             owner = descent.owners[use.call.bit_length() - 1]
-            calls[owner] = calls.get(owner, 0) | use.call
+            self._own[owner] = self._own.get(owner, 0) | use.call
             for tensor in use.tensors:
                 self.reads.setdefault(tensor, []).append(time)
-        self.calls: dict[str, int] = {}
-        for module, within in descent.within.items():
-            every = 0
-            for inner in within:
-                every |= calls.get(inner, 0)
-            self.calls[module] = every
         self.ran = {owner for owner in descent.owners if owner}
 
     def names(self, calls: int) -> Iterator[str]:
@@ -247,8 +248,16 @@ class _Branches:
                 seen.add(name)
                 yield name
 
+    def calls(self, module: str) -> int:
+        """Returns the calls of a module, and of those in it, that ran operators."""
+        if module not in self._calls:
+            self._calls[module] = 0
+            for inner in self.descent.within(module):
+                self._calls[module] |= self._own.get(inner, 0)
+        return self._calls[module]
+
     def _inside(self, module: str, branch: int) -> bool:
-        return module in self.ran and not self.calls[module] & ~branch
+        return module in self.ran and not self.calls(module) & ~branch
 
     def _times(self, branch: int) -> list[int]:
         """Returns when the operators of a branch ran."""
@@ -270,13 +279,13 @@ class _Branches:
         modules: dict[str, None] = {}
         for name in self.names(branch):
             if not self._inside(name, branch):
-                if any(parameter.rpartition(".")[0] == name for parameter in descent.parameters[name]):
+                if any(parameter.rpartition(".")[0] == name for parameter in descent.parameters(name)):
                     return f"{name} is used outside of the branch as well"
                 continue  # a shared activation function: it is kept
             outer = [name[:at] for at, letter in enumerate(name) if letter == "." and self._inside(name[:at], branch)]
             modules.setdefault(outer[0] if outer else name)
-        within = frozenset(inner for module in modules for inner in descent.within[module])
-        parameters = {parameter for module in modules for parameter in descent.parameters[module]}
+        within = frozenset(inner for module in modules for inner in descent.within(module))
+        parameters = {parameter for module in modules for parameter in descent.parameters(module)}
         if not parameters:
             return "its branch has no parameters"
         shared = "its branch shares parameters with another part of the network"
@@ -322,7 +331,7 @@ def _named(blocks: Sequence[Block], descent: Descent) -> tuple[Block, ...]:
     names = Counter(block.name for block in blocks)
 
     def size(part: Part) -> int:
-        return sum(descent.sizes[parameter] for parameter in descent.parameters[part.module])
+        return sum(descent.sizes[parameter] for parameter in descent.parameters(part.module))
 
     return tuple(
         block._replace(name=max(block.parts, key=size).module) if not block.name or names[block.name] > 1 else block

@@ -14,10 +14,10 @@ from types import FrameType
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from topiarist.graph.inputs import call_model, named_tensors
+from topiarist.graph.inputs import call_model
 from topiarist.graph.labels import Vector, bound
 
 
@@ -46,11 +46,11 @@ class Lifetimes:
         ended: what is gone.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, own: Iterable[Tensor]) -> None:
         self.time = -1
         self.held: dict[int, tuple[StorageWeakRef, Storage]] = {}
         self.ended: list[Storage] = []
-        self._own = {_address(tensor) for tensor in named_tensors(model).values()}
+        self._own = set(map(_address, own))
 
     def begin(self) -> None:
         """Notes that an operator begins: what nobody holds by now has died before it."""

@@ -35,7 +35,8 @@ class Tracer:
         algebra: its labels, unions and lines.
         descent: which calls of modules each tensor descends from, for the blocks, and for what nothing reads.
         norms: which batch norms see a layer's output as it comes.
-        axes: the labels of each parameter and buffer.
+        own: the parameters, buffers and constants of the network.
+        axes: the labels of each of them.
         stack: the modules that are running.
         memory: the integers of the modules, which remember where they came from.
         call: the integers that the call of the program, below which an operator runs, was given.
@@ -70,7 +71,8 @@ class Tracer:
         self.axes: dict[str, tuple[Vector, ...]] = {}
         self._index: dict[int, int] = {}
         self._asked: list[Free] = []
-        for name, tensor in named_tensors(model).items():
+        self.own = named_tensors(model)
+        for name, tensor in self.own.items():
             vectors: list[Vector] = []
             for axis, size in enumerate(tensor.shape):
                 vectors.append(labels := self.algebra.fresh(size) if size > 1 else None)
@@ -88,7 +90,7 @@ class Tracer:
         self.norms = Norms()
         self.memory = remembering(model)
         self.descent = Descent(model, inputs)
-        self.lifetimes = Lifetimes(model) if self._runs == 1 else None
+        self.lifetimes = Lifetimes(self.own.values()) if self._runs == 1 else None
         self._products: list[tuple[tuple[tuple[int, Vector], ...], str | None, str, str]] = []
 
     def finish(self, outputs: Sequence[Tensor], *, training: bool) -> None:

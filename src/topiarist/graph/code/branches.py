@@ -11,7 +11,6 @@ import ast
 import importlib
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
@@ -103,15 +102,15 @@ class Taken:
         return ran_here
 
 
-@contextmanager
-def unwatched() -> Iterator[None]:
+class unwatched:  # noqa: N801  (reads as an adverb in `with unwatched():`)
     """Context of work that is none of the network's, in which no instruction is noted."""
-    watching = sys.gettrace()
-    sys.settrace(None)
-    try:
-        yield
-    finally:
-        sys.settrace(watching)
+
+    def __enter__(self) -> None:
+        self._watching = sys.gettrace()
+        sys.settrace(None)
+
+    def __exit__(self, *error: object) -> None:
+        sys.settrace(self._watching)
 
 
 def untaken(taken: Taken, model: nn.Module, ran: set[str]) -> tuple[Branch, ...]:
