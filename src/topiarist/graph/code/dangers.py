@@ -6,7 +6,7 @@ import ast
 import builtins
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
@@ -46,6 +46,7 @@ class Look:
         ran: names of the modules that ran.
         name: of the module.
         given: parameters of the function that are sizes.
+        known: by function, the names that it gives to sizes.
     """
 
     module: nn.Module | None
@@ -53,12 +54,15 @@ class Look:
     ran: set[str]
     name: str
     given: frozenset[str] = frozenset()
+    known: dict[ast.AST, set[str]] = field(default_factory=dict)
 
     def at(self, block: Sequence[ast.AST], function: ast.AST, depth: int = 0) -> set[str]:
         """Returns the sizes that it gives, as they are written, and `UNSAFE` or `DIVIDES`, where it is or does so."""
         if all(isinstance(part, ast.Raise | ast.Pass) for part in block):
             return set()
-        sizes = self._names_of_sizes(function)
+        if function not in self.known:
+            self.known[function] = self._names_of_sizes(function)
+        sizes = self.known[function]
         nodes = [node for part in block for node in ast.walk(part)]
         sized = {
             id(inner)
