@@ -41,7 +41,7 @@ SFP_NOTE = (
     "keep 46 and 26 % of the first convolutions, which alone are cut there; and it softened the residual streams"
     " too. `lcp` was run while the steps of its shifts shrank. `group_lasso` penalised filters, whose size a batch "
     "norm undoes; its penalty and that of `slimming` acted on the residual streams too. All of this is mended "
-    "since, and not yet run again; nor was `l0` run."
+    "since, and run [again](structured_again.md), with `l0`."
 )
 """Of the numbers of a run in which ours tried no rankings; a later one has other words, see `_ours`."""
 
