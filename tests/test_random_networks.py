@@ -103,6 +103,18 @@ MOST = st.sampled_from([1, 2, 99])
 
 
 @given(plans(), st.integers(0, 2**16), MOST)
+@example(
+    [
+        ("stem", 4),
+        ("Resize", ("max",)),
+        ("ChannelsLast", (4, False)),
+        ("Bottleneck", (4, 4)),
+        ("Pixels", (4,)),
+        ("pool", ()),
+    ],
+    0,
+    1,
+)  # units are places of a feature map, which a pixel shuffle mixes
 def test_cut_is_mask_for_any_keep_of_any_network(plan: Plan, seed: int, most: int) -> None:
     note(f"{plan}")
     torch.manual_seed(0)

@@ -314,7 +314,7 @@ def test_inputs_of_several_tensors(kind):
 def test_what_cannot_be_measured_is_refused(net):
     model, graph = net
     x, y = data(2)
-    with pytest.raises(TopiaristError, match="activations must be measured: pass data"):
+    with pytest.raises(TopiaristError, match="activations must be measured: give data"):
         collect(model, graph, needs={"activations"})
     with pytest.raises(TopiaristError, match="no statistic 'activation': did you mean activations"):
         collect(model, graph, [x], {"activation"})

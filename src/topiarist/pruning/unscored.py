@@ -14,6 +14,9 @@ from topiarist.graph import Graph, Keep
 from topiarist.measure import Stats, collect
 from topiarist.methods import Criterion, Method, make, names
 
+WORTH_SAYING = 0.1
+"""How much more than a budget's ratio is kept where it counts a part of the units alone."""
+
 
 def named(error: UnreachableError, method: Method, graph: Graph, stats: Stats) -> TopiaristError:
     """Returns the error with the groups that the method does not score; as it is where it scores all."""
@@ -33,7 +36,7 @@ def warn_of_unscored(method: Method, budget: Budget | None, graph: Graph, keep: 
     counted = {group.name: keep[group.name] for group in graph.groups if group.name not in apart}
     whole = [name for name, kept in counted.items() if kept.all()]
     share = sum(int(kept.sum()) for kept in counted.values()) / max(sum(map(len, counted.values())), 1)
-    if whole and share > budget.ratio + 1e-6:
+    if whole and share > budget.ratio + WORTH_SAYING:
         advice = _advice(whole, method, graph, collect(model, graph))
         warnings.warn(
             f"{method.name} prunes nothing in {listed(whole)}, which the ratio of {budget.ratio:g} does not count, so "

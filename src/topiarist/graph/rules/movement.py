@@ -310,7 +310,8 @@ def unfold(t: Tracer, c: Call) -> None:
 
 @rule_for("im2col", "pixel_unshuffle")
 def channels_to_columns(t: Tracer, c: Call) -> None:
-    batch, channels, *_ = c.vectors
+    batch, channels, *places = c.vectors
+    t.algebra.pin_all(places, "a feature map's own axis")
     inner = c.out.shape[1] // c.x.shape[1]
     columns = t.algebra.merge([channels, None], [c.x.shape[1], inner])
     t.put(c.out, [batch, columns] + [None] * (c.out.ndim - 2), c.traced.zero)
@@ -318,7 +319,8 @@ def channels_to_columns(t: Tracer, c: Call) -> None:
 
 @rule_for("col2im", "pixel_shuffle")
 def columns_to_channels(t: Tracer, c: Call) -> None:
-    batch, columns, *_ = c.vectors
+    batch, columns, *places = c.vectors
+    t.algebra.pin_all(places, "a feature map's own axis")
     channels, inner = t.algebra.split(columns, [c.out.shape[1], c.x.shape[1] // c.out.shape[1]])
     t.algebra.pin(inner, "positions of a pixel shuffle")
     t.put(c.out, [batch, channels] + [None] * (c.out.ndim - 2), c.traced.zero)
