@@ -34,6 +34,7 @@ pytest: $(STAMP)
 	$(PYTEST)
 
 nightly: $(STAMP) ## All tests, those too slow for the day as well, with many more random networks
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt datasets
 	HYPOTHESIS_PROFILE=nightly $(PYTEST)
 
 docs: $(STAMP) ## Build the documentation into site/

@@ -315,7 +315,8 @@ def test_folders_and_transforms_of_torchvision(tmp_path: Path) -> None:
 @pytest.mark.nightly
 def test_a_dataset_of_hugging_face() -> None:
     datasets = pytest.importorskip("datasets")
-    table = datasets.Dataset.from_dict({"pixels": X.tolist(), "labels": Y.tolist()})
+    columns = pytest.importorskip("pyarrow").table({"pixels": X.tolist(), "labels": Y.tolist()})
+    table = datasets.Dataset(datasets.table.InMemoryTable(columns), fingerprint="corners")  # pickled nowhere
     by_table, by_tensors = WithLoss(), WithLoss()
     recipe = replace(SHORT, batch_size=16)
     fit(by_table, table, recipe)
