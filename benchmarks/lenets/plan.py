@@ -255,17 +255,14 @@ GATED: Mapping[str, tuple[tuple[str, dict[str, Any]], ...]] = {
             )
             for epochs in (70, 140)
         ),
-        *(
-            (
-                "l0",
-                {
-                    "dropout": 0.0,
-                    "fields": {"lam": lam, "inputs": True},
-                    "recipe": {**ADAM, "lr": 1e-3, "epochs": 100, "weight_decay": 0.0, "schedule": "linear"}
-                    | {"milestones": [0.5]},
-                },
-            )
-            for lam in (0.1, 0.03)
+        (
+            "l0",
+            {
+                "dropout": 0.0,
+                "fields": {"lam": 0.1, "inputs": True},
+                "recipe": {**ADAM, "lr": 1e-3, "epochs": 100, "weight_decay": 0.0, "schedule": "linear"}
+                | {"milestones": [0.5]},
+            },
         ),
     ),
 }

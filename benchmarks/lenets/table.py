@@ -230,7 +230,7 @@ def _pipeline(network: Network, found: Found) -> list[str]:
         stages = {title: row, f"{title}, to the published rate": row.get("at_rate"), more: row.get("after")}
         for each, result in stages.items():
             if result is not None:
-                widths = "-".join(map(str, result["widths"].values())) if method == "l0" else ""
+                widths = "-".join(map(str, _widths(result))) if method == "l0" else ""
                 rate = f"{1 / result['kept']:.1f}× weights" + (f", widths {widths}" if widths else "")
                 line(each, [result], f"{100 * result['kept']:.2f} %", rate, GATED[network.name, method])
     return lines
@@ -252,6 +252,14 @@ def _starts(found: Mapping[str, Found]) -> list[str]:
     return ["", " ".join(["In their papers random gates train 200 epochs.", *dict.fromkeys(told)])]
 
 
+def _widths(result: dict[str, Any]) -> list[int]:
+    """Returns the kept channels of both convolutions, inputs of the first linear layer, and its units."""
+    conv1, conv2, units = result["widths"].values()
+    return [conv1, conv2, round(result["layers"]["fc1.weight"] * FC1 / units), units]
+
+
+FC1 = 800 * 500
+"""Weights of LeNet-5's first linear layer: flattened features times units."""
 L0_NOTE = "l0 gates the network's inputs, units and the 800 flattened features, and counts each parameter once."
 BASELINES = (
     "The dense networks are better than the papers' (see their rows), so the errors of all methods start ahead. Deep "
