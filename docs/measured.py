@@ -156,7 +156,7 @@ def vardrop(words: Words, _: str) -> tuple[str, str]:
 
 
 def l0(words: Words, _: str) -> tuple[str, str]:
-    """The weaker gates, one seed."""
+    """With gates on inputs and features too, one seed."""
     row = min(lenets("lenet5-mnist-l0-gated"), key=lambda row: row["error"])
     return minutes(words, [row]), words["rate"].format("LeNet-5", 1 / row["kept"], f"{row['error']:.2f}")
 
