@@ -107,8 +107,7 @@ class InMemory:
         """Returns accuracy in per cent and metric of the test examples, ``None`` where not measured."""
         if not len(self.data.test_y):
             return None, None
-        device = next(model.parameters()).device
-        return _tested(model, nonempty(self.data, "test", 512, device), self.metric)
+        return _tested(model, nonempty(self.data, "test", 512, device_of(model)), self.metric)
 
     def identity(self) -> list[Any]:
         """Returns plain values that a checkpoint must have in common with the examples."""
