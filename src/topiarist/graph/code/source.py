@@ -115,7 +115,10 @@ def _file(filename: str, text: str) -> _File:
                 yield from imports(child)
 
     try:
-        tree = ast.parse(text, filename)
+        try:
+            tree = ast.parse(text, filename)
+        except SystemError:  # of Python 3.11, where the garbage that it collects meanwhile parses, too
+            tree = ast.parse(text, filename)
         return _File(tuple(walk(tree, None)), tuple(imports(tree)))
     except (SyntaxError, ValueError, RecursionError):
         return _File((), ())
