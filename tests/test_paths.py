@@ -22,6 +22,7 @@ from branches import Drawn, Way, drawn
 from networks import NIGHT, TOLERANCE, call, distance, flat, random_keep, real
 from topiarist import Architecture, TopiaristError
 from topiarist.graph import Graph, Keep, map_tensors
+from topiarist.graph.code import branches
 
 MOST = st.sampled_from([1, 2, 99])
 """The most units that a group keeps."""
@@ -156,6 +157,16 @@ class Turned(nn.Module):
         if turned is not None:
             x = x.reshape(b, n, -1, self.half).flip(2).flatten(2)
         return self.head(x)
+
+
+@pytest.mark.parametrize("seed", range(60 if NIGHT else 12))
+def test_lines_show_the_branches_that_instructions_show(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, shown = drawn(random.Random(seed)), []
+    for together in (branches.straight_lines, lambda code: {}):
+        monkeypatch.setattr(branches, "straight_lines", together)
+        graph = topiarist.trace(network.model(), network.example, more_inputs=network.more)
+        shown.append(graph.solution.record.branches)
+    assert shown[0] == shown[1]
 
 
 def test_an_attribute_that_only_an_untaken_branch_reads() -> None:

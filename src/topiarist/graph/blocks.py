@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from topiarist.graph.by_tensor import ByTensor
-from topiarist.graph.inputs import Arguments, Keywords, tensors_in
+from topiarist.graph.inputs import Arguments, Keywords, modules_of, tensors_in
 
 
 class Part(NamedTuple):
@@ -92,7 +92,7 @@ class Descent:
     """
 
     def __init__(self, model: nn.Module, inputs: Sequence[Tensor]) -> None:
-        self._modules = dict(model.named_modules())
+        self._modules = modules_of(model)
         self._parameters = dict(model.named_parameters())
         self._names = {id(held): name for name, held in (*self._modules.items(), *self._parameters.items())}
         self.sizes = {name: parameter.numel() for name, parameter in self._parameters.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import Lock, RLock
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils.hooks import RemovableHandle
 
-from topiarist.graph.inputs import Arguments, Keywords
+from topiarist.graph.inputs import Arguments, Keywords, modules_of
 
 Hook = Callable[[str, int, object], None]
 
@@ -79,10 +79,10 @@ class ModuleStack:
     """
 
     def __init__(self, model: nn.Module, on_enter: Hook | None = None, on_exit: Hook | None = None) -> None:
-        self.calls: Counter[str] = Counter()
+        self.calls: defaultdict[str, int] = defaultdict(int)
         self.running = [""]
         self._handles: list[RemovableHandle] = []
-        for name, module in model.named_modules():
+        for name, module in modules_of(model).items():
 
             def enter(_: nn.Module, args: object, name: str = name) -> None:
                 if on_enter is not None:
@@ -146,7 +146,7 @@ def fast_path_off() -> Iterator[None]:
 @contextmanager
 def modes_restored(model: nn.Module) -> Iterator[None]:
     """Drops what networks cache for eval mode, before and after, by train() and eval(); restores the modes."""
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(module, module.training) for module in modules_of(model).values()]
     model.train()
     model.eval()
     try:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from topiarist.graph.inputs import modules_of
+
 DESCRIPTIVE: tuple[tuple[str, str, int], ...] = (
     ("in_features", "weight", 1),
     ("out_features", "weight", 0),
@@ -39,10 +41,10 @@ for _attribute, _tensor, _axis in DESCRIPTIVE:
 
 def update_descriptions(model: nn.Module) -> None:
     """Brings the descriptive attributes of a cut model in line with its tensors."""
-    for module in model.modules():
+    for module in modules_of(model).values():
         for attribute, name, axis in DESCRIPTIVE:
-            tensor = getattr(module, name, None)
-            if attribute in module.__dict__ and isinstance(tensor, Tensor) and tensor.ndim > axis:
+            tensor = getattr(module, name, None) if attribute in module.__dict__ else None
+            if isinstance(tensor, Tensor) and tensor.ndim > axis:
                 module.__dict__[attribute] = tensor.shape[axis]
         if isinstance(module, nn.modules.conv._ConvNd):
             inner, outer = module.weight.shape[1], module.weight.shape[0]
@@ -153,7 +155,7 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def use_dropins(model: nn.Module) -> list[nn.Module]:
     """Puts the drop-ins into a model; returns the modules that changed."""
-    adopted = [module for module in model.modules() if MultiheadAttention.fits(module)]
+    adopted = [module for module in modules_of(model).values() if MultiheadAttention.fits(module)]
     for module in adopted:
         MultiheadAttention.adopt(module)
     return adopted

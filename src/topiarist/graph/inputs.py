@@ -218,9 +218,32 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
 
 
+def modules_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Returns the modules of a model by name, each once, as `torch.nn.Module.named_modules` does, in linear time."""
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+    waiting = [("", model)]
+    while waiting:
+        name, module = waiting.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        found[name] = module
+        inside = f"{name}." if name else ""
+        waiting += [(inside + key, held) for key, held in reversed(module._modules.items()) if held is not None]
+    return found
+
+
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Returns the parameters, buffers and constants of a model by name, tied ones once."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers()), **constants(model)}
+    found: dict[int, tuple[str, Tensor]] = {}
+    modules = modules_of(model)
+    for kind in ("_parameters", "_buffers"):
+        for prefix, module in modules.items():
+            for name, tensor in getattr(module, kind).items():
+                if tensor is not None:
+                    found.setdefault(id(tensor), (f"{prefix}.{name}".lstrip("."), tensor))
+    return {**dict(found.values()), **constants(model)}
 
 
 def constants(model: nn.Module) -> dict[str, Tensor]:
@@ -230,7 +253,7 @@ def constants(model: nn.Module) -> dict[str, Tensor]:
     """
     return {
         f"{prefix}.{name}".lstrip("."): value
-        for prefix, module in model.named_modules()
+        for prefix, module in modules_of(model).items()
         for name, value in vars(module).items()
         if type(value) is Tensor and value.is_floating_point() and not value.requires_grad
     }

@@ -37,6 +37,10 @@ LEAVING = {"numpy", "__array__", "tolist", "__dlpack__"}
 """Methods by which values leave torch: what the program computes from them cannot be followed."""
 
 
+NUMBERS = 10_000
+"""Of a tensor whose values leave torch, as many are remembered."""
+
+
 class Listener(TorchFunctionMode):
     """Sees the calls as the program wrote them.
 
@@ -71,6 +75,8 @@ class Listener(TorchFunctionMode):
             tracer.algebra.add_origin(name, tracer.stack.top, line_of_code())
             tracer.algebra.pin_all(tracer.vectors_of(args[0]), f"its values leave torch by {name}()")
             tracer.read_positions(args[:1])
+            with torch._C.DisableTorchFunction():
+                tracer.numbers_read[tracer.stack.top].update(args[0].flatten().tolist()[:NUMBERS])
         if kind == "squeeze":
             self._note_squeeze(args, kwargs)
         elif kind == "number":

@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from topiarist.graph.code.places import MACHINERY
 from topiarist.graph.inputs import call_model
 from topiarist.graph.labels import Vector, bound
 
@@ -86,7 +87,8 @@ def _forget_snapshots() -> None:
     """
     frame: FrameType | None = sys._getframe(1).f_back
     while frame is not None and frame.f_code is not call_model.__code__:
-        frame.f_locals  # noqa: B018
+        if frame.f_code.co_filename != MACHINERY:  # which holds what it was called with to its end
+            frame.f_locals  # noqa: B018
         frame = frame.f_back
 
 

@@ -20,6 +20,7 @@ from torch import nn
 from topiarist.errors import TopiaristError
 from topiarist.files import shown
 from topiarist.graph.code.places import Site
+from topiarist.graph.inputs import modules_of
 
 
 class Attribute(NamedTuple):
@@ -187,17 +188,15 @@ def adds_plain_length(expression: Expression) -> bool:
     return here or adds_plain_length(expression.left) or adds_plain_length(expression.right)
 
 
-def evaluate(
-    expression: Expression, attributes: Callable[[Attribute], int], read: Callable[[Length], int]
-) -> int | None:
+def evaluate(expression: Expression, attributes: Mapping[Attribute, int], lengths: Sequence[int]) -> int | None:
     """Returns the value of an expression after a cut; ``None`` where it divides by zero."""
     if isinstance(expression, Attribute):
-        return attributes(expression)
+        return attributes[expression]
     if isinstance(expression, Length):
-        return read(expression)
+        return lengths[expression.vector]
     if isinstance(expression, Term):
-        left = evaluate(expression.left, attributes, read)
-        right = evaluate(expression.right, attributes, read)
+        left = evaluate(expression.left, attributes, lengths)
+        right = evaluate(expression.right, attributes, lengths)
         if left is None or right is None or (right == 0 and expression.operation in ("floordiv", "mod")):
             return None
         return OPERATIONS[expression.operation](left, right)
@@ -207,8 +206,7 @@ def evaluate(
 def solve(
     firm: Sequence[Equation],
     soft: Sequence[Equation],
-    lengths: Callable[[int], int],
-    read: Callable[[Length], int],
+    lengths: Sequence[int],
     traced: Mapping[Attribute, int],
 ) -> tuple[dict[Attribute, int], list[Equation]]:
     """Finds the attributes that make equations true.
@@ -216,45 +214,38 @@ def solve(
     Args:
         firm: what must hold.
         soft: what a correction can see to, where no attribute does; they decide what the firm ones leave open.
-        lengths: kept length of a vector, by its index.
-        read: the length that the program reads.
+        lengths: kept length of every vector.
         traced: the attributes' values in the traced network.
 
     Returns:
         The attributes' new values, and the firm equations that no value satisfies.
     """
-    values: dict[Attribute, int] = {}
-
-    def value_of(attribute: Attribute) -> int:
-        return values.get(attribute, traced[attribute])
+    solved: set[Attribute] = set()
+    values = dict(traced)
 
     def target(equation: Equation) -> int:
-        return equation.value if equation.wanted is None else lengths(equation.wanted)
+        return equation.value if equation.wanted is None else lengths[equation.wanted]
 
     for equations in (firm, soft):
         for equation in equations:
-            if isinstance(equation.expression, Attribute):
-                values.setdefault(equation.expression, target(equation))
+            if isinstance(equation.expression, Attribute) and equation.expression not in solved:
+                solved.add(equation.expression)
+                values[equation.expression] = target(equation)
     for equation in (*firm, *soft):  # one unknown left: invert by search
         for unknown in leaves(equation.expression):
-            if not isinstance(unknown, Attribute) or unknown in values:
+            if not isinstance(unknown, Attribute) or unknown in solved:
                 continue
-
-            def trial(candidate: int, unknown: Attribute = unknown, equation: Equation = equation) -> bool:
-                known = {**values, unknown: candidate}
-                got = evaluate(equation.expression, lambda a: known.get(a, traced[a]), read)
-                return got == target(equation)
-
-            if trial(traced[unknown]):
-                values[unknown] = traced[unknown]
-                break
             # the smallest one divides without a rest where several do
-            smallest = next((n for n in range(1, traced[unknown]) if trial(n)), None)
-            if smallest is not None:
-                values[unknown] = smallest
+            for candidate in (traced[unknown], *range(1, traced[unknown])):
+                values[unknown] = candidate
+                if evaluate(equation.expression, values, lengths) == target(equation):
+                    solved.add(unknown)
+                    break
+            if unknown in solved:
                 break
-    violated = [e for e in firm if evaluate(e.expression, value_of, read) != target(e)]
-    return {a: v for a, v in values.items() if v != traced[a]}, violated
+            values[unknown] = traced[unknown]
+    violated = [e for e in firm if evaluate(e.expression, values, lengths) != target(e)]
+    return {a: values[a] for a in solved if values[a] != traced[a]}, violated
 
 
 class remembering:  # noqa: N801  (reads as a verb in `with remembering(model):`)
@@ -268,7 +259,7 @@ class remembering:  # noqa: N801  (reads as a verb in `with remembering(model):`
         self._before: list[tuple[nn.Module, str, Any]] = []
 
     def __enter__(self) -> remembering:
-        for name, module in self.model.named_modules():
+        for name, module in modules_of(self.model).items():
             for key, value in list(module.__dict__.items()):
                 if type(value) is float:
                     self.floats[name].add(value)
@@ -293,7 +284,7 @@ class remembering:  # noqa: N801  (reads as a verb in `with remembering(model):`
     def __exit__(self, *error: object) -> None:
         for module, key, value in self._before:
             module.__dict__[key] = value
-        for module in self.model.modules():  # what the forward pass stored
+        for module in modules_of(self.model).values():  # what the forward pass stored
             for key, value in module.__dict__.items():
                 module.__dict__[key] = _forgotten(value)
 
@@ -309,7 +300,7 @@ def _forgotten(value: Any) -> Any:
 
 def assign_attributes(model: nn.Module, values: Mapping[Attribute, int]) -> None:
     """Writes solved attributes into a model."""
-    modules = dict(model.named_modules())
+    modules = modules_of(model)
     for (owner, name, entry), value in values.items():
         held = modules[owner].__dict__.get(name) if owner in modules else None
         entries = [held] if entry is None else list(held) if isinstance(held, (tuple, list)) else []

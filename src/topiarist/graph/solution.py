@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import pairwise
 from math import gcd
 from typing import NamedTuple
@@ -133,25 +133,32 @@ class Solution:
 
     # sizes
 
-    def length(self, dead: np.ndarray, vector: int) -> int:
-        """Returns the kept length of a vector, by its index in the record."""
-        return kept_length(dead, self.classes.of[self.record.vectors[vector]])
+    @cached_property
+    def _ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the classes of all vectors of the record, one after the other, and where each ends."""
+        vectors = [np.empty(0, np.int64), *self.record.vectors]
+        return self.classes.of[np.concatenate(vectors)], np.cumsum([len(vector) for vector in vectors])
+
+    def lengths(self, dead: np.ndarray) -> list[int]:
+        """Returns the kept lengths of the vectors of the record."""
+        classes, ends = self._ends
+        return np.diff(np.concatenate([[0], np.cumsum(~dead[classes])])[ends]).tolist()
 
     def sizes(self, dead: np.ndarray) -> tuple[dict[Attribute, int], list[Equation]]:
         """Returns the attributes' new values, and the equations that neither they nor corrections can satisfy."""
+        return self._solved(self.lengths(dead))
+
+    def _solved(self, lengths: Sequence[int]) -> tuple[dict[Attribute, int], list[Equation]]:
         firm = [e for e in self.record.equations if e.site is None]
         soft = [e for e in self.record.equations if e.site is not None and not e.number]
-        return solve(firm, soft, partial(self.length, dead), partial(self._read, dead), self.record.attributes)
-
-    def _read(self, dead: np.ndarray, length: Length) -> int:
-        """Returns what the program reads as the length of an axis after a cut."""
-        return self.length(dead, length.vector)
+        return solve(firm, soft, lengths, self.record.attributes)
 
     def corrections(self, dead: np.ndarray) -> dict[str, tuple[Correction, ...]]:
         """Returns what must be put right after a cut, by module: what the attributes do not."""
         corrections: dict[str, list[Correction]] = {}
         grouped: dict[tuple[str, Place, str, int], dict[int, Ratio | float]] = {}
-        stated, _ = self._stated(dead, self.sizes(dead)[0])
+        lengths = self.lengths(dead)
+        stated, _ = self._stated(lengths, self._asked(lengths, self._solved(lengths)[0]))
         for module, sites in stated.items():
             for site, value in sites.items():
                 grouped.setdefault((module, site.place, site.kind, site.at), {})[site.slot] = value
@@ -193,7 +200,7 @@ class Solution:
         return losing
 
     def _stated(
-        self, dead: np.ndarray, solved: Mapping[Attribute, int]
+        self, lengths: Sequence[int], asked_for: Sequence[int | None]
     ) -> tuple[dict[str, dict[Site, Ratio | float]], list[list[Equation]]]:
         """Returns by module and site what must stand there after a cut, and the equations that no one value satisfies.
 
@@ -202,10 +209,9 @@ class Solution:
         """
         needed: dict[tuple[str, Site], set[Ratio | float | None]] = {}
         equations: dict[tuple[str, Site], list[Equation]] = {}
-        for e in self.record.equations:
-            asked = self._asked(e, solved, dead)
+        for e, asked in zip(self.record.equations, asked_for, strict=True):
             if e.site is not None and asked is not None:
-                right = e.value if e.wanted is None else self.length(dead, e.wanted)
+                right = e.value if e.wanted is None else lengths[e.wanted]
                 key = (e.module, e.site._replace(infers=True, text=""))  # the same place, whatever it was given
                 needed.setdefault(key, set()).add(self._value(e, right, asked))
                 equations.setdefault(key, []).append(e)
@@ -248,14 +254,16 @@ class Solution:
 
         The first are equations that neither attributes nor corrections can satisfy, or that would divide by zero.
         """
-        solved, unsolved = self.sizes(dead)
-        impossible = [e for e in self.record.equations if self._asked(e, solved, dead) is None]
-        return unsolved + impossible, self._stated(dead, solved)[1]
+        lengths = self.lengths(dead)
+        solved, unsolved = self._solved(lengths)
+        asked_for = self._asked(lengths, solved)
+        impossible = [e for e, asked in zip(self.record.equations, asked_for, strict=True) if asked is None]
+        return unsolved + impossible, self._stated(lengths, asked_for)[1]
 
-    def _asked(self, e: Equation, solved: Mapping[Attribute, int], dead: np.ndarray) -> int | None:
-        """Returns what the program will compute after a cut; None where it would divide by zero."""
-        traced = self.record.attributes
-        return evaluate(e.expression, lambda a: solved.get(a, traced[a]), partial(self._read, dead))
+    def _asked(self, lengths: Sequence[int], solved: Mapping[Attribute, int]) -> list[int | None]:
+        """Returns what the program will compute after a cut, by equation; None where it would divide by zero."""
+        values = {**self.record.attributes, **solved}
+        return [evaluate(e.expression, values, lengths) for e in self.record.equations]
 
     def vectors_in(self, equation: Equation) -> list[Labels]:
         """Returns the vectors that an equation speaks of, also by attributes that it shares with others."""

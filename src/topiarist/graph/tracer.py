@@ -8,23 +8,41 @@ fills the `Record`.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, cast
+from itertools import islice
+from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 
 from topiarist.graph.blocks import Descent
 from topiarist.graph.by_tensor import ByTensor
 from topiarist.graph.calls import ModuleStack
-from topiarist.graph.code.branches import Taken
+from topiarist.graph.code.branches import Taken, unwatched
 from topiarist.graph.code.places import Site, line_of_code, trails_here
 from topiarist.graph.dropins import DESCRIBED
-from topiarist.graph.inputs import call_model, named_tensors, tensors_in
+from topiarist.graph.inputs import call_model, modules_of, named_tensors, tensors_in
 from topiarist.graph.labels import Free, LabelAlgebra, Labels, Request, Vector, bound, labelled
 from topiarist.graph.memory import Lifetimes
 from topiarist.graph.norms import Norms
 from topiarist.graph.record import Contraction, Mark, Record, Source, Statistic, Traced
 from topiarist.graph.sizes import Attribute, Equation, Size, expression_of, leaves, remembering
+
+SMALL = 12
+"""Modules that a module may hold, itself included, to be run alone."""
+
+
+class Blank(NamedTuple):
+    """The shape and type of a tensor that a module was given."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    def filled(self) -> Tensor:
+        """Returns a tensor like it."""
+        return torch.ones(self.shape, dtype=self.dtype, device=self.device)
 
 
 class Tracer:
@@ -45,12 +63,15 @@ class Tracer:
         lifetimes: of what the operators allocate, in the first run alone.
         taken: which of the network's code ran.
         ran: names of the modules that ran.
+        numbers_read: by module, the numbers that it took out of tensors.
+        given: what small modules with code of their own were given.
+        mixes_in_training: whether a batch norm would mix units in training.
     """
 
     def __init__(self, model: nn.Module, limit: int) -> None:
-        types = {name: type(module) for name, module in model.named_modules()}
+        modules = modules_of(model)
         self.algebra = LabelAlgebra(limit, self._note_request)
-        self.record = Record(self.algebra, types)
+        self.record = Record(self.algebra, {name: type(module) for name, module in modules.items()})
         self.call: list[Any] = []
         self.caller = ""
         self.borders: list[tuple[slice, Site | None, Site | None]] = []
@@ -63,6 +84,10 @@ class Tracer:
         self._mixed: tuple[Vector, ...] = ()
         self._runs = 0
         self.ran: set[str] = set()
+        self.numbers_read: dict[str, set[float]] = defaultdict(set)
+        self.given: dict[str, list[object]] = {}
+        self.mixes_in_training = False
+        self._small = {name for name, module in modules.items() if _is_small(module)}
         self._traced = ByTensor[Traced]()
         self._undefined = ByTensor[bool]()
         self._positions = ByTensor[tuple[list[Labels], str]]()
@@ -282,13 +307,25 @@ class Tracer:
 
     # hooks of modules
 
-    def _entered(self, name: str, call: int, args: object) -> None:
-        self.ran.add(name)
-        self.descent.enter(name)
-        received = (vector for tensor in tensors_in(args) for vector in self.vectors_of(tensor))
-        self.record.held[name] += [vector for vector in received if labelled(vector)]
+    def _entered(self, name: str, call: int, args: Any) -> None:
+        with unwatched():
+            self.ran.add(name)
+            self.descent.enter(name)
+            if name in self._small:
+                with torch._C.DisableTorchFunction():
+                    blanks = [Blank(tuple(x.shape), x.dtype, x.device) if isinstance(x, Tensor) else x for x in args]
+                self.given.setdefault(name, blanks)
+            received = (vector for tensor in tensors_in(args) for vector in self.vectors_of(tensor))
+            self.record.held[name] += [vector for vector in received if labelled(vector)]
 
     def _left(self, name: str, call: int, output: object) -> None:
         """Notes what travels out of a module."""
-        self.descent.leave(name, output)
-        self.record.outputs[name, call] = [self.of(tensor) for tensor in tensors_in(output)]
+        with unwatched():
+            self.descent.leave(name, output)
+            self.record.outputs[name, call] = [self.of(tensor) for tensor in tensors_in(output)]
+
+
+def _is_small(module: nn.Module) -> bool:
+    """Returns whether a module has code of its own, and could be run alone at little cost."""
+    own = not type(module).__module__.startswith("torch.")
+    return own and sum(1 for _ in islice(module.modules(), SMALL + 1)) <= SMALL

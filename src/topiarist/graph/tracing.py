@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import re
 import time
@@ -29,6 +30,7 @@ from topiarist.graph.inputs import (
     check_plain,
     constants,
     form_of,
+    modules_of,
     named_tensors,
     random_state_kept,
     seed_all,
@@ -37,6 +39,7 @@ from topiarist.graph.inputs import (
 )
 from topiarist.graph.lines import Rectangles, solve_lines
 from topiarist.graph.listener import Listener
+from topiarist.graph.modes import same_in_both
 from topiarist.graph.operators import OperatorMode
 from topiarist.graph.outputs import Outputs, as_outputs, counting
 from topiarist.graph.record import Record
@@ -63,8 +66,8 @@ def trace(
 ) -> Graph:
     """Finds what can be removed from a network by running it on example inputs.
 
-    The model runs without gradients: in eval mode, in train mode with twice the batch, and in eval mode on each of the
-    further inputs. It is left as it was.
+    The model runs without gradients: in eval mode, also on each of the further inputs, and in train mode with twice
+    the batch, where its code asks for the mode. It is left as it was.
 
     Args:
         model: any `torch.nn.Module`. Of one that is compiled, parallel or averaged (`torch.compile`, `DataParallel`,
@@ -98,7 +101,7 @@ def trace(
     for tensor in tensors_in((example_inputs, *more_inputs)):
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise TopiaristError("the example input holds NaN or infinite values; give a finite one")
-    with ALONE:
+    with ALONE, garbage_kept():
         with counting(model, outputs):
             try:
                 record = _listen(model, example_inputs, more_inputs, labels, deadline, StandIns)
@@ -107,6 +110,18 @@ def trace(
         record.counts = outputs
         names = tuple(name for name, _ in model.named_parameters())
         return regroup(Solution(record, rectangles), names, deadline)
+
+
+@contextmanager
+def garbage_kept() -> Iterator[None]:
+    """Context in which Python looks for no cycles: a trace makes many objects and hardly any, and searching is slow."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def check_finite(model: nn.Module) -> None:
@@ -130,7 +145,7 @@ def _listen(
     deadline: float,
     stand_ins: Callable[[], StandIns | None],
 ) -> Record:
-    """Runs the model under the tracer: in eval mode, on further examples, and in train mode.
+    """Runs the model under the tracer: in eval mode, on further examples, and in train mode if it is another one there.
 
     Raises:
         ValuesNeededError: a run failed with stand-ins for the results of heavy operators.
@@ -146,7 +161,11 @@ def _listen(
             for inputs in more_inputs:
                 with _aside(record):
                     _run(tracer, model, inputs, deadline, stand_ins())
-            _run_in_training(tracer, model, example_inputs, deadline, stand_ins())
+            if same_in_both(tracer, model):
+                record.aside.append(record.outputs)
+                record.read[True] |= record.read[False]
+            else:
+                _run_in_training(tracer, model, example_inputs, deadline, stand_ins())
             record.branches = untaken(tracer.taken, model, tracer.ran | _used(record))
     finally:
         with torch.no_grad():
@@ -180,7 +199,7 @@ def _leave_out_unused(record: Record, model: nn.Module) -> None:
     """Leaves out what no operator used and no file will hold: constants, and buffers that gates keep for a score."""
     unheld = {
         f"{prefix}.{name}".lstrip(".")
-        for prefix, module in model.named_modules()
+        for prefix, module in modules_of(model).items()
         for name in module._non_persistent_buffers_set
     }
     unused = (unheld | constants(model).keys()) - record.touched

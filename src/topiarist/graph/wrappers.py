@@ -11,6 +11,7 @@ from torch._ops import OpOverload
 
 from topiarist.errors import TopiaristError
 from topiarist.files import shown
+from topiarist.graph.inputs import modules_of
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -47,7 +48,7 @@ def unwrapped(model: M) -> M:
 
 def class_names(model: nn.Module) -> set[str]:
     """Returns the names of the classes of a network's modules, and of the bases of these classes."""
-    return {base.__name__ for kind in {type(module) for module in model.modules()} for base in kind.__mro__}
+    return {base.__name__ for kind in {type(module) for module in modules_of(model).values()} for base in kind.__mro__}
 
 
 def is_sharded(value: object) -> bool:
@@ -101,7 +102,7 @@ def refuse_frozen(model: object) -> None:
         raise TopiaristError(f"the model must be a torch.nn.Module, not {type(model).__name__}: {remedy}")
     if isinstance(model, torch.jit.ScriptModule):
         raise TopiaristError(f"a scripted model cannot be cut; {given}")
-    for name, module in model.named_modules():
+    for name, module in modules_of(model).items():
         where, held = type(module).__module__, (*module._parameters.values(), *module._buffers.values())
         if isinstance(module, torch.jit.ScriptModule):
             raise TopiaristError(f"the module {shown(name)} is scripted and cannot be cut; {given}")

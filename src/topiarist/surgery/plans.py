@@ -20,6 +20,7 @@ from topiarist.graph import (
     assign_attributes,
     checked_keep,
     modes_restored,
+    modules_of,
     named_tensors,
     removed_blocks,
     unwrapped,
@@ -127,7 +128,7 @@ def copied(model: nn.Module, replaced: dict[int, object] | None = None) -> nn.Mo
     """Returns a deep copy in which some tensors (by id) are already replaced, so that they are not copied."""
     model = unwrapped(model)
     memo: dict[int, object] = dict(replaced or {})
-    for held in (value for module in model.modules() for value in vars(module).values()):
+    for held in (value for module in modules_of(model).values() for value in vars(module).values()):
         if type(held) in (dict, OrderedDict) and not held:  # eight in each module, which deepcopy takes long for
             memo[id(held)] = type(held)()
     try:

@@ -12,14 +12,16 @@ import importlib
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import CodeType, FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 
-from topiarist.graph.code.dangers import DIVIDES, OWN, UNSAFE, Look, body_of
+from topiarist.graph.code.dangers import DIVIDES, OWN, UNSAFE, Look, body_of, likeness
 from topiarist.graph.code.places import Place, Root, Step, callers, is_library, root_of
-from topiarist.graph.code.source import FunctionNode, Span, Written, spans_of
+from topiarist.graph.code.source import FunctionNode, Span, Written, is_straight, spans_of, straight_lines
+from topiarist.graph.inputs import modules_of
 
 
 class Branch(NamedTuple):
@@ -63,6 +65,7 @@ class Taken:
     top: Callable[[], str]
     seen: dict[tuple[str, Place, str, str], tuple[Root, Ran]] = field(default_factory=dict)
     known: dict[tuple[object, ...], set[int] | None] = field(default_factory=dict)
+    _libraries: dict[int, tuple[bool, object]] = field(default_factory=dict)
 
     def _ran(self, frame: FrameType) -> set[int] | None:
         """Returns where the instructions of a function are noted; ``None`` where it is none of the network's."""
@@ -70,6 +73,11 @@ class Taken:
             return None
         _, codes = self.seen.setdefault((self.top(), root.steps, root.name, root.function.source), (root, {}))
         return codes.setdefault(frame.f_code, set())
+
+    def codes(self) -> Iterator[tuple[str, CodeType, set[int] | None]]:
+        """Yields all code that ran, with the module that ran it and, where they were noted, the instructions."""
+        for key, ran in self.known.items():
+            yield cast("str", key[0]), cast("CodeType", key[1]), ran
 
     def __enter__(self) -> Taken:
         importlib.import_module("torch._dynamo")  # torch does at a first call: half a minute while every line is traced
@@ -82,20 +90,32 @@ class Taken:
 
     def _called(self, frame: FrameType, event: str, arg: object) -> Any:
         outer = self._before(frame, event, arg) if self._before is not None else None
-        if is_library(frame):
+        names = frame.f_globals
+        if (library := self._libraries.get(id(names))) is None:
+            library = self._libraries[id(names)] = (is_library(frame), names)
+        if library[0]:
             return outer
         key = (self.top(), frame.f_code, *callers(frame))
         if key not in self.known:
             self.known[key] = self._ran(frame)
         if (ran := self.known[key]) is None:
             return outer
-        frame.f_trace_opcodes, frame.f_trace_lines = True, outer is not None
+        if is_straight(frame.f_code):
+            ran.update(range(len(spans_of(frame.f_code))))
+            return outer
+        together = straight_lines(frame.f_code)
+        frame.f_trace_opcodes, frame.f_trace_lines = not together, bool(together) or outer is not None
 
         def ran_here(frame: FrameType, event: str, arg: object) -> Any:
             nonlocal outer
             if event == "opcode":
                 ran.add(frame.f_lasti // 2)
-            elif outer is not None:
+                return ran_here
+            if event == "line" and together:
+                instructions = together.get(frame.f_lasti)
+                frame.f_trace_opcodes = instructions is None
+                ran.update(instructions or ())
+            if outer is not None:
                 outer = outer(frame, event, arg)
             return ran_here
 
@@ -121,7 +141,7 @@ def untaken(taken: Taken, model: nn.Module, ran: set[str]) -> tuple[Branch, ...]
         model: the network.
         ran: names of the modules that ran.
     """
-    modules = dict(model.named_modules())
+    modules = modules_of(model)
     alike: dict[tuple[str, str], dict[frozenset[tuple[int, int, int, int]], list[Block]]] = {}
     untaken: list[list[Block]] = []
     for (_, _, name, source), (root, codes) in taken.seen.items():
@@ -129,35 +149,36 @@ def untaken(taken: Taken, model: nn.Module, ran: set[str]) -> tuple[Branch, ...]
         if ran_here not in known:
             known[ran_here] = _untaken_blocks(root.function.node, ran_here)
         untaken.append(known[ran_here])
-    branches = []
+    branches: list[Branch] = []
+    looked_at: dict[tuple[object, ...], list[Branch]] = {}
     for (module, steps, name, source), blocks in zip(taken.seen, untaken, strict=True):
         root, _ = taken.seen[module, steps, name, source]
-        look = Look(modules.get(module), root.names, ran, module)
-        for block in blocks:
-            dangers = look.at(block.parts, root.function.node)
-            attributes = frozenset(each.removeprefix(OWN) for each in dangers if each.startswith(OWN))
-            branches.append(
-                Branch(
-                    module,
-                    (*steps, Step(name, source, block_span(root.function, block))),
-                    f"{root.function.filename.rpartition('/')[2]}:{block.parts[0].lineno}",
-                    unsafe=UNSAFE in dangers,
-                    divides=DIVIDES in dangers,
-                    sizes=frozenset(each for each in dangers - {UNSAFE, DIVIDES} if not each.startswith(OWN)),
-                    attributes=attributes,
-                    elsewhere=not all(_holds(others, block) for others in alike[name, source].values()),
-                )
-            )
+        key = (name, source, id(blocks), likeness(modules.get(module), module, ran))
+        if key not in looked_at:
+            look = Look(modules.get(module), root.names, ran, module)
+            others = alike[name, source].values()
+            looked_at[key] = [_branch(look, root.function, name, block, others) for block in blocks]
+        branches += [b._replace(module=module, place=(*steps, *b.place)) for b in looked_at[key]]
     return tuple(branches)
 
 
-def _spans_that_ran(codes: Ran) -> frozenset[tuple[int, int, int, int]]:
-    return frozenset(
-        span
-        for code, instructions in codes.items()
-        for k in instructions
-        if k < len(spans := spans_of(code)) and (span := spans[k]) is not None
+def _branch(look: Look, function: Written, name: str, block: Block, others: Collection[list[Block]]) -> Branch:
+    dangers = look.at(block.parts, function.node)
+    return Branch(
+        "",
+        (Step(name, function.source, block_span(function, block)),),
+        f"{function.filename.rpartition('/')[2]}:{block.parts[0].lineno}",
+        unsafe=UNSAFE in dangers,
+        divides=DIVIDES in dangers,
+        sizes=frozenset(each for each in dangers - {UNSAFE, DIVIDES} if not each.startswith(OWN)),
+        attributes=frozenset(each.removeprefix(OWN) for each in dangers if each.startswith(OWN)),
+        elsewhere=not all(_holds(other, block) for other in others),
     )
+
+
+def _spans_that_ran(codes: Ran) -> frozenset[tuple[int, int, int, int]]:
+    spans = {span for code, instructions in codes.items() for span in map(spans_of(code).__getitem__, instructions)}
+    return frozenset(span for span in spans if span is not None)
 
 
 def _holds(blocks: Sequence[Block], block: Block) -> bool:
@@ -194,7 +215,8 @@ def block_span(function: Written, block: Block) -> Span:
     return Span(*first[:2], *last[2:])
 
 
-def _untaken_blocks(node: ast.AST, spans: Collection[tuple[int, int, int, int]]) -> list[Block]:
+@lru_cache(maxsize=4096)
+def _untaken_blocks(node: ast.AST, spans: frozenset[tuple[int, int, int, int]]) -> list[Block]:
     """Returns the largest blocks of a function in which nothing ran."""
     found: list[Block] = []
 

@@ -36,6 +36,28 @@ DEPTH = 4
 """Functions that call each other are looked into this deep."""
 
 
+_INTERNAL = frozenset(vars(nn.Module()))
+
+
+def likeness(module: nn.Module | None, name: str, ran: set[str]) -> object:
+    """Returns what a look depends on of a module: looks at the same block are the same where this is equal."""
+    if module is None:
+        return None
+    held = vars(module).items()
+    return (
+        type(module),
+        tuple((k, type(v) if isinstance(v, _PLAIN) else id(v)) for k, v in held if k not in _INTERNAL),
+        tuple(k for k, v in (*module._parameters.items(), *module._buffers.items()) if v is not None),
+        tuple(
+            (k, (inner := f"{name}.{k}".lstrip(".")) in ran, likeness(v, inner, ran))
+            for k, v in module._modules.items()
+        ),
+    )
+
+
+_PLAIN = (int, float, str, tuple, list, type(None))
+
+
 @dataclass(eq=False)
 class Look:
     """Looks at a block for what a cut may make wrong.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import dis
 import hashlib
 import linecache
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -51,9 +53,7 @@ class Written:
 
     def call(self, span: Span) -> ast.Call | None:
         """Returns the call at a position; Python has a method's call on several lines begin at the method's name."""
-        for node in _inside(self.node):
-            if not isinstance(node, ast.Call) or self.span(node)[2:] != span[2:]:
-                continue
+        for node in _calls(self.node).get((span.end_line + self.first, span.end_column), ()):
             begin = [self.span(node)[:2]]
             if isinstance(node.func, ast.Attribute):
                 _, _, line, column = self.span(node.func)
@@ -87,6 +87,16 @@ class Written:
 @lru_cache(maxsize=4096)
 def _inside(node: FunctionNode) -> frozenset[ast.AST]:
     return frozenset(ast.walk(node))
+
+
+@lru_cache(maxsize=4096)
+def _calls(node: FunctionNode) -> dict[tuple[int, int], list[ast.Call]]:
+    """Returns the calls in a function, by where they end."""
+    calls: dict[tuple[int, int], list[ast.Call]] = {}
+    for inner in _inside(node):
+        if isinstance(inner, ast.Call):
+            calls.setdefault((inner.end_lineno or 0, inner.end_col_offset or 0), []).append(inner)
+    return calls
 
 
 class _File(NamedTuple):
@@ -137,6 +147,42 @@ def spans_of(code: CodeType) -> tuple[tuple[int, int, int, int] | None, ...]:
         known = line is not None and end_line is not None and column is not None and end_column is not None
         spans.append((line, column, end_line, end_column) if known else None)
     return tuple(spans)  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=4096)
+def is_straight(code: CodeType) -> bool:
+    """Returns whether all instructions run when the code does."""
+    return not any(each.opcode in _JUMPS for each in dis.get_instructions(code)) and not code.co_exceptiontable
+
+
+_JUMPS = {*dis.hasjrel, *dis.hasjabs}
+_LEAVING = {dis.opmap[name] for name in ("RETURN_VALUE", "RAISE_VARARGS", "RERAISE") if name in dis.opmap}
+_ALWAYS = {code for name, code in dis.opmap.items() if name.startswith("JUMP") and "IF" not in name}
+
+
+@lru_cache(maxsize=4096)
+def straight_lines(code: CodeType) -> dict[int, range]:
+    """Returns the instructions that run together, by the first one, where Python says that a new line begins.
+
+    Those are not among them behind which code may go on in the same line: there it does not say so. By their offset;
+    newer versions of Python than 3.11 cannot switch between lines and instructions.
+    """
+    if sys.version_info >= (3, 12):
+        return {}
+    made = list(dis.get_instructions(code))
+    lines = [None if each.positions is None else each.positions.lineno for each in made]
+    at = {each.offset: k for k, each in enumerate(made)}
+    found = {}
+    for begin, first in enumerate(made):
+        end = begin
+        while made[end].opcode not in _JUMPS | _LEAVING and end + 1 < len(made) and lines[end + 1] == lines[begin]:
+            end += 1
+        last = made[end]
+        following = [end + 1] if last.opcode not in _ALWAYS | _LEAVING and end + 1 < len(made) else []
+        following += [at[last.argval]] if last.opcode in _JUMPS and at[last.argval] > end else []
+        if all(lines[k] not in (None, lines[begin]) for k in following):
+            found[first.offset] = range(first.offset // 2, last.offset // 2 + 1)
+    return found
 
 
 def written(code: CodeType) -> Written | None:

@@ -25,11 +25,16 @@ MASKS = (torch.bool, torch.uint8)
 
 @rule_for("select")
 def select(t: Tracer, c: Call) -> None:
-    """Pins the selected position and those that its number counts: before it, or behind it where it is negative."""
+    """Pins the selected position and those that its number counts: before it, or behind it where it is negative.
+
+    All of them, where the module has read that number out of a tensor: another example may read another one.
+    """
     vectors, position = c.vectors, c["index"]
     vector, written = vectors.pop(c["dim"] % c.x.ndim), as_written(t, position)
     computed = isinstance(written, Size) and any(True for _ in leaves(written.expression))
-    if labelled(vector) and not computed:
+    if labelled(vector) and not computed and position not in t.numbers_read[t.stack.top]:
+        if c.traced.source is not None:
+            t.record.left_out.append((c.traced.source, vector))
         vector = vector[position:] if position < 0 else vector[: position + 1]
     t.algebra.pin(vector, "one position is selected by its number")
     t.put(c.out, vectors, c.traced.zero)

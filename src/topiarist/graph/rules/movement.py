@@ -15,10 +15,16 @@ from topiarist.graph.tracer import Tracer
 
 
 @rule_for(
-    "new_empty_strided", "scalar_tensor", "_local_scalar_dense", "is_same_size", "empty_strided",
+    "new_empty_strided", "scalar_tensor", "is_same_size", "empty_strided",
 )  # fmt: skip
 def nothing(t: Tracer, c: Call) -> None:
     """Leaves outputs without labels."""
+
+
+@rule_for("_local_scalar_dense")
+def number(t: Tracer, c: Call) -> None:
+    """Notes a number that the program takes out of a tensor."""
+    t.numbers_read[t.stack.top].add(c.out)
 
 
 @rule_for(*FILLS, *(f"new_{name}" for name in FILLS))

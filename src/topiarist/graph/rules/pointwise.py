@@ -196,6 +196,7 @@ def batch_norm(t: Tracer, c: Call) -> None:
         t.note_mixing("batch", [v if d != 1 else None for d, v in enumerate(vectors)])
     shifted = c.get("bias")
     elsewhere = any(labelled(v) for d, v in enumerate(vectors) if d != 1)  # dead there becomes the shift
+    t.mixes_in_training |= elsewhere
     t.put(c.outputs[0], vectors, c.traced.zero if shifted is None else t.of(shifted).zero and not elsewhere)
     for statistic in c.outputs[1:]:
         if statistic.shape == c.x.shape[1:2]:
@@ -217,6 +218,7 @@ def layer_norm(t: Tracer, c: Call) -> None:
         t.note_size(written, vectors[first + k])
     t.note_mixing("layer", [*([None] * first), *vectors[first:]])
     elsewhere = any(labelled(v) for v in vectors[:first])  # dead there becomes the shift
+    t.mixes_in_training |= elsewhere
     t.put(c.outputs[0], vectors, not elsewhere or (c.traced.zero and c.get("bias") is None))
 
 
@@ -244,3 +246,14 @@ def spatial(t: Tracer, c: Call) -> None:
     t.algebra.pin_all(c.vectors[-inner:], "an axis of the feature map")
     for out in c.outputs:
         t.put(out, c.vectors[:-inner] + [None] * inner, c.traced.zero)
+
+
+@rule_for("grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler")
+def grid_sampler(t: Tracer, c: Call) -> None:
+    """Passes the channels of a map that is read at places, of which there may be more or fewer: ``N C places``."""
+    (batch, channels, *inner), (examples, *places, coordinates) = c.vectors, t.vectors_of(c["grid"])
+    t.algebra.pin_all([*inner, coordinates], "an axis of the feature map")
+    zero = (
+        c.traced.zero and not any(labelled(place) for place in places) and (labelled(batch) or not labelled(examples))
+    )
+    t.put(c.out, [t.algebra.unify(batch, examples), channels, *places], zero)

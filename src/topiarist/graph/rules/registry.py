@@ -140,6 +140,6 @@ def _family(name: str) -> str | None:
     for part, family in (("batch_norm", "batch_norm"), ("scaled_dot_product", "attention"), ("pool", "spatial")):
         if part in name:
             return family
-    if name.startswith(("upsample", "_upsample", "reflection_pad", "replication_pad", "grid_sampler")):
+    if name.startswith(("upsample", "_upsample", "reflection_pad", "replication_pad")):
         return "spatial"
     return None
