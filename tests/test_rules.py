@@ -246,3 +246,37 @@ def test_what_processes_share_keeps_its_channels():
         check(shaken(Net(run, a=nn.Linear(12, 8), b=nn.Linear(8, 3))), tokens(2), {"a": 8})
     finally:
         dist.destroy_process_group()
+
+
+def test_places_that_a_map_is_read_at_belong_to_its_examples():
+    """Deformable attention: every head reads its own channels at its own places, as one example of a larger batch."""
+
+    def run(net, x):
+        batch, places = len(x), x.flatten(2).mT
+        values = net.v(x).reshape(batch * net.heads, -1, 6, 6)
+        read = net.places(places).view(batch, 36, net.heads, net.points, 2).transpose(1, 2).flatten(0, 1).tanh()
+        weights = net.weights(places).view(batch, 36, net.heads, net.points).softmax(-1)
+        weights = weights.transpose(1, 2).reshape(batch * net.heads, 1, 36, net.points)
+        out = (F.grid_sample(values, read, align_corners=False) * weights).sum(-1)
+        return net.out(out.view(batch, net.heads * net.width, 36).mT)
+
+    layers = {"v": conv(3, 20), "places": nn.Linear(3, 48), "weights": nn.Linear(3, 24), "out": nn.Linear(20, 2)}
+    model = shaken(Net(run, heads=4, points=6, width=5, **layers))
+    assert {"places.weight", "weights.weight"} <= {part.tensor for part in trace(model, images(2)).groups[0].slices}
+    check(model, images(2), {"v:rows": 4, "v:columns": 5})
+
+
+@pytest.mark.parametrize("ask", [lambda i: i, int, lambda i: i.tolist()], ids=["tensor", "int", "list"])
+def test_what_data_selects_stays_whole(ask):
+    """One expert is asked; other inputs ask others, which the example leaves out."""
+
+    def run(net, x):
+        chosen = ask(x.sum().gt(0).long())
+        return net.b(net.a(x) @ net.experts[chosen]) + net.bias(x)[..., chosen, None]
+
+    experts = nn.Parameter(torch.randn(4, 8, 6, generator=torch.Generator().manual_seed(0)))
+    model = shaken(Net(run, a=nn.Linear(12, 8), b=nn.Linear(6, 3), bias=nn.Linear(12, 4)))
+    model.experts = experts
+    graph = trace(model, tokens(2))
+    assert {(p.tensor, p.axis) for p in graph.pinned} >= {("experts", 0)}
+    assert {group.name: group.units for group in graph.groups} == {"a": 8, "experts": 6}

@@ -95,7 +95,8 @@ def test_an_input_that_does_not_fit_is_refused_as_torch_does(shape: tuple[int, .
 @pytest.mark.parametrize("layer", [
     nn.Conv2d(4, 6, 3, stride=2, padding=1, dilation=2), nn.Conv2d(4, 6, (3, 1), groups=2, bias=False),
     nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1),
-    nn.ConvTranspose2d(4, 6, 2, groups=2, dilation=2),
+    nn.ConvTranspose2d(4, 6, 2, groups=2, dilation=2), nn.Conv2d(4, 6, 3, padding="valid"),
+    nn.Conv2d(4, 6, 3, padding="same", padding_mode="reflect"),
 ])  # fmt: skip
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_stand_ins_have_shape_and_layout(layer: nn.Module, layout: torch.memory_format) -> None:
