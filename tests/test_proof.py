@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import topiarist
-from networks import CASES, Net, conv, images, line, random_keep, shaken, tokens
+from networks import CASES, Net, conv, distance, images, line, random_keep, shaken, tokens
 from topiarist import Budget, TopiaristError, prove, trace
 from topiarist.models import load_model
 from topiarist.surgery import proof as proof_module
@@ -328,3 +328,21 @@ def test_a_network_that_does_not_run_in_float64_is_proved_in_float32_and_says_so
     other = {name: kept.flip(0) for name, kept in done.keep.items()}
     assert prove(model, tied, other, x).ok
     assert topiarist.check(model, done.graph, x).groups == done.graph.groups
+
+
+def test_what_a_network_casts_to_float32_is_proved_in_float64():
+    def run(net, x):
+        y = net.a(x)
+        alike = torch.zeros(len(x), 5, 5).index_add(0, torch.arange(len(x)), y.float() @ y.float().mT)
+        return net.b(alike.mul(0.01).tanh().to(y.dtype) @ y)
+
+    torch.manual_seed(0)
+    model = shaken(Net(run, a=nn.Linear(12, 300), b=nn.Linear(300, 3))).double()
+    x = tokens(4).double()
+    done = topiarist.prune(model, x, "l1", Budget(ratio=0.5))
+    with torch.no_grad():
+        masked = topiarist.mask(model, done.graph, done.keep)
+        assert 1e-10 < distance(done.model(x), masked(x)) < 1e-4  # what float32 rounds
+    assert done.proof.ok
+    assert done.proof.max_rel_diff <= 1e-10
+    assert "lower precision" in done.proof.checked

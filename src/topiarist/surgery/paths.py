@@ -54,9 +54,8 @@ class Path:
     precision: Precision = DOUBLE
 
     def seed(self) -> None:
-        """Seeds the random numbers of training, so that every network draws the same."""
-        if self.training:
-            seed_all(0)
+        """Seeds the random numbers, of training and of networks that draw in evaluation: every one draws the same."""
+        seed_all(0)
 
     def with_larger_batch(self) -> Path:
         """Returns the path with eight times the batch.

@@ -35,6 +35,7 @@ from topiarist.graph import (
     tensors_in,
     unwrapped,
 )
+from topiarist.surgery.casts import NoCasts
 from topiarist.surgery.cutting import cut, mask, masked, zeroed_positions
 from topiarist.surgery.decisions import (
     DOUBLE,
@@ -100,8 +101,9 @@ def prove(
     """Compares cut and mask on example inputs, in float64; of individual weights the tensors.
 
     A network that does not run in float64 is compared in float32, to 1e-4. Both are compared in evaluation, with twice
-    the batch, on each further example, and in training mode: seeded, batch norms with the statistics of twice the
-    batch, dropout off.
+    the batch, on each further example, and in training mode: batch norms with the statistics of twice the batch,
+    dropout off. Each run begins with the same random numbers. Where they differ by no more than float32 rounds, and
+    the network casts to a lower precision by itself, they are compared without these casts.
 
     Compared are the outputs, those that count by `Graph.outputs`, and what enters each step that selects by data: a
     comparison, an argmax, a sort, an NMS. Such a step may be decided by rounding. Where both networks give it the same
@@ -126,8 +128,23 @@ def prove(
             if precision_of(model, example_inputs) is DOUBLE:
                 raise
             proof = _proved_in(SINGLE, model, graph, keep, example_inputs, more_inputs)
+        if DOUBLE.tolerance < proof.max_rel_diff <= SINGLE.tolerance and proof.precision is DOUBLE:
+            proof = _without_casts(proof, model, graph, keep, example_inputs, more_inputs)
         overflow = _overflow(model, graph, keep, example_inputs) if proof.ok or proof.blind else ""
     return replace(proof, ok=False, reason=overflow) if overflow else proof
+
+
+def _without_casts(
+    proof: Proof, model: nn.Module, graph: Graph, keep: Keep, example_inputs: Inputs, more: Sequence[Inputs]
+) -> Proof:
+    """Returns a proof in which the network's own casts to a lower precision round nothing, where it runs so."""
+    try:
+        with NoCasts():
+            raised = _proved_in(DOUBLE, model, graph, keep, example_inputs, more)
+    except TopiaristError:
+        return proof
+    checked = f"{raised.checked}; what the network casts to a lower precision was computed in float64"
+    return replace(raised, checked=checked) if raised.agrees else proof
 
 
 def precision_of(model: nn.Module, example_inputs: Inputs) -> Precision:

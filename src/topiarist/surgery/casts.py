@@ -1,0 +1,30 @@
+"""Casts: networks that compute parts in a lower precision on purpose, which hides whether a cut is right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from topiarist.graph import Arguments, Keywords, map_tensors, tensors_in
+
+LOW = {torch.float32, torch.float16, torch.bfloat16}
+
+
+class NoCasts(TorchDispatchMode):
+    """Context in which float64 stays float64: casts to a lower precision, and numbers made in one, are float64."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Arguments = (), kwargs: Keywords | None = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if kwargs.get("dtype") in LOW:
+            kwargs["dtype"] = torch.float64
+        out = func(*args, **kwargs)
+        if kwargs.get("dtype") is None and not tensors_in((args, kwargs)):
+            return map_tensors(out, _raised)
+        return out
+
+
+def _raised(made: Tensor) -> Tensor:
+    return made.double() if made.dtype in LOW else made
