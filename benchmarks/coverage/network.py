@@ -24,22 +24,26 @@ class Network:
         build: makes it.
         inputs: makes an example input.
         other: makes a further one, of another size or length; without it the size is fixed.
+        single: whether it takes float32 alone.
     """
 
     name: str
     build: Callable[[], nn.Module]
     inputs: Make
     other: Make | None = None
+    single: bool = False
 
     def made(self) -> tuple[nn.Module, Inputs, list[Inputs]]:
-        """Returns the network in float64 with non-degenerate weights, its example and its further examples."""
+        """Returns the network with non-degenerate weights, in float64 where it takes that, and its inputs."""
         torch.manual_seed(0)
         model, example = self.build().eval(), self.inputs()
         more = [] if self.other is None else [self.other()]
         non_degenerate(model)
         _measure_batches(model, example)
-        example, *more = (map_floats(each, Tensor.double) for each in (example, *more))
-        return model.double().requires_grad_(False), example, more
+        if not self.single:
+            example, *more = (map_floats(each, Tensor.double) for each in (example, *more))
+            model.double()
+        return model.requires_grad_(False), example, more
 
 
 def run(model: nn.Module, inputs: Any) -> Any:

@@ -43,7 +43,7 @@ legacy_xception                   96 128
 inception_v3                      96 128
 inception_v4                      96 128
 inception_resnet_v2               96 128
-nasnetalarge                      64 96 num_conv_filters=42&stem_size=24&num_features=1008
+nasnetalarge                      64 96
 hrnet_w18_small                   64 96
 selecsls42b                       64 96
 cspresnet50                       64 96
@@ -75,7 +75,7 @@ mobileone_s0                      64 96
 gernet_s                          64 96
 nf_resnet26                       64 96
 eca_nfnet_l0                      64 96
-convmixer_768_32                  63 84 depth=6
+convmixer_768_32                  63 84
 convnext_atto                     64 96
 convnextv2_atto                   64 96
 inception_next_atto               64 96
@@ -99,7 +99,7 @@ cpubone_nano                      64 96
 lowformer_b0                      64 96
 iformer_t                         64 96
 csatv2                            128 -
-halonet26t                        64 -
+halonet26t                        256 -
 botnet26t_256                     64 - img_size=64
 lambda_resnet26t                  64 -
 poolformer_s12                    64 96
@@ -123,7 +123,7 @@ twins_svt_small                   64 - img_size=64
 twins_pcpvt_small                 64 - img_size=64
 pvt_v2_b0                         64 96
 nest_tiny                         64 - img_size=64
-crossvit_9_240                    96 - img_size=96
+crossvit_9_240                    240 -
 convit_tiny                       64 - img_size=64
 cait_xxs24_224                    64 - img_size=64
 coat_lite_tiny                    64 - img_size=64
@@ -139,7 +139,7 @@ samvit_base_patch16               64 - img_size=64&embed_dim=192&depth=4&num_hea
 vitamin_small_224                 64 - img_size=64
 mixer_s32_224                     64 - img_size=64
 resmlp_12_224                     64 - img_size=64
-gmlp_ti16_224                     64 - img_size=64&num_blocks=8
+gmlp_ti16_224                     64 - img_size=64
 gmixer_12_224                     64 - img_size=64
 sequencer2d_s                     64 96
 swin_tiny_patch4_window7_224      64 - img_size=64&window_size=4
@@ -189,14 +189,16 @@ segmentation.lraspp_mobilenet_v3_large      64 96
 detection.backbone_utils.resnet_fpn_backbone  64 96 backbone_name="resnet18"
 """
 
-# Detectors take a list of images; they resize them to the smaller side.
+# Detectors take a list of images; they resize them to the smaller side. Few regions are enough on small images.
+REGIONS = {f"rpn_{when}_nms_top_n_{mode}": n for when, n in (("pre", 60), ("post", 30)) for mode in ("train", "test")}
+TWO_STAGES = {"min_size": 64, "max_size": 96, "box_detections_per_img": 5, **REGIONS}
 DETECTORS = {
     "retinanet_resnet50_fpn": {"min_size": 64, "max_size": 96},
     "fcos_resnet50_fpn": {"min_size": 64, "max_size": 96},
-    "fasterrcnn_mobilenet_v3_large_320_fpn": {"min_size": 64, "max_size": 96},
-    "fasterrcnn_resnet50_fpn": {"min_size": 64, "max_size": 96, "box_detections_per_img": 5},
-    "maskrcnn_resnet50_fpn": {"min_size": 64, "max_size": 96, "box_detections_per_img": 5},
-    "keypointrcnn_resnet50_fpn": {"min_size": 64, "max_size": 96, "box_detections_per_img": 5},
+    "fasterrcnn_mobilenet_v3_large_320_fpn": TWO_STAGES,
+    "fasterrcnn_resnet50_fpn": TWO_STAGES,
+    "maskrcnn_resnet50_fpn": TWO_STAGES,
+    "keypointrcnn_resnet50_fpn": TWO_STAGES,
     "ssdlite320_mobilenet_v3_large": {},
 }
 
@@ -220,10 +222,11 @@ def torchvision_networks() -> Iterator[Network]:
             image(4, 32, 32),
             image(8, 48, 48),
         )
-    yield Network("torchvision:video.s3d", partial(load_model, "torchvision:video.s3d"), image(16, 64, 64))
     yield Network("torchvision:video.mvit, small", _mvit, image(4, 32, 32))
     yield Network("torchvision:video.swin3d, small", _swin3d, image(4, 56, 56), image(8, 64, 48))
-    yield Network("torchvision:optical_flow.raft_small", _raft, _two_images(128, 128), _two_images(136, 128))
+    yield Network(
+        "torchvision:optical_flow.raft_small", _raft, _two_images(128, 128), _two_images(136, 128), single=True
+    )
 
 
 def _two_images(*sides: int) -> Make:
@@ -269,7 +272,7 @@ def _mvit() -> nn.Module:
         block(2, 96, 96, ones, [1, 2, 2]),
     ]
     return MViT(
-        (32, 32), 4, blocks, residual_pool=True, residual_with_cls_embed=False, rel_pos=True, proj_after_attn=True
+        (32, 32), 4, blocks, residual_pool=True, residual_with_cls_embed=False, rel_pos_embed=True, proj_after_attn=True
     )
 
 
@@ -397,7 +400,7 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], Make, Make | None]] = {
     "PoolFormer": ("PoolFormerForImageClassification", {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 2, 1]}, BIG, BIGGER),
     "FocalNet": ("FocalNetForImageClassification", {"image_size": 64, "embed_dim": 24, "depths": [1, 1, 2, 1]}, BIG, None),
     "SegFormer": ("SegformerForSemanticSegmentation", {"hidden_sizes": [16, 32, 40, 64], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 4, 8], "decoder_hidden_size": 32, "num_labels": 5}, BIG, BIGGER),
-    "DPT": ("DPTForDepthEstimation", {**VIT, "num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [8, 16, 24, 32], "fusion_hidden_size": 16}, PIXELS, None),
+    "DPT": ("DPTForSemanticSegmentation", {**VIT, "num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [8, 16, 24, 32], "fusion_hidden_size": 16}, PIXELS, None),
     "GLPN": ("GLPNForDepthEstimation", {"hidden_sizes": [16, 32, 40, 64], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 4, 8], "decoder_hidden_size": 16}, BIG, BIGGER),
     "SAM": ("SamVisionModel", {**VISION, "image_size": 64, "patch_size": 8, "output_channels": 32, "window_size": 4, "global_attn_indexes": [1], "mlp_dim": 96}, BIG, None),
     "YOLOS": ("YolosForObjectDetection", {**VISION, "image_size": [64, 64], "patch_size": 16, "num_detection_tokens": 5}, BIG, BIGGER),

@@ -47,6 +47,7 @@ def ours(network: Network, report: Report) -> None:
             keep = keep_share(graph, share)
             proof = topiarist.prove(model, graph, keep, example, more_inputs=more)
             values = {"diff": proof.max_rel_diff, "change": proof.change, "ok": proof.ok, "reason": proof.reason[:200]}
+            values["tolerance"] = proof.precision.tolerance
             report(**{f"{share}": {**values, "paths": list(proof.paths), "macs": _macs(graph, keep)}})
         report(proof_s=_since(begin), peak_gb=_peak(before))
     half = keep_share(graph, 0.5)
