@@ -187,7 +187,7 @@ def _named(
     for name, (_, slices, stage, team) in zip(names, drafts, strict=True):
         first[name] = len(members_in_order)
         members_in_order += team.tolist()
-        groups.append(Group(name, len(team), slices, stage, _Sites(record, classes, by_unit[:, team])))
+        groups.append(Group(name, len(team), slices, stage, _Sites(record, classes, by_unit, team)))
     return Grouped(tuple(groups), members[:, members_in_order], first)
 
 
@@ -233,11 +233,11 @@ def _names(leads: Sequence[tuple[str, bool]]) -> list[str]:
 class _Sites:
     """The module outputs that carry a group, in the order of execution; computed when asked for."""
 
-    def __init__(self, record: Record, classes: Classes, members: csc_matrix) -> None:
-        self.record, self.classes, self.members = record, classes, members
+    def __init__(self, record: Record, classes: Classes, members: csc_matrix, team: np.ndarray) -> None:
+        self.record, self.classes, self.members, self.team = record, classes, members, team
 
     def __iter__(self) -> Iterator[Site]:
-        members = self.members.tocsr()
+        members = self.members[:, self.team].tocsr()
         for (module, call), leaves in self.record.outputs.items():
             for axis, vector in enumerate(leaves[0].vectors if leaves else ()):
                 if not labelled(vector):

@@ -103,15 +103,15 @@ def _classes(algebra: LabelAlgebra, extra: list[Union], rectangles: Rectangles) 
     while True:
         ends = [np.concatenate([np.empty(0, np.int64), *(union[end] for union in unions)]) for end in (0, 1)]
         count, of = components(algebra.count, *ends)
-        if count == before:
-            if restricted:
-                return Classes(of, int(of[0]), count, unions)
-            unions += _restrict(algebra.lines, of == of[0], rectangles)
-            restricted = True
-        before = count
         pinned = of == of[0]
-        for line in algebra.lines:
-            unions += _consequences(line, pinned)
+        implied = [] if count == before else [u for line in algebra.lines for u in _consequences(line, pinned)]
+        if not implied and restricted:
+            return Classes(of, int(of[0]), count, unions)
+        if not implied:
+            implied = [*_restrict(algebra.lines, pinned, rectangles)]
+            restricted = True
+        unions += implied
+        before = count
 
 
 def _restrict(lines: Sequence[Line], pinned: np.ndarray, rectangles: Rectangles) -> Iterator[Union]:

@@ -263,7 +263,7 @@ class remembering:  # noqa: N801  (reads as a verb in `with remembering(model):`
             for key, value in list(module.__dict__.items()):
                 if type(value) is float:
                     self.floats[name].add(value)
-                wrapped = self._wrap(value, name, key)
+                wrapped = self._wrap(value, name, key) if type(value) in (int, tuple, list) else value
                 if wrapped is not value:
                     self._before.append((module, key, value))
                     module.__dict__[key] = wrapped
@@ -286,7 +286,8 @@ class remembering:  # noqa: N801  (reads as a verb in `with remembering(model):`
             module.__dict__[key] = value
         for module in modules_of(self.model).values():  # what the forward pass stored
             for key, value in module.__dict__.items():
-                module.__dict__[key] = _forgotten(value)
+                if isinstance(value, Size | tuple | list):
+                    module.__dict__[key] = _forgotten(value)
 
 
 def _forgotten(value: Any) -> Any:

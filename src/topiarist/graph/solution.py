@@ -106,6 +106,10 @@ class Solution:
             mask = keep.get(name)
             if mask is not None:
                 units[first : first + len(mask)] = ~mask.numpy()
+        return self.dead_without(units)
+
+    def dead_without(self, units: np.ndarray) -> np.ndarray:
+        """Returns the same, given 1 for each unit that is removed and 0 for the others."""
         return np.asarray(self.membership @ units > 0)
 
     def kept(self, vector: Vector, dead: np.ndarray) -> Tensor | None:

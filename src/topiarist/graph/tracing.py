@@ -344,15 +344,12 @@ def _violated(solution: Solution, groups: Sequence[Group]) -> tuple[list[Equatio
     violated: dict[int, Equation] = {}
     disagreeing: dict[int, list[Equation]] = {}
     for trial in range(12):
-        keep = {}
+        removed = np.ones(solution.membership.shape[1], dtype=np.int64)
         for group in groups:
             few = 1 if trial % 2 else int(random.integers(1, group.units))  # every other trial is extreme
             count = few if trial < 2 or random.random() < 0.5 else group.units
-            mask = torch.zeros(group.units, dtype=torch.bool)
-            mask[torch.from_numpy(random.permutation(group.units)[:count])] = True
-            keep[group.name] = mask
-        dead = solution.dead(keep)
-        unsatisfied, apart = solution.contradictions(dead)
+            removed[solution.first[group.name] + random.permutation(group.units)[:count]] = 0
+        unsatisfied, apart = solution.contradictions(solution.dead_without(removed))
         violated.update({id(equation): equation for equation in unsatisfied})
         disagreeing.update({id(equations[0]): equations for equations in apart})
     return list(violated.values()), list(disagreeing.values())
