@@ -61,6 +61,101 @@ class Gain(nn.Module):
         return x * self.gain if self.training else x
 
 
+class Either(nn.Module):
+    """Runs one of two that are alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.BatchNorm2d(6), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x) if self.training else self.other(x)
+
+
+class Moved(nn.Module):
+    """Runs the same operators on other channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x[:, :3], x[:, :3]] if self.training else [x[:, :3], x[:, 3:]], 1)
+
+
+class Noisy(nn.Module):
+    """Draws a number for each channel, whose count it states."""
+
+    channels = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels = 6
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.new_ones(1, self.channels, 1, 1).bernoulli_(0.5) if self.training else x
+
+
+class Offset(nn.Module):
+    """Adds a buffer in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("offset", torch.arange(6.0).view(6, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.offset if self.training else x
+
+
+class Optional(nn.Module):
+    """Reads an optional argument in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Skip()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.inner(x), skip=x.flip(1))
+
+
+class Skip(nn.Module):
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        return x + skip if self.training and skip is not None else x
+
+
+class Listed(nn.Module):
+    """Two of one class, one of which does something else in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.Sequential(Shuffles([]), Shuffles(["here"]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.parts(x)
+
+
+class Shuffles(nn.Module):
+    def __init__(self, where: list[str]) -> None:
+        super().__init__()
+        self.where = where
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + x.flip(1) if self.training and self.where else x
+
+
+class OwnDropout(nn.Module):
+    """Has a function of its own that is called as torch's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(x, self.training)
+
+    def dropout(self, x: Tensor, training: bool) -> Tensor:
+        return x * x.flip(1).sigmoid() if training else x
+
+
+class Among(nn.Module):
+    """Asks for several switches."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + x.flip(1) if any(getattr(self, name, False) for name in ("training", "forced")) else x
+
+
 class Switched(nn.Module):
     """Asks for no mode, but `train` changes what it does."""
 
@@ -85,6 +180,14 @@ OTHER: dict[str, Part] = {
     "channels are mixed": Shuffled,
     "a parameter is read": Gain,
     "a switch": Switched,
+    "one of two": Either,
+    "other channels": Moved,
+    "noise for each channel": Noisy,
+    "a buffer is added": Offset,
+    "an optional argument is read": Optional,
+    "one of a class": Listed,
+    "a dropout of its own": OwnDropout,
+    "among several": Among,
     "statistics of an instance": lambda: nn.InstanceNorm2d(6, affine=True, track_running_stats=True),
 }
 

@@ -266,6 +266,35 @@ def test_places_that_a_map_is_read_at_belong_to_its_examples():
     check(model, images(2), {"v:rows": 4, "v:columns": 5})
 
 
+DATA = {
+    "in another module": lambda net, h, i: net.inner(h, i.item()),
+    "plus one": lambda net, h, i: h[..., int(i) + 1],
+    "by a comparison": lambda net, h, i: h[..., 5 if i > 1 else 1],
+    "by how many there are": lambda net, h, i: h[..., len(torch.nonzero(torch.arange(6) < i))],
+    "up to": lambda net, h, i: h[..., : int(i) + 1].mean(-1),
+    "from": lambda net, h, i: h[..., int(i) :].mean(-1),
+    "narrow": lambda net, h, i: h.narrow(-1, int(i), 1).mean(-1),
+}
+
+
+@pytest.mark.parametrize("way", DATA)
+def test_positions_that_data_selects_stay(way):
+    """The example selects the third; another input may select any other one."""
+    model = Net(
+        lambda net, x: net.b(DATA[way](net, net.a(x), x.new_tensor(2).long()).unsqueeze(-1).expand(-1, -1, 4)),
+        a=nn.Linear(12, 8), b=nn.Linear(4, 3), inner=Net(lambda net, h, k: h[..., k]),
+    )  # fmt: skip
+    graph = trace(shaken(model), tokens(2))
+    assert not [group for group in graph.groups if any(part.tensor == "a.weight" for part in group.slices)]
+
+
+def test_positions_that_the_code_states_do_not_stay_for_what_data_gives_elsewhere():
+    model = Net(
+        lambda net, x: net.b(net.a(x)[..., :1] * x.sum().item() + net.a(x)), a=nn.Linear(12, 8), b=nn.Linear(8, 3)
+    )
+    check(shaken(model), tokens(2), {"a": 7})
+
+
 @pytest.mark.parametrize("ask", [lambda i: i, int, lambda i: i.tolist()], ids=["tensor", "int", "list"])
 def test_what_data_selects_stays_whole(ask):
     """One expert is asked; other inputs ask others, which the example leaves out."""

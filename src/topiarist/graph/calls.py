@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from topiarist.graph.inputs import Arguments, Keywords, modules_of
 
 Hook = Callable[[str, int, object], None]
+Enter = Callable[[str, int, Arguments, Keywords], None]
 
 
 class SizedCall(NamedTuple):
@@ -78,15 +79,15 @@ class ModuleStack:
     A context, at whose end the hooks are taken off.
     """
 
-    def __init__(self, model: nn.Module, on_enter: Hook | None = None, on_exit: Hook | None = None) -> None:
+    def __init__(self, model: nn.Module, on_enter: Enter | None = None, on_exit: Hook | None = None) -> None:
         self.calls: defaultdict[str, int] = defaultdict(int)
         self.running = [""]
         self._handles: list[RemovableHandle] = []
         for name, module in modules_of(model).items():
 
-            def enter(_: nn.Module, args: object, name: str = name) -> None:
+            def enter(_: nn.Module, args: Arguments, kwargs: Keywords, name: str = name) -> None:
                 if on_enter is not None:
-                    on_enter(name, self.calls[name], args)
+                    on_enter(name, self.calls[name], args, kwargs)
                 self.running.append(name)
 
             def leave(_: nn.Module, args: object, output: object, name: str = name) -> None:
@@ -95,7 +96,10 @@ class ModuleStack:
                 self.calls[name] += 1
                 self.running.pop()
 
-            self._handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+            self._handles += [
+                module.register_forward_pre_hook(enter, with_kwargs=True),
+                module.register_forward_hook(leave),
+            ]
 
     @property
     def top(self) -> str:
@@ -147,12 +151,15 @@ def fast_path_off() -> Iterator[None]:
 def modes_restored(model: nn.Module) -> Iterator[None]:
     """Drops what networks cache for eval mode, before and after, by train() and eval(); restores the modes."""
     modes = [(module, module.training) for module in modules_of(model).values()]
-    model.train()
+    caching = any((type(m).train, type(m).eval) != (nn.Module.train, nn.Module.eval) for m, _ in modes)
+    if caching:
+        model.train()
     model.eval()
     try:
         yield
     finally:
-        model.train()
+        if caching:
+            model.train()
         for module, training in modes:
             module.training = training
 

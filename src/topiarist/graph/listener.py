@@ -33,12 +33,11 @@ LIKE = {"expand_as", "view_as", "reshape_as"}
 INDEXING = {"__getitem__", "__setitem__"}
 """Methods that take an index, whose slices have borders."""
 
+SELECTING = {*INDEXING, "select", "narrow"}
+"""Those that select positions."""
+
 LEAVING = {"numpy", "__array__", "tolist", "__dlpack__"}
 """Methods by which values leave torch: what the program computes from them cannot be followed."""
-
-
-NUMBERS = 10_000
-"""Of a tensor whose values leave torch, as many are remembered."""
 
 
 class Listener(TorchFunctionMode):
@@ -67,7 +66,8 @@ class Listener(TorchFunctionMode):
             return self._shape(func, args, kwargs)
         if func in (torch.Tensor.numel, torch.Tensor.nelement, torch.numel):
             return self._numel(args[0])
-        tracer, before = self.tracer, (self.tracer.call, self.tracer.caller, self.tracer.borders)
+        tracer = self.tracer
+        before = tracer.call, tracer.caller, tracer.borders, tracer.by_data
         kind, name = kind_of(func), getattr(func, "__name__", "")
         if name in LEAVING:
             if self.stand_ins is not None and self.stand_ins.behind(args[:1]):
@@ -75,8 +75,7 @@ class Listener(TorchFunctionMode):
             tracer.algebra.add_origin(name, tracer.stack.top, line_of_code())
             tracer.algebra.pin_all(tracer.vectors_of(args[0]), f"its values leave torch by {name}()")
             tracer.read_positions(args[:1])
-            with torch._C.DisableTorchFunction():
-                tracer.numbers_read[tracer.stack.top].update(args[0].flatten().tolist()[:NUMBERS])
+            tracer.reads_values = True
         if kind == "squeeze":
             self._note_squeeze(args, kwargs)
         elif kind == "number":
@@ -89,12 +88,13 @@ class Listener(TorchFunctionMode):
             self._note_values((args, kwargs))
         tracer.call, tracer.caller = _call_sizes(name, args, kwargs), name
         tracer.borders = _borders(args[1]) if name in INDEXING else []
+        tracer.by_data = name in SELECTING and self._is_by_data((args[1:], kwargs))
         self.inside += 1
         try:
             out = func(*args, **kwargs)
         finally:
             self.inside -= 1
-            tracer.call, tracer.caller, tracer.borders = before
+            tracer.call, tracer.caller, tracer.borders, tracer.by_data = before
         if kind in ("sizes", "fill"):
             self._note_sizes(func, args, kwargs, out)
         elif name == "rms_norm":  # made of smaller operators, which do not state its size
@@ -111,6 +111,17 @@ class Listener(TorchFunctionMode):
             for tensor in tensors_in((args, kwargs)):
                 tracer.algebra.pin_all(tracer.vectors_of(tensor), f"{name} computes sizes from it")
         return out
+
+    def _is_by_data(self, given: Any) -> bool:
+        """Returns whether positions are selected by numbers that came out of tensors, as far as that can be seen."""
+        leaves = [part for leaf in _leaves(given) for part in _parts_of(leaf)]
+        if any(isinstance(part, Tensor) and part.ndim == 0 for part in leaves):
+            return True
+        numbers = {abs(part) for part in leaves if type(part) is int}
+        if not self.tracer.reads_values or not numbers:
+            return False
+        here = place_here()
+        return here is None or not numbers <= here.literals()
 
     # sizes that become numbers
 
@@ -297,6 +308,10 @@ def _leaves(value: Any) -> list[Any]:
     if isinstance(value, (tuple, list)):
         return [leaf for entry in value for leaf in _leaves(entry)]
     return [value]
+
+
+def _parts_of(entry: Any) -> tuple[Any, ...]:
+    return (entry.start, entry.stop, entry.step) if isinstance(entry, slice) else (entry,)
 
 
 def _spatial(name: str) -> bool:

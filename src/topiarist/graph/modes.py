@@ -2,36 +2,47 @@
 
 Most networks differ in their batch norms and dropouts alone, whose units are the same in both modes. What decides is
 the code that ran in evaluation: nothing else can ask for the mode. Where a small module asks, such as a batch norm with
-an activation or a stochastic depth, it is run alone in both modes, and the operators are compared.
+an activation or a stochastic depth, it is run alone in both modes, and must compute the same of the same tensors.
 """
 
 from __future__ import annotations
 
 import ast
 import dis
-from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from types import CodeType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from topiarist.graph.calls import ModuleStack
 from topiarist.graph.code.source import spans_of, written
-from topiarist.graph.inputs import Arguments, Keywords, modules_of, random_state_kept, tensors_in, twice_the_batch
+from topiarist.graph.inputs import (
+    Arguments,
+    Keywords,
+    map_tensors,
+    modules_of,
+    named_tensors,
+    random_state_kept,
+    tensors_in,
+    twice_the_batch,
+)
 from topiarist.graph.stand_ins import StandIns
 from topiarist.graph.tracer import Blank, Tracer
 
-NOISE = {"empty", "empty_like", "new_empty", "bernoulli", "bernoulli_", "rand", "rand_like", "native_dropout", "floor"}
-NOISE |= {"floor_", "mul", "mul_", "div", "div_", "add", "add_"}
-"""Operators that training may add, on anything but parameters: they scale by random numbers, and count batches."""
-
-DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
+DRAWN = {"empty", "empty_like", "new_empty", "rand", "rand_like", "randn", "randn_like", "full", "new_full", "ones"}
+"""Operators that make what random numbers are drawn into."""
+SCALES = {"mul", "mul_", "div", "div_"}
+DROPOUTS = {
+    f"{owner}.{name}"
+    for owner in ("F", "functional", "nn.functional", "torch.nn.functional", "torch")
+    for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+}
 
 
 def same_in_both(tracer: Tracer, model: nn.Module) -> bool:
@@ -47,11 +58,9 @@ def same_in_both(tracer: Tracer, model: nn.Module) -> bool:
     alike = {_configuration(model.get_submodule(name)): name for name in sorted(asking)}
     if not alike:
         return True
-    if not all(name in tracer.given for name in alike.values()):
-        return False
     tracer.stack = ModuleStack(model)
     with tracer.stack, random_state_kept():
-        return all(_same_alone(tracer, model.get_submodule(name), tracer.given[name]) for name in alike.values())
+        return all(_same_alone(tracer, model.get_submodule(name), tracer.given.get(name)) for name in alike.values())
 
 
 def _switches(module: nn.Module) -> bool:
@@ -68,71 +77,115 @@ def _asks(code: CodeType, ran: set[int] | None) -> bool:
 
 @lru_cache(4096)
 def _places_that_ask(code: CodeType) -> frozenset[int]:
-    if "training" not in code.co_names and "training" not in code.co_consts:
-        return frozenset()
-    asking = (each.offset // 2 for each in dis.get_instructions(code) if each.argval == "training")
     spans, harmless = spans_of(code), _given_to_dropout(code)
+    asking = (each.offset // 2 for each in dis.get_instructions(code) if _names_the_mode(each))
     return frozenset(at for at in asking if spans[at] not in harmless)
 
 
+def _names_the_mode(instruction: dis.Instruction) -> bool:
+    named = instruction.argval
+    several = isinstance(named, tuple | frozenset) and instruction.opname != "KW_NAMES"
+    return bool(named == "training" or (several and "training" in named))
+
+
 def _given_to_dropout(code: CodeType) -> set[tuple[int, int, int, int] | None]:
-    """Returns where code does no more with the mode than give it to a dropout."""
-    function = written(code)
+    """Returns where code does no more with the mode than give it to torch's dropout."""
+    function = written(code) if "training" in code.co_names else None
     calls = [node for node in ast.walk(function.node) if isinstance(node, ast.Call)] if function is not None else []
     return {
         (value.lineno, value.col_offset, value.end_lineno or 0, value.end_col_offset or 0)
         for call in calls
-        if ast.unparse(call.func).rpartition(".")[2] in DROPOUTS
+        if ast.unparse(call.func) in DROPOUTS
         for value in (*call.args, *(keyword.value for keyword in call.keywords))
         if isinstance(value, ast.Attribute)
     }
 
 
 def _configuration(module: nn.Module) -> object:
-    """Returns what decides which way a module takes: its class, switches and tensors, and those of what it holds."""
+    """Returns what decides which way a module takes: its class, attributes and tensors, and those of what it holds."""
     return tuple(
         (
             type(inner),
-            tuple((k, v) for k, v in vars(inner).items() if isinstance(v, bool | float | str | None)),
+            tuple((k, v if isinstance(v, _PLAIN) else id(v)) for k, v in vars(inner).items() if k not in _INTERNAL),
             tuple(k for k, v in (*inner._parameters.items(), *inner._buffers.items()) if v is not None),
         )
         for inner in module.modules()
     )
 
 
-def _same_alone(tracer: Tracer, module: nn.Module, given: Sequence[object]) -> bool:
-    """Returns whether a module runs the same operators in both modes, but for noise."""
-    inputs = twice_the_batch([value.filled() if isinstance(value, Blank) else value for value in given])
+_PLAIN = (bool, int, float, str, type(None))
+_INTERNAL = frozenset(vars(nn.Module()))
+
+
+def _same_alone(tracer: Tracer, module: nn.Module, given: tuple[Sequence[object], Keywords] | None) -> bool:
+    """Returns whether a module computes the same in both modes, but for scaling examples by random numbers."""
+    if given is None:
+        return False
+    args, kwargs = twice_the_batch(
+        [[_filled(value) for value in given[0]], {k: _filled(v) for k, v in given[1].items()}]
+    )
     try:
         with tracer.taken, torch.no_grad():
-            evaluation = _operators(module, inputs)
-            training = _operators(module.train(), inputs)
+            evaluation = _computed(module, args, kwargs)
+            training = _computed(module.train(), args, kwargs)
     except Exception:  # it has to be seen in its place
         return False
     finally:
         module.eval()
-    added = training - evaluation
-    return not evaluation - training and all(name in NOISE and not reads for name, reads in added)
+    return evaluation == training
 
 
-def _operators(module: nn.Module, inputs: Sequence[object]) -> Counter[tuple[str, bool]]:
-    """Returns the operators that a module runs, each with whether it reads a parameter, and the shapes it returns."""
-    with _Operators(module) as operators:
-        out = module(*inputs)
-    return operators.seen + Counter((str(tensor.shape), True) for tensor in tensors_in(out))
+def _filled(value: object) -> object:
+    return value.filled() if isinstance(value, Blank) else value
+
+
+def _computed(module: nn.Module, args: Sequence[object], kwargs: Keywords) -> object:
+    """Returns what a module computes: every operator with what it is given, and what is returned."""
+    with _Operators(module, tensors_in((args, kwargs))) as operators:
+        out = module(*args, **kwargs)
+    return operators.ran, [(operators.number(tensor), tensor.shape) for tensor in tensors_in(out)], type(out)
 
 
 class _Operators(TorchDispatchMode):
-    def __init__(self, module: nn.Module) -> None:
+    """Notes the operators that a module runs, and numbers the tensors.
+
+    Attributes:
+        ran: name and arguments of each; tensors by their number.
+        held: by the id of a tensor, the tensor and its number: a name, or an operator and which of its results.
+        drawn: ids of tensors with one random number for each example.
+    """
+
+    def __init__(self, module: nn.Module, given: Sequence[Tensor]) -> None:
         super().__init__()
-        self.seen: Counter[tuple[str, bool]] = Counter()
-        self.own = {id(parameter) for parameter in module.parameters()}
+        named = [*named_tensors(module).items(), *((str(k), tensor) for k, tensor in enumerate(given))]
+        self.held: dict[int, tuple[Tensor, object]] = {id(tensor): (tensor, name) for name, tensor in named}
+        self.counts = {id(t) for _, t in named_tensors(module).items() if not t.is_floating_point()}
+        self.ran: list[object] = []
+        self.drawn: set[int] = set()
         self.stand_ins = StandIns()
+
+    def number(self, tensor: Tensor) -> Any:
+        return self.held[id(tensor)][1] if id(tensor) in self.held else None
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: Arguments = (), kwargs: Keywords | None = None
     ) -> Any:
-        given = tensors_in((args, kwargs))
-        name = func.overloadpacket.__name__
-        self.seen["batch_norm" if "batch_norm" in name else name, any(id(t) in self.own for t in given)] += 1
-        return self.stand_ins.run(func, args, kwargs or {}, given)
+        given, name = tensors_in((args, kwargs)), func.overloadpacket.__name__
+        numbered = repr(map_tensors([*args, kwargs], self.number))
+        read = [tensor for tensor in given if id(tensor) not in self.drawn]
+        out = self.stand_ins.run(func, args, kwargs or {}, given)
+        made = tensors_in(out)
+        if name in DRAWN and all(set(tensor.shape[1:]) <= {1} for tensor in made):
+            read = []
+        elif given and id(given[0]) in self.counts and name == "add_":
+            return out  # how many batches a norm has seen
+        if not read:
+            self.drawn.update(map(id, made))
+            self.held.update((id(tensor), (tensor, "drawn")) for tensor in made)
+        elif name in SCALES and len(read) == 1:
+            self.held[id(made[0])] = made[0], self.number(read[0])
+        else:
+            norm = "batch_norm" in name
+            self.ran.append(("batch_norm", [self.number(t) for t in given]) if norm else (name, numbered))
+            self.held.update((id(tensor), (tensor, (len(self.ran), k))) for k, tensor in enumerate(made))
+        return out

@@ -17,7 +17,7 @@ from topiarist.graph.code.places import line_of_code
 from topiarist.graph.inputs import Arguments, Keywords, tensors_in
 from topiarist.graph.labels import labelled
 from topiarist.graph.rules import apply_rule, undefined_after
-from topiarist.graph.stand_ins import StandIns
+from topiarist.graph.stand_ins import StandIns, reads_values
 from topiarist.graph.tracer import Tracer
 
 
@@ -56,6 +56,7 @@ class OperatorMode(TorchDispatchMode):
         tracer.record.touched.update(sources)
         tracer.descent.follow(func, args, kwargs, given, sources, out)
         tracer.read_positions(given)
+        tracer.reads_values = tracer.reads_values or reads_values(func, args)
         if given or func.overloadpacket.__name__ in FILLS:
             try:
                 known = apply_rule(tracer, func, args, kwargs, out, given)

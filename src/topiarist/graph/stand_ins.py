@@ -44,7 +44,7 @@ class StandIns:
             ValuesNeededError: it reads values that are stand-ins.
         """
         behind = self.behind(given)
-        if behind and _reads(func, args):
+        if behind and reads_values(func, args):
             raise ValuesNeededError(str(func))
         sizes = _HEAVY[func](*args) if func in _HEAVY and not kwargs and _alike(given) else None
         if sizes is None:
@@ -76,7 +76,7 @@ def _alike(tensors: Sequence[Tensor]) -> bool:
     )
 
 
-def _reads(func: OpOverload, args: Arguments) -> bool:
+def reads_values(func: OpOverload, args: Arguments) -> bool:
     """Returns whether the shape of what an operator returns, or what is no tensor of it, depends on values."""
     if func is torch.ops.aten.index.Tensor:
         return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1])

@@ -8,7 +8,6 @@ fills the `Record`.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any, NamedTuple, cast
@@ -22,7 +21,7 @@ from topiarist.graph.calls import ModuleStack
 from topiarist.graph.code.branches import Taken, unwatched
 from topiarist.graph.code.places import Site, line_of_code, trails_here
 from topiarist.graph.dropins import DESCRIBED
-from topiarist.graph.inputs import call_model, modules_of, named_tensors, tensors_in
+from topiarist.graph.inputs import Arguments, Keywords, call_model, modules_of, named_tensors, tensors_in
 from topiarist.graph.labels import Free, LabelAlgebra, Labels, Request, Vector, bound, labelled
 from topiarist.graph.memory import Lifetimes
 from topiarist.graph.norms import Norms
@@ -63,8 +62,9 @@ class Tracer:
         lifetimes: of what the operators allocate, in the first run alone.
         taken: which of the network's code ran.
         ran: names of the modules that ran.
-        numbers_read: by module, the numbers that it took out of tensors.
-        given: what small modules with code of their own were given.
+        reads_values: whether the program has taken numbers, or sizes that depend on them, out of tensors.
+        by_data: whether the call of the program selects positions by such numbers.
+        given: what small modules with code of their own were given, by position and by name; None where calls differ.
         mixes_in_training: whether a batch norm would mix units in training.
     """
 
@@ -84,8 +84,8 @@ class Tracer:
         self._mixed: tuple[Vector, ...] = ()
         self._runs = 0
         self.ran: set[str] = set()
-        self.numbers_read: dict[str, set[float]] = defaultdict(set)
-        self.given: dict[str, list[object]] = {}
+        self.reads_values = self.by_data = False
+        self.given: dict[str, tuple[list[object], dict[str, object]] | None] = {}
         self.mixes_in_training = False
         self._small = {name for name, module in modules.items() if _is_small(module)}
         self._traced = ByTensor[Traced]()
@@ -307,14 +307,13 @@ class Tracer:
 
     # hooks of modules
 
-    def _entered(self, name: str, call: int, args: Any) -> None:
+    def _entered(self, name: str, call: int, args: Arguments, kwargs: Keywords) -> None:
         with unwatched():
             self.ran.add(name)
             self.descent.enter(name)
             if name in self._small:
-                with torch._C.DisableTorchFunction():
-                    blanks = [Blank(tuple(x.shape), x.dtype, x.device) if isinstance(x, Tensor) else x for x in args]
-                self.given.setdefault(name, blanks)
+                given = [*map(_blank, args)], {key: _blank(value) for key, value in kwargs.items()}
+                self.given[name] = given if self.given.setdefault(name, given) == given else None
             received = (vector for tensor in tensors_in(args) for vector in self.vectors_of(tensor))
             self.record.held[name] += [vector for vector in received if labelled(vector)]
 
@@ -323,6 +322,11 @@ class Tracer:
         with unwatched():
             self.descent.leave(name, output)
             self.record.outputs[name, call] = [self.of(tensor) for tensor in tensors_in(output)]
+
+
+def _blank(value: object) -> object:
+    with torch._C.DisableTorchFunction():
+        return Blank(tuple(value.shape), value.dtype, value.device) if isinstance(value, Tensor) else value
 
 
 def _is_small(module: nn.Module) -> bool:

@@ -152,6 +152,8 @@ def untaken(taken: Taken, model: nn.Module, ran: set[str]) -> tuple[Branch, ...]
     branches: list[Branch] = []
     looked_at: dict[tuple[object, ...], list[Branch]] = {}
     for (module, steps, name, source), blocks in zip(taken.seen, untaken, strict=True):
+        if not blocks:
+            continue
         root, _ = taken.seen[module, steps, name, source]
         key = (name, source, id(blocks), likeness(modules.get(module), module, ran))
         if key not in looked_at:

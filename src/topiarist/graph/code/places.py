@@ -156,6 +156,16 @@ class Here:
         given = None if written is None else (written.lower, written.upper)[side]
         return None if given is None else Site(self.place, "border", 2 * entry + side)
 
+    def literals(self) -> set[int]:
+        """Returns the whole numbers, without their sign, that the running call or index is given as such."""
+        index = self.function.subscript(self.place[-1].span)
+        given: list[ast.expr | None] = [] if index is None else [*_entries(index)]
+        if (call := self.call) is not None:
+            given = [*call.args, *(keyword.value for keyword in call.keywords)]
+        given += [end for part in given if isinstance(part, ast.Slice) for end in (part.lower, part.upper, part.step)]
+        plain = [part.operand if isinstance(part, ast.UnaryOp) else part for part in given]
+        return {part.value for part in plain if isinstance(part, ast.Constant) and type(part.value) is int}
+
     def scale(self) -> Site | None:
         """Returns the site of attention's scale."""
         call = self.call
@@ -171,9 +181,13 @@ class Here:
         return int(isinstance(call.func, ast.Attribute) and not of_module)
 
 
+def _entries(node: ast.Subscript) -> Sequence[ast.expr]:
+    return node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+
+
 def slice_of(node: ast.Subscript, entry: int) -> ast.Slice | None:
     """Returns an entry of an index, where it is written as a slice."""
-    entries: Sequence[ast.expr] = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+    entries = _entries(node)
     plain = entry < len(entries) and not any(isinstance(each, ast.Starred) for each in entries[: entry + 1])
     return each if plain and isinstance(each := entries[entry], ast.Slice) else None
 

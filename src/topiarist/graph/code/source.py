@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dis
 import hashlib
+import inspect
 import linecache
 import sys
 from collections.abc import Iterator, Sequence
@@ -152,10 +153,13 @@ def spans_of(code: CodeType) -> tuple[tuple[int, int, int, int] | None, ...]:
 @lru_cache(maxsize=4096)
 def is_straight(code: CodeType) -> bool:
     """Returns whether all instructions run when the code does."""
-    return not any(each.opcode in _JUMPS for each in dis.get_instructions(code)) and not code.co_exceptiontable
+    return not any(each.opcode in _JUMPS for each in dis.get_instructions(code)) and not (
+        code.co_exceptiontable or code.co_flags & _RESUMED
+    )
 
 
 _JUMPS = {*dis.hasjrel, *dis.hasjabs}
+_RESUMED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 _LEAVING = {dis.opmap[name] for name in ("RETURN_VALUE", "RAISE_VARARGS", "RERAISE") if name in dis.opmap}
 _ALWAYS = {code for name, code in dis.opmap.items() if name.startswith("JUMP") and "IF" not in name}
 
@@ -165,9 +169,10 @@ def straight_lines(code: CodeType) -> dict[int, range]:
     """Returns the instructions that run together, by the first one, where Python says that a new line begins.
 
     Those are not among them behind which code may go on in the same line: there it does not say so. By their offset;
-    newer versions of Python than 3.11 cannot switch between lines and instructions.
+    none of generators, which go on anywhere, and none by newer versions of Python than 3.11, which cannot switch
+    between lines and instructions.
     """
-    if sys.version_info >= (3, 12):
+    if sys.version_info >= (3, 12) or code.co_flags & _RESUMED:
         return {}
     made = list(dis.get_instructions(code))
     lines = [None if each.positions is None else each.positions.lineno for each in made]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from topiarist.graph.labels import Vector, labelled
 from topiarist.graph.record import Gather
-from topiarist.graph.rules.movement import as_written
+from topiarist.graph.rules.movement import BY_DATA, as_written
 from topiarist.graph.rules.registry import Call, rule_for
 from topiarist.graph.sizes import Size, leaves
 from topiarist.graph.tracer import Tracer
@@ -27,12 +27,14 @@ MASKS = (torch.bool, torch.uint8)
 def select(t: Tracer, c: Call) -> None:
     """Pins the selected position and those that its number counts: before it, or behind it where it is negative.
 
-    All of them, where the module has read that number out of a tensor: another example may read another one.
+    All of them, where the number came out of a tensor: another example may give another one.
     """
     vectors, position = c.vectors, c["index"]
     vector, written = vectors.pop(c["dim"] % c.x.ndim), as_written(t, position)
     computed = isinstance(written, Size) and any(True for _ in leaves(written.expression))
-    if labelled(vector) and not computed and position not in t.numbers_read[t.stack.top]:
+    if t.by_data:
+        t.algebra.pin(vector, BY_DATA)
+    if labelled(vector) and not computed:
         if c.traced.source is not None:
             t.record.left_out.append((c.traced.source, vector))
         vector = vector[position:] if position < 0 else vector[: position + 1]

@@ -13,18 +13,15 @@ from topiarist.graph.rules.registry import Call, rule_for
 from topiarist.graph.sizes import Size
 from topiarist.graph.tracer import Tracer
 
+BY_DATA = "positions are selected by what data gave"
+"""Why an axis is pinned whose other positions another example may select."""
+
 
 @rule_for(
-    "new_empty_strided", "scalar_tensor", "is_same_size", "empty_strided",
+    "new_empty_strided", "scalar_tensor", "_local_scalar_dense", "is_same_size", "empty_strided",
 )  # fmt: skip
 def nothing(t: Tracer, c: Call) -> None:
     """Leaves outputs without labels."""
-
-
-@rule_for("_local_scalar_dense")
-def number(t: Tracer, c: Call) -> None:
-    """Notes a number that the program takes out of a tensor."""
-    t.numbers_read[t.stack.top].add(c.out)
 
 
 @rule_for(*FILLS, *(f"new_{name}" for name in FILLS))
@@ -151,6 +148,8 @@ def slice_(t: Tracer, c: Call) -> None:
             if site is not None:
                 t.note_size(as_written(t, border), None, site)
     else:
+        if t.by_data:
+            t.algebra.pin(vector, BY_DATA)
         if step != 1 and begin < step and end == len(vector) and len(vector) % step == 0:
             blocks = vector.reshape(-1, step)  # steps keep their positions where entire blocks are removed
             for k in range(1, step):
