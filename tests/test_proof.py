@@ -346,3 +346,32 @@ def test_what_a_network_casts_to_float32_is_proved_in_float64():
     assert done.proof.ok
     assert done.proof.max_rel_diff <= 1e-10
     assert "lower precision" in done.proof.checked
+
+
+def test_numbers_that_code_makes_in_float32_meet_what_it_casts():
+    def run(net, x):
+        y = net.a(x)
+        weights = torch.tensor([0.5, 0.2, 0.1, 0.05, 0.05])
+        return net.b(torch.einsum("bnc,n->bc", y.float(), weights).to(y.dtype))
+
+    torch.manual_seed(0)
+    model = shaken(Net(run, a=nn.Linear(12, 300), b=nn.Linear(300, 3))).double()
+    done = topiarist.prune(model, tokens(4).double(), "l1", Budget(ratio=0.5))
+    assert done.proof.ok
+    assert done.model.a.out_features == 150
+
+
+@pytest.mark.parametrize("noise", [
+    lambda x: x * (torch.rand_like(x) > 0.2), lambda x: x * torch.empty_like(x).bernoulli_(0.8) / 0.8,
+    lambda x: x * torch.randn_like(x).exp(),
+])  # fmt: skip
+def test_noise_on_every_channel_in_training_does_not_refute_a_cut(noise):
+    def run(net, x):
+        y = net.a(x)
+        return net.b(noise(y) if net.training else y)
+
+    model = shaken(Net(run, a=nn.Linear(12, 8), b=nn.Linear(8, 3)))
+    done = topiarist.prune(model, tokens(4), "l1", Budget(ratio=0.5))
+    assert done.proof.ok
+    assert done.model.a.out_features == 4
+    assert "training mode" in done.proof.paths

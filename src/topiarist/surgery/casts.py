@@ -20,6 +20,9 @@ class NoCasts(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         if kwargs.get("dtype") in LOW:
             kwargs["dtype"] = torch.float64
+        found = {tensor.dtype for tensor in tensors_in((args, kwargs))}
+        if torch.float64 in found and found & LOW and not func._schema.is_mutable:
+            args = map_tensors([*args], _raised)  # numbers that were made before
         out = func(*args, **kwargs)
         if kwargs.get("dtype") is None and not tensors_in((args, kwargs)):
             return map_tensors(out, _raised)

@@ -31,6 +31,17 @@ RANDOM: dict[Any, tuple[int, str, Any]] = {
     torch.rrelu_: (3, "training", False),
 }
 """Functions that draw beside what else they do; position, name and value of the argument that stops it."""
+DRAWS: dict[Any, float] = {
+    torch.rand: 0.5,
+    torch.rand_like: 0.5,
+    torch.randn: 1.0,
+    torch.randn_like: 1.0,
+    torch.bernoulli: 1.0,
+    torch.Tensor.bernoulli: 1.0,
+    torch.Tensor.bernoulli_: 1.0,
+    torch.Tensor.normal_: 1.0,
+}
+"""Functions that draw numbers; in the place of each number one that does not depend on how many are drawn."""
 RECURRENT: set[Any] = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
 """Those whose arguments end with ``dropout, train, bidirectional``, and with ``batch_first`` where it is given."""
 
@@ -92,12 +103,14 @@ def paths(example_inputs: Inputs, more_inputs: Sequence[Inputs], precision: Prec
 
 
 class _DropoutOff(TorchFunctionMode):
-    """Lets everything pass dropout, and stops what else draws: for other shapes it draws other numbers."""
+    """Lets everything pass dropout, and stops what else draws: for other shapes it would draw other numbers."""
 
     def __torch_function__(self, func: Any, types: Any, args: Arguments = (), kwargs: Keywords | None = None) -> Any:
         kwargs = kwargs or {}
         if func in DROPOUTS:
             return args[0] if args else kwargs["input"]
+        if func in DRAWS:
+            return func(*args, **kwargs).fill_(DRAWS[func])
         at, name, value = (_of_recurrent(args), "", 0.0) if func in RECURRENT else RANDOM.get(func, (None, "", None))
         if at is not None and len(args) > at:
             args = (*args[:at], value, *args[at + 1 :])
