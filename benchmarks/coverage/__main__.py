@@ -1,6 +1,6 @@
 """Coverage: 200 networks of many kinds, ours and Torch-Pruning's, each within a minute.
 
-    python benchmarks/coverage [--names NAME …] [--fresh] [--check] [--out benchmarks/coverage]
+    python benchmarks/coverage [--names NAME …] [--fresh] [--side ours] [--check] [--out benchmarks/coverage]
 
 Every network (`networks.py`) keeps 67 %, 50 % and 33 % of each group's units, chosen at random. Cut and mask must agree
 in float64: on the example, at twice the batch, at another size or length where the network takes it, and in training
@@ -8,7 +8,8 @@ mode. Torch-Pruning halves the same network by the L1 norm; its result must run,
 removed positions zeroed. Each side has a process of its own with 60 s of CPU time and 10 GiB. Writes one JSON line a
 network, after a line that names the machine; such networks are skipped by the next run. Then it writes the page.
 
-`--names` takes names, or how they begin. `--check` only builds each network and runs it once. Needs Linux or macOS,
+`--names` takes names, or how they begin. `--side` measures one side anew, and keeps what is there of the other one.
+`--check` only builds each network and runs it once. Needs Linux or macOS,
 `timm`, `torchvision`, `transformers` and `torch-pruning`.
 """
 
@@ -51,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--names", nargs="+", default=[], help="networks, or how their names begin; all without")
     parser.add_argument("--fresh", action="store_true", help="start anew")
+    parser.add_argument("--side", choices=work.SIDES, help="measure this side anew")
     parser.add_argument("--check", action="store_true", help="only build each network, and run it once")
     parser.add_argument("--out", type=Path, default=HERE.with_suffix(""), help="without its suffix")
     options = parser.parse_args()
@@ -75,15 +77,15 @@ def main() -> None:
     there, *rows = map(json.loads, lines_file.read_text().splitlines())
     if there != head:
         sys.exit(f"{lines_file} was measured on another machine or with other versions: start anew with --fresh")
+    known = {row["network"]: row for row in rows}  # of two lines about one network the later one counts
     for name in chosen:
-        if name in {row["network"] for row in rows}:
-            continue
-        row = {"network": name, **{side: in_process(every[name], side) for side in work.SIDES}}
-        rows.append(row)
-        with lines_file.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(table.line(row), flush=True)
-    rows.sort(key=lambda row: [*every, row["network"]].index(row["network"]))
+        sides = work.SIDES if name not in known else [options.side] if options.side else []
+        if sides:
+            known[name] = {"network": name, **known.get(name, {}), **{s: in_process(every[name], s) for s in sides}}
+            with lines_file.open("a") as file:
+                file.write(json.dumps(known[name]) + "\n")
+            print(table.line(known[name]), flush=True)
+    rows = [known[name] for name in every if name in known]
     page.write_text(table.page(head, rows))
 
 
