@@ -169,6 +169,22 @@ class Switched(nn.Module):
         return x + x.flip(1) if self.flips else x
 
 
+class Lists(nn.Module):
+    """Takes tensors in a list, twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Last()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner([self.inner([x, x]), x])
+
+
+class Last(nn.Module):
+    def forward(self, xs: list[Tensor]) -> Tensor:
+        return xs[0] + xs[1].flip(1) if self.training else xs[0]
+
+
 SAME: dict[str, Part] = {
     "a batch norm": lambda: nn.BatchNorm2d(6),
     "dropout": lambda: nn.Dropout(0.5),
@@ -188,6 +204,7 @@ OTHER: dict[str, Part] = {
     "one of a class": Listed,
     "a dropout of its own": OwnDropout,
     "among several": Among,
+    "tensors in a list": Lists,
     "statistics of an instance": lambda: nn.InstanceNorm2d(6, affine=True, track_running_stats=True),
 }
 

@@ -33,7 +33,7 @@ from topiarist.graph.inputs import (
     twice_the_batch,
 )
 from topiarist.graph.stand_ins import StandIns
-from topiarist.graph.tracer import Blank, Tracer
+from topiarist.graph.tracer import Blank, Given, Tracer
 
 DRAWN = {"empty", "empty_like", "new_empty", "rand", "rand_like", "randn", "randn_like", "full", "new_full", "ones"}
 """Operators that make what random numbers are drawn into."""
@@ -117,7 +117,7 @@ _PLAIN = (bool, int, float, str, type(None))
 _INTERNAL = frozenset(vars(nn.Module()))
 
 
-def _same_alone(tracer: Tracer, module: nn.Module, given: tuple[Sequence[object], Keywords] | None) -> bool:
+def _same_alone(tracer: Tracer, module: nn.Module, given: Given | None) -> bool:
     """Returns whether a module computes the same in both modes, but for scaling examples by random numbers."""
     if given is None:
         return False

@@ -64,7 +64,7 @@ class Tracer:
         ran: names of the modules that ran.
         reads_values: whether the program has taken numbers, or sizes that depend on them, out of tensors.
         by_data: whether the call of the program selects positions by such numbers.
-        given: what small modules with code of their own were given, by position and by name; None where calls differ.
+        given: what small modules with code of their own were given, tensors as blanks; None where calls differ.
         mixes_in_training: whether a batch norm would mix units in training.
     """
 
@@ -85,7 +85,7 @@ class Tracer:
         self._runs = 0
         self.ran: set[str] = set()
         self.reads_values = self.by_data = False
-        self.given: dict[str, tuple[list[object], dict[str, object]] | None] = {}
+        self.given: dict[str, Given | None] = {}
         self.mixes_in_training = False
         self._small = {name for name, module in modules.items() if _is_small(module)}
         self._traced = ByTensor[Traced]()
@@ -312,7 +312,7 @@ class Tracer:
             self.ran.add(name)
             self.descent.enter(name)
             if name in self._small:
-                given = [*map(_blank, args)], {key: _blank(value) for key, value in kwargs.items()}
+                given = _blanks(args, kwargs)
                 self.given[name] = given if self.given.setdefault(name, given) == given else None
             received = (vector for tensor in tensors_in(args) for vector in self.vectors_of(tensor))
             self.record.held[name] += [vector for vector in received if labelled(vector)]
@@ -322,6 +322,17 @@ class Tracer:
         with unwatched():
             self.descent.leave(name, output)
             self.record.outputs[name, call] = [self.of(tensor) for tensor in tensors_in(output)]
+
+
+Given = tuple[list[object], dict[str, object]]
+"""What a module was called with, tensors as blanks."""
+
+
+def _blanks(args: Arguments, kwargs: Keywords) -> Given | None:
+    """Returns what a module was called with; ``None`` where it was more than tensors and plain values."""
+    if not all(isinstance(value, Tensor | bool | int | float | str | None) for value in (*args, *kwargs.values())):
+        return None
+    return [_blank(value) for value in args], {key: _blank(value) for key, value in kwargs.items()}
 
 
 def _blank(value: object) -> object:
