@@ -191,7 +191,7 @@ detection.backbone_utils.resnet_fpn_backbone  64 96 backbone_name="resnet18"
 
 # Detectors take a list of images; they resize them to the smaller side. Few regions are enough on small images.
 REGIONS = {f"rpn_{when}_nms_top_n_{mode}": n for when, n in (("pre", 60), ("post", 30)) for mode in ("train", "test")}
-TWO_STAGES = {"min_size": 64, "max_size": 96, "box_detections_per_img": 5, **REGIONS}
+TWO_STAGES = {"min_size": 64, "max_size": 96, "box_detections_per_img": 3, **REGIONS}
 DETECTORS = {
     "retinanet_resnet50_fpn": {"min_size": 64, "max_size": 96},
     "fcos_resnet50_fpn": {"min_size": 64, "max_size": 96},

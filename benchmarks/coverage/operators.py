@@ -6,6 +6,7 @@ get; only the speed of detectors differs.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -32,8 +33,10 @@ def load_torchvision() -> bool:
     """Imports torchvision; returns whether stand-ins had to be registered."""
     import_torchvision()
     from torchvision import extension
-    from torchvision.ops import boxes, deform_conv, roi_align
 
+    boxes, deform_conv, roi_align = (  # torchvision.ops has functions of the same names
+        importlib.import_module(f"torchvision.ops.{name}") for name in ("boxes", "deform_conv", "roi_align")
+    )
     if extension._has_ops():
         return False
     library = torch.library.Library("torchvision", "FRAGMENT")

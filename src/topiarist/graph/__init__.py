@@ -7,6 +7,7 @@ from topiarist.graph.calls import (
     VIEWS,
     ModuleStack,
     fast_path_off,
+    garbage_kept,
     mixing_kind,
     modes_restored,
 )
@@ -119,6 +120,7 @@ __all__ = [
     "declare_selectors",
     "fast_path_off",
     "form_of",
+    "garbage_kept",
     "hindrance",
     "is_norm",
     "is_own",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -145,6 +146,18 @@ def fast_path_off() -> Iterator[None]:
         yield
     finally:
         _FAST_PATH.release()
+
+
+@contextmanager
+def garbage_kept() -> Iterator[None]:
+    """Context in which Python looks for no cycles: tracing and copying make many objects and hardly any of these."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 @contextmanager

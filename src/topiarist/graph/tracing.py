@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import re
 import time
@@ -17,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from topiarist.errors import TopiaristError
 from topiarist.files import one_line, shown
-from topiarist.graph.calls import ALONE, fast_path_off, modes_restored
+from topiarist.graph.calls import ALONE, fast_path_off, garbage_kept, modes_restored
 from topiarist.graph.code.branches import untaken
 from topiarist.graph.dropins import with_dropins
 from topiarist.graph.graph import Graph
@@ -110,18 +109,6 @@ def trace(
         record.counts = outputs
         names = tuple(name for name, _ in model.named_parameters())
         return regroup(Solution(record, rectangles), names, deadline)
-
-
-@contextmanager
-def garbage_kept() -> Iterator[None]:
-    """Context in which Python looks for no cycles: a trace makes many objects and hardly any, and searching is slow."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def check_finite(model: nn.Module) -> None:

@@ -19,6 +19,7 @@ from topiarist.graph import (
     Keep,
     assign_attributes,
     checked_keep,
+    garbage_kept,
     modes_restored,
     modules_of,
     named_tensors,
@@ -132,7 +133,7 @@ def copied(model: nn.Module, replaced: dict[int, object] | None = None) -> nn.Mo
         if type(held) in (dict, OrderedDict) and not held:  # eight in each module, which deepcopy takes long for
             memo[id(held)] = type(held)()
     try:
-        with ALONE, modes_restored(made := copy.deepcopy(model, memo)):
+        with ALONE, garbage_kept(), modes_restored(made := copy.deepcopy(model, memo)):
             return made
     except (RuntimeError, TypeError) as error:
         raise TopiaristError(f"the model cannot be copied ({error}); detach tensors stored in it first") from error

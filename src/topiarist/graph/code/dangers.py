@@ -6,6 +6,7 @@ import ast
 import builtins
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from types import FunctionType, ModuleType
@@ -130,7 +131,8 @@ class Look:
         """Returns what is found in a function that is called, some of whose arguments are sizes."""
         while isinstance(called, partial):
             called = called.func
-        called = inspect.unwrap(called) if callable(called) else called
+        with suppress(ValueError):  # a wrapper that holds itself
+            called = inspect.unwrap(called) if callable(called) else called
         inner = written(called.__code__) if isinstance(called, FunctionType) and depth < DEPTH else None
         if inner is None or called.__module__.partition(".")[0] == "torch":
             return set()
