@@ -1,16 +1,28 @@
-"""Casts: networks that compute parts in a lower precision on purpose, which hides whether a cut is right."""
+"""Casts: copies in another precision, and networks that cast by themselves, which hides whether a cut is right."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from topiarist.graph import Arguments, Keywords, map_tensors, tensors_in
+from topiarist.surgery.decisions import Precision
+from topiarist.surgery.plans import copied
 
 LOW = {torch.float32, torch.float16, torch.bfloat16}
+
+
+def in_precision(model: nn.Module, precision: Precision) -> nn.Module:
+    """Returns a copy in a precision, whose tensors are converted as they are copied."""
+    made: dict[int, object] = {}
+    for parameter in model.parameters():
+        if type(parameter) is nn.Parameter and parameter.is_floating_point():
+            value = parameter.detach().to(precision.dtype, copy=True)
+            made[id(parameter)] = nn.Parameter(value, parameter.requires_grad)
+    return copied(model, made).to(precision.dtype)
 
 
 class NoCasts(TorchDispatchMode):

@@ -35,7 +35,7 @@ from topiarist.graph import (
     tensors_in,
     unwrapped,
 )
-from topiarist.surgery.casts import NoCasts
+from topiarist.surgery.casts import NoCasts, in_precision
 from topiarist.surgery.cutting import cut, mask, masked, zeroed_positions
 from topiarist.surgery.decisions import (
     DOUBLE,
@@ -154,16 +154,6 @@ def precision_of(model: nn.Module, example_inputs: Inputs) -> Precision:
         return _accepts(in_precision(model, precision).eval(), converted(example_inputs, precision.dtype))
 
     return SINGLE if not runs(DOUBLE) and runs(SINGLE) else DOUBLE
-
-
-def in_precision(model: nn.Module, precision: Precision) -> nn.Module:
-    """Returns a copy in a precision, whose tensors are converted as they are copied."""
-    made: dict[int, object] = {}
-    for parameter in model.parameters():
-        if type(parameter) is nn.Parameter and parameter.is_floating_point():
-            value = parameter.detach().to(precision.dtype, copy=True)
-            made[id(parameter)] = nn.Parameter(value, parameter.requires_grad)
-    return copied(model, made).to(precision.dtype)
 
 
 def _proved_in(
