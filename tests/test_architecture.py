@@ -2,6 +2,9 @@
 
 import copy
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -299,3 +302,34 @@ def test_files_that_are_missing_foreign_or_in_the_way(tmp_path):
 def test_public_names():
     assert (topiarist.Architecture, topiarist.load, topiarist.save) == (Architecture, load, save)
     assert line(nn.Identity())()(X) is X
+
+
+SIZES = """
+import json, torch, topiarist
+
+class Sizes(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(6))
+        for k in range(5):
+            setattr(self, f"width{k}", 8)
+
+    def forward(self, x):
+        for k in range(5):
+            x = self.layers[k](x).relu().view(len(x), getattr(self, f"width{k}"))
+        return self.layers[5](x)
+
+torch.manual_seed(0)
+done = topiarist.prune(Sizes(), torch.randn(2, 8), "l1", topiarist.Budget(ratio=0.5))
+print(json.dumps(done.architecture.to_json()))
+"""
+
+
+def test_files_do_not_depend_on_the_order_of_hashes():
+    texts = set()
+    for seed in ("1", "2"):
+        there = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run([sys.executable, "-c", SIZES], env=there, capture_output=True, text=True, check=True)
+        texts.add(done.stdout)
+    assert len(texts) == 1
+    assert "width4" in texts.pop()

@@ -220,7 +220,7 @@ def solve(
     Returns:
         The attributes' new values, and the firm equations that no value satisfies.
     """
-    solved: set[Attribute] = set()
+    solved: dict[Attribute, None] = {}  # in the order in which they are solved, which files keep
     values = dict(traced)
 
     def target(equation: Equation) -> int:
@@ -229,7 +229,7 @@ def solve(
     for equations in (firm, soft):
         for equation in equations:
             if isinstance(equation.expression, Attribute) and equation.expression not in solved:
-                solved.add(equation.expression)
+                solved[equation.expression] = None
                 values[equation.expression] = target(equation)
     for equation in (*firm, *soft):  # one unknown left: invert by search
         for unknown in leaves(equation.expression):
@@ -239,7 +239,7 @@ def solve(
             for candidate in (traced[unknown], *range(1, traced[unknown])):
                 values[unknown] = candidate
                 if evaluate(equation.expression, values, lengths) == target(equation):
-                    solved.add(unknown)
+                    solved[unknown] = None
                     break
             if unknown in solved:
                 break
