@@ -1,4 +1,4 @@
-"""Training mode is traced where a network asks for it, and only there: no other network takes another way in it."""
+"""Training mode is traced where a network does something else in it, and only there."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class NormAndActivation(nn.BatchNorm2d):
 
 class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return x * x.new_empty(len(x), 1, 1, 1).bernoulli_(0.5) / 0.5 if self.training else x
+        return x * x.new_empty(len(x), 1, 1, 1).bernoulli_(0.5).div_(0.5) if self.training else x
 
 
 class Helper(nn.Module):
@@ -82,14 +82,12 @@ class Moved(nn.Module):
 class Noisy(nn.Module):
     """Draws a number for each channel, whose count it states."""
 
-    channels = 6
-
-    def __init__(self) -> None:
+    def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.channels = 6
+        self.shape = shape
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * x.new_ones(1, self.channels, 1, 1).bernoulli_(0.5) if self.training else x
+        return x * x.new_empty(self.shape).bernoulli_(0.5).view(-1, 6, 1, 1) if self.training else x
 
 
 class Offset(nn.Module):
@@ -117,6 +115,13 @@ class Optional(nn.Module):
 class Skip(nn.Module):
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         return x + skip if self.training and skip is not None else x
+
+
+class Scaled(nn.Module):
+    """Scales by a width in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.shape[1] ** -0.5 if self.training else x
 
 
 class Listed(nn.Module):
@@ -198,10 +203,13 @@ OTHER: dict[str, Part] = {
     "a switch": Switched,
     "one of two": Either,
     "other channels": Moved,
-    "noise for each channel": Noisy,
+    "noise for each channel": lambda: Noisy(1, 6, 1, 1),
+    "noise for each channel, and no more": lambda: Noisy(6, 1, 1),
+    "noise in a row": lambda: Noisy(6),
     "a buffer is added": Offset,
     "an optional argument is read": Optional,
     "one of a class": Listed,
+    "a scale by a width": Scaled,
     "a dropout of its own": OwnDropout,
     "among several": Among,
     "tensors in a list": Lists,

@@ -113,11 +113,14 @@ class Listener(TorchFunctionMode):
         return out
 
     def _is_by_data(self, given: Any) -> bool:
-        """Returns whether positions are selected by numbers that came out of tensors, as far as that can be seen."""
-        leaves = [part for leaf in _leaves(given) for part in _parts_of(leaf)]
-        if any(isinstance(part, Tensor) and part.ndim == 0 for part in leaves):
+        """Returns whether positions may be selected by values of tensors.
+
+        By a tensor of one number; or, once the program has read values, by an integer that is not written here.
+        """
+        parts = [part for leaf in _leaves(given) for part in _parts_of(leaf)]
+        if any(isinstance(part, Tensor) and part.ndim == 0 for part in parts):
             return True
-        numbers = {abs(part) for part in leaves if type(part) is int}
+        numbers = {abs(part) for part in parts if type(part) is int}
         if not self.tracer.reads_values or not numbers:
             return False
         here = place_here()

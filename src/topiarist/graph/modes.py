@@ -1,8 +1,9 @@
 """Training mode: whether a network takes another way through its code than in evaluation, which has to be traced too.
 
 Most networks differ in their batch norms and dropouts alone, whose units are the same in both modes. What decides is
-the code that ran in evaluation: nothing else can ask for the mode. Where a small module asks, such as a batch norm with
-an activation or a stochastic depth, it is run alone in both modes, and must compute the same of the same tensors.
+the code that ran in evaluation: other code is reached only through code that asks for the mode. Where a small module
+asks, such as a batch norm with an activation or a stochastic depth, it is run alone in both modes, and must compute the
+same of the same tensors.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from topiarist.graph.inputs import (
 from topiarist.graph.stand_ins import StandIns
 from topiarist.graph.tracer import Blank, Given, Tracer
 
-DRAWN = {"empty", "empty_like", "new_empty", "rand", "rand_like", "randn", "randn_like", "full", "new_full", "ones"}
-"""Operators that make what random numbers are drawn into."""
+MAKING = {"empty", "empty_like", "new_empty", "rand", "rand_like", "randn", "randn_like", "full", "new_full", "ones"}
+"""Operators that draw random numbers, or make tensors to draw them into."""
 SCALES = {"mul", "mul_", "div", "div_"}
 DROPOUTS = {
     f"{owner}.{name}"
@@ -55,12 +56,14 @@ def same_in_both(tracer: Tracer, model: nn.Module) -> bool:
     if tracer.mixes_in_training or any(map(_switches, modules_of(model).values())):
         return False
     asking = {module for module, code, ran in tracer.taken.codes() if _asks(code, ran)}
-    alike = {_configuration(model.get_submodule(name)): name for name in sorted(asking)}
-    if not alike:
+    one_of_each = {_configuration(model.get_submodule(name)): name for name in sorted(asking)}
+    if not one_of_each:
         return True
     tracer.stack = ModuleStack(model)
     with tracer.stack, random_state_kept():
-        return all(_same_alone(tracer, model.get_submodule(name), tracer.given.get(name)) for name in alike.values())
+        return all(
+            _same_alone(tracer, model.get_submodule(name), tracer.given.get(name)) for name in one_of_each.values()
+        )
 
 
 def _switches(module: nn.Module) -> bool:
@@ -102,7 +105,7 @@ def _given_to_dropout(code: CodeType) -> set[tuple[int, int, int, int] | None]:
 
 
 def _configuration(module: nn.Module) -> object:
-    """Returns what decides which way a module takes: its class, attributes and tensors, and those of what it holds."""
+    """Returns what decides which way a module takes: its class, attributes, which tensors it has, and its modules."""
     return tuple(
         (
             type(inner),
@@ -118,21 +121,18 @@ _INTERNAL = frozenset(vars(nn.Module()))
 
 
 def _same_alone(tracer: Tracer, module: nn.Module, given: Given | None) -> bool:
-    """Returns whether a module computes the same in both modes, but for scaling examples by random numbers."""
+    """Returns whether a module computes the same in both modes, but for a random scale of each example."""
     if given is None:
         return False
-    args, kwargs = twice_the_batch(
-        [[_filled(value) for value in given[0]], {k: _filled(v) for k, v in given[1].items()}]
-    )
+    filled = [[_filled(value) for value in given[0]], {key: _filled(value) for key, value in given[1].items()}]
+    args, kwargs = twice_the_batch(filled)
     try:
         with tracer.taken, torch.no_grad():
             evaluation = _computed(module, args, kwargs)
             training = _computed(module.train(), args, kwargs)
-    except Exception:  # it has to be seen in its place
-        return False
     finally:
         module.eval()
-    return evaluation == training
+    return evaluation is not None and evaluation == training
 
 
 def _filled(value: object) -> object:
@@ -140,52 +140,67 @@ def _filled(value: object) -> object:
 
 
 def _computed(module: nn.Module, args: Sequence[object], kwargs: Keywords) -> object:
-    """Returns what a module computes: every operator with what it is given, and what is returned."""
-    with _Operators(module, tensors_in((args, kwargs))) as operators:
-        out = module(*args, **kwargs)
-    return operators.ran, [(operators.number(tensor), tensor.shape) for tensor in tensors_in(out)], type(out)
+    """Returns what a module computes: every operator with what it is given, and what is returned.
+
+    ``None`` where it fails, such as one that needs its surroundings: then the whole network is traced.
+    """
+    operators = _Operators(module, tensors_in((args, kwargs)))
+    try:
+        with operators:
+            out = module(*args, **kwargs)
+    except Exception:  # whatever the user's code raises
+        return None
+    return operators.ran, [(operators.origin(tensor), tensor.shape) for tensor in tensors_in(out)], type(out)
 
 
 class _Operators(TorchDispatchMode):
-    """Notes the operators that a module runs, and numbers the tensors.
+    """Notes the operators that a module runs, and where the tensors come from.
 
     Attributes:
-        ran: name and arguments of each; tensors by their number.
-        held: by the id of a tensor, the tensor and its number: a name, or an operator and which of its results.
+        ran: name and arguments of each operator; tensors by their origin.
+        origins: by the id of a tensor, the tensor and its origin: a name, or an operator and which of its results.
+        counts: ids of the module's integer tensors, which count batches.
         drawn: ids of tensors with one random number for each example.
+        shape: of the first input.
+        stand_ins: run heavy operators without their values.
     """
 
     def __init__(self, module: nn.Module, given: Sequence[Tensor]) -> None:
         super().__init__()
         named = [*named_tensors(module).items(), *((str(k), tensor) for k, tensor in enumerate(given))]
-        self.held: dict[int, tuple[Tensor, object]] = {id(tensor): (tensor, name) for name, tensor in named}
+        self.origins: dict[int, tuple[Tensor, object]] = {id(tensor): (tensor, name) for name, tensor in named}
         self.counts = {id(t) for _, t in named_tensors(module).items() if not t.is_floating_point()}
         self.ran: list[object] = []
         self.drawn: set[int] = set()
+        self.shape = given[0].shape if given else torch.Size()
         self.stand_ins = StandIns()
 
-    def number(self, tensor: Tensor) -> Any:
-        return self.held[id(tensor)][1] if id(tensor) in self.held else None
+    def origin(self, tensor: Tensor) -> Any:
+        return self.origins[id(tensor)][1] if id(tensor) in self.origins else None
+
+    def _is_one_for_each(self, tensor: Tensor) -> bool:
+        """Returns whether a tensor has one entry for each example."""
+        return tensor.ndim == len(self.shape) > 1 and len(tensor) == self.shape[0] and set(tensor.shape[1:]) <= {1}
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: Arguments = (), kwargs: Keywords | None = None
     ) -> Any:
         given, name = tensors_in((args, kwargs)), func.overloadpacket.__name__
-        numbered = repr(map_tensors([*args, kwargs], self.number))
+        numbered = repr(map_tensors([*args, kwargs], self.origin))
         read = [tensor for tensor in given if id(tensor) not in self.drawn]
         out = self.stand_ins.run(func, args, kwargs or {}, given)
         made = tensors_in(out)
-        if name in DRAWN and all(set(tensor.shape[1:]) <= {1} for tensor in made):
+        if name in MAKING and all(map(self._is_one_for_each, made)):
             read = []
         elif given and id(given[0]) in self.counts and name == "add_":
             return out  # how many batches a norm has seen
         if not read:
             self.drawn.update(map(id, made))
-            self.held.update((id(tensor), (tensor, "drawn")) for tensor in made)
-        elif name in SCALES and len(read) == 1:
-            self.held[id(made[0])] = made[0], self.number(read[0])
+            self.origins.update((id(tensor), (tensor, "drawn")) for tensor in made)
+        elif name in SCALES and len(read) == 1 < len(given):
+            self.origins[id(made[0])] = made[0], self.origin(read[0])
         else:
             norm = "batch_norm" in name
-            self.ran.append(("batch_norm", [self.number(t) for t in given]) if norm else (name, numbered))
-            self.held.update((id(tensor), (tensor, (len(self.ran), k))) for k, tensor in enumerate(made))
+            self.ran.append(("batch_norm", [self.origin(t) for t in given]) if norm else (name, numbered))
+            self.origins.update((id(tensor), (tensor, (len(self.ran), k))) for k, tensor in enumerate(made))
         return out

@@ -330,9 +330,15 @@ Given = tuple[list[object], dict[str, object]]
 
 def _blanks(args: Arguments, kwargs: Keywords) -> Given | None:
     """Returns what a module was called with; ``None`` where it was more than tensors and plain values."""
-    if not all(isinstance(value, Tensor | bool | int | float | str | None) for value in (*args, *kwargs.values())):
+    if not all(isinstance(value, Tensor) or _is_plain(value) for value in (*args, *kwargs.values())):
         return None
     return [_blank(value) for value in args], {key: _blank(value) for key, value in kwargs.items()}
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, bool | int | float | str | None) or (
+        isinstance(value, tuple | list) and all(map(_is_plain, value))
+    )
 
 
 def _blank(value: object) -> object:

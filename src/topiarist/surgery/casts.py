@@ -12,7 +12,7 @@ from topiarist.graph import Arguments, Keywords, map_tensors, tensors_in
 from topiarist.surgery.decisions import Precision
 from topiarist.surgery.plans import copied
 
-LOW = {torch.float32, torch.float16, torch.bfloat16}
+LOWER = {torch.float32, torch.float16, torch.bfloat16}
 
 
 def in_precision(model: nn.Module, precision: Precision) -> nn.Module:
@@ -26,20 +26,23 @@ def in_precision(model: nn.Module, precision: Precision) -> nn.Module:
 
 
 class NoCasts(TorchDispatchMode):
-    """Context in which float64 stays float64: casts to a lower precision, and numbers made in one, are float64."""
+    """Context in which casts to a lower precision give float64, and so do new tensors.
+
+    Tensors of a lower precision that meet float64 are raised to it.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Arguments = (), kwargs: Keywords | None = None) -> Any:
         kwargs = dict(kwargs or {})
-        if kwargs.get("dtype") in LOW:
+        if kwargs.get("dtype") in LOWER:
             kwargs["dtype"] = torch.float64
-        found = {tensor.dtype for tensor in tensors_in((args, kwargs))}
-        if torch.float64 in found and found & LOW and not func._schema.is_mutable:
-            args = map_tensors([*args], _raised)  # numbers that were made before
+        dtypes = {tensor.dtype for tensor in tensors_in((args, kwargs))}
+        if torch.float64 in dtypes and dtypes & LOWER and not func._schema.is_mutable:
+            args = map_tensors([*args], _raised)  # constants, made outside of this context
         out = func(*args, **kwargs)
         if kwargs.get("dtype") is None and not tensors_in((args, kwargs)):
             return map_tensors(out, _raised)
         return out
 
 
-def _raised(made: Tensor) -> Tensor:
-    return made.double() if made.dtype in LOW else made
+def _raised(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.dtype in LOWER else tensor

@@ -152,7 +152,7 @@ def spans_of(code: CodeType) -> tuple[tuple[int, int, int, int] | None, ...]:
 
 @lru_cache(maxsize=4096)
 def is_straight(code: CodeType) -> bool:
-    """Returns whether all instructions run when the code does."""
+    """Returns whether code has no jumps, no handlers of exceptions and nowhere to resume: all of it runs."""
     return not any(each.opcode in _JUMPS for each in dis.get_instructions(code)) and not (
         code.co_exceptiontable or code.co_flags & _RESUMED
     )
@@ -166,18 +166,18 @@ _ALWAYS = {code for name, code in dis.opmap.items() if name.startswith("JUMP") a
 
 @lru_cache(maxsize=4096)
 def straight_lines(code: CodeType) -> dict[int, range]:
-    """Returns the instructions that run together, by the first one, where Python says that a new line begins.
+    """Returns runs of instructions without a jump, by the offset of the first: each as a range of their numbers.
 
-    Those are not among them behind which code may go on in the same line: there it does not say so. By their offset;
-    none of generators, which go on anywhere, and none by newer versions of Python than 3.11, which cannot switch
-    between lines and instructions.
+    Behind such a run Python reports a new line, so that one event of a line stands for all of it. Runs that code of the
+    same line may follow are left out. An exception may end a run early. Empty for generators, which resume anywhere,
+    and from Python 3.12 on, where tracing cannot switch between lines and instructions.
     """
     if sys.version_info >= (3, 12) or code.co_flags & _RESUMED:
         return {}
     made = list(dis.get_instructions(code))
     lines = [None if each.positions is None else each.positions.lineno for each in made]
     at = {each.offset: k for k, each in enumerate(made)}
-    found = {}
+    runs = {}
     for begin, first in enumerate(made):
         end = begin
         while made[end].opcode not in _JUMPS | _LEAVING and end + 1 < len(made) and lines[end + 1] == lines[begin]:
@@ -186,8 +186,8 @@ def straight_lines(code: CodeType) -> dict[int, range]:
         following = [end + 1] if last.opcode not in _ALWAYS | _LEAVING and end + 1 < len(made) else []
         following += [at[last.argval]] if last.opcode in _JUMPS and at[last.argval] > end else []
         if all(lines[k] not in (None, lines[begin]) for k in following):
-            found[first.offset] = range(first.offset // 2, last.offset // 2 + 1)
-    return found
+            runs[first.offset] = range(first.offset // 2, last.offset // 2 + 1)
+    return runs
 
 
 def written(code: CodeType) -> Written | None:
