@@ -19,7 +19,11 @@ import importlib, pkgutil
 from importlib.machinery import PathFinder
 
 usual = PathFinder.find_spec
-PathFinder.find_spec = lambda name, *rest: None if name.partition(".")[0] in EXTRAS else usual(name, *rest)
+
+def found(name, *rest):
+    return None if name.partition(".")[0] in EXTRAS else usual(name, *rest)
+
+PathFinder.find_spec = staticmethod(found)
 import torch
 from torch import nn
 import topiarist
