@@ -150,10 +150,11 @@ CPU seconds of one thread, proof s those of three proofs. GB is the peak of memo
 tracing. Whole are weights that lose nothing on any axis.
 
 Torch-Pruning halves the same network by the L1 norm, with the settings of its own examples: heads of attention, and
-layers to ignore that make the outputs. Right: its result runs on the example, is finite, and equals the original
-network in which the removed positions are masked, to 10⁻⁶. Norms of the masked network run over what is kept. Where
-that is not enough, Topiarist's mask is asked too, and one agreement counts. A scale of attention that follows the
-smaller heads is a difference, which training may repair.
+layers to ignore that make the outputs. Runs: its result gives finite outputs of the old shapes, and has fewer
+parameters. Not comparable: its weights are no selection of the original ones. Right: its result equals the original
+network in which the removed positions are masked, to 10⁻⁶ on the example. Norms of the masked network run over what is
+kept. Where that is not enough, Topiarist's mask is asked too, and one agreement counts. A scale of attention that
+follows the smaller heads is a difference, which training may repair.
 
 Each side has 60 CPU seconds and 10 GiB for a network. Weights are random; no network has more than 100 million of
 them. Those of transformers are small configurations of the real structure."""
@@ -201,8 +202,8 @@ def losses(rows: list[Row]) -> list[str]:
         _listed("Both right, Torch-Pruning with fewer MACs by more than 0.02", fewer),
         _listed("Both right, Torch-Pruning faster than our trace", faster) + " It has no proof.",
         _listed("The reference of the proof table, which is independent of the mask, differs", unclear)
-        + f" It agrees on {len(good) - len(unclear)}. It knows torch's norms, no other means over pruned axes.",
-        "- Ways that a network itself does not take, so that nothing was compared: "
+        + f" It agrees on {len(good) - len(unclear)}. It masks torch's norms only.",
+        "- Paths not compared, since the network itself fails on them: "
         + (", ".join(f"{way} on {count}" for way, count in ways.most_common()) or "none")
         + ".",
     ]
@@ -227,7 +228,7 @@ def reasons(rows: list[Row]) -> list[str]:
     found = Counter(why for row in rows for why, _ in row["ours"].get("whole", {}).get("reasons", []))
     unknown = Counter(name for row in rows for name in row["ours"].get("unknown", []))
     lines = ["Among the three most frequent reasons of a network:", ""]
-    lines += [f"- {why}: {count} networks" for why, count in found.most_common(15)]
+    lines += [f"- {why}: {count} {'network' if count == 1 else 'networks'}" for why, count in found.most_common(15)]
     if unknown:
         lines += ["", "Operators without a rule, by networks: "]
         lines[-1] += ", ".join(f"`{name}` {count}" for name, count in unknown.most_common()) + "."

@@ -95,7 +95,7 @@ def whole(graph: Any, keep: Any) -> dict[str, Any]:
     weights = [name for name in graph.parameters if len(graph.shapes[name]) > 1]
     cut = {tensor for (tensor, axis), positions in kept.items() if not bool(positions.all())}
     found = [name for name in weights if name not in cut]
-    counts = Counter(_short(reasons.get(name, "keeps every unit")) for name in found)
+    counts = Counter(_short(reasons.get(name, "no reason noted")) for name in found)
     return {"weights": len(weights), "whole": len(found), "reasons": counts.most_common(3)}
 
 
