@@ -26,7 +26,7 @@ from networks import (
     shaken,
     tokens,
 )  # fmt: skip
-from topiarist import Architecture, cut, mask, trace
+from topiarist import Architecture, cut, mask, prove, trace
 
 X, OTHER = images(2), images(3)
 T, LONGER = tokens(2), tokens(3, 7)
@@ -450,3 +450,15 @@ def test_parts_of_an_expanded_axis_stay_whole_or_follow(name):
         torch.testing.assert_close(cut(model, graph, keep)(x), mask(model, graph, keep)(x))
     if name != "whole":
         assert any("head" in group.name for group in graph.groups) == (name in ("pad", "concatenation"))
+
+
+def test_one_over_a_width_is_seen_behind_another_number_of_that_width():
+    def run(net, x):
+        y = net.a(x)
+        y = y * y.shape[-1] ** -0.5
+        return net.b(y * (1.0 / y.shape[-1]))
+
+    model = shaken(Net(run, a=nn.Linear(12, 8), b=nn.Linear(8, 3)))
+    graph = trace(model, tokens(2))
+    assert [group.units for group in graph.groups] == [8]
+    assert all(prove(model, graph, random_keep(graph, seed), tokens(2)).ok for seed in range(3))

@@ -139,7 +139,7 @@ class Listener(TorchFunctionMode):
             return  # torch converts what it was given, which was noted
         here = place_here(direct=True)
         site = None if here is None else here.only_argument() if side is None else here.operand(side)
-        if site is not None and any(True for _ in leaves(size.expression)):
+        if site is not None and side != 0 and any(True for _ in leaves(size.expression)):  # C ** -0.5 is no 1 / C
             self.settled[self.tracer.stack.top].add(int(size))
         self.tracer.note_number(size, site)
 
