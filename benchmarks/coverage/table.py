@@ -90,7 +90,7 @@ def line(row: Row) -> str:
 
 
 HEADER = [
-    "| network | exact | MACs | trace s | proof s | GB | weights that stay whole | Torch-Pruning | its MACs | its s |",
+    "| network | exact | MACs | trace s | proof s | GB | weights not pruned | Torch-Pruning | its MACs | its s |",
     "|---|---|---:|---:|---:|---:|---|---|---:|---:|",
 ]
 
@@ -110,7 +110,7 @@ def page(head: Row, rows: list[Row]) -> str:
         *fates(rows),
         "",
     ]
-    lines += ["## Every network", "", *HEADER, *map(line, rows), "", "## What stays whole", "", *reasons(rows)]
+    lines += ["## Every network", "", *HEADER, *map(line, rows), "", "## What is not pruned, and why", "", *reasons(rows)]
     return "\n".join(lines) + "\n"
 
 
@@ -147,7 +147,7 @@ each group's units, chosen at random: on the example, at twice the batch, at ano
 takes it, and in training mode. Every run begins with the same random numbers; where a network casts to float32 by
 itself, and differs by that much, it is compared without these casts. MACs are the fraction kept, at 50 %. Seconds are
 CPU seconds of one thread, proof s those of three proofs. GB is the peak of memory above that of the process before
-tracing. Whole are weights that lose nothing on any axis.
+tracing. Weights not pruned lose nothing on any axis.
 
 Torch-Pruning halves the same network by the L1 norm, with the settings of its own examples: heads of attention, and
 layers to ignore that make the outputs. Runs: its result gives finite outputs of the old shapes, and has fewer
