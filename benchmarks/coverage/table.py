@@ -110,7 +110,7 @@ def page(head: Row, rows: list[Row]) -> str:
         *fates(rows),
         "",
     ]
-    lines += ["## Every network", "", *HEADER, *map(line, rows), "", "## What is not pruned, and why", "", *reasons(rows)]
+    lines += ["## Every network", "", *HEADER, *map(line, rows), "", "## What is not pruned", "", *reasons(rows)]
     return "\n".join(lines) + "\n"
 
 
